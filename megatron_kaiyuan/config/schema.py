@@ -1,0 +1,189 @@
+"""Every field of a run, with its unit, default and limits. Names are Megatron's where it has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from megatron_kaiyuan.config.presets import PRESETS
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown fields are refused, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The shape of the network and the three additions that keep it inside FP16.
+
+    Fields that a recipe leaves out come from the preset it names.
+    """
+
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    num_layers: Positive
+    hidden_size: Positive
+    ffn_hidden_size: Positive
+    num_attention_heads: Positive
+    num_query_groups: Positive
+    kv_channels: Annotated[int, Field(gt=0, multiple_of=2, description="size of one attention head")]
+    vocab_size: Annotated[int, Field(gt=0, description="ids in the tokenizer; padded up to a multiple of 128")]
+    max_position_embeddings: Positive
+    rotary_base: Annotated[float, Field(gt=0)] = 1_000_000.0
+    layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    init_method_std: Annotated[float, Field(gt=0)] = 0.02
+    qk_layernorm: bool = True
+    sandwich_norm: Annotated[bool, Field(description="x + norm_post(F(norm_pre(x))) round attention and MLP")] = True
+    logits_soft_cap: Annotated[
+        float | None, Field(gt=0, description="c of c * tanh(logits / c), in FP32; null turns it off")
+    ] = 30.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset") in PRESETS:
+            return {**PRESETS[values["preset"]], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> ModelConfig:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_query_groups {self.num_query_groups}"
+            )
+        return self
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: `vocab_size` rounded up to 128, the same for any layout of ranks."""
+        return -(-self.vocab_size // 128) * 128
+
+
+class ParallelConfig(Section):
+    """How the network is cut over ranks; what is left of the world is data parallel."""
+
+    tensor_model_parallel_size: Positive = 1
+    pipeline_model_parallel_size: Positive = 1
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = True
+    overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
+    timeout_minutes: Annotated[float, Field(gt=0, description="a collective that waits longer ends the job")] = 10.0
+
+    @property
+    def model_parallel_size(self) -> int:
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+
+class PhaseConfig(Section):
+    """One phase of the token stream and its learning rates."""
+
+    path: Annotated[Path, Field(description="folder that kaiyuan-data curriculum wrote")]
+    peak_lr: Annotated[float, Field(gt=0)]
+    final_lr: Annotated[float | None, Field(gt=0, description="where the decay ends; null: no decay")] = None
+    decay_fraction: Annotated[Fraction, Field(description="last part of the phase over which the LR decays")] = 0.2
+    decay_shape: Literal["one_minus_sqrt", "linear", "cosine"] = "one_minus_sqrt"
+
+
+class DataConfig(Section):
+    """Where the token stream comes from."""
+
+    phases: Annotated[list[PhaseConfig], Field(min_length=1)]
+
+
+class TrainConfig(Section):
+    """The step: batch, length, precision and how far to go."""
+
+    seq_length: Positive
+    micro_batch_size: Positive
+    global_batch_size: Positive
+    train_tokens: Annotated[int | None, Field(ge=0, description="stop after these tokens; null: all phases")] = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: NotNegative = 1234
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.seq_length
+
+
+class OptimizerConfig(Section):
+    """AdamW and the dynamic loss scaler (used with `precision: fp16` only)."""
+
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_grad: Annotated[float, Field(ge=0, description="largest gradient norm; 0 turns clipping off")] = 1.0
+    warmup_tokens: NotNegative = 0
+    initial_loss_scale: Annotated[float, Field(gt=0)] = 65536.0
+    min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
+    loss_scale_window: Annotated[int, Field(gt=0, description="good steps before the scale doubles")] = 1000
+    hysteresis: Annotated[int, Field(gt=0, description="overflows before the scale halves")] = 2
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which stay."""
+
+    save_every_steps: Positive = 1000
+    keep_last: Annotated[int, Field(ge=2, description="step 0 is kept besides")] = 10
+
+
+class MonitorConfig(Section):
+    """What is recorded; `metrics.jsonl` always is."""
+
+    log_every_steps: Positive = 10
+    tensorboard: bool = False
+    wandb: bool = False
+    wandb_project: str = "megatron-kaiyuan"
+
+
+class RunConfig(Section):
+    """A whole training run. `run_dir` holds everything it writes."""
+
+    run_dir: Path
+    platform: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> RunConfig:
+        model, parallel, train = self.model, self.parallel, self.train
+        tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "padded_vocab_size"):
+            if getattr(model, name) % tensor:
+                raise ValueError(
+                    f"model.{name} {getattr(model, name)} cannot be cut into "
+                    f"parallel.tensor_model_parallel_size {tensor} equal parts"
+                )
+        if model.num_layers % pipeline:
+            raise ValueError(
+                f"model.num_layers {model.num_layers} cannot be cut into "
+                f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
+            )
+        if parallel.sequence_parallel and train.seq_length % tensor:
+            raise ValueError(
+                f"train.seq_length {train.seq_length} cannot be cut into "
+                f"parallel.tensor_model_parallel_size {tensor} equal parts, as sequence_parallel needs"
+            )
+        if train.seq_length > model.max_position_embeddings:
+            raise ValueError(
+                f"train.seq_length {train.seq_length} is above "
+                f"model.max_position_embeddings {model.max_position_embeddings}"
+            )
+        if train.global_batch_size % train.micro_batch_size:
+            raise ValueError(
+                f"train.global_batch_size {train.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size {train.micro_batch_size}"
+            )
+        return self

@@ -1,0 +1,32 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input: the message names the file or field and says what to do.
+
+    The command line prints it as one line and exits with 2; no stack trace is shown.
+
+    Attributes:
+        every_rank: every rank of the job holds this same error, so that rank 0 alone prints it.
+            An error that one rank found by itself is printed by that rank.
+    """
+
+    def __init__(self, message: str, *, every_rank: bool = False):
+        super().__init__(" ".join(message.split()))
+        self.every_rank = every_rank
+
+
+def require(module: str, extra: str, purpose: str):
+    """Import an optional `module`, or say which extra of this project brings it.
+
+    Raises:
+        UserError: the module is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs the package {module!r}, which cannot be imported ({error}): pip install -e '.[{extra}]'"
+        ) from error
