@@ -1,0 +1,1 @@
+"""The token stream in phase order; a position is a token offset, nothing else."""
