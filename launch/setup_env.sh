@@ -1,0 +1,98 @@
+# shellcheck shell=bash
+# Makes the project's virtual environment, or reuses it, and puts it first on PATH. To be sourced:
+#   source launch/setup_env.sh
+# KAIYUAN_VENV  where the environment is (default: .venv in the project)
+# PYTHON        the interpreter that makes it (default: the first of python3.11, python3.12, python3 that fits)
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are respected. Needs no root, no terminal and no HOME.
+
+kaiyuan_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+kaiyuan_venv="${KAIYUAN_VENV:-$kaiyuan_root/.venv}"
+[[ $kaiyuan_venv == /* ]] || kaiyuan_venv="$PWD/$kaiyuan_venv"
+
+kaiyuan_error() {
+    echo "error: set-up: $*" >&2
+    return 1
+}
+
+kaiyuan_is_supported() { # INTERPRETER
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+kaiyuan_find_python() {
+    local candidate
+    if [[ -n ${PYTHON:-} ]]; then
+        kaiyuan_is_supported "$PYTHON" ||
+            { kaiyuan_error "PYTHON=$PYTHON is no Python 3.11 or newer, which requirements.txt needs"; return 1; }
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.11 python3.12 python3 python3.13 python; do
+        if kaiyuan_is_supported "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    kaiyuan_error "no Python 3.11 or newer on PATH, which requirements.txt needs: install one or set PYTHON=/path/to/python3"
+}
+
+kaiyuan_check_tools() { # INTERPRETER
+    "$1" -c 'import ensurepip, venv' 2>/dev/null ||
+        { kaiyuan_error "$1 cannot make virtual environments: install python3-venv, or set PYTHON"; return 1; }
+    "$1" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+        { kaiyuan_error "$1 has no Python.h, which the C++ extension needs: install python3-dev, or set PYTHON"; return 1; }
+    command -v "${CXX:-c++}" g++ clang++ >/dev/null ||
+        kaiyuan_error "no C++ compiler, which the extension needs: install g++ or clang++, or set CXX"
+}
+
+# Everything that an installation depends on; the folder too, because the installation points into it.
+kaiyuan_fingerprint() {
+    (cd "$kaiyuan_root" && { pwd; cat requirements.txt setup.py pyproject.toml; find csrc -type f | sort | xargs cat; }) |
+        cksum
+}
+
+kaiyuan_install() { # INTERPRETER LOG
+    "$kaiyuan_venv/bin/python" -c 'import pip' 2>/dev/null || "$1" -m venv "$kaiyuan_venv" >>"$2" 2>&1 || return 1
+    "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+        -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1
+}
+
+# Runs while it holds the lock, so that two scripts that start together do not install over each other.
+kaiyuan_set_up() {
+    local stamp="$kaiyuan_venv/kaiyuan.stamp" log="$kaiyuan_venv/setup.log" fingerprint python
+    fingerprint="$(kaiyuan_fingerprint)"
+    if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]] && kaiyuan_is_supported "$kaiyuan_venv/bin/python"; then
+        echo "set-up: reused $kaiyuan_venv"
+        return
+    fi
+    if [[ -n $(ls -A "$kaiyuan_venv" 2>/dev/null) && ! -f $kaiyuan_venv/pyvenv.cfg ]]; then
+        kaiyuan_error "$kaiyuan_venv is not empty and no virtual environment: set KAIYUAN_VENV to another place"
+        return 1
+    fi
+    python="$(kaiyuan_find_python)" && kaiyuan_check_tools "$python" || return 1
+    mkdir -p "$kaiyuan_venv" && rm -f "$stamp" && : >"$log" || return 1
+    echo "set-up: installing into $kaiyuan_venv (some minutes; log: $log)"
+    SECONDS=0
+    if ! kaiyuan_install "$python" "$log"; then
+        tail -n 20 "$log" >&2
+        kaiyuan_error "installation failed; the lines above are the end of $log"
+        return 1
+    fi
+    echo "$fingerprint" >"$stamp"
+    echo "set-up: ready in $SECONDS s"
+}
+
+kaiyuan_activate() {
+    local lock="$kaiyuan_venv.lock"
+    mkdir -p "$(dirname "$lock")" || return 1
+    (
+        if command -v flock >/dev/null && ! flock --nonblock 9; then
+            echo "set-up: waiting for another set-up of $kaiyuan_venv"
+            flock 9
+        fi
+        kaiyuan_set_up
+    ) 9>"$lock" || return 1
+    export VIRTUAL_ENV="$kaiyuan_venv" PATH="$kaiyuan_venv/bin:$PATH"
+    unset PYTHONHOME
+}
+
+kaiyuan_activate

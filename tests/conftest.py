@@ -1,0 +1,27 @@
+"""What every test needs before it imports anything heavy."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# The tests never ask the network for anything, and do not belong to a job that they may be started from.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    WANDB_MODE="offline",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+_LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_LOCAL", "TORCHELASTIC_", "MS_", "RANK_", "MASTER_")
+_LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DEVICE_ID")
+for name in list(os.environ):
+    if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
+        del os.environ[name]
+
+# A busy machine makes single examples slow; that is no failure.
+settings.register_profile("project", deadline=None, print_blob=True)
+settings.load_profile("project")

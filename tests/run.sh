@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Sets up, then runs the style checks, the type checker and the tests.
+#   bash tests/run.sh                  everything that needs no accelerator and is not slow
+#   bash tests/run.sh -m slow          arguments go to pytest, which then runs alone
+#   bash tests/run.sh tests/cluster -k slurm
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup_env.sh
+# Distributed tests start up to four processes of their own; one thread each keeps two cores from thrashing.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+if (($#)); then
+    exec python -m pytest "$@"
+fi
+
+failed=()
+check() { # COMMAND...
+    echo "== $*"
+    "$@" || failed+=("$*")
+}
+
+check ruff check .
+check ruff format --check .
+check mypy
+check shellcheck launch/*.sh tests/run.sh .ci/run
+check python -m pytest -m "not slow and not gpu" -n "${TEST_PROCESSES:-2}" --dist loadfile
+
+if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
