@@ -1,0 +1,109 @@
+"""How this network's weights are called in megatron-core and in transformers. The one place that knows.
+
+Shapes: L layers, H hidden, F ffn, V padded vocabulary, N heads, G query groups, D head size.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.errors import UserError
+
+QKV = "self_attention.linear_qkv.weight"
+GATE_AND_UP = "mlp.linear_fc1.weight"
+EMBEDDING = "embedding.word_embeddings.weight"
+
+OUTER_NAMES = {
+    EMBEDDING: "model.embed_tokens.weight",
+    "decoder.final_layernorm.weight": "model.norm.weight",
+    "output_layer.weight": "lm_head.weight",
+}
+
+_SHARED_LAYER_NAMES = {
+    "input_layernorm.weight": "input_layernorm.weight",
+    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
+    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
+    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+}
+
+SANDWICH_LAYER_NAMES = {
+    **_SHARED_LAYER_NAMES,
+    "self_attention.linear_proj.post_norm.weight": "post_attention_layernorm.weight",
+    "pre_mlp_layernorm.weight": "pre_feedforward_layernorm.weight",
+    "mlp.linear_fc2.post_norm.weight": "post_feedforward_layernorm.weight",
+}
+
+# In the classes without sandwich norm, `post_attention_layernorm` is the norm BEFORE the MLP.
+PRE_NORM_LAYER_NAMES = {
+    **_SHARED_LAYER_NAMES,
+    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+}
+
+_STACKED = "decoder.layers."
+_NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class PlainWeights:
+    """Full tensors by megatron-core name: outside the layers, and one mapping a layer."""
+
+    outer: dict[str, torch.Tensor]
+    layers: list[dict[str, torch.Tensor]]
+
+
+def split_layers(weights: dict[str, torch.Tensor], num_layers: int) -> PlainWeights:
+    """Sort plain tensors by layer, whether stacked along a first axis [L, ...] or numbered in the name.
+
+    Raises:
+        UserError: a stacked tensor has another number of layers, or a numbered layer is outside them.
+    """
+    outer: dict[str, torch.Tensor] = {}
+    layers: list[dict[str, torch.Tensor]] = [{} for _ in range(num_layers)]
+    for name, tensor in weights.items():
+        # Transformer Engine's and mcore's own bookkeeping; no weight.
+        if name.endswith("_extra_state"):
+            continue
+        if numbered := _NUMBERED.fullmatch(name):
+            index = int(numbered[1])
+            if index >= num_layers:
+                raise UserError(f"weight {name!r}: model.num_layers is {num_layers}; export with the run's own config")
+            layers[index][numbered[2]] = tensor
+        elif name.startswith(_STACKED):
+            if tensor.ndim == 0 or tensor.shape[0] != num_layers:
+                raise UserError(
+                    f"weight {name!r} has shape {list(tensor.shape)}, but model.num_layers is {num_layers}; "
+                    "export with the run's own config"
+                )
+            for index in range(num_layers):
+                layers[index][name.removeprefix(_STACKED)] = tensor[index]
+        else:
+            outer[name] = tensor
+    return PlainWeights(outer, layers)
+
+
+def split_qkv(weight: torch.Tensor, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """Megatron's [G * (N/G * D query, D key, D value), H] into q [N*D, H], k [G*D, H], v [G*D, H]."""
+    groups, size = model.num_query_groups, model.kv_channels
+    query_rows = model.num_attention_heads // groups * size
+    if weight.shape[0] != groups * (query_rows + 2 * size):
+        raise UserError(
+            f"weight {QKV!r} has {weight.shape[0]} rows, but the model's heads make "
+            f"{groups * (query_rows + 2 * size)}; export with the run's own config"
+        )
+    by_group = weight.reshape(groups, query_rows + 2 * size, weight.shape[1])
+    parts = by_group.split([query_rows, size, size], dim=1)
+    names = ("q_proj", "k_proj", "v_proj")
+    return {
+        f"self_attn.{name}.weight": part.reshape(-1, weight.shape[1]) for name, part in zip(names, parts, strict=True)
+    }
+
+
+def split_gate_and_up(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Megatron's gated first MLP matrix [2F, H], gate rows first, into gate [F, H] and up [F, H]."""
+    gate, up = weight.chunk(2)
+    return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
