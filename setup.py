@@ -65,7 +65,7 @@ EXTENSION = Pybind11Extension(
 setup(
     name="megatron-kaiyuan",
     version="0.1.0",
-    description="Pretraining on Megatron Core: text to tokens, curriculum order, FP16-safe training, export, evaluation",
+    description="Language model pretraining on Megatron Core, from raw text to an evaluated model",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",

@@ -1,0 +1,93 @@
+"""torchrun with short answers: one line for each failed rank instead of stack traces, and the worker's own exit code.
+
+    python -m megatron_kaiyuan.cluster.torchrun --nproc-per-node 2 -m megatron_kaiyuan.cli train RECIPE
+
+Takes torchrun's own arguments. Exit codes:
+    0    every worker exited with 0
+    2    a worker met a user's mistake; it has printed its `error:` line already
+    128 + signal   the launcher got the signal (143 for SIGTERM) or a worker died of it (137: SIGKILL, often no memory)
+    otherwise      the exit code of the first worker that failed
+
+A signal to the launcher goes on to the workers. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
+set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. When one rank fails, torchrun
+sends SIGTERM to the healthy ones and waits 30 seconds, which cannot be changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+_USER_ERROR = 2
+_SHUTDOWN_SECONDS = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the workers and wait for them.
+
+    Args:
+        arguments: torchrun's arguments; `sys.argv[1:]` when None.
+
+    Returns:
+        The exit code, as listed above.
+    """
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
+    chosen_level = "LOGLEVEL" in os.environ
+    os.environ.setdefault("LOGLEVEL", "ERROR")
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    if not chosen_level:
+        # The workers are no business of this process's log level, and the lines below say what elastic would log.
+        del os.environ["LOGLEVEL"]
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(list(sys.argv[1:] if arguments is None else arguments)))
+    except ChildFailedError as error:
+        return report_failures(error.failures)
+    except SignalException as error:
+        return 128 + error.sigval
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"error: launcher: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
+    """Print one line for each failed rank of this node that has not explained itself.
+
+    Args:
+        failures: by rank; workers that the launcher stopped because of another's failure are among them.
+
+    Returns:
+        The exit code for the launcher.
+    """
+    # The launcher stops the other workers with SIGTERM: such an end is a consequence, unless there is nothing else.
+    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
+    for rank, failure in sorted(causes.items()):
+        if failure.exitcode != _USER_ERROR:
+            print(f"error: rank {rank} {_ending(failure.exitcode)}", file=sys.stderr, flush=True)
+    if any(failure.exitcode == _USER_ERROR for failure in causes.values()):
+        return _USER_ERROR
+    first = min(causes.values(), key=lambda failure: failure.timestamp)
+    return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code > 0:
+        return f"ended with exit code {exit_code}"
+    hint = " (often the system ran out of memory)" if exit_code == -signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-exit_code).name}{hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

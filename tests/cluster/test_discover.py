@@ -1,0 +1,158 @@
+"""Environments as launchers leave them (recorded from real starts where noted) and the ways they go wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from megatron_kaiyuan.cluster import Rank, discover
+from megatron_kaiyuan.errors import UserError
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "first",
+    "MASTER_PORT": "1234",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-host-77@1",
+}
+MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4", "MASTER_ADDR": "first"}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+    "SLURM_STEP_NODELIST": "node[003-006]",
+    "SLURM_JOB_ID": "42",
+    "SLURM_STEP_ID": "0",
+}
+MSRUN = {
+    "MS_ROLE": "MS_WORKER",
+    "RANK_ID": "1",
+    "RANK_SIZE": "2",
+    "DEVICE_ID": "1",
+    "MS_NODE_ID": "1",
+    "MS_SCHED_HOST": "first",
+    "MS_SCHED_PORT": "8118",
+    "MS_WORKER_NUM": "2",
+}
+
+
+def test_torchrun() -> None:
+    assert discover(TORCHRUN) == Rank(3, 4, 1, 2, "first", 1234, "torchrun")
+
+
+def test_open_mpi_on_one_node_agrees_on_a_master() -> None:
+    one, other = discover(OPEN_MPI), discover({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"})
+    assert (one.rank, one.world_size, one.local_rank, one.local_world_size) == (1, 2, 1, 2)
+    assert one.launcher == "openmpi"
+    assert (one.master_address, one.master_port) == ("127.0.0.1", other.master_port)
+    assert discover({**OPEN_MPI, "PMIX_NAMESPACE": "another"}).master_port != one.master_port
+
+
+def test_mpich() -> None:
+    rank = discover(MPICH)
+    assert (rank.rank, rank.world_size, rank.local_rank, rank.local_world_size) == (5, 8, 1, 4)
+    assert (rank.master_address, rank.launcher) == ("first", "mpich")
+
+
+def test_slurm_step() -> None:
+    rank = discover(SLURM)
+    assert (rank.rank, rank.world_size, rank.local_rank, rank.local_world_size) == (5, 7, 1, 2)
+    assert (rank.master_address, rank.launcher) == ("node003", "slurm")
+    assert discover({**SLURM, "SLURM_NODEID": "3", "SLURM_LOCALID": "0"}).local_world_size == 1
+
+
+def test_slurm_batch_script_is_a_single_process() -> None:
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODELIST": "node[1-2]"}
+    rank = discover(batch)
+    assert (rank.rank, rank.world_size, rank.launcher) == (0, 1, "none")
+
+
+@pytest.mark.parametrize("specific", [TORCHRUN, OPEN_MPI, MPICH, MSRUN])
+def test_specific_launcher_wins_over_slurm(specific: dict[str, str]) -> None:
+    assert discover({**SLURM, **specific}).launcher == discover(specific).launcher
+
+
+def test_slurm_with_pmi_has_no_local_rank_of_mpich() -> None:
+    assert discover({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "7"}).launcher == "slurm"
+
+
+def test_msrun_worker_and_scheduler() -> None:
+    worker = discover(MSRUN)
+    assert (worker.rank, worker.world_size, worker.local_rank) == (1, 2, 1)
+    # The scheduler itself holds MS_SCHED_PORT.
+    assert (worker.master_address, worker.master_port, worker.is_scheduler) == ("first", 8119, False)
+    scheduler = discover({**MSRUN, "MS_ROLE": "MS_SCHED", "RANK_ID": "0"})
+    assert scheduler.is_scheduler
+
+
+def test_no_launcher() -> None:
+    rank = discover({"HOME": "/nowhere"})
+    assert rank == Rank(0, 1, 0, 1, "127.0.0.1", rank.master_port, "none")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rank.rank = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({**TORCHRUN, "RANK": "4"}, "rank 4 is not below world size 4"),
+        ({**TORCHRUN, "LOCAL_RANK": "2"}, "local rank 2"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "8"}, "local world size 8 is above"),
+        ({**TORCHRUN, "WORLD_SIZE": "four"}, "WORLD_SIZE='four'"),
+        ({**TORCHRUN, "RANK": "-1"}, "RANK='-1'"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "70000"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR"),
+        ({"RANK": "0"}, "WORLD_SIZE is missing"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "first"}, "LOCAL_RANK is missing"),
+        ({"WORLD_SIZE": "2"}, "set RANK"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}, "MASTER_ADDR"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2", "MASTER_ADDR": "first"}, "MPI_LOCALRANKID"),
+        ({**SLURM, "SLURM_PROCID": "7"}, "rank 7"),
+        ({**SLURM, "SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST"),
+        ({name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"}, "--node_rank"),
+    ],
+)
+def test_contradiction_is_one_line_that_names_it(environment: dict[str, str], complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        discover(environment)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+_PROGRAM = """
+import os, sys
+from megatron_kaiyuan.cluster import discover
+rank = discover(os.environ)
+print(f"{rank.launcher} {rank.rank}/{rank.world_size} {rank.local_rank}/{rank.local_world_size} {rank.master_port}")
+"""
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun: pip install -e '.[mpi]'")
+def test_real_mpirun() -> None:
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    result = subprocess.run(
+        ["mpirun", "-n", "2", "--oversubscribe", sys.executable, "-c", _PROGRAM],
+        env={**os.environ, **allowed},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = sorted(line.split() for line in result.stdout.splitlines())
+    assert [line[:3] for line in lines] == [["openmpi", "0/2", "0/2"], ["openmpi", "1/2", "1/2"]]
+    assert lines[0][3] == lines[1][3]

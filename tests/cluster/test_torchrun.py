@@ -1,0 +1,117 @@
+"""The launcher with real workers: what it prints, its exit code, and that no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCHER = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
+
+# Each worker leaves its process id, so that the test can see that it is gone.
+PROLOGUE = """
+import os, pathlib, signal, sys, time
+rank = os.environ["RANK"]
+folder = pathlib.Path(sys.argv[1])
+(folder / f"pid_{rank}").write_text(str(os.getpid()))
+"""
+
+
+def _start(folder: Path, program: str) -> subprocess.Popen[str]:
+    script = folder / "worker.py"
+    script.write_text(PROLOGUE + program)
+    return subprocess.Popen([*LAUNCHER, str(script), str(folder)], stderr=subprocess.PIPE, text=True)
+
+
+def _run(folder: Path, program: str) -> tuple[int, str]:
+    process = _start(folder, program)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def _worker_pids(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in folder.glob("pid_*") if path.read_text()]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_success_is_silent(tmp_path: Path) -> None:
+    assert _run(tmp_path, "") == (0, "")
+
+
+def test_users_mistake_is_said_once(tmp_path: Path) -> None:
+    program = """
+if rank == "1":
+    print("error: no such file", file=sys.stderr)
+    sys.exit(2)
+time.sleep(60)
+"""
+    assert _run(tmp_path, program) == (2, "error: no such file\n")
+    assert not any(map(_is_alive, _worker_pids(tmp_path)))
+
+
+def test_failed_rank_is_one_line(tmp_path: Path) -> None:
+    program = """
+if rank == "1":
+    sys.exit(7)
+time.sleep(60)
+"""
+    assert _run(tmp_path, program) == (7, "error: rank 1 ended with exit code 7\n")
+
+
+def test_killed_rank_is_named(tmp_path: Path) -> None:
+    program = """
+if rank == "0":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    code, errors = _run(tmp_path, program)
+    assert code == 128 + signal.SIGKILL
+    assert errors.startswith("error: rank 0 was ended by SIGKILL")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_reaches_the_workers(tmp_path: Path, number: signal.Signals) -> None:
+    program = f"""
+def save(*_):
+    time.sleep(0.5)
+    (folder / f"saved_{{rank}}").touch()
+    sys.exit(0)
+signal.signal({int(number)}, save)
+(folder / f"ready_{{rank}}").touch()
+time.sleep(60)
+"""
+    process = _start(tmp_path, program)
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    sent = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, "")
+    assert time.monotonic() - sent < 10
+    assert len(list(tmp_path.glob("saved_*"))) == 2
+    assert not any(map(_is_alive, _worker_pids(tmp_path)))
+
+
+def test_launchers_own_trouble_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("")
+    result = subprocess.run(
+        [*LAUNCHER[:3], "--nproc-per-node", "many", str(script)], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: launcher: ")
+    assert result.stderr.count("\n") == 1
