@@ -2,15 +2,27 @@
 
 from megatron_kaiyuan.config.load import load_run, parse, read_yaml
 from megatron_kaiyuan.config.presets import PRESETS
-from megatron_kaiyuan.config.schema import ModelConfig, ParallelConfig, PhaseConfig, RunConfig, Section
+from megatron_kaiyuan.config.schema import (
+    ModelConfig,
+    MonitorConfig,
+    ParallelConfig,
+    PhaseConfig,
+    RunConfig,
+    Section,
+    TrainConfig,
+)
+from megatron_kaiyuan.config.world import check_world_size
 
 __all__ = [
     "PRESETS",
     "ModelConfig",
+    "MonitorConfig",
     "ParallelConfig",
     "PhaseConfig",
     "RunConfig",
     "Section",
+    "TrainConfig",
+    "check_world_size",
     "load_run",
     "parse",
     "read_yaml",

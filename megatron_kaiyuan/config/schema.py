@@ -35,7 +35,7 @@ class ModelConfig(Section):
     kv_channels: Annotated[int, Field(gt=0, multiple_of=2, description="size of one attention head")]
     vocab_size: Annotated[int, Field(gt=0, description="ids in the tokenizer; padded up to a multiple of 128")]
     max_position_embeddings: Positive
-    rotary_base: Annotated[float, Field(gt=0)] = 1_000_000.0
+    rotary_base: Annotated[int, Field(gt=0)] = 1_000_000
     layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     init_method_std: Annotated[float, Field(gt=0)] = 0.02
     qk_layernorm: bool = True
@@ -72,7 +72,6 @@ class ParallelConfig(Section):
     tensor_model_parallel_size: Positive = 1
     pipeline_model_parallel_size: Positive = 1
     sequence_parallel: bool = False
-    use_distributed_optimizer: bool = True
     overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
     timeout_minutes: Annotated[float, Field(gt=0, description="a collective that waits longer ends the job")] = 10.0
 

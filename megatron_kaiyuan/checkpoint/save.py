@@ -1,0 +1,56 @@
+"""Writing a checkpoint: temporary folder, flush, manifest, rename. Collective: every rank calls."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+
+from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.files import fsync_path
+
+
+def save_step(run_dir: Path, step: int, sharded_state: dict[str, Any], keep_last: int) -> Path:
+    """Save one step of a run, move `latest` to it and prune older ones.
+
+    Args:
+        sharded_state: megatron-core sharded tensors and objects; the rest is common to all ranks.
+
+    Returns:
+        The folder of the step.
+    """
+    folder = layout.step_folder(run_dir, step)
+    save_folder(folder, sharded_state)
+    if torch.distributed.get_rank() == 0:
+        layout.point_latest(run_dir, step)
+        layout.prune(run_dir, keep_last)
+    torch.distributed.barrier()
+    return folder
+
+
+def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
+    """Write a whole checkpoint folder; on failure `folder` is as it was before."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    is_writer = torch.distributed.get_rank() == 0
+    if is_writer:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    torch.distributed.barrier()
+    dist_checkpointing.save(sharded_state, str(temporary))
+    torch.distributed.barrier()
+    if is_writer:
+        layout.write_manifest(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            fsync_path(path)
+        if folder.exists():
+            # Only a step that was found damaged, or an average made again, can stand there.
+            aside = folder.with_name(f"{folder.name}.replaced")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+        os.rename(temporary, folder)
+        fsync_path(folder.parent)
+    torch.distributed.barrier()

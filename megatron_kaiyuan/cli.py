@@ -1,0 +1,103 @@
+"""The roof: `kaiyuan` and its subcommands. Each reads its arguments and calls one room."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_kaiyuan.command_line import make_app, run_app
+from megatron_kaiyuan.errors import UserError
+
+app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
+
+Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="only check recipe and data, without torch")] = False,
+    world_size: Annotated[int, typer.Option(help="with --check: processes that will be started")] = 1,
+) -> None:
+    """Train a recipe; resumes by itself when the run folder holds a checkpoint.
+
+    One process: kaiyuan train launch/recipes/quickstart/train.yaml
+
+    Several: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+    """
+    if check:
+        _check_training(recipe, overrides or [], world_size)
+    else:
+        _train_on_this_rank(recipe, overrides or [])
+
+
+def _check_training(recipe: Path, overrides: list[str], world_size: int) -> None:
+    from megatron_kaiyuan.config import check_world_size, load_run
+    from megatron_kaiyuan.data.stream import TokenStream
+    from megatron_kaiyuan.train.plan import count_steps
+
+    run = load_run(recipe, overrides)
+    check_world_size(run, world_size)
+    stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size)
+    print(f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes")
+
+
+def _train_on_this_rank(recipe: Path, overrides: list[str]) -> None:
+    from megatron_kaiyuan import platform
+    from megatron_kaiyuan.cluster import discover
+    from megatron_kaiyuan.config import load_run
+
+    who = discover(os.environ)
+    if who.is_scheduler:
+        return
+    try:
+        try:
+            run = load_run(recipe, overrides)
+            device = platform.activate(run.platform, who.local_rank)
+        except UserError as error:
+            # Every process of a node sees the same: one speaks.
+            error.every_rank = True
+            raise
+        from megatron_kaiyuan.train.start import train as train_run
+
+        summary = train_run(run, who, device)
+    except UserError as error:
+        if who.rank == 0 or not error.every_rank:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        # Past the interpreter's tidy end, which may wait for ranks that are gone.
+        sys.stdout.flush()
+        os._exit(2)
+    if who.rank == 0:
+        print(summary, flush=True)
+
+
+@app.command()
+def average(
+    run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
+    last: Annotated[int, typer.Option(min=1, help="how many of the newest checkpoints")] = 8,
+    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged")] = None,
+) -> None:
+    """Equal mean of the weights of the last checkpoints.
+
+    Example: kaiyuan average runs/quickstart/train --last 4
+    """
+    from megatron_kaiyuan import platform
+
+    platform.activate("cpu")
+    from megatron_kaiyuan.checkpoint.average import average_checkpoints
+
+    print(average_checkpoints(run_dir, last, output or run_dir / "averaged"))
+
+
+def main() -> None:
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

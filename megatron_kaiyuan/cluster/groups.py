@@ -1,0 +1,74 @@
+"""Process groups of a job: made once at the start, taken down once at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+
+from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.config import ParallelConfig
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform import Platform
+
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def process_groups(who: Rank, platform: Platform, parallel: ParallelConfig) -> Iterator[None]:
+    """torch.distributed and megatron-core's groups for the body of the `with`.
+
+    After an exception no collective is called: the other ranks may be gone already.
+    """
+    from megatron.core import parallel_state
+
+    # For launchers other than torchrun: env:// is what torch and the libraries on top of it read.
+    for name, value in (
+        ("RANK", who.rank),
+        ("WORLD_SIZE", who.world_size),
+        ("LOCAL_RANK", who.local_rank),
+        ("MASTER_ADDR", who.master_address),
+        ("MASTER_PORT", who.master_port),
+    ):
+        os.environ.setdefault(name, str(value))
+    timeout = timedelta(minutes=parallel.timeout_minutes)
+    torch.distributed.init_process_group(platform.collective_backend, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        distributed_timeout_minutes=parallel.timeout_minutes,
+        create_gloo_process_groups=True,
+    )
+    yield
+    torch.distributed.barrier()
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def agreed(action: Callable[[], Result]) -> Result:
+    """Run `action` on every rank; when it fails for a user's mistake anywhere, every rank raises the same error.
+
+    For start-up work (opening data, choosing a checkpoint), so that one line is printed and nobody is left
+    waiting in a collective.
+
+    Raises:
+        UserError: the first failing rank's message, with the ranks that share it.
+    """
+    result, message = None, None
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error)
+    messages: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(messages, message)
+    failing = [rank for rank, text in enumerate(messages) if text is not None]
+    if failing:
+        first = messages[failing[0]]
+        everywhere = len(failing) == len(messages)
+        where = "" if everywhere else f" (on rank {', '.join(map(str, failing[:8]))} of {len(messages)})"
+        raise UserError(f"{first}{where}", every_rank=True)
+    return result  # type: ignore[return-value]

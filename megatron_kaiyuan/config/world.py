@@ -1,0 +1,31 @@
+"""Does a recipe fit a number of processes?"""
+
+from __future__ import annotations
+
+from megatron_kaiyuan.config.schema import RunConfig
+from megatron_kaiyuan.errors import UserError
+
+
+def check_world_size(run: RunConfig, world_size: int) -> None:
+    """Refuse a world that the parallel sizes or the batch cannot be spread over.
+
+    Raises:
+        UserError: with the numbers.
+    """
+    parallel, train = run.parallel, run.train
+    model_parallel = parallel.model_parallel_size
+    if world_size % model_parallel:
+        raise UserError(
+            f"{world_size} processes cannot be cut into groups of {model_parallel} (parallel.tensor_model_parallel_size "
+            f"{parallel.tensor_model_parallel_size} x pipeline_model_parallel_size "
+            f"{parallel.pipeline_model_parallel_size}); start a multiple of {model_parallel}",
+            every_rank=True,
+        )
+    data_parallel = world_size // model_parallel
+    if train.global_batch_size % (train.micro_batch_size * data_parallel):
+        raise UserError(
+            f"train.global_batch_size {train.global_batch_size} is not a multiple of micro_batch_size "
+            f"{train.micro_batch_size} x {data_parallel} data-parallel ranks ({world_size} processes); "
+            "change one of them",
+            every_rank=True,
+        )

@@ -1,0 +1,60 @@
+"""The machine a rank runs on: `cpu`, `cuda` or `npu` behind one small interface.
+
+Nothing happens on import. `activate()` makes one platform current for the process; it is the only call
+that touches torch.cuda or torch_npu, and the only one that may patch megatron-core. Call it before
+megatron-core is imported.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from megatron_kaiyuan.platform.base import Platform
+
+__all__ = ["Platform", "activate", "current"]
+
+# megatron-core 0.16 says these on every start; none of them is for the user to act on.
+_KNOWN_WARNINGS = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    r"The \.grad attribute of a Tensor that is not a leaf",
+    r"`torch\.distributed\.\w+` is deprecated",
+)
+
+_current: Platform | None = None
+
+
+def activate(name: str = "auto", local_rank: int = 0) -> Platform:
+    """Make a platform current and return it.
+
+    Args:
+        name: `cpu`, `cuda`, `npu`, or `auto` for the first accelerator that is there, else `cpu`.
+        local_rank: index of this process on its node; selects the device.
+
+    Raises:
+        UserError: the named device or the package that drives it is missing, or another platform is active.
+    """
+    global _current
+    from megatron_kaiyuan.platform import choose
+
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    if _current is None:
+        _current = choose.platform_named(name)
+        _current.activate(local_rank)
+    elif name not in ("auto", _current.name):
+        from megatron_kaiyuan.errors import UserError
+
+        raise UserError(f"platform {name!r} was asked for, but this process already runs on {_current.name!r}")
+    return _current
+
+
+def current() -> Platform:
+    """The active platform.
+
+    Raises:
+        RuntimeError: `activate()` was not called.
+    """
+    if _current is None:
+        raise RuntimeError("megatron_kaiyuan.platform.activate() must run first")
+    return _current

@@ -1,0 +1,37 @@
+"""From a name to a platform; `auto` takes the first accelerator that is there."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform.base import Platform
+
+
+def platform_named(name: str) -> Platform:
+    """Build the platform `name`; see `megatron_kaiyuan.platform.activate`."""
+    if name == "auto":
+        name = _detect()
+    if name == "cpu":
+        from megatron_kaiyuan.platform.cpu import CpuPlatform
+
+        return CpuPlatform()
+    if name == "cuda":
+        from megatron_kaiyuan.platform.cuda import CudaPlatform
+
+        return CudaPlatform()
+    if name == "npu":
+        from megatron_kaiyuan.platform.npu import NpuPlatform
+
+        return NpuPlatform()
+    raise UserError(f"platform {name!r} is unknown; use auto, cpu, cuda or npu")
+
+
+def _detect() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if importlib.util.find_spec("torch_npu") is not None:
+        return "npu"
+    return "cpu"

@@ -1,0 +1,203 @@
+"""Plain CPU: megatron-core expects CUDA, so a few of its names are pointed elsewhere.
+
+The modules of megatron-core listed here see, in place of the module `torch`, a copy of it whose `cuda` part
+answers for the CPU and whose tensor factories read `device="cuda"` as `"cpu"`. torch itself, as everybody
+else sees it, keeps its meaning, and no call is intercepted on the hot path. Two methods of `torch.Tensor`
+cannot be reached that way: `cuda()` returns the tensor itself for the whole process, and `type()` names
+CUDA types only while the two functions run that compare with these names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import resource
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from megatron_kaiyuan.platform.base import Platform
+
+# Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
+_MODULES_THAT_NAME_CUDA = (
+    "distributed.distributed_data_parallel",
+    "distributed.param_and_grad_buffer",
+    "dist_checkpointing.exchange_utils",
+    "dist_checkpointing.strategies.async_utils",
+    "dist_checkpointing.strategies.filesystem_async",
+    "dist_checkpointing.strategies.fully_parallel",
+    "dist_checkpointing.strategies.state_dict_saver",
+    "models.common.embeddings.rotary_pos_embedding",
+    "optimizer.clip_grads",
+    "optimizer.distrib_optimizer",
+    "optimizer.grad_scaler",
+    "optimizer.optimizer",
+    "parallel_state",
+    "pipeline_parallel.p2p_communication",
+    "pipeline_parallel.schedules",
+    "tensor_parallel.layers",
+    "tensor_parallel.mappings",
+    "tensor_parallel.random",
+    "tensor_parallel.utils",
+    "utils",
+)
+_FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "rand", "randn", "tensor", "zeros", "zeros_like")
+_CUDA_NAMES = {
+    "torch.FloatTensor": "torch.cuda.FloatTensor",
+    "torch.HalfTensor": "torch.cuda.HalfTensor",
+    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
+}
+
+
+class CpuPlatform(Platform):
+    """Gloo between processes; for trying everything, for tests, and for machines without an accelerator."""
+
+    name = "cpu"
+    collective_backend = "gloo"
+
+    def activate(self, local_rank: int) -> None:
+        self.device = torch.device("cpu")
+        _point_megatron_at_cpu()
+
+    def synchronize(self) -> None:
+        pass
+
+    def peak_memory_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def rng_state(self) -> Any:
+        # The one generator of a CPU process is saved by torch.get_rng_state() already.
+        return None
+
+    def set_rng_state(self, state: Any) -> None:
+        pass
+
+
+class _Stream:
+    """A CUDA stream where there is none: work is done when it is called."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _CpuForCuda(types.ModuleType):
+    """What `torch.cuda` means on a machine without one; names that are not here stay torch.cuda's."""
+
+    Stream = _Stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cuda, name)
+
+    @staticmethod
+    def current_device() -> str:
+        return "cpu"
+
+    @staticmethod
+    def is_available() -> bool:
+        return False
+
+    @staticmethod
+    def is_current_stream_capturing() -> bool:
+        return False
+
+    @staticmethod
+    def synchronize(device: Any = None) -> None:
+        pass
+
+    @staticmethod
+    def empty_cache() -> None:
+        pass
+
+    @staticmethod
+    def current_stream(device: Any = None) -> _Stream:
+        return _Stream()
+
+    @staticmethod
+    def default_stream(device: Any = None) -> _Stream:
+        return _Stream()
+
+    @staticmethod
+    def stream(stream: Any) -> Any:
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def manual_seed(seed: int) -> None:
+        torch.manual_seed(seed)
+
+    @staticmethod
+    def get_rng_state(device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+
+class _TorchForMegatron(types.ModuleType):
+    """A copy of the module `torch`; what it does not hold is looked up in torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _point_megatron_at_cpu() -> None:
+    # Before any other module of megatron-core: the ones imported later take the fuser they find there.
+    jit = importlib.import_module("megatron.core.jit")
+    jit.disable_jit_fuser()
+
+    stand_in = _TorchForMegatron("torch")
+    stand_in.__dict__.update(torch.__dict__)
+    stand_in.__dict__["cuda"] = _CpuForCuda("torch.cuda")
+    for name in _FACTORIES:
+        stand_in.__dict__[name] = _on_cpu(getattr(torch, name))
+    for name in _MODULES_THAT_NAME_CUDA:
+        importlib.import_module(f"megatron.core.{name}").__dict__["torch"] = stand_in
+
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    optimizer = importlib.import_module("megatron.core.optimizer.optimizer")
+    optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(optimizer.clip_grad_by_total_norm_fp32)
+    distributed_optimizer = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
+    distributed_optimizer.__init__ = _with_cuda_type_names(distributed_optimizer.__init__)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _cuda_type_names():
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def _cuda_type_names() -> Iterator[None]:
+    original = torch.Tensor.type
+
+    def renamed(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        return _CUDA_NAMES.get(answer, answer) if isinstance(answer, str) else answer
+
+    torch.Tensor.type = renamed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original  # type: ignore[method-assign]

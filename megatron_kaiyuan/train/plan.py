@@ -1,0 +1,27 @@
+"""How far a run goes; needs neither torch nor a device."""
+
+from __future__ import annotations
+
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.errors import UserError
+
+
+def count_steps(run: RunConfig, stream: TokenStream) -> int:
+    """Whole global batches in the tokens to train on; the rest of the stream is left unread.
+
+    Raises:
+        UserError: the recipe asks for more tokens than there are, or there is not one batch of them.
+    """
+    # The last label of a batch is the token behind it.
+    available = stream.tokens - 1
+    wanted = available if run.train.train_tokens is None else run.train.train_tokens
+    if wanted > available:
+        raise UserError(f"train.train_tokens: {wanted:,} asked for, the phases hold {available:,}; ask for less")
+    steps = wanted // run.train.tokens_per_step
+    if steps == 0 and run.train.train_tokens != 0:
+        raise UserError(
+            f"train.global_batch_size {run.train.global_batch_size} x seq_length {run.train.seq_length} is more than "
+            f"the {wanted:,} tokens to train on; make the batch smaller"
+        )
+    return steps

@@ -1,0 +1,183 @@
+"""From a recipe to a session that is ready to train: data, network, optimizer, checkpoint."""
+
+from __future__ import annotations
+
+import platform as host
+from typing import Any
+
+import torch
+import yaml
+from megatron.core import __version__ as megatron_version
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.transformer.module import Float16Module
+
+from megatron_kaiyuan import __version__
+from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.load import choose_step, load_common, load_sharded
+from megatron_kaiyuan.cluster import Rank
+from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.config import RunConfig, check_world_size
+from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_text
+from megatron_kaiyuan.model.build import build_model, transformer_config
+from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
+from megatron_kaiyuan.optim.build import build_optimizer
+from megatron_kaiyuan.optim.schedule import Schedule
+from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.hooks import Checkpoints, Metrics, StopOnBadLoss, StopOnSignal
+from megatron_kaiyuan.train.loop import Session, fit
+from megatron_kaiyuan.train.plan import count_steps
+from megatron_kaiyuan.train.state import Progress, TrainState
+
+
+def train(run: RunConfig, who: Rank, platform: Platform) -> str:
+    """Train a recipe to its end, or until a signal; resumes by itself when the run has a checkpoint.
+
+    Returns:
+        A one-line summary.
+
+    Raises:
+        UserError: something that the user can mend, before anything was lost.
+    """
+    check_world_size(run, who.world_size)
+    platform.require_precision(run.train.precision)
+    with process_groups(who, platform, run.parallel):
+        session = start(run, platform)
+        fit(session)
+        progress = session.state.progress
+        ending = "finished" if session.finished else "stopped; the same command resumes it"
+        return f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
+
+
+def start(run: RunConfig, platform: Platform) -> Session:
+    """Open the data, build the network and take up the newest whole checkpoint. Collective."""
+    # Every rank maps the data; one of them reads the indexes through to compare them with the phases.
+    check_corpora = torch.distributed.get_rank() == 0
+    folders = [phase.path for phase in run.data.phases]
+    stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check_corpora=check_corpora))
+    total_steps = agreed(lambda: count_steps(run, stream))
+    state = build_state(run, platform)
+    identity = _identity(run, stream)
+    resumed = _resume(run, state, identity)
+    signals = StopOnSignal()
+    sinks = agreed(lambda: _open_sinks(run, total_steps))
+    sinks.event(
+        "resume" if resumed else "start",
+        step=state.progress.step,
+        tokens=state.progress.tokens,
+        world_size=torch.distributed.get_world_size(),
+        platform=platform.name,
+        parameters=_count_parameters(state),
+    )
+    return Session(
+        run=run,
+        state=state,
+        stream=stream,
+        schedule=_schedule(run, stream, total_steps),
+        total_steps=total_steps,
+        identity=identity,
+        resumed=resumed,
+        signals=signals,
+        hooks=[signals, StopOnBadLoss(), Checkpoints(sinks), Metrics(sinks)],
+    )
+
+
+def build_state(run: RunConfig, platform: Platform) -> TrainState:
+    """Fresh weights on the device, wrapped for data parallelism, with their optimizer. Collective."""
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    torch.manual_seed(run.train.seed + 100 * stage)
+    tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
+    config = transformer_config(run.model, run.parallel, run.train.precision)
+    network = build_model(run.model, config).to(platform.device)
+    wrapped = network if run.train.precision == "fp32" else Float16Module(config, network)
+    model = DistributedDataParallel(
+        config,
+        DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=run.parallel.overlap_grad_reduce,
+        ),
+        wrapped,
+    )
+    optimizer = build_optimizer(run, model)
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if run.parallel.overlap_grad_reduce:
+        config.no_sync_func = model.no_sync
+    return TrainState(network, model, optimizer, platform, Progress())
+
+
+def _resume(run: RunConfig, state: TrainState, identity: dict[str, Any]) -> bool:
+    step, problems = choose_step(run.run_dir)
+    if torch.distributed.get_rank() == 0:
+        for problem in problems:
+            warn(f"{problem}; an older checkpoint is used")
+    if step is None:
+        return False
+    folder = layout.step_folder(run.run_dir, step)
+    agreed(lambda: _check_identity(folder, load_common(folder)["run"], identity))
+    state.restore(load_sharded(folder, state.sharded(is_loading=True)))
+    return True
+
+
+def _check_identity(folder: Any, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse to go on with another network, or on other data, than the checkpoint was trained with."""
+    differences = [
+        f"model.{name} was {saved['config']['model'].get(name)!r}, is {value!r}"
+        for name, value in current["config"]["model"].items()
+        if name != "preset" and saved["config"]["model"].get(name) != value
+    ]
+    if saved["phases"] != current["phases"][: len(saved["phases"])]:
+        differences.append(f"data.phases was {saved['phases']}, is {current['phases']}")
+    was, now = saved["config"]["train"]["precision"], current["config"]["train"]["precision"]
+    if was != now:
+        differences.append(f"train.precision was {was}, is {now}")
+    if differences:
+        raise UserError(f"{folder}: cannot be resumed: {'; '.join(differences)}; undo that, or choose another run_dir")
+
+
+def _identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
+    return {
+        "config": run.model_dump(mode="json"),
+        "phases": [
+            {"name": phase.name, "tokens": phase.tokens, "order": phase.manifest["files"]["order.bin"]["checksum"]}
+            for phase in stream.phases
+        ],
+        "versions": {
+            "megatron_kaiyuan": __version__,
+            "megatron_core": megatron_version,
+            "torch": torch.__version__,
+            "python": host.python_version(),
+        },
+    }
+
+
+def _schedule(run: RunConfig, stream: TokenStream, total_steps: int) -> Schedule:
+    """Phase lengths as far as the run reads them, so that a decay ends where the run ends."""
+    left = total_steps * run.train.tokens_per_step
+    phase_tokens = []
+    for phase in stream.phases:
+        phase_tokens.append(min(phase.tokens, left))
+        left -= phase_tokens[-1]
+    return Schedule(run.data.phases, phase_tokens, run.optimizer.warmup_tokens)
+
+
+def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
+    if torch.distributed.get_rank() != 0:
+        return Sinks([])
+    config = run.model_dump(mode="json")
+    write_text(run.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    return open_sinks(run.run_dir, run.monitor, total_steps, config)
+
+
+def _count_parameters(state: TrainState) -> int:
+    """Parameters of the whole network, each counted once."""
+    mine = torch.zeros(1, dtype=torch.int64, device=state.platform.device)
+    first_in_tensor_group = parallel_state.get_tensor_model_parallel_rank() == 0
+    for parameter in state.network.parameters():
+        if getattr(parameter, "tensor_model_parallel", False) or first_in_tensor_group:
+            mine += parameter.numel()
+    torch.distributed.all_reduce(mine, group=parallel_state.get_model_parallel_group())
+    return int(mine.item())

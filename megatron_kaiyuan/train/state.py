@@ -1,0 +1,68 @@
+"""The one object that holds everything that changes during a run; it is saved whole and restored whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_kaiyuan.platform import Platform
+
+# The optimizer state is written in the shape of the weights, so that any layout of ranks can read it.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+@dataclass
+class Progress:
+    """How far the run is. `tokens` is the data position: the offset of the next token in the stream."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped_steps: int = 0
+
+
+@dataclass
+class TrainState:
+    """Weights, optimizer (with loss scaler), progress and random generators of this rank."""
+
+    network: GPTModel
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    platform: Platform
+    progress: Progress
+
+    def sharded(self, is_loading: bool = False) -> dict[str, Any]:
+        """The state as megatron-core's sharded tensors plus common objects. Collective."""
+        metadata = {**_METADATA, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+        network = self.network.sharded_state_dict(metadata=metadata)
+        state = {
+            "network": network,
+            "optimizer": self.optimizer.sharded_state_dict(network, is_loading=is_loading, metadata=metadata),
+        }
+        if not is_loading:
+            state["progress"] = asdict(self.progress)
+            state["random"] = self._gather_random_states()
+        return state
+
+    def restore(self, loaded: dict[str, Any]) -> None:
+        """Take over what was loaded into the form of `sharded(is_loading=True)`."""
+        self.network.load_state_dict(loaded["network"])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        self.progress = Progress(**loaded["progress"])
+        states = loaded["random"]
+        # Another number of ranks has no use for them: nothing that training draws depends on them then.
+        if len(states) == torch.distributed.get_world_size():
+            mine = states[torch.distributed.get_rank()]
+            torch.set_rng_state(mine["host"])
+            self.platform.set_rng_state(mine["device"])
+
+    def _gather_random_states(self) -> list[dict[str, Any]]:
+        states: list[Any] = [None] * torch.distributed.get_world_size()
+        mine = {"host": torch.get_rng_state(), "device": self.platform.rng_state()}
+        torch.distributed.all_gather_object(states, mine)
+        return states
