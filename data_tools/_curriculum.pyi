@@ -1,0 +1,19 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sequences = NDArray[np.uint64]
+Scores = NDArray[np.float64] | None
+Copies = NDArray[np.uint32] | None
+
+def order(
+    datasets: Sequence[tuple[str, Sequences, Scores, Copies]],
+    *,
+    shuffle: bool,
+    seed: int,
+    perturb: float = 0.0,
+    threads: int = 1,
+) -> NDArray[np.uint64]: ...
+def select(dataset: str, scores: Scores, size: int, count: int, seed: int) -> Sequences: ...
+def copies(sequences: Sequences, repeat: float, seed: int) -> NDArray[np.uint32]: ...
