@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,24 @@ time.sleep(60)
     assert time.monotonic() - sent < 10
     assert len(list(tmp_path.glob("saved_*"))) == 2
     assert not any(map(_is_alive, _worker_pids(tmp_path)))
+
+
+def test_two_nodes_by_static_rendezvous(tmp_path: Path) -> None:
+    """The arguments that launch/torchrun.sh gives for several nodes: ranks follow the node's number."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    script = tmp_path / "worker.py"
+    script.write_text(PROLOGUE + "(folder / f'node_{sys.argv[2]}_rank_{rank}').touch()")
+    nodes = [
+        subprocess.Popen(
+            [*LAUNCHER[:3], "--nnodes", "2", "--node-rank", str(node), "--rdzv-backend", "static"]
+            + ["--rdzv-endpoint", endpoint, "--nproc-per-node", "1", str(script), str(tmp_path), str(node)]
+        )
+        for node in (1, 0)
+    ]
+    assert [node.wait(timeout=60) for node in nodes] == [0, 0]
+    assert sorted(path.name for path in tmp_path.glob("node_*")) == ["node_0_rank_0", "node_1_rank_1"]
 
 
 def test_launchers_own_trouble_is_one_line(tmp_path: Path) -> None:

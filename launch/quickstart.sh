@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# The whole way, once: raw text that this machine already has in, an evaluated model and a report out.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+RUN=runs/quickstart
+RECIPES=launch/recipes/quickstart
+
+usage() {
+    cat <<'END'
+Sets up, then goes the whole way on two CPU processes in runs/quickstart: text, tokenizer, tokens, order, training with
+an interruption half-way, averaging, export, evaluation, report.
+
+  bash launch/quickstart.sh            do what is not done yet
+  bash launch/quickstart.sh --clean    start over
+
+A stage is reused when its command and its recipe are the same as last time, its artefact is there, and no stage before
+it was done again. After a change to the code, start over. Logs: runs/quickstart/logs.
+END
+}
+
+# Prints a, b, ... of files a.train.jsonl, b.train.jsonl, ...
+domains() {
+    local file
+    for file in "$RUN"/text/*.train.jsonl; do
+        basename "$file" .train.jsonl
+    done
+}
+
+preprocess_all() {
+    local domain
+    rm -rf "$RUN/corpora"
+    for domain in $(domains); do
+        kaiyuan-data preprocess --input "$RUN/text/$domain.train.jsonl" \
+            --tokenizer "$RUN/tokenizer/tokenizer.json" --output-prefix "$RUN/corpora/$domain" || return
+        kaiyuan-data preprocess --input "$RUN/text/$domain.heldout.jsonl" \
+            --tokenizer "$RUN/tokenizer/tokenizer.json" --output-prefix "$RUN/corpora/$domain.heldout" || return
+    done
+}
+
+train() { # RECIPE
+    launch/torchrun.sh --nproc-per-node 2 "$1"
+}
+
+last_step() {
+    grep -o '"step": *[0-9]*' "$RUN/train/metrics.jsonl" 2>/dev/null | tail -n 1 | grep -o '[0-9]*$' || echo 0
+}
+
+# A pre-emption as a cluster does it: SIGTERM to the launcher, here after half of the steps.
+train_until_preempted() { # RECIPE
+    local check steps launcher status=0
+    rm -rf "$RUN/train"
+    check="$(kaiyuan train "$1" --check --world-size 2)" || return
+    steps="$(grep -o '[0-9,]* steps' <<<"$check" | tr -cd '0-9')"
+    launch/torchrun.sh --nproc-per-node 2 "$1" &
+    launcher=$!
+    trap 'kill -TERM "$launcher" 2>/dev/null; exit 143' INT TERM
+    until (($(last_step) * 2 >= steps)); do
+        if ! kill -0 "$launcher" 2>/dev/null; then
+            wait "$launcher" || status=$?
+            echo "training ended with exit code $status before half of its $steps steps"
+            return $((status ? status : 1))
+        fi
+        sleep 0.5
+    done
+    echo "SIGTERM to the launcher (process $launcher) at step $(last_step) of $steps"
+    kill -TERM "$launcher"
+    wait "$launcher" || status=$?
+    ((status == 143)) || { echo "the launcher ended with exit code $status, not 143 as after SIGTERM"; return 1; }
+    echo "train: stopped by SIGTERM at step $(last_step) of $steps, checkpoint saved"
+}
+
+case "${1:-}" in
+    "") ;;
+    --clean) rm -rf "$RUN" ;;
+    -h | --help) usage; exit ;;
+    *) echo "error: unknown option $1; see launch/quickstart.sh --help" >&2; exit 2 ;;
+esac
+
+source launch/setup_env.sh
+source launch/stages.sh
+# Nothing below may ask the network.
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+stage text "$RUN/text" kaiyuan-data harvest "$RUN/text"
+stage tokenizer "$RUN/tokenizer/tokenizer.json" \
+    kaiyuan-data tokenizer train --input "$RUN"/text/*.train.jsonl --vocab-size 8192 \
+    --output "$RUN/tokenizer/tokenizer.json"
+stage tokens "$RUN/corpora" preprocess_all
+stage order "$RUN/phases" kaiyuan-data curriculum "$RECIPES/order.yaml" --output "$RUN/phases"
+stage train "$RUN/train/latest" train_until_preempted "$RECIPES/train.yaml"
+stage resume "$RUN/train/checkpoints" train "$RECIPES/train.yaml"
+stage average "$RUN/train/averaged" kaiyuan average "$RUN/train" --last 4
+stage export "$RUN/export/averaged" \
+    kaiyuan export "$RUN/train/averaged" --output "$RUN/export/averaged" --tokenizer "$RUN/tokenizer"
+stage untrained "$RUN/export/untrained" \
+    kaiyuan export "$RUN/train/checkpoints/step_0" --output "$RUN/export/untrained" --tokenizer "$RUN/tokenizer"
+stage eval "$RUN/train/evaluation.json" \
+    kaiyuan eval "$RUN/export/averaged" --baseline "$RUN/export/untrained" \
+    --held-out "$RUN"/corpora/*.heldout_text_document.idx --held-out-text "$RUN"/text/*.heldout.jsonl \
+    --output "$RUN/train/evaluation.json"
+stage report "$RUN/report.html" kaiyuan report "$RUN/train" --output "$RUN/report.html"
+
+show_table
+echo
+echo "report: $PWD/$RUN/report.html"
