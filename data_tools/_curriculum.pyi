@@ -1,11 +1,12 @@
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Sequences = NDArray[np.uint64]
-Scores = NDArray[np.float64] | None
-Copies = NDArray[np.uint32] | None
+Sequences: TypeAlias = NDArray[np.uint64]
+Scores: TypeAlias = NDArray[np.float64] | None
+Copies: TypeAlias = NDArray[np.uint32] | None
 
 def order(
     datasets: Sequence[tuple[str, Sequences, Scores, Copies]],
