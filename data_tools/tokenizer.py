@@ -1,0 +1,94 @@
+"""A tokenizer read from `tokenizer.json`: lossless, and blind to special tokens that are spelt out in a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import checksum
+
+END_OF_DOCUMENT = "<|endoftext|>"
+_USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<EOD>")
+
+
+class TextTokenizer:
+    """Text to ids and back.
+
+    Args:
+        path: a `tokenizer.json` of Hugging Face tokenizers, or the folder that holds it.
+        eod_token: the token that ends a document; None takes the `eos_token` of the `tokenizer_config.json` beside
+            it, else the first usual one that the vocabulary has.
+
+    Attributes:
+        vocab_size: the largest id + 1; a sparse vocabulary has fewer entries.
+        eod_id: id that ends a document. No text can contain it: spelt out, it becomes ordinary tokens.
+
+    Raises:
+        UserError: the file is missing or no tokenizer, or the end-of-document token is unknown.
+    """
+
+    def __init__(self, path: Path, eod_token: str | None = None):
+        self.path = path / "tokenizer.json" if path.is_dir() else path
+        self._tokenizer = _load(self.path)
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eod_id: int = vocabulary[_end_of_document(self.path, vocabulary, eod_token)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without any token before or after it."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, with special tokens spelt out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def description(self) -> dict[str, Any]:
+        """What a corpus manifest records."""
+        return {
+            "path": str(self.path),
+            "fingerprint": checksum(self.path),
+            "vocab_size": self.vocab_size,
+            "eod_id": self.eod_id,
+        }
+
+
+def _load(path: Path) -> Tokenizer:
+    if not path.exists():
+        raise UserError(f"{path}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
+    if path.suffix != ".json":
+        raise UserError(
+            f"{path}: only a Hugging Face tokenizer.json can be read; "
+            "convert the model with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+        raise UserError(f"{path}: not a readable tokenizer.json ({error}); make or copy it again") from error
+
+
+def _end_of_document(path: Path, vocabulary: dict[str, int], wanted: str | None) -> str:
+    candidates = [wanted] if wanted else [*_configured_end(path), *_USUAL_ENDS]
+    for token in candidates:
+        if token in vocabulary:
+            return token
+    raise UserError(
+        f"{path}: its vocabulary has no end-of-document token {' or '.join(candidates)}; "
+        "name the right one with --eod-token"
+    )
+
+
+def _configured_end(path: Path) -> list[str]:
+    try:
+        token = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return []
+    token = token.get("content") if isinstance(token, dict) else token
+    return [token] if isinstance(token, str) else []
