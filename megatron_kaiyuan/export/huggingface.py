@@ -20,7 +20,7 @@ import torch
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.export import names
-from megatron_kaiyuan.export.loading import quiet_transformers
+from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
 from megatron_kaiyuan.files import atomic_path
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def export_model(
         network.save_pretrained(folder)
         if tokenizer_folder:
             _copy_tokenizer(tokenizer_folder, folder)
+            load_tokenizer(folder)
     return destination
 
 
@@ -179,24 +180,15 @@ def _check_state(state: Mapping[str, torch.Tensor], network: PreTrainedModel) ->
         raise UserError(f"the weights hold {surplus[0]!r}, which the config has not; export with the run's own config")
 
 
-def _end_of_text(tokenizer_folder: Path, model: ModelConfig) -> int | None:
-    """The tokenizer's end-of-text id.
-
-    Raises:
-        UserError: transformers cannot load the tokenizer, or it has more ids than the model has rows.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{tokenizer_folder}: transformers cannot load a tokenizer here ({error})") from error
+def _end_of_text(tokenizer_folder: Path, model: ModelConfig) -> int:
+    """The tokenizer's end-of-text id; an error when it has more ids than the model has rows."""
+    tokenizer = load_tokenizer(tokenizer_folder)
     if len(tokenizer) > model.padded_vocab_size:
         raise UserError(
             f"{tokenizer_folder}: {len(tokenizer)} ids, but the model has {model.padded_vocab_size}; "
             "name the tokenizer that the corpus was made with"
         )
-    return tokenizer.eos_token_id
+    return int(tokenizer.eos_token_id)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

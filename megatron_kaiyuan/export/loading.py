@@ -14,6 +14,8 @@ from megatron_kaiyuan.errors import UserError, require
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_PROBES = ("Hello, world", "  two  spaces\n\ttab", "def f(x):\n    return x ** 2\n", "你好，世界。", "3.14 ≠ 22/7")
+
 
 def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """The exported model in FP32, in evaluation mode.
@@ -34,17 +36,31 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in an exported folder.
+    """The tokenizer in a folder, checked against its own tokenizer.json.
+
+    Beside a `config.json` transformers may choose the tokenizer class of that architecture, which normalises text
+    in its own way, or make an empty tokenizer when there are no files; both are silent.
 
     Raises:
-        UserError: there is none, or it names no end-of-text token.
+        UserError: there is none, transformers reads it differently, or it names no end-of-text token.
     """
     transformers = require("transformers", extra="eval", purpose="loading a tokenizer")
-    _check_folder(folder)
+    tokenizers = require("tokenizers", extra="eval", purpose="loading a tokenizer")
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"{file}: tokenizer not found; name a folder with a Hugging Face tokenizer")
     try:
+        plain = tokenizers.Tokenizer.from_file(str(file))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: transformers cannot load a tokenizer here ({error}); export with one") from error
+    # tokenizers raises bare Exceptions for a damaged file.
+    except Exception as error:
+        raise UserError(f"{folder}: transformers cannot load the tokenizer here ({error})") from error
+    for text in _PROBES:
+        if tokenizer.encode(text, add_special_tokens=False) != plain.encode(text, add_special_tokens=False).ids:
+            raise UserError(
+                f"{folder}: transformers gives other ids than tokenizer.json does for {text!r}; "
+                "set tokenizer_class to PreTrainedTokenizerFast in tokenizer_config.json"
+            )
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer names no end-of-text token; set eos_token in tokenizer_config.json")
     return tokenizer

@@ -162,3 +162,20 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="tokenizer"):
         export_model(random_weights(model_config(), seed=8), model_config(), tmp_path / "model", tmp_path / "empty")
+
+
+def test_a_tokenizer_that_names_no_end_of_text_is_refused(tmp_path: Path) -> None:
+    source = write_tokenizer(tmp_path / "tokenizer", vocabulary=40)
+    (source / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="tokenizer"):
+        export_model(random_weights(model_config(), seed=9), model_config(), tmp_path / "model", source)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_tokenizer_that_transformers_would_read_differently_is_refused(tmp_path: Path) -> None:
+    """Without a tokenizer class transformers takes the one of the architecture, here Gemma's own."""
+    source = write_tokenizer(tmp_path / "tokenizer", vocabulary=40)
+    (source / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    with pytest.raises(UserError, match="tokenizer"):
+        export_model(random_weights(model_config(), seed=9), model_config(), tmp_path / "model", source)
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,159 @@
+"""Held-out loss in nats per token, beside the unigram entropy of the same tokens.
+
+A corpus is one stream of its documents in order, cut into windows of `seq_length` inputs; window k predicts the
+stream's tokens k * seq_length + 1 and on, so that no token is predicted twice. The unigram entropy
+H = -sum p log p is what a model would reach that knows the frequencies of these very tokens and nothing else.
+
+Shapes: B windows in a batch, S seq_length, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# FP32 logits of one batch stay near 128 MB, whatever the vocabulary.
+_LOGITS_PER_BATCH = 32 << 20
+
+
+@dataclass
+class Tally:
+    """Sums over predicted tokens; two tallies add up."""
+
+    nats: float
+    counts_v: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.counts_v.sum())
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.nats + other.nats, self.counts_v + other.counts_v)
+
+    def figures(self) -> dict[str, Any]:
+        """Plain figures: predicted tokens, nats per token, unigram entropy in nats."""
+        entropy = unigram_entropy(self.counts_v)
+        return {"tokens": self.tokens, "nats_per_token": self.nats / self.tokens, "unigram_entropy": entropy}
+
+
+def held_out_loss(
+    network: PreTrainedModel,
+    corpora: Mapping[str, IndexedCorpus],
+    seq_length: int,
+    token_limit: int | None = 100_000,
+) -> dict[str, Any]:
+    """Predict held-out corpora with an exported model.
+
+    Args:
+        network: a causal language model of transformers, in evaluation mode.
+        corpora: by name; a name is usually a domain.
+        seq_length: tokens of context at most, as in training.
+        token_limit: predicted tokens at most, in equal shares for the corpora; a corpus above its share gives
+            windows at even distances. None: all of it.
+
+    Returns:
+        {"tokens", "nats_per_token", "unigram_entropy", "seq_length", "domains": {name: the first three}}.
+
+    Raises:
+        UserError: a corpus has no token to predict, or ids outside the model's vocabulary.
+    """
+    share = None if token_limit is None else max(token_limit // len(corpora), 1)
+    tallies = {name: _measure(network, corpus, seq_length, share) for name, corpus in corpora.items()}
+    first, *others = tallies.values()
+    overall = sum(others, start=first)
+    domains = {name: tally.figures() for name, tally in tallies.items()}
+    return {**overall.figures(), "seq_length": seq_length, "domains": domains}
+
+
+def open_corpora(prefixes: Sequence[Path]) -> dict[str, IndexedCorpus]:
+    """Open held-out corpora under short names: the prefix's last part without Megatron's `_text_document`.
+
+    Raises:
+        UserError: none is given, one is damaged, or two have one name.
+    """
+    if not prefixes:
+        raise UserError("evaluation: name at least one held-out corpus")
+    corpora: dict[str, IndexedCorpus] = {}
+    for prefix in prefixes:
+        name = prefix.name.removesuffix("_document").removesuffix("_text")
+        if name in corpora:
+            raise UserError(f"{prefix}: another held-out corpus is called {name!r} too; rename one")
+        corpora[name] = IndexedCorpus(prefix)
+    return corpora
+
+
+def unigram_entropy(counts: NDArray[np.int64]) -> float:
+    """-sum p log p in nats, from how often each id occurs."""
+    probabilities = counts[counts > 0] / counts.sum()
+    return float(-(probabilities * np.log(probabilities)).sum())
+
+
+def _measure(network: PreTrainedModel, corpus: IndexedCorpus, seq_length: int, limit: int | None) -> Tally:
+    vocabulary = network.get_output_embeddings().weight.shape[0]
+    batch_size = max(1, _LOGITS_PER_BATCH // (seq_length * vocabulary))
+    total = Tally(0.0, np.zeros(vocabulary, np.int64))
+    for windows_bs in _batches(corpus, seq_length, limit, batch_size):
+        if windows_bs.max() >= vocabulary or windows_bs.min() < 0:
+            raise UserError(
+                f"{corpus.prefix}: token id {windows_bs.max()} is outside the model's {vocabulary} ids; "
+                "evaluate on a corpus made with the model's tokenizer"
+            )
+        total += _predict(network, windows_bs, vocabulary)
+    if not total.tokens:
+        raise UserError(f"{corpus.prefix}: fewer than two tokens, nothing to predict; name a larger held-out corpus")
+    return total
+
+
+@torch.inference_mode()
+def _predict(network: PreTrainedModel, windows_bs: NDArray[np.int64], vocabulary: int) -> Tally:
+    tokens_bs = torch.from_numpy(windows_bs).to(network.device)
+    logits_bsv = network(tokens_bs[:, :-1], use_cache=False).logits
+    labels_bs = tokens_bs[:, 1:]
+    nats = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1).float(), labels_bs.flatten(), reduction="none")
+    counts_v = np.bincount(windows_bs[:, 1:].ravel(), minlength=vocabulary)
+    return Tally(nats.double().sum().item(), counts_v)
+
+
+def _batches(corpus: IndexedCorpus, seq_length: int, limit: int | None, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Windows [B, S + 1] of the corpus stream; a shorter last one comes by itself."""
+    ends = np.cumsum(corpus.lengths, dtype=np.int64)
+    starts, sizes = _windows(max(corpus.num_tokens - 1, 0), seq_length, limit)
+    for size in np.unique(sizes):
+        of_size = starts[sizes == size]
+        for at in range(0, len(of_size), batch_size):
+            yield np.stack([_read(corpus, ends, start, int(size) + 1) for start in of_size[at : at + batch_size]])
+
+
+def _windows(to_predict: int, seq_length: int, limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each window starts and how many tokens it predicts; at most `limit` in all."""
+    if limit is None or to_predict <= limit:
+        starts = np.arange(0, to_predict, seq_length)
+        return starts, np.minimum(seq_length, to_predict - starts)
+    size = min(seq_length, limit, to_predict)
+    available, wanted = to_predict // size, limit // size
+    return np.arange(wanted) * available // wanted * size, np.full(wanted, size)
+
+
+def _read(corpus: IndexedCorpus, ends: NDArray[np.int64], start: int, count: int) -> NDArray[np.int64]:
+    """Tokens [start, start + count) of the documents laid end to end."""
+    parts = []
+    document = int(np.searchsorted(ends, start, side="right"))
+    offset = start - int(ends[document] - corpus.lengths[document])
+    while count > 0:
+        part = corpus.tokens(document, offset, offset + count)
+        parts.append(part)
+        count -= len(part)
+        document, offset = document + 1, 0
+    return np.concatenate(parts).astype(np.int64)

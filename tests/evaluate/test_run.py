@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate import evaluate, summary_line
+from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes
+from megatron_kaiyuan.export.loading import load_network, load_tokenizer
+from tests.evaluate.tiny_model import random_documents, write_corpus, write_model, write_text
+
+SIZES = TaskSizes(documents=4, document_characters=150, items=12, context_characters=60, continuation_characters=30)
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def log_probability(folder: Path, context: list[int], continuation: list[int]) -> float:
+    tokens = torch.tensor([context + continuation])
+    with torch.no_grad():
+        rows = load_network(folder)(tokens).logits[0].double().log_softmax(-1)
+    return sum(rows[len(context) - 1 + index, token].item() for index, token in enumerate(continuation))
+
+
+def test_lm_eval_runs_offline_and_agrees_with_a_calculation_by_hand(tmp_path: Path) -> None:
+    model, baseline = write_model(tmp_path / "model", seed=0), write_model(tmp_path / "untrained", seed=1)
+    corpus = write_corpus(tmp_path / "a_text_document", random_documents(4, seed=1))
+    text = write_text(tmp_path / "a.jsonl", "a", 14, 60, seed=1)
+    output = tmp_path / "run" / "evaluation.json"
+
+    result = evaluate(
+        model, baseline, [corpus], [text], tmp_path / "work", output, seq_length=256, token_limit=100, sizes=SIZES
+    )
+    assert json.loads(output.read_text()) == result
+    assert result["items"] == {ROLLING: 4, CONTINUATION: 12}
+
+    tokenizer = load_tokenizer(model)
+    rolling = [json.loads(line)["text"] for line in lines_of(tmp_path / "work" / f"{ROLLING}.jsonl")]
+    nats = -sum(log_probability(model, [0], tokenizer.encode(document)) for document in rolling)
+    bits_per_byte = nats / math.log(2) / sum(len(document.encode()) for document in rolling)
+    assert result["model"]["tasks"][ROLLING]["bits_per_byte"] == pytest.approx(bits_per_byte, rel=1e-4)
+
+    right = 0
+    for line in lines_of(tmp_path / "work" / f"{CONTINUATION}.jsonl"):
+        item = json.loads(line)
+        context = tokenizer.encode(item["context"])
+        scores = [log_probability(model, context, tokenizer.encode(choice)) for choice in item["choices"]]
+        right += scores.index(max(scores)) == item["gold"]
+    assert result["model"]["tasks"][CONTINUATION]["acc"] == pytest.approx(right / 12)
+
+    line = summary_line(result)
+    assert line.startswith(f"held-out {result['model']['held_out']['nats_per_token']:.2f} nats/token, unigram entropy ")
+    assert f"untrained {result['baseline']['held_out']['nats_per_token']:.2f}; continuation accuracy" in line
+    assert "\n" not in line
+
+
+def test_nothing_is_written_outside_the_work_folder(tmp_path: Path) -> None:
+    """In a process of its own: Hugging Face's libraries choose their caches when they are first imported."""
+    model = write_model(tmp_path / "model")
+    corpus = write_corpus(tmp_path / "a_text_document", random_documents(4, seed=1))
+    text = write_text(tmp_path / "a.jsonl", "a", 8, 60, seed=1)
+    program = (
+        "import sys; from pathlib import Path; from megatron_kaiyuan.evaluate import evaluate, summary_line\n"
+        "model, corpus, text, work = map(Path, sys.argv[1:])\n"
+        "print(summary_line(evaluate(model, None, [corpus], [text], work, work / 'evaluation.json')))"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_", "TRANSFORMERS"))}
+    environment = {**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, model, corpus, text, tmp_path / "work"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("held-out ") and "untrained" not in done.stdout
+    assert "it/s" not in done.stderr, "progress bars belong on a terminal only"
+    assert list(home.rglob("*")) == []
+    assert (tmp_path / "work" / "evaluation.json").is_file()
+
+
+def test_wrong_folders_and_lengths_are_named(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "a_text_document", random_documents(2, seed=1))
+    text = write_text(tmp_path / "a.jsonl", "a", 3, 60, seed=1)
+    output = tmp_path / "evaluation.json"
+    with pytest.raises(UserError, match="no exported model here"):
+        evaluate(tmp_path / "none", None, [corpus], [text], tmp_path / "work", output)
+    model = write_model(tmp_path / "model")
+    with pytest.raises(UserError, match="seq_length 300"):
+        evaluate(model, None, [corpus], [text], tmp_path / "work", output, seq_length=300)
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        evaluate(model, None, [corpus], [text], tmp_path / "work", output)
+    assert not output.exists()
