@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import reference_algorithm1 as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_algorithm1 import Rows
 
 from data_tools import _curriculum
+from tests.csrc import reference_algorithm1 as reference
+from tests.csrc.reference_algorithm1 import Rows
 
 BIG = 60_000  # rows: enough that the sorts are cut into pieces and merged, and the ranges of R are used
 

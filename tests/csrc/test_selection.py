@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-import reference_algorithm1 as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools import _curriculum
+from tests.csrc import reference_algorithm1 as reference
 
 scores_lists = st.lists(
     st.sampled_from([0.0, -0.0, 0.5, 1.0, -3.0, math.inf]) | st.floats(allow_nan=False), max_size=40
