@@ -25,6 +25,7 @@ class TextTokenizer:
             it, else the first usual one that the vocabulary has.
 
     Attributes:
+        vocabulary: id of each token.
         vocab_size: the largest id + 1; a sparse vocabulary has fewer entries.
         eod_id: id that ends a document. No text can contain it: spelt out, it becomes ordinary tokens.
 
@@ -38,9 +39,9 @@ class TextTokenizer:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        self.eod_id: int = vocabulary[_end_of_document(self.path, vocabulary, eod_token)]
+        self.vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocabulary.values()) + 1
+        self.eod_id = self.vocabulary[_end_of_document(self.path, self.vocabulary, eod_token)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without any token before or after it."""
