@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -87,12 +89,76 @@ def average(
 
     Example: kaiyuan average runs/quickstart/train --last 4
     """
+    with _alone():
+        from megatron_kaiyuan.checkpoint.average import average_checkpoints
+
+        print(average_checkpoints(run_dir, last, output or run_dir / "averaged"))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="checkpoint folder: RUN_DIR/checkpoints/step_N or RUN_DIR/averaged")
+    ],
+    output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
+    tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder that stock transformers loads.
+
+    Example: kaiyuan export runs/quickstart/train/averaged --output exported --tokenizer runs/quickstart/tokenizer
+    """
+    with _alone():
+        from megatron_kaiyuan.export.run import export_checkpoint
+
+        print(export_checkpoint(checkpoint, output, tokenizer))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder")],
+    held_out: Annotated[list[Path], typer.Option(help="held-out corpus, .idx or prefix; give it once for each")],
+    held_out_text: Annotated[list[Path], typer.Option(help="held-out text, JSON lines; give it once for each")],
+    output: Annotated[Path, typer.Option(help="JSON file to write; work files go beside it")],
+    baseline: Annotated[Path | None, typer.Option(help="Hugging Face folder to compare with")] = None,
+    seq_length: Annotated[int | None, typer.Option(help="context; default: all that the model admits")] = None,
+) -> None:
+    """Held-out loss and lm-eval on tasks made from held-out text, offline.
+
+    Example: kaiyuan eval exported --held-out corpora/math_text_document --held-out-text math.jsonl --output eval.json
+    """
+    from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
+    from megatron_kaiyuan.evaluate.run import summary_line
+
+    prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out]
+    work = output.parent / "evaluation"
+    result = evaluate_model(model, baseline, prefixes, held_out_text, work, output, seq_length=seq_length)
+    print(f"eval: {summary_line(result)}")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="run folder with metrics.jsonl")],
+    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/report.html")] = None,
+) -> None:
+    """One self-contained page about a run.
+
+    Example: kaiyuan report runs/quickstart/train
+    """
+    from megatron_kaiyuan.report import build_report
+
+    print(f"report: {build_report(run_dir, output or run_dir / 'report.html')}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One CPU process with megatron-core ready, for commands on whole checkpoints."""
     from megatron_kaiyuan import platform
 
-    platform.activate("cpu")
-    from megatron_kaiyuan.checkpoint.average import average_checkpoints
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
 
-    print(average_checkpoints(run_dir, last, output or run_dir / "averaged"))
+    with single_process(device):
+        yield
 
 
 def main() -> None:

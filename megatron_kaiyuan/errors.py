@@ -1,5 +1,10 @@
 """The one exception for mistakes that a user can mend."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 
 class UserError(Exception):
     """Bad input: the message names the file or field and says what to do.
@@ -16,14 +21,12 @@ class UserError(Exception):
         self.every_rank = every_rank
 
 
-def require(module: str, extra: str, purpose: str):
+def require(module: str, extra: str, purpose: str) -> Any:
     """Import an optional `module`, or say which extra of this project brings it.
 
     Raises:
         UserError: the module is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.transformer.module import MegatronModule
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster.groups import agreed
@@ -53,9 +53,21 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     layout.verify(folder)
     everything = dist_checkpointing.load_tensors_metadata(str(folder))
     wanted = {key: value for key, value in everything.items() if not key.startswith(OPTIMIZER_PREFIX)}
+    # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.
     loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
-    tensors, _ = extract_matching_values(loaded, lambda value: isinstance(value, torch.Tensor))
-    return {key: tensor for key, tensor in tensors.items() if key in wanted}
+    return {key: loaded[key] for key in wanted}
+
+
+def load_into(network: MegatronModule, folder: Path) -> None:
+    """Load the weights of any checkpoint, averaged ones included, into a network of any layout. Collective.
+
+    The caller has verified `folder`. Objects beside the tensors, which megatron-core keeps for Transformer
+    Engine's FP8 state, are left out: an averaged checkpoint has none.
+    """
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    described = network.sharded_state_dict(metadata=metadata)
+    tensors = {key: value for key, value in described.items() if not isinstance(value, ShardedObject)}
+    network.load_state_dict(load_sharded(folder, {"network": tensors})["network"])
 
 
 def whole(weights: dict[str, torch.Tensor]) -> dict[str, ShardedTensor]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import Platform
@@ -26,15 +26,7 @@ def process_groups(who: Rank, platform: Platform, parallel: ParallelConfig) -> I
     """
     from megatron.core import parallel_state
 
-    # For launchers other than torchrun: env:// is what torch and the libraries on top of it read.
-    for name, value in (
-        ("RANK", who.rank),
-        ("WORLD_SIZE", who.world_size),
-        ("LOCAL_RANK", who.local_rank),
-        ("MASTER_ADDR", who.master_address),
-        ("MASTER_PORT", who.master_port),
-    ):
-        os.environ.setdefault(name, str(value))
+    _export_rank(who)
     timeout = timedelta(minutes=parallel.timeout_minutes)
     torch.distributed.init_process_group(platform.collective_backend, timeout=timeout)
     parallel_state.initialize_model_parallel(
@@ -47,6 +39,17 @@ def process_groups(who: Rank, platform: Platform, parallel: ParallelConfig) -> I
     torch.distributed.barrier()
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
+
+
+def _export_rank(who: Rank) -> None:
+    """Tell torch, and the libraries on top of it, what the launcher told us under its own names."""
+    os.environ.update(
+        RANK=str(who.rank),
+        WORLD_SIZE=str(who.world_size),
+        LOCAL_RANK=str(who.local_rank),
+        MASTER_ADDR=who.master_address,
+        MASTER_PORT=str(who.master_port),
+    )
 
 
 def agreed(action: Callable[[], Result]) -> Result:
@@ -72,3 +75,11 @@ def agreed(action: Callable[[], Result]) -> Result:
         where = "" if everywhere else f" (on rank {', '.join(map(str, failing[:8]))} of {len(messages)})"
         raise UserError(f"{first}{where}", every_rank=True)
     return result  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def single_process(platform: Platform) -> Iterator[None]:
+    """Process groups of one, for commands that work on whole checkpoints whatever started them."""
+    alone = discover({})
+    with process_groups(alone, platform, ParallelConfig()):
+        yield

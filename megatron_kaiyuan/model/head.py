@@ -19,6 +19,4 @@ def soft_cap(logits: torch.Tensor, cap: float) -> torch.Tensor:
 def cap_logits(model: GPTModel, cap: float) -> None:
     """Make a GPTModel's output layer return soft-capped logits; a stage without the head is left alone."""
     if model.post_process:
-        model.output_layer.register_forward_hook(
-            lambda layer, inputs, output: (soft_cap(output[0], cap), *output[1:])
-        )
+        model.output_layer.register_forward_hook(lambda layer, inputs, output: (soft_cap(output[0], cap), *output[1:]))

@@ -77,11 +77,9 @@ class AdamW(torch.optim.AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict()` gave; `step` goes back to the groups."""
-        state = {
-            index: {name: value for name, value in tensors.items() if name != "step"}
-            for index, tensors in state_dict["state"].items()
-        }
-        super().load_state_dict({**state_dict, "state": state})
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.pop("step", None)
         for group in self.param_groups:
             group["step"] = int(group["step"])
 

@@ -19,6 +19,8 @@ _KNOWN_WARNINGS = (
     "Apex is not installed",
     r"The \.grad attribute of a Tensor that is not a leaf",
     r"`torch\.distributed\.\w+` is deprecated",
+    "`load_state_dict` is deprecated",
+    "Please use DTensor instead and we are deprecating ShardedTensor",
 )
 
 _current: Platform | None = None

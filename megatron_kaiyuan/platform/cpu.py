@@ -158,12 +158,12 @@ def _point_megatron_at_cpu() -> None:
     for name in _MODULES_THAT_NAME_CUDA:
         importlib.import_module(f"megatron.core.{name}").__dict__["torch"] = stand_in
 
-    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
 
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
-    optimizer = importlib.import_module("megatron.core.optimizer.optimizer")
+    optimizer: Any = importlib.import_module("megatron.core.optimizer.optimizer")
     optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(optimizer.clip_grad_by_total_norm_fp32)
     distributed_optimizer = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
     distributed_optimizer.__init__ = _with_cuda_type_names(distributed_optimizer.__init__)
@@ -196,7 +196,7 @@ def _cuda_type_names() -> Iterator[None]:
         answer = original(self, *args, **kwargs)
         return _CUDA_NAMES.get(answer, answer) if isinstance(answer, str) else answer
 
-    torch.Tensor.type = renamed  # type: ignore[method-assign]
+    torch.Tensor.type = renamed  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -103,10 +103,11 @@ class StopOnBadLoss(Hook):
         self._skips_in_a_row = self._skips_in_a_row + 1 if result.skipped else 0
         bad_update = not math.isfinite(result.loss) and not result.skipped
         if bad_update or self._skips_in_a_row >= self._MOST_SKIPS_IN_A_ROW:
+            progress = session.state.progress
             raise UserError(
-                f"step {session.state.progress.step} (tokens up to {session.state.progress.tokens}): loss {result.loss}, "
-                f"{self._skips_in_a_row} skipped steps in a row, loss scale {result.loss_scale:g}; nothing was saved "
-                "since the last checkpoint. Lower the learning rate or check the data at that position, and start again",
+                f"step {progress.step} (tokens up to {progress.tokens}): loss {result.loss}, {self._skips_in_a_row} "
+                f"skipped steps in a row, loss scale {result.loss_scale:g}; nothing was saved since the last "
+                "checkpoint; lower the learning rate or check the data at that position, and start again",
                 every_rank=True,
             )
 

@@ -148,7 +148,7 @@ def _identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
         "versions": {
             "megatron_kaiyuan": __version__,
             "megatron_core": megatron_version,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": host.python_version(),
         },
     }

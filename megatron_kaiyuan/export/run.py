@@ -1,0 +1,43 @@
+"""From a checkpoint to a Hugging Face folder, compared with the megatron-core network it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megatron_kaiyuan.checkpoint.load import load_common, load_into, load_weights
+from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+from megatron_kaiyuan.export.compare import largest_logit_difference
+from megatron_kaiyuan.export.huggingface import export_model
+from megatron_kaiyuan.model.build import build_model, transformer_config
+
+_COMPARED_SEQUENCES, _COMPARED_LENGTH = 2, 128
+
+
+def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None) -> str:
+    """Export a checkpoint, of a run or averaged, and say how far its logits are from megatron-core's.
+
+    One process; process groups are initialised. Both networks compute in FP32 on random token ids.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged, or cannot be represented.
+    """
+    weights = load_weights(folder)
+    model = ModelConfig(**load_common(folder)["run"]["config"]["model"])
+    export_model(weights, model, output, tokenizer_folder)
+    network = _megatron_network(folder, model)
+    length = min(_COMPARED_LENGTH, model.max_position_embeddings)
+    generator = torch.Generator().manual_seed(0)
+    token_ids_bs = torch.randint(model.vocab_size, (_COMPARED_SEQUENCES, length), generator=generator)
+    position_ids_bs = torch.arange(length).expand(_COMPARED_SEQUENCES, -1)
+    difference = largest_logit_difference(output, lambda ids: network(ids, position_ids_bs, None), token_ids_bs)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    return f"export: {parameters:,} parameters in {output}, largest logit difference to megatron-core {difference:.2e}"
+
+
+def _megatron_network(folder: Path, model: ModelConfig) -> torch.nn.Module:
+    """The network as megatron-core builds and loads it, which shares no code with the export's renaming."""
+    network = build_model(model, transformer_config(model, ParallelConfig()))
+    load_into(network, folder)
+    return network.eval()
