@@ -1,0 +1,175 @@
+"""One self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_kaiyuan.config import ModelConfig, RunConfig, load_run
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
+from megatron_kaiyuan.files import read_json, write_text
+from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
+from megatron_kaiyuan.report.metrics import History, read_history
+from megatron_kaiyuan.report.stream import PhaseMix, read_phases
+
+
+def build_report(run_dir: Path, output: Path) -> Path:
+    """Write the report of a run, finished or not.
+
+    Args:
+        run_dir: holds `metrics.jsonl`; `config.yaml`, the phases it names and `evaluation.json` are shown when there.
+        output: the HTML file; it refers to nothing outside itself.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: there are no metrics.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    history = read_history(run_dir / "metrics.jsonl")
+    missing: list[str] = []
+    run = _read_config(run_dir, missing)
+    phases = _read_stream(run_dir, run, missing)
+    evaluation = _read_evaluation(run_dir, missing)
+    figures = [*training_figures(history, phases, _references(evaluation))]
+    if phases:
+        figures += stream_figures(phases)
+    environment = Environment(
+        loader=PackageLoader("megatron_kaiyuan.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("page.html").render(
+        name=run_dir.resolve().name,
+        tiles=_tiles(history, run, evaluation),
+        figures=figures,
+        phases=phases,
+        held_out=_held_out_rows(evaluation),
+        domains=evaluation["model"]["held_out"]["domains"] if evaluation else {},
+        events=[_event(event) for event in history.events if event["event"] != "checkpoint"],
+        checkpoints=[event.get("step") for event in history.events if event["event"] == "checkpoint"],
+        repeated=history.repeated,
+        unreadable=history.unreadable,
+        configuration=(run_dir / "config.yaml").read_text(encoding="utf-8") if run else None,
+        missing=missing,
+    )
+    write_text(output, page)
+    return output
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Weights of the network, from its shape: untied embedding and head, no biases."""
+    hidden, size = model.hidden_size, model.kv_channels
+    attention = hidden * size * (2 * model.num_attention_heads + 2 * model.num_query_groups)
+    norms = hidden * (4 if model.sandwich_norm else 2) + (2 * size if model.qk_layernorm else 0)
+    layer = attention + 3 * hidden * model.ffn_hidden_size + norms
+    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden
+
+
+def _read_config(run_dir: Path, missing: list[str]) -> RunConfig | None:
+    try:
+        return load_run(run_dir / "config.yaml")
+    except UserError as error:
+        missing.append(f"Configuration: {error}")
+        return None
+
+
+def _read_stream(run_dir: Path, run: RunConfig | None, missing: list[str]) -> list[PhaseMix]:
+    if run is None:
+        missing.append("Datasets and quality: the configuration names the phases")
+        return []
+    folders = [phase.path for phase in run.data.phases]
+    try:
+        return read_phases([folder if folder.exists() else run_dir / folder for folder in folders])
+    except UserError as error:
+        missing.append(f"Datasets and quality: {error}")
+        return []
+
+
+def _read_evaluation(run_dir: Path, missing: list[str]) -> dict[str, Any] | None:
+    path = run_dir / "evaluation.json"
+    if not path.is_file():
+        missing.append("Held-out results: evaluation.json is not there; run kaiyuan eval")
+        return None
+    try:
+        evaluation = read_json(path, "evaluation")
+        _held_out_rows(evaluation)
+        _references(evaluation)
+    except UserError as error:
+        missing.append(f"Held-out results: {error}")
+    except (KeyError, TypeError) as error:
+        missing.append(f"Held-out results: {path} lacks a field ({error}); run kaiyuan eval again")
+    else:
+        return evaluation
+    return None
+
+
+def _references(evaluation: dict[str, Any] | None) -> list[Line]:
+    if evaluation is None:
+        return []
+    held_out = evaluation["model"]["held_out"]
+    return [
+        Line("held-out loss", held_out["nats_per_token"]),
+        Line("unigram entropy of the held-out tokens", held_out["unigram_entropy"]),
+    ]
+
+
+def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The figures at the head of the page: (what, value)."""
+    last = history.rows[-1]
+    losses = history.column("loss")
+    losses = losses[np.isfinite(losses)]
+    speed = history.column("tokens_per_second")
+    tiles = [("loss at the end", f"{losses[-1]:.3f}" if len(losses) else "none")]
+    if evaluation:
+        tiles.append(("held-out nats per token", f"{evaluation['model']['held_out']['nats_per_token']:.3f}"))
+    tiles += [("tokens", f"{last['tokens']:,}"), ("steps", f"{last['step']:,}")]
+    if np.isfinite(speed).any():
+        tiles.append(("tokens/s, median", f"{np.nanmedian(speed):,.0f}"))
+    if run:
+        tiles.append(("parameters", _short(count_parameters(run.model))))
+    skipped = last.get("skipped_steps", 0)
+    return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", f"{skipped:,}")]
+
+
+def _held_out_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A row for the model and one for the untrained model; a task that was not run is None."""
+    rows: list[dict[str, Any]] = []
+    if evaluation is None:
+        return rows
+    for name, result in (("this model", evaluation["model"]), ("untrained", evaluation["baseline"])):
+        if result is None:
+            continue
+        held_out, tasks = result["held_out"], result["tasks"]
+        rows.append(
+            {
+                "name": name,
+                "nats_per_token": held_out["nats_per_token"],
+                "unigram_entropy": held_out["unigram_entropy"],
+                "below": held_out["unigram_entropy"] - held_out["nats_per_token"],
+                "bits_per_byte": tasks.get(ROLLING, {}).get("bits_per_byte"),
+                "accuracy": tasks.get(CONTINUATION, {}).get("acc"),
+                "normalized": tasks.get(CONTINUATION, {}).get("acc_norm"),
+            }
+        )
+    return rows
+
+
+def _event(event: dict[str, Any]) -> dict[str, Any]:
+    seconds = event.get("time")
+    when = ""
+    if isinstance(seconds, int | float) and math.isfinite(seconds):
+        when = f"{datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    return {"name": event["event"], "step": event.get("step"), "when": when}
+
+
+def _short(count: int) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}" if count < 100 * size else f"{count / size:.0f} {letter}"
+    return f"{count:,}"

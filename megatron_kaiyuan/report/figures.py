@@ -1,0 +1,215 @@
+"""Figures of a run as SVG in data URIs: a page that holds them needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_kaiyuan.report.metrics import History
+from megatron_kaiyuan.report.stream import PhaseMix
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
+_INK, _FAINT, _RESTART = "#333333", "#b8b8b8", "#D55E00"
+_MOST_POINTS = 1200
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _FAINT,
+    "axes.grid": True,
+    "grid.color": "#ececec",
+    "svg.hashsalt": "kaiyuan",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture and its words."""
+
+    title: str
+    caption: str
+    uri: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A horizontal line to compare a curve with."""
+
+    name: str
+    value: float
+
+
+def training_figures(history: History, phases: Sequence[PhaseMix], references: Sequence[Line]) -> Iterator[Figure]:
+    """Loss, learning rate, gradient norm, loss scale and speed against tokens."""
+    x, unit = _scaled(history.column("tokens"))
+
+    def frame(draw: Callable[[Axes], None], title: str, caption: str, wide: bool = False) -> Figure:
+        def whole(axes: Axes) -> None:
+            draw(axes)
+            _mark(axes, history, phases, unit)
+            axes.set_xlabel(f"tokens{unit.label}")
+
+        return Figure(title, caption, _render(whole, wide), wide)
+
+    def loss(axes: Axes) -> None:
+        _curve(axes, x, history.column("loss"), smooth=True)
+        for line, colour in zip(references, _COLOURS[2:], strict=False):
+            axes.axhline(line.value, color=colour, linewidth=1, linestyle="-.", label=line.name)
+        if references:
+            axes.legend(frameon=False, loc="upper right")
+        axes.set_ylabel("nats per token")
+
+    yield frame(loss, "Loss", "Training loss; the strong line is a running mean.", wide=True)
+    for name, title, caption, logarithmic in (
+        ("lr", "Learning rate", "As the schedule sets it.", False),
+        ("grad_norm", "Gradient norm", "Before clipping; skipped steps have none.", True),
+        ("loss_scale", "Loss scale", "1 without FP16.", True),
+        ("tokens_per_second", "Speed", "Tokens per second of the whole job.", False),
+    ):
+        values = history.column(name)
+        yield frame(lambda axes, v=values, n=logarithmic: _panel(axes, x, v, n), title, caption)  # type: ignore[misc]
+
+
+def stream_figures(phases: Sequence[PhaseMix]) -> Iterator[Figure]:
+    """Share and mean quality of each dataset along the token position."""
+    _, unit = _scaled(np.array([phases[-1].end], dtype=np.float64))
+    names = list(dict.fromkeys(name for phase in phases for name in phase.tokens))
+    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+
+    def shares(axes: Axes) -> None:
+        for phase in phases:
+            tokens = np.array([phase.tokens.get(name, np.zeros(len(phase.edges) - 1)) for name in names])
+            total = tokens.sum(axis=0)
+            share = 100 * np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
+            base = np.zeros(len(total))
+            for name, part in zip(names, share, strict=True):
+                axes.stairs(base + part, phase.edges / unit.size, baseline=base, fill=True, color=colours[name])
+                base = base + part
+        _finish_stream(axes, phases, unit, colours)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("% of tokens")
+
+    def quality(axes: Axes) -> None:
+        for phase in phases:
+            middles = (phase.edges[1:] + phase.edges[:-1]) / 2 / unit.size
+            for name, scores in phase.mean_score.items():
+                axes.plot(middles, scores, color=colours[name], linewidth=1.2, marker=".", markersize=3)
+            axes.plot(middles, phase.overall_score(), color=_INK, linewidth=2.2)
+        _finish_stream(axes, phases, unit, {**colours, "all": _INK})
+        axes.set_ylabel("mean score")
+
+    yield Figure("Datasets", "Share of each dataset along the token position.", _render(shares))
+    yield Figure("Quality", "Mean score of each dataset; the dark line is all of them.", _render(quality))
+
+
+@dataclass(frozen=True)
+class _Unit:
+    size: float
+    label: str
+
+
+def _scaled(tokens: NDArray[np.float64]) -> tuple[NDArray[np.float64], _Unit]:
+    for size, label in ((1e12, " (T)"), (1e9, " (B)"), (1e6, " (M)"), (1e3, " (k)")):
+        if tokens.max() >= size:
+            return tokens / size, _Unit(size, label)
+    return tokens, _Unit(1.0, "")
+
+
+def _panel(axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], logarithmic: bool) -> None:
+    _curve(axes, x, values)
+    usable = values[np.isfinite(values) & (values > 0)]
+    if logarithmic and len(usable) and usable.max() > 10 * usable.min():
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _curve(axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], smooth: bool = False) -> None:
+    finite = np.isfinite(values)
+    x, values = _thin(x[finite]), _thin(values[finite])
+    if smooth and len(values) >= 20:
+        axes.plot(x, values, color=_COLOURS[4], linewidth=0.7, alpha=0.6)
+        values = _running_mean(values, max(len(values) // 40, 3))
+    # A single row makes no line.
+    axes.plot(x, values, color=_COLOURS[0], linewidth=1.6, marker="." if len(values) < 20 else None)
+
+
+def _thin(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of equal groups, so that a long run stays a small page."""
+    group = -(-len(values) // _MOST_POINTS)
+    if group <= 1:
+        return values
+    starts = np.arange(0, len(values), group)
+    return np.add.reduceat(values, starts) / np.diff(np.append(starts, len(values)))
+
+
+def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Mean over the last `width` values, over fewer at the start."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _mark(axes: Axes, history: History, phases: Sequence[PhaseMix], unit: _Unit) -> None:
+    """Phase boundaries that training reached, with names, and restarts."""
+    reached = history.rows[-1]["tokens"]
+    axes.set_xlim(0, reached / unit.size)
+    for phase in phases:
+        if phase.start < reached:
+            _name_phase(axes, phase, unit)
+    for event in history.restarts:
+        place = history.tokens_at(event.get("step", 0)) / unit.size
+        axes.axvline(place, color=_RESTART, linewidth=0.9, linestyle=":")
+        axes.plot(place, 0, transform=axes.get_xaxis_transform(), marker="^", color=_RESTART, clip_on=False, zorder=5)
+
+
+def _name_phase(axes: Axes, phase: PhaseMix, unit: _Unit) -> None:
+    if phase.start:
+        axes.axvline(phase.start / unit.size, color=_INK, linewidth=0.9, linestyle="--")
+    axes.annotate(
+        phase.name,
+        (phase.start / unit.size, 1.0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(3, 3),
+        textcoords="offset points",
+        fontsize=8,
+        color=_INK,
+    )
+
+
+def _finish_stream(axes: Axes, phases: Sequence[PhaseMix], unit: _Unit, colours: dict[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    for phase in phases:
+        _name_phase(axes, phase, unit)
+    axes.set_xlim(0, phases[-1].end / unit.size)
+    axes.set_xlabel(f"tokens{unit.label}")
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+
+
+def _render(draw: Callable[[Axes], None], wide: bool = False) -> str:
+    """Draw on a canvas of its own; no window system and no global state of pyplot."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=(9.6, 3.4) if wide else (4.7, 2.9), layout="constrained")
+        draw(canvas.add_subplot())
+        buffer = io.BytesIO()
+        # No date, so that the same run gives the same page.
+        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,96 @@
+"""`metrics.jsonl` of a run as one history, whatever interruptions wrote it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_kaiyuan.errors import UserError
+
+_RESTARTS = ("start", "resume")
+
+
+@dataclass
+class History:
+    """Steps that count, in order, and what happened between them.
+
+    Attributes:
+        rows: one for each logged step, rising in `step`.
+        events: as written.
+        repeated: rows that a restart made void, since their steps were trained again.
+        unreadable: lines that hold no JSON object, as a killed process leaves them.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    repeated: int = 0
+    unreadable: int = 0
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One figure over the rows; NaN where a row has none."""
+        return np.array([_number(row.get(name)) for row in self.rows], dtype=np.float64)
+
+    @property
+    def restarts(self) -> list[dict[str, Any]]:
+        """Events at which training went on from a checkpoint."""
+        return [event for event in self.events if event["event"] == "resume"]
+
+    def tokens_at(self, step: int) -> float:
+        """Token position of a step, between logged steps by proportion."""
+        steps = np.concatenate([[0.0], self.column("step")])
+        tokens = np.concatenate([[0.0], self.column("tokens")])
+        return float(np.interp(step, steps, tokens))
+
+
+def read_history(path: Path) -> History:
+    """Read metrics; a later row of a step replaces the earlier one, and a restart voids what lay beyond its step.
+
+    Raises:
+        UserError: the file is missing or holds no step.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run") from error
+    history = History()
+    by_step: dict[int, dict[str, Any]] = {}
+    written = 0
+    for line in filter(None, map(str.strip, lines)):
+        row = _parse(line)
+        if row is None:
+            history.unreadable += 1
+        elif "event" in row:
+            history.events.append(row)
+            if row["event"] in _RESTARTS:
+                last = _number(row.get("step"))
+                by_step = {step: kept for step, kept in by_step.items() if not step > last}
+        else:
+            written += 1
+            by_step[row["step"]] = row
+    if not by_step:
+        raise UserError(f"{path}: holds no training step; train first")
+    history.rows = [by_step[step] for step in sorted(by_step)]
+    history.repeated = written - len(by_step)
+    return history
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    if "event" in row:
+        return row
+    return row if isinstance(row.get("step"), int) and isinstance(row.get("tokens"), int) else None
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,102 @@
+"""A small run folder as training, curriculum and evaluation leave it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOKENS_PER_STEP = 4096
+
+
+def step_row(step: int, loss: float | None = None) -> dict[str, Any]:
+    return {
+        "step": step,
+        "tokens": step * TOKENS_PER_STEP,
+        "phase": "shuffled" if step <= 60 else "rising",
+        "phase_tokens": step * TOKENS_PER_STEP,
+        "loss": 2.0 + 7.0 * math.exp(-step / 40) + 0.2 * math.sin(step * 1.7) if loss is None else loss,
+        "lr": 1e-3 * min(step / 10, 1, max(0.02, (100 - step) / 40)),
+        "grad_norm": None if step == 30 else 1 + 20 / step,
+        "loss_scale": 65536.0 if step < 30 else 32768.0,
+        "tokens_per_second": 5000 + 300 * math.cos(step),
+        "skipped_steps": int(step >= 30),
+        "time": 1_750_000_000.0 + step,
+    }
+
+
+def write_metrics(run_dir: Path) -> None:
+    """100 steps; killed at step 57 after the checkpoint of step 50, the last line torn."""
+    lines = [json.dumps({"event": "start", "step": 0, "time": 1_750_000_000.0})]
+    lines += [json.dumps(step_row(step, loss=99.0 if step > 50 else None)) for step in range(1, 57)]
+    lines.insert(51, json.dumps({"event": "checkpoint", "step": 50, "time": 1_750_000_050.0}))
+    lines.append(json.dumps(step_row(57))[:40])
+    lines.append(json.dumps({"event": "resume", "step": 50, "time": 1_750_000_100.0}))
+    lines += [json.dumps(step_row(step)) for step in range(51, 101)]
+    lines.append(json.dumps({"event": "stop", "step": 100, "time": 1_750_000_200.0}))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 101, "tok', encoding="utf-8")
+
+
+def write_phase(folder: Path, name: str, order: str, tokens: int, scores: dict[str, tuple[float, float]]) -> Path:
+    """A phase whose datasets' mean score goes from one value to another; the first has none in its first bucket."""
+    buckets = 20
+    folder.mkdir(parents=True)
+    datasets = {}
+    for index, (dataset, (first, last)) in enumerate(scores.items()):
+        means: list[float | None] = [first + (last - first) * bucket / (buckets - 1) for bucket in range(buckets)]
+        share = [tokens // buckets // len(scores) for _ in range(buckets)]
+        if index == 0:
+            means[0], share[0] = None, 0
+        datasets[dataset] = {"tokens": share, "mean_score": means}
+    edges = [tokens * (bucket + 1) // buckets for bucket in range(buckets)]
+    (folder / "profile.json").write_text(json.dumps({"tokens": edges, "datasets": datasets}))
+    manifest = {"format": "kaiyuan-phase", "version": 1, "name": name, "order": order, "tokens": tokens}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def write_config(run_dir: Path, phases: list[Path]) -> None:
+    config = {
+        "run_dir": str(run_dir),
+        "model": {"preset": "kaiyuan-tiny"},
+        "data": {"phases": [{"path": str(phase), "peak_lr": 1e-3} for phase in phases]},
+        "train": {"seq_length": 256, "micro_batch_size": 4, "global_batch_size": 16},
+    }
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def evaluation() -> dict[str, Any]:
+    def one(nats: float, bits: float, accuracy: float) -> dict[str, Any]:
+        domains = {
+            "code": {"tokens": 60_000, "nats_per_token": nats - 0.25, "unigram_entropy": 6.654},
+            "<b>english": {"tokens": 40_000, "nats_per_token": nats + 0.5, "unigram_entropy": 6.987},
+        }
+        held_out = {"tokens": 100_000, "nats_per_token": nats, "unigram_entropy": 6.801, "seq_length": 256}
+        tasks = {
+            "heldout_rolling": {"bits_per_byte": bits},
+            "heldout_continuation": {"acc": accuracy, "acc_norm": accuracy + 0.011},
+        }
+        return {"path": "export", "held_out": {**held_out, "domains": domains}, "tasks": tasks, "seconds": 9.5}
+
+    items = {"heldout_rolling": 45, "heldout_continuation": 120}
+    return {"model": one(5.123, 1.912, 0.613), "baseline": one(9.014, 3.211, 0.263), "items": items, "seed": 1234}
+
+
+def write_run(root: Path) -> Path:
+    run_dir = root / "quickstart"
+    write_metrics(run_dir)
+    first = write_phase(
+        root / "phases" / "one", "shuffled", "shuffle", 60 * TOKENS_PER_STEP,
+        {"code": (0.5, 0.52), "english": (0.42, 0.4), "mathematics": (0.6, 0.6)},
+    )  # fmt: skip
+    second = write_phase(
+        root / "phases" / "two", "rising", "curriculum", 45 * TOKENS_PER_STEP,
+        {"code": (0.3, 0.9), "mathematics": (0.4, 0.95)},
+    )  # fmt: skip
+    write_config(run_dir, [first, second])
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation()))
+    return run_dir

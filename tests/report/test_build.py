@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import base64
+import json
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.report import build_report
+from megatron_kaiyuan.report.build import count_parameters
+from tests.report.sample_run import evaluation, step_row, write_run
+
+LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
+
+
+class Page(HTMLParser):
+    """Cells of each table by its id, pictures, and whatever a browser would fetch."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.pictures: list[dict[str, str]] = []
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._table = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = {name: value or "" for name, value in attributes}
+        self.fetched += [value for name, value in values.items() if name in LOADING and not value.startswith("data:")]
+        if tag == "img":
+            self.pictures.append(values)
+        if tag == "table":
+            self._table = values["id"]
+            self.tables[self._table] = []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._table][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._table and self.tables[self._table] and self.tables[self._table][-1]:
+            self.tables[self._table][-1][-1] += data.strip()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return write_run(tmp_path)
+
+
+def test_page_stands_alone_and_shows_every_figure(run_dir: Path) -> None:
+    text = build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.fetched == [] and not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
+
+    titles = [picture["alt"].partition(":")[0] for picture in page.pictures]
+    assert titles == ["Loss", "Learning rate", "Gradient norm", "Loss scale", "Speed", "Datasets", "Quality"]
+    for picture in page.pictures:
+        kind, _, data = picture["src"].partition(";base64,")
+        assert kind == "data:image/svg+xml"
+        svg = ElementTree.fromstring(base64.b64decode(data))
+        paths = list(svg.iter("{http://www.w3.org/2000/svg}path"))
+        assert len(paths) > 10, f"{picture['alt']}: empty picture"
+    assert "Not on this page" not in page.text
+    assert len(text) < 1_000_000
+
+
+def test_numbers_are_those_of_the_input(run_dir: Path) -> None:
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    results = evaluation()
+    rows = {row[0]: row[1:] for row in page.tables["held-out"][1:]}
+    assert rows == {
+        "this model": ["5.123", "6.801", "1.678", "1.912", "0.613", "0.624"],
+        "untrained": ["9.014", "6.801", "-2.213", "3.211", "0.263", "0.274"],
+    }
+    domains = results["model"]["held_out"]["domains"]
+    assert page.tables["domains"][1:] == [
+        [name, f"{row['tokens']:,}", f"{row['nats_per_token']:.3f}", f"{row['unigram_entropy']:.3f}"]
+        for name, row in domains.items()
+    ]
+    assert page.tables["phases"][1:] == [
+        ["shuffled", "shuffle", "0", "245,760", "code, english, mathematics"],
+        ["rising", "curriculum", "245,760", "430,080", "code, mathematics"],
+    ]
+    assert [row[:2] for row in page.tables["events"][1:]] == [["start", "0"], ["resume", "50"], ["stop", "100"]]
+    assert page.tables["events"][1][2] == "2025-06-15 15:06:40 UTC"
+    speed = np.median([step_row(step)["tokens_per_second"] for step in range(1, 101)])
+    for shown in (f"{step_row(100)['loss']:.3f}", "409,600", f"{speed:,.0f}", "2.88 M", "preset: kaiyuan-tiny"):
+        assert shown in page.text
+    assert "6 rows of metrics were trained again" in page.text
+    assert "2 unreadable lines" in page.text
+    assert "Checkpoints at steps: 50." in page.text
+
+
+def test_names_from_the_input_are_text_and_not_markup(run_dir: Path) -> None:
+    text = build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8")
+    assert "<b>english" not in text and "&lt;b&gt;english" in text
+
+
+def test_same_run_same_page(run_dir: Path, tmp_path: Path) -> None:
+    first, second = (build_report(run_dir, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def test_missing_parts_are_named_on_the_page(run_dir: Path) -> None:
+    for path, words in (
+        (run_dir / "evaluation.json", "Held-out results: evaluation.json is not there"),
+        (run_dir.parent / "phases" / "two" / "profile.json", "phase profile not found"),
+        (run_dir / "config.yaml", "Configuration:"),
+    ):
+        path.unlink()
+        page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+        assert "Not on this page" in page.text and words in page.text
+    assert len(page.pictures) == 5
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}, "baseline": null}', '{"model": {"held_out": {}}}'])
+def test_a_damaged_evaluation_is_named_on_the_page(run_dir: Path, content: str) -> None:
+    (run_dir / "evaluation.json").write_text(content)
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "Held-out results: " in page.text and "held-out" not in page.tables
+
+
+def test_a_run_without_metrics_is_a_users_mistake(tmp_path: Path, run_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        build_report(tmp_path / "none", tmp_path / "report.html")
+    (run_dir / "metrics.jsonl").write_text(json.dumps({"event": "start", "step": 0}))
+    with pytest.raises(UserError, match="no training step"):
+        build_report(run_dir, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_of_one_step_has_a_page(run_dir: Path) -> None:
+    row = {**step_row(1), "loss": float("nan")}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert len(page.pictures) == 7 and "Checkpoints at steps: none." in page.text
+
+
+@pytest.mark.parametrize("changes", [{}, {"sandwich_norm": False, "logits_soft_cap": None}])
+@pytest.mark.parametrize("preset", ["kaiyuan-tiny", "kaiyuan-2b"])
+def test_parameters_are_those_of_the_exported_network(preset: str, changes: dict) -> None:
+    from megatron_kaiyuan.export.huggingface import _empty_network
+
+    model = ModelConfig(preset=preset, **changes)
+    assert count_parameters(model) == _empty_network(model, eos_token_id=0).num_parameters()

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_kaiyuan.report.figures import _running_mean, _thin
+from megatron_kaiyuan.report.metrics import read_history
+from tests.report.sample_run import step_row, write_metrics
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_after_a_restart_count(tmp_path: Path) -> None:
+    write_metrics(tmp_path)
+    history = read_history(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in history.rows] == list(range(1, 101))
+    assert history.column("loss").max() < 20, "losses of 99 belong to steps that were trained again"
+    assert (history.repeated, history.unreadable, len(history.restarts)) == (6, 2, 1)
+    assert np.isnan(history.column("grad_norm")[29]) and np.isfinite(history.column("grad_norm")[30])
+    assert history.tokens_at(50) == 50 * 4096
+
+
+def test_a_restart_voids_later_steps_even_when_it_logs_others(tmp_path: Path) -> None:
+    rows = [step_row(10), step_row(20), step_row(30), {"event": "resume", "step": 15, "time": 0.0}, step_row(25)]
+    history = read_history(write(tmp_path / "metrics.jsonl", rows))
+    assert [row["step"] for row in history.rows] == [10, 25]
+    assert history.repeated == 2
+    assert history.tokens_at(15) == pytest.approx(15 * 4096)
+
+
+def test_the_later_of_two_rows_counts_without_any_event(tmp_path: Path) -> None:
+    rows = [step_row(1, loss=5.0), step_row(2, loss=4.0), step_row(2, loss=3.0)]
+    history = read_history(write(tmp_path / "metrics.jsonl", rows))
+    assert history.column("loss").tolist() == [5.0, 3.0]
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5000))
+def test_thinning_keeps_the_mean_and_bounds_the_points(values: list[float]) -> None:
+    thin = _thin(np.array(values))
+    assert 0 < len(thin) <= 1200
+    assert min(values) - 1e-9 <= thin.min() and thin.max() <= max(values) + 1e-9
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 70))
+def test_running_mean_is_the_mean_of_the_last_values(values: list[float], width: int) -> None:
+    expected = [np.mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
+    assert _running_mean(np.array(values), width) == pytest.approx(np.array(expected), abs=1e-9)
