@@ -171,5 +171,5 @@ def _event(event: dict[str, Any]) -> dict[str, Any]:
 def _short(count: int) -> str:
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if count >= size:
-            return f"{count / size:.3g} {letter}" if count < 100 * size else f"{count / size:.0f} {letter}"
+            return f"{count / size:.4g} {letter}"
     return f"{count:,}"
