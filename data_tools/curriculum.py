@@ -21,7 +21,7 @@ from data_tools import _curriculum
 from data_tools.corpus import manifest_path, metadata_path
 from data_tools.profile import PhaseProfile
 from data_tools.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest, parse_keep
-from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import FORMAT, SEQUENCE_BITS, SEQUENCE_MASK, STRIDE, VERSION
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_json, write_json
@@ -59,6 +59,7 @@ class BuiltPhase:
 
     Attributes:
         datasets: for each dataset its name, documents and tokens in the phase, and sequences in its corpus.
+        absent: optional datasets that do not exist.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class BuiltPhase:
     tokens: int
     seconds: float
     datasets: list[tuple[str, int, int, int]]
+    absent: list[str]
 
     def __str__(self) -> str:
         width = max(len(name) for name, *_ in self.datasets)
@@ -75,6 +77,7 @@ class BuiltPhase:
         for name, documents, tokens, sequences in self.datasets:
             share = 100 * tokens / self.tokens
             lines.append(f"  {name:<{width}} {share:5.1f} % of tokens, {documents:,} documents from {sequences:,}")
+        lines += [f"  {name:<{width}} left out: optional, and its corpus does not exist" for name in self.absent]
         return "\n".join(lines)
 
 
@@ -111,7 +114,10 @@ def build_phase(phase: PhaseRecipe, corpora: Mapping[str, Path], folder: Path, t
     """
     began = time.perf_counter()
     _check_target(folder)
-    sources = [_load(phase, dataset, Path(corpora[dataset.corpus])) for dataset in phase.datasets]
+    present = [dataset for dataset in phase.datasets if not (dataset.optional and _absent(corpora[dataset.corpus]))]
+    if not present:
+        raise UserError(f"phase {phase.name}: all its corpora are optional and none exists; make one first")
+    sources = [_load(phase, dataset, Path(corpora[dataset.corpus])) for dataset in present]
     order = _order(phase, sources, threads)
     profile = PhaseProfile(len(sources), sum(source.tokens for source in sources))
     if not profile.total:
@@ -126,7 +132,12 @@ def build_phase(phase: PhaseRecipe, corpora: Mapping[str, Path], folder: Path, t
     names = [source.recipe.corpus for source in sources]
     sizes = [len(source.corpus) for source in sources]
     datasets = list(zip(names, profile.documents.tolist(), profile.tokens.tolist(), sizes, strict=True))
-    return BuiltPhase(folder, phase.order, len(order), profile.total, seconds, datasets)
+    absent = [dataset.corpus for dataset in phase.datasets if dataset not in present]
+    return BuiltPhase(folder, phase.order, len(order), profile.total, seconds, datasets, absent)
+
+
+def _absent(prefix: Path) -> bool:
+    return not (bin_path(prefix).exists() or idx_path(prefix).exists())
 
 
 def _check_target(folder: Path) -> None:
@@ -160,7 +171,8 @@ def _read_scores(prefix: Path, column: str, sequences: int) -> NDArray[np.float6
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
-                raise UserError(f"{path}: unknown score column {column!r}; {nearest(column, file.schema_arrow.names)}")
+                known = [field.name for field in file.schema_arrow if str(field.type) == "double"]
+                raise UserError(f"{path}: unknown score column {column!r}; {nearest(column, known)}")
             scores = file.read([column]).column(0).to_numpy()
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess") from error

@@ -49,6 +49,7 @@ class DatasetRecipe(Section):
     score: Annotated[str | None, Field(description="column of the corpus's .meta.parquet; higher is better")] = None
     keep: Annotated[str, Field(description="all, `top F` by score, or `random F`; F in (0, 1]")] = "all"
     repeat: Annotated[float, Field(ge=1, le=10_000, description="copies; a fraction adds one with that chance")] = 1.0
+    optional: Annotated[bool, Field(description="leave the dataset out when its corpus does not exist")] = False
 
     @field_validator("keep")
     @classmethod

@@ -166,6 +166,16 @@ def test_refuses(corpora, tmp_path, dataset, message):
     assert not (tmp_path / "phase").exists()
 
 
+def test_an_optional_dataset_may_be_absent(corpora, tmp_path):
+    prefixes = {**corpora, "absent": tmp_path / "absent"}
+    absent = {"corpus": "absent", "score": "score", "optional": True}
+    built = build_phase(phase_recipe(absent, {"corpus": "maths"}), prefixes, tmp_path / "phase", 1)
+    assert "absent left out: optional" in str(built)
+    assert [entry["name"] for entry in Phase(tmp_path / "phase").manifest["corpora"]] == ["maths"]
+    with pytest.raises(UserError, match="all its corpora are optional and none exists"):
+        build_phase(phase_recipe(absent), prefixes, tmp_path / "other", 1)
+
+
 def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
     (tmp_path / "phase").mkdir()
     (tmp_path / "phase/thesis.tex").write_text("years of work")
