@@ -6,6 +6,7 @@ import ast
 import gettext
 import os
 import re
+import struct
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -181,7 +182,7 @@ def _messages(path: Path) -> Iterator[str]:
     try:
         with open(path, "rb") as file:
             translations = gettext.GNUTranslations(file)
-    except (OSError, UnicodeError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, AttributeError, struct.error):
         return
     # The public interface looks up single messages and cannot list a catalogue.
     catalogue: dict[object, str] = getattr(translations, "_catalog", {})

@@ -1,0 +1,45 @@
+"""Real text, a real tokenizer and real processes for the tests of this folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.harvest import harvest
+from data_tools.text import texts
+from data_tools.train_tokenizer import save_tokenizer, train_tokenizer
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fifth of a megabyte of code and of mathematics."""
+    folder = tmp_path_factory.mktemp("harvested")
+    list(harvest(folder, megabytes=0.2, held_out=0.1, domains=["code", "math"]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(harvested: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 1,024 ids."""
+    files = sorted(harvested.glob("*.train.jsonl"))
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    save_tokenizer(train_tokenizer(lambda: (text for text, _ in texts(files, "text")), 1024), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs `kaiyuan-data` as a process of its own."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "data_tools.cli", *map(str, arguments)]
+        root = Path(__file__).parents[2]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=root, check=False)
+
+    return run
