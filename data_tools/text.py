@@ -64,7 +64,9 @@ def line_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
                     yield LineBatch(path, first, lines, raw.tell())
                     first += len(lines)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read near line {first} ({error}); check or copy the file again") from error
+            raise UserError(
+                f"{path}: cannot be read near line {first} ({error}); check or copy the file again"
+            ) from error
 
 
 def parse_row(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
