@@ -148,7 +148,8 @@ def _check_target(folder: Path) -> None:
 
 def _is_phase(folder: Path) -> bool:
     path = folder / "manifest.json"
-    return path.is_file() and read_json(path, "phase manifest").get("format") == FORMAT
+    manifest = read_json(path, "phase manifest") if path.is_file() else None
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def _load(phase: PhaseRecipe, recipe: DatasetRecipe, prefix: Path) -> Source:
