@@ -17,8 +17,9 @@ def check_world_size(run: RunConfig, world_size: int) -> None:
     if world_size % model_parallel:
         raise UserError(
             f"{world_size} processes cannot be cut into groups of {model_parallel} "
-            f"(parallel.tensor_model_parallel_size {parallel.tensor_model_parallel_size} x pipeline_model_parallel_size "
-            f"{parallel.pipeline_model_parallel_size}); start a multiple of {model_parallel}",
+            f"(parallel.tensor_model_parallel_size {parallel.tensor_model_parallel_size} x "
+            f"pipeline_model_parallel_size {parallel.pipeline_model_parallel_size}); "
+            f"start a multiple of {model_parallel}",
             every_rank=True,
         )
     data_parallel = world_size // model_parallel

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_kaiyuan.config import PhaseConfig
+from megatron_kaiyuan.optim.schedule import Schedule
+
+
+def phase(peak: float, final: float | None = None, **more: object) -> PhaseConfig:
+    return PhaseConfig(path=Path("phase"), peak_lr=peak, final_lr=final, **more)  # type: ignore[arg-type]
+
+
+def test_warm_up_stable_next_phase_decay() -> None:
+    schedule = Schedule([phase(5e-3), phase(3e-3, 6e-4, decay_fraction=0.2)], [1000, 1000], warmup_tokens=100)
+    assert schedule.learning_rate(50) == pytest.approx(2.5e-3)
+    assert schedule.learning_rate(100) == schedule.learning_rate(1000) == 5e-3
+    assert schedule.learning_rate(1001) == schedule.learning_rate(1800) == 3e-3
+    assert schedule.learning_rate(1900) == pytest.approx(6e-4 + 2.4e-3 * (1 - math.sqrt(0.5)))
+    assert schedule.learning_rate(2000) == pytest.approx(6e-4)
+
+
+@pytest.mark.parametrize(("shape", "middle"), [("linear", 0.5), ("cosine", 0.5), ("one_minus_sqrt", 1 - 0.5**0.5)])
+def test_shapes(shape: str, middle: float) -> None:
+    schedule = Schedule([phase(1.0, 0.5, decay_fraction=1.0, decay_shape=shape)], [100], 0)
+    assert schedule.learning_rate(50) == pytest.approx(0.5 + 0.5 * middle)
+    assert schedule.learning_rate(100) == pytest.approx(0.5)
+
+
+@given(st.integers(1, 10**13), st.floats(0, 1), st.integers(0, 10**13), st.data())
+def test_between_final_and_peak_everywhere(tokens: int, fraction: float, warmup: int, data: st.DataObject) -> None:
+    schedule = Schedule([phase(3e-3, 6e-4, decay_fraction=fraction)], [tokens], warmup)
+    position = data.draw(st.integers(1, tokens))
+    rate = schedule.learning_rate(position)
+    assert 0 < rate <= 3e-3 * (1 + 1e-9)
+    if position >= warmup:
+        assert rate >= 6e-4 * (1 - 1e-9)

@@ -1,0 +1,128 @@
+"""A run that is small enough for seconds: real files, real launcher, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from data_tools.corpus import CorpusWriter, Documents
+from data_tools.curriculum import build_recipe
+
+VOCAB = 256
+SEQ_LENGTH = 64
+TOKENS_PER_STEP = 8 * SEQ_LENGTH
+STEPS = 20
+
+
+def write_corpus(prefix: Path, documents: int = 400, vocab: int = VOCAB, seed: int = 0) -> None:
+    """Documents that a network can learn: each id follows from the one before by a small random step."""
+    drawn = np.random.default_rng(seed)
+    lengths = drawn.integers(20, 200, documents)
+    tokens = np.cumsum(drawn.integers(0, 4, lengths.sum())) % vocab
+    tokenizer = {"path": "tokenizer.json", "fingerprint": "xxh3:0", "vocab_size": vocab, "eod_id": 0}
+    scores = {"score": drawn.random(documents).tolist()}
+    with CorpusWriter(prefix, tokenizer, ["score"]) as writer:
+        names = ["test"] * documents
+        writer.add(Documents(tokens.astype(np.int64), lengths.tolist(), [1] * documents, names, names, scores))
+
+
+def write_recipe(folder: Path) -> Path:
+    """A corpus, its two phases and a training recipe for 20 steps, two of them in the second phase."""
+    write_corpus(folder / "corpus" / "text")
+    order = {
+        "corpora": {"text": str(folder / "corpus" / "text")},
+        "phases": [
+            {"name": "first", "order": "shuffle", "seed": 1, "datasets": [{"corpus": "text", "keep": "random 0.21"}]},
+            {
+                "name": "second",
+                "order": "curriculum",
+                "seed": 2,
+                "datasets": [{"corpus": "text", "score": "score", "keep": "top 0.3"}],
+            },
+        ],
+    }
+    (folder / "order.yaml").write_text(yaml.safe_dump(order))
+    build_recipe(folder / "order.yaml", (), folder / "phases", None, 1)
+    recipe = {
+        "run_dir": str(folder / "run"),
+        "platform": "cpu",
+        "model": {
+            "preset": "kaiyuan-tiny",
+            "num_layers": 2,
+            "hidden_size": 64,
+            "ffn_hidden_size": 128,
+            "kv_channels": 16,
+            "vocab_size": VOCAB,
+        },
+        "data": {
+            "phases": [
+                {"path": str(folder / "phases" / "first"), "peak_lr": 5e-3},
+                {"path": str(folder / "phases" / "second"), "peak_lr": 3e-3, "final_lr": 6e-4},
+            ]
+        },
+        "train": {
+            "seq_length": SEQ_LENGTH,
+            "micro_batch_size": 2,
+            "global_batch_size": 8,
+            "train_tokens": STEPS * TOKENS_PER_STEP,
+        },
+        "optimizer": {"warmup_tokens": 4 * TOKENS_PER_STEP},
+        "checkpoint": {"save_every_steps": 10},
+        "monitor": {"log_every_steps": 1},
+    }
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def command(processes: int, recipe: Path, *overrides: str) -> list[str]:
+    launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone"]
+    return [
+        *launcher,
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "megatron_kaiyuan.cli",
+        "train",
+        str(recipe),
+        *overrides,
+    ]
+
+
+def train(processes: int, recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the training command to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(processes, recipe, *overrides), capture_output=True, text=True, timeout=240, env=environment
+    )
+
+
+def succeed(processes: int, recipe: Path, *overrides: str) -> str:
+    """Run the training command, which must succeed; its standard output."""
+    done = train(processes, recipe, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def metrics(run_dir: Path) -> dict[int, dict]:
+    """Rows of metrics.jsonl by step; a step that was taken twice counts as it was taken last."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if "loss" in row}
+
+
+def losses(run_dir: Path) -> list[float]:
+    rows = metrics(run_dir)
+    return [rows[step]["loss"] for step in sorted(rows)]
+
+
+def start_from(source: Path, step: int, run_dir: Path) -> Path:
+    """A run folder that holds one step of another run, so that the next start resumes from it."""
+    shutil.copytree(source / "checkpoints" / f"step_{step}", run_dir / "checkpoints" / f"step_{step}")
+    return run_dir

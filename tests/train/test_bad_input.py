@@ -1,0 +1,75 @@
+"""A user's mistake: one line that names the thing, exit code 2, the other ranks end at once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import train, write_corpus
+
+from data_tools.curriculum import build_recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["train.global_batch_sise=8"], "train.global_batch_sise: unknown field; did you mean 'global_batch_size'?"),
+        (["model.preset=kaiyuan-small"], "model.preset"),
+        (["data.phases.0.path=/nowhere"], "/nowhere"),
+        (["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"], "multiple of 4"),
+        (["train.global_batch_size=6"], "train.global_batch_size 6"),
+        (["model.vocab_size=128"], "vocabulary"),
+        (["train.train_tokens=100000000"], "train.train_tokens"),
+        (["platform=cuda"], "platform cuda"),
+        (["nonsense"], "'nonsense'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_mistakes_in_the_recipe(overrides: list[str], named: str, recipe: Path, tmp_path: Path) -> None:
+    _expect(recipe, [f"run_dir={tmp_path / 'run'}", *overrides], named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    _expect(tmp_path / "absent.yaml", [], "absent.yaml: recipe not found")
+
+
+def test_truncated_and_corrupt_corpus(recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(recipe.parent / "corpus", tmp_path / "corpus")
+    shutil.copytree(recipe.parent / "phases", tmp_path / "phases")
+    overrides = [f"run_dir={tmp_path / 'run'}"]
+    overrides += [f"data.phases.{i}.path={tmp_path / 'phases' / name}" for i, name in enumerate(("first", "second"))]
+    tokens, index = tmp_path / "corpus" / "text.bin", tmp_path / "corpus" / "text.idx"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-1000])
+    _expect(recipe, overrides, "text.bin")
+    tokens.write_bytes(whole)
+    index.write_bytes(b"garbage" + index.read_bytes()[7:])
+    _expect(recipe, overrides, "text.idx")
+
+
+def test_ids_outside_the_vocabulary_that_no_manifest_declares(recipe: Path, tmp_path: Path) -> None:
+    """A stock Megatron corpus has no manifest: the ids are checked as they are read."""
+    write_corpus(tmp_path / "text", vocab=1000)
+    for suffix in (".manifest.json", ".meta.parquet"):
+        (tmp_path / f"text{suffix}").unlink()
+    phase = {"name": "only", "order": "shuffle", "seed": 1, "datasets": [{"corpus": "text", "keep": "all"}]}
+    order = tmp_path / "order.yaml"
+    order.write_text(yaml.safe_dump({"corpora": {"text": str(tmp_path / "text")}, "phases": [phase]}))
+    build_recipe(order, (), tmp_path / "phases", None, 1)
+    phases = [{"path": str(tmp_path / "phases" / "only"), "peak_lr": 1e-3}]
+    done = train(2, recipe, f"run_dir={tmp_path / 'run'}", f"data.phases={phases}")
+    assert done.returncode == 2, done.stderr
+    assert "vocabulary" in done.stderr and "text" in done.stderr and "Traceback" not in done.stderr
+
+
+def _expect(recipe: Path, overrides: list[str], named: str) -> None:
+    started = time.monotonic()
+    done = train(2, recipe, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert time.monotonic() - started < 60

@@ -1,0 +1,95 @@
+"""A restart changes nothing, bit for bit; damage is found and an older checkpoint is used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from small_run import command, losses, metrics, start_from, succeed, train
+
+from megatron_kaiyuan import platform
+
+
+def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Every tensor of a checkpoint whole, and what is common to the ranks."""
+    device = platform.activate("cpu")
+    from megatron.core import dist_checkpointing
+
+    from megatron_kaiyuan.cluster.groups import single_process
+
+    with single_process(device):
+        tensors = dist_checkpointing.load_plain_tensors(str(folder))
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}, common
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    tensors, common = load(one)
+    others, other_common = load(other)
+    assert tensors.keys() == others.keys()
+    # Weights, FP32 main weights and both moments of each.
+    assert sum(name.startswith("optimizer.state.exp_avg_sq.") for name in tensors) == len(tensors) // 4
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+    assert common["progress"] == other_common["progress"]
+    assert common["optimizer"] == other_common["optimizer"]
+    for mine, theirs in zip(common["random"], other_common["random"], strict=True):
+        assert torch.equal(mine["host"], theirs["host"])
+
+
+def test_resume_is_bitwise(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path / "resumed")
+    assert "resume: step 10" in succeed(2, recipe, f"run_dir={run_dir}")
+    assert losses(run_dir) == losses(finished_run)[10:]
+    assert_same_state(run_dir / "checkpoints" / "step_20", finished_run / "checkpoints" / "step_20")
+
+
+def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on(
+    recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "interrupted"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command(2, recipe, f"run_dir={run_dir}"), env=environment) as launcher:
+        deadline = time.monotonic() + 120
+        while not (run_dir / "metrics.jsonl").exists() or len(metrics(run_dir)) < 2:
+            assert launcher.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(60) == 143
+    stopped_at = max(metrics(run_dir))
+    assert (run_dir / "latest").read_text().strip() == f"step_{stopped_at}"
+    succeed(2, recipe, f"run_dir={run_dir}")
+    assert losses(run_dir) == losses(finished_run)
+    assert_same_state(run_dir / "checkpoints" / "step_20", finished_run / "checkpoints" / "step_20")
+
+
+def test_damaged_checkpoint_is_named_and_an_older_one_used(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "damaged"
+    for step in (0, 10):
+        start_from(finished_run, step, run_dir)
+    victim = next((run_dir / "checkpoints" / "step_10").glob("*.distcp"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = train(1, recipe, f"run_dir={run_dir}", "train.train_tokens=512")
+    assert done.returncode == 0, done.stderr
+    assert f"{victim}: damaged, checksum" in done.stderr
+    assert "resume: step 0," in done.stdout
+
+
+def test_no_whole_checkpoint_is_refused(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path)
+    next((run_dir / "checkpoints" / "step_10").glob("*.distcp")).unlink()
+    done = train(1, recipe, f"run_dir={run_dir}")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "no checkpoint is whole" in done.stderr
+
+
+def test_another_network_is_refused(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path / "other")
+    done = train(2, recipe, f"run_dir={run_dir}", "model.num_layers=4")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "model.num_layers was 2, is 4" in done.stderr
