@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from data_tools.options import SeveralValuesCommand
-from megatron_kaiyuan.command_line import make_app, run_app
+from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")

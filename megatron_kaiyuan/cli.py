@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_kaiyuan.command_line import make_app, run_app
+from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.errors import UserError
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
@@ -113,14 +113,16 @@ def export(
         print(export_checkpoint(checkpoint, output, tokenizer))
 
 
-@app.command("eval")
+@app.command("eval", cls=SeveralValuesCommand)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Hugging Face folder")],
-    held_out: Annotated[list[Path], typer.Option(help="held-out corpus, .idx or prefix; give it once for each")],
-    held_out_text: Annotated[list[Path], typer.Option(help="held-out text, JSON lines; give it once for each")],
+    held_out: Annotated[list[Path], typer.Option(help="held-out corpora, each an .idx or a prefix")],
+    held_out_text: Annotated[list[Path], typer.Option(help="the same documents as JSON lines files")],
     output: Annotated[Path, typer.Option(help="JSON file to write; work files go beside it")],
     baseline: Annotated[Path | None, typer.Option(help="Hugging Face folder to compare with")] = None,
-    seq_length: Annotated[int | None, typer.Option(help="context; default: all that the model admits")] = None,
+    seq_length: Annotated[
+        int | None, typer.Option(help="context in tokens, best as in training; default: all that the model admits")
+    ] = None,
 ) -> None:
     """Held-out loss and lm-eval on tasks made from held-out text, offline.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from megatron_kaiyuan.errors import UserError
 
@@ -28,3 +30,26 @@ def fail(message: str) -> None:
     """Print one line to standard error and exit with 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+class SeveralValuesCommand(TyperCommand):
+    """A command whose list options take several values as Megatron's do, `--input a b`; they may also be repeated."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
+        return super().parse_args(ctx, _repeat_names(args, names))
+
+
+def _repeat_names(args: list[str], names: set[str]) -> list[str]:
+    """Turn `--input a b` into `--input a --input b`; a word that starts with `-` ends the values."""
+    repeated: list[str] = []
+    current, values = "", 0
+    for word in args:
+        if word.startswith("-") and word != "-":
+            current, values = (word if word in names else ""), 0
+        elif current:
+            if values:
+                repeated.append(current)
+            values += 1
+        repeated.append(word)
+    return repeated

@@ -27,7 +27,8 @@ def refused(recipe: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as error:
         load_run(recipe, overrides)
     message = str(error.value)
-    assert "\n" not in message and str(recipe) in message or "override" in message
+    assert "\n" not in message
+    assert str(recipe) in message or "override" in message
     return message
 
 

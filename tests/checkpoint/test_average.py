@@ -1,0 +1,75 @@
+"""Averaging real checkpoints of megatron-core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.errors import UserError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
+
+    with single_process(device):
+        yield
+
+
+def save(run_dir: Path, step: int, value: float) -> None:
+    from megatron_kaiyuan.checkpoint.load import whole
+    from megatron_kaiyuan.checkpoint.save import save_step
+
+    weights = {"layer.weight": torch.full((3, 2), value), "optimizer.state.exp_avg.layer.weight": torch.zeros(3, 2)}
+    save_step(run_dir, step, {**whole(weights), "run": {"config": {"model": {}}}}, keep_last=10)
+
+
+def test_mean_of_the_last_without_optimizer_state(tmp_path: Path) -> None:
+    from megatron_kaiyuan.checkpoint.average import average_checkpoints
+    from megatron_kaiyuan.checkpoint.load import load_common, load_weights
+
+    for step, value in ((0, 100.0), (10, 1.0), (20, 2.0), (30, 6.0)):
+        save(tmp_path, step, value)
+    assert "steps 20, 30" in average_checkpoints(tmp_path, 2, tmp_path / "averaged")
+    weights = load_weights(tmp_path / "averaged")
+    assert weights.keys() == {"layer.weight"}
+    assert torch.equal(weights["layer.weight"], torch.full((3, 2), 4.0))
+    assert load_common(tmp_path / "averaged")["averaged_steps"] == [20, 30]
+    # The untrained step 0 is none of them.
+    with pytest.raises(UserError, match="4 trained checkpoints asked for, 3 found"):
+        average_checkpoints(tmp_path, 4, tmp_path / "averaged")
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    from megatron_kaiyuan.checkpoint.load import load_weights
+
+    save(tmp_path, 10, 1.0)
+    folder = tmp_path / "checkpoints" / "step_10"
+    victim = next(folder.glob("*.distcp"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="damaged"):
+        load_weights(folder)
+    with pytest.raises(UserError, match="not found"):
+        load_weights(tmp_path / "checkpoints" / "step_11")
+
+
+def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_kaiyuan.checkpoint import layout
+    from megatron_kaiyuan.checkpoint import save as saving
+
+    save(tmp_path, 10, 1.0)
+
+    def disk_full(folder: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(saving.layout, "write_manifest", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 20, 2.0)
+    assert layout.steps(tmp_path) == [10]
+    assert layout.newest_valid(tmp_path) == (10, [])
+    assert (tmp_path / "latest").read_text() == "step_10\n"

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_kaiyuan.config import MonitorConfig
+from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, Terminal, open_sinks
+
+ROW = {
+    "step": 7,
+    "tokens": 7000,
+    "phase": "first",
+    "loss": 5.25,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+    "loss_scale": 1.0,
+    "seconds_per_step": 2.0,
+    "tokens_per_second": 500.0,
+}
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_json_lines_append_and_step_over_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    sink = JsonLines(path)
+    sink.write(ROW)
+    sink.close()
+    lines = path.read_text().splitlines()
+    assert lines[1] == '{"step": 2, "lo' and json.loads(lines[2]) == ROW
+
+
+def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(total_steps=107).write(ROW)
+    line = capsys.readouterr().out
+    for part in ("step   7/107", "loss 5.2500", "lr 1.00e-03", "grad norm 0.50", "500 tokens/s", "0:03:20 left"):
+        assert part in line
+    assert "loss scale" not in line
+    Terminal(107).write({**ROW, "grad_norm": None, "loss_scale": 1024.0})
+    line = capsys.readouterr().out
+    assert "step skipped" in line and "loss scale 1024" in line
+
+
+class Broken(Sink):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def write(self, row: dict) -> None:
+        self.calls += 1
+        raise ConnectionError("no network")
+
+
+def test_a_failing_sink_is_dropped_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Broken()
+    sinks = Sinks([lambda: broken, lambda: JsonLines(tmp_path / "m.jsonl")])
+    for _ in range(3):
+        sinks.write(ROW)
+    sinks.close()
+    assert broken.calls == 1 and len(read(tmp_path / "m.jsonl")) == 3
+    assert "Broken failed and is left out" in capsys.readouterr().err
+
+
+def test_a_sink_that_does_not_start_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def cannot() -> Sink:
+        raise OSError("no server")
+
+    Sinks([cannot]).write(ROW)
+    assert "no server" in capsys.readouterr().err
+
+
+def test_tensorboard_and_wandb_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real files of both; a key in the environment goes into none of them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SOME_SECRET_KEY", "do-not-write-me")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    sinks = open_sinks(tmp_path, MonitorConfig(tensorboard=True, wandb=True), 107, {"train": {"seed": 1}})
+    sinks.write(ROW)
+    sinks.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(7000, 5.25)]
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert read(tmp_path / "metrics.jsonl") == [ROW]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"do-not-write-me" not in path.read_bytes()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.files import atomic_path, checksum, read_json, write_json
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "file.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+    assert read_json(target, "file") == {"a": 1}
+    assert [path.name for path in target.parent.iterdir()] == ["file.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for name in ("first", "second"):
+        with atomic_path(target) as temporary:
+            (temporary / "deep").mkdir(parents=True)
+            (temporary / "deep" / name).write_text(name)
+    assert [path.name for path in target.rglob("*")] == ["deep", "second"]
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.mkdir()
+        raise RuntimeError("killed")
+    assert (target / "deep" / "second").exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_reading_what_is_not_there_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="phase manifest not found"):
+        read_json(tmp_path / "absent", "phase manifest")
+    (tmp_path / "torn").write_bytes(b'{"a": \xff')
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "torn", "phase manifest")
+
+
+def test_checksum_is_xxh3(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40000
+    (tmp_path / "file").write_bytes(content)
+    assert checksum(tmp_path / "file") == "xxh3:" + xxhash.xxh3_128_hexdigest(content)
+
+
+def test_a_missing_package_names_the_extra() -> None:
+    with pytest.raises(UserError, match=r"the kitchen needs the package 'no_such_package'.*\[eval\]"):
+        require("no_such_package", extra="eval", purpose="the kitchen")
