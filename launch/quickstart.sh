@@ -27,15 +27,20 @@ domains() {
     done
 }
 
+preprocess() { # FILE PREFIX
+    kaiyuan-data preprocess --input "$1" --output-prefix "$2" --tokenizer-model "$RUN/tokenizer/tokenizer.json" \
+        --score-keys score --workers 2
+}
+
 preprocess_all() {
     local domain
     rm -rf "$RUN/corpora"
     for domain in $(domains); do
-        kaiyuan-data preprocess --input "$RUN/text/$domain.train.jsonl" \
-            --tokenizer "$RUN/tokenizer/tokenizer.json" --output-prefix "$RUN/corpora/$domain" || return
-        kaiyuan-data preprocess --input "$RUN/text/$domain.heldout.jsonl" \
-            --tokenizer "$RUN/tokenizer/tokenizer.json" --output-prefix "$RUN/corpora/$domain.heldout" || return
+        preprocess "$RUN/text/$domain.train.jsonl" "$RUN/corpora/$domain" || return
+        preprocess "$RUN/text/$domain.heldout.jsonl" "$RUN/corpora/$domain.heldout" || return
     done
+    # Its last line, the sum of all corpora, is the figure of the stage.
+    find "$RUN/corpora" -name '*.idx' | sed 's/\.idx$//' | sort | xargs kaiyuan-data verify
 }
 
 train() { # RECIPE
@@ -67,6 +72,10 @@ train_until_preempted() { # RECIPE
     kill -TERM "$launcher"
     wait "$launcher" || status=$?
     ((status == 143)) || { echo "the launcher ended with exit code $status, not 143 as after SIGTERM"; return 1; }
+    if [[ $(<"$RUN/train/latest") != "step_$(last_step)" ]]; then
+        echo "no checkpoint was saved at the stop: the newest is $(<"$RUN/train/latest"), the last step $(last_step)"
+        return 1
+    fi
     echo "train: stopped by SIGTERM at step $(last_step) of $steps, checkpoint saved"
 }
 

@@ -26,6 +26,11 @@ forget_other_stages() {
     done
 }
 
+# tee that outlives a ctrl-C, so that a command which saves its work then can still print.
+keep() { # FILE
+    (trap '' INT TERM && exec tee "$1")
+}
+
 # Runs COMMAND, shows and logs its output, and leaves $RUN/stages/NAME with lines: signature, seconds, artefact, figure.
 stage() { # NAME ARTEFACT COMMAND...
     local name="$1" artefact="$2" marker="$RUN/stages/$1" log="$RUN/logs/$1.log" began=$SECONDS status=0
@@ -40,14 +45,13 @@ stage() { # NAME ARTEFACT COMMAND...
     redone=yes
     echo "== $name: $*"
     # The figure is the last line of standard output; the log gets both streams.
-    { { "$@" 2>&3 | tee "$log.out"; } 3>&1 | tee "$log"; } || status=$?
+    { { "$@" 2>&3 | keep "$log.out"; } 3>&1 | keep "$log"; } || status=$?
     if ((status == 0)) && [[ ! -e $artefact ]]; then
         echo "no $artefact was written" | tee -a "$log"
         status=1
     fi
     if ((status)); then
-        echo "error: quickstart: stage $name failed (exit code $status); its log, $log, ends so:" >&2
-        tail -n 5 "$log" >&2
+        echo "error: quickstart: stage $name failed (exit code $status), as the lines above say; log: $log" >&2
         exit "$status"
     fi
     printf '%s\n' "$(signature "$@")" $((SECONDS - began)) "$artefact" "$(tail -n 1 "$log.out")" >"$marker.tmp"

@@ -9,8 +9,10 @@ Takes torchrun's own arguments. Exit codes:
     otherwise      the exit code of the first worker that failed
 
 A signal to the launcher goes on to the workers. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
-set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. When one rank fails, torchrun
-sends SIGTERM to the healthy ones and waits 30 seconds, which cannot be changed.
+set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. torchrun signals the whole
+process group of a worker, helper processes too. After a signal it does not tell how the workers ended: the run's
+`latest` does. When one rank fails, torchrun sends SIGTERM to the healthy ones and waits 30 seconds, which cannot be
+changed.
 """
 
 from __future__ import annotations
