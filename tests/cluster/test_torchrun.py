@@ -114,10 +114,10 @@ def test_two_nodes_by_static_rendezvous(tmp_path: Path) -> None:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
     script = tmp_path / "worker.py"
     script.write_text(PROLOGUE + "(folder / f'node_{sys.argv[2]}_rank_{rank}').touch()")
+    arguments = ["--nnodes", "2", "--rdzv-backend", "static", "--rdzv-endpoint", endpoint, "--nproc-per-node", "1"]
     nodes = [
         subprocess.Popen(
-            [*LAUNCHER[:3], "--nnodes", "2", "--node-rank", str(node), "--rdzv-backend", "static"]
-            + ["--rdzv-endpoint", endpoint, "--nproc-per-node", "1", str(script), str(tmp_path), str(node)]
+            [*LAUNCHER[:3], *arguments, "--node-rank", str(node), str(script), str(tmp_path), str(node)],
         )
         for node in (1, 0)
     ]
