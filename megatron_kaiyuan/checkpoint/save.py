@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.files import fsync_path
@@ -40,6 +42,7 @@ def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
+    _start_writers_helper()
     dist_checkpointing.save(sharded_state, str(temporary))
     torch.distributed.barrier()
     if is_writer:
@@ -54,3 +57,17 @@ def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
         os.rename(temporary, folder)
         fsync_path(folder.parent)
     torch.distributed.barrier()
+
+
+def _start_writers_helper() -> None:
+    """Start the process that megatron-core's writers report to, if it is not there yet, deaf to a stop signal.
+
+    torchrun sends SIGTERM to the whole process group of a rank. The rank finishes its step and saves; without
+    this the helper would be dead by then, and the last checkpoint lost. Blocked signals stay blocked in a
+    child process, and wait for this one until they are let through again.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        filesystem_async._get_write_results_queue()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

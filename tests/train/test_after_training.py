@@ -1,0 +1,65 @@
+"""From the checkpoints of a real run on: average, export, report, by the commands themselves."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from small_run import start_from
+
+
+def kaiyuan(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_kaiyuan.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def last_line(*arguments: object) -> str:
+    done = kaiyuan(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_average_export_and_report(finished_run: Path, tmp_path: Path) -> None:
+    averaged = tmp_path / "averaged"
+    assert "steps 10, 20" in last_line("average", finished_run, "--last", 2, "--output", averaged)
+    line = last_line("export", averaged, "--output", tmp_path / "model")
+    assert float(re.search(r"difference to megatron-core ([\d.e+-]+)", line).group(1)) < 1e-4
+
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    # The mean differs from its last term.
+    last_line("export", finished_run / "checkpoints" / "step_20", "--output", tmp_path / "last")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "last")
+    ids = torch.arange(16)[None]
+    assert not torch.allclose(model(ids).logits, other(ids).logits)
+
+    last_line("report", finished_run, "--output", tmp_path / "report.html")
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_resolved_configuration_starts_the_same_run(finished_run: Path) -> None:
+    resolved = finished_run / "config.yaml"
+    assert yaml.safe_load(resolved.read_text())["model"]["hidden_size"] == 64
+    assert "20 steps" in last_line("train", resolved, "--check", "--world-size", 2)
+
+
+def test_mistakes_are_one_line(finished_run: Path, tmp_path: Path) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path / "run")
+    victim = next((run_dir / "checkpoints" / "step_10").glob("*.distcp"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    for arguments, named in (
+        (("average", tmp_path / "absent"), "absent"),
+        (("average", finished_run, "--last", 9), "9 trained checkpoints asked for"),
+        (("export", run_dir / "checkpoints" / "step_10", "--output", tmp_path / "out"), "damaged"),
+        (("export", tmp_path / "absent", "--output", tmp_path / "out"), "checkpoint not found"),
+        (("report", tmp_path / "absent"), "metrics.jsonl"),
+    ):
+        done = kaiyuan(*arguments)
+        assert done.returncode == 2, done.stdout
+        assert named in done.stderr and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
