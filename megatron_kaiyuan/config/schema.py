@@ -38,6 +38,8 @@ class ModelConfig(Section):
     rotary_base: Annotated[int, Field(gt=0)] = 1_000_000
     layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     init_method_std: Annotated[float, Field(gt=0)] = 0.02
+    embedding_init_method_std: Annotated[float, Field(gt=0)] = 1.0
+    post_norm_initial_gain: Annotated[float, Field(gt=0, description="RMS that a fresh sub-layer adds")] = 0.1
     qk_layernorm: bool = True
     sandwich_norm: Annotated[bool, Field(description="x + norm_post(F(norm_pre(x))) round attention and MLP")] = True
     logits_soft_cap: Annotated[

@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.head import cap_logits
+from megatron_kaiyuan.model.norm import PostNormLinear
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,6 +34,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_method_std,
+        embedding_init_method_std=model.embedding_init_method_std,
         # Weights are drawn whole on the CPU and then cut, so that they do not depend on the tensor-parallel size.
         use_cpu_initialization=True,
         params_dtype=dtype,
@@ -70,6 +72,9 @@ def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
         position_embedding_type="rope",
         rotary_base=model.rotary_base,
     )
+    for module in network.modules():
+        if isinstance(module, PostNormLinear):
+            torch.nn.init.constant_(module.post_norm.weight, model.post_norm_initial_gain)
     if model.logits_soft_cap is not None:
         cap_logits(network, model.logits_soft_cap)
     return network

@@ -103,8 +103,8 @@ def test_loss_with_a_cap_has_the_gradient_of_its_definition() -> None:
 
 @pytest.mark.parametrize("sandwich", [True, False])
 def test_sandwich_norm_bounds_what_a_sub_layer_adds(sandwich: bool) -> None:
-    """However large the weights, the output of attention and of the MLP has RMS 1; without the norm it explodes."""
-    model = tiny(sandwich_norm=sandwich)
+    """However large the weights, attention and MLP add what the gain says; without the norm they explode."""
+    model = tiny(sandwich_norm=sandwich, post_norm_initial_gain=0.25)
     network = build(model)
     added = []
     for layer in network.decoder.layers:
@@ -114,7 +114,7 @@ def test_sandwich_norm_bounds_what_a_sub_layer_adds(sandwich: bool) -> None:
     forward(network, model)
     assert len(added) == 2 * model.num_layers
     if sandwich:
-        torch.testing.assert_close(torch.stack(added), torch.ones(len(added)), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.stack(added), torch.full((len(added),), 0.25), rtol=1e-3, atol=1e-3)
     else:
         assert max(added) > 10
 
