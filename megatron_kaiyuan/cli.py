@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,6 @@ from typing import Annotated
 import typer
 
 from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
-from megatron_kaiyuan.errors import UserError
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
 
@@ -34,49 +31,13 @@ def train(
     Several: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
     """
     if check:
-        _check_training(recipe, overrides or [], world_size)
+        from megatron_kaiyuan.train.plan import check_training
+
+        print(check_training(recipe, overrides or [], world_size))
     else:
-        _train_on_this_rank(recipe, overrides or [])
+        from megatron_kaiyuan.train.rank import run_on_this_rank
 
-
-def _check_training(recipe: Path, overrides: list[str], world_size: int) -> None:
-    from megatron_kaiyuan.config import check_world_size, load_run
-    from megatron_kaiyuan.data.stream import TokenStream
-    from megatron_kaiyuan.train.plan import count_steps
-
-    run = load_run(recipe, overrides)
-    check_world_size(run, world_size)
-    stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size)
-    print(f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes")
-
-
-def _train_on_this_rank(recipe: Path, overrides: list[str]) -> None:
-    from megatron_kaiyuan import platform
-    from megatron_kaiyuan.cluster import discover
-    from megatron_kaiyuan.config import load_run
-
-    who = discover(os.environ)
-    if who.is_scheduler:
-        return
-    try:
-        try:
-            run = load_run(recipe, overrides)
-            device = platform.activate(run.platform, who.local_rank)
-        except UserError as error:
-            # Every process of a node sees the same: one speaks.
-            error.every_rank = True
-            raise
-        from megatron_kaiyuan.train.start import train as train_run
-
-        summary = train_run(run, who, device)
-    except UserError as error:
-        if who.rank == 0 or not error.every_rank:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        # Past the interpreter's tidy end, which may wait for ranks that are gone.
-        sys.stdout.flush()
-        os._exit(2)
-    if who.rank == 0:
-        print(summary, flush=True)
+        run_on_this_rank(recipe, overrides or [])
 
 
 @app.command()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, describe
 
 
 def make_app(help_text: str) -> typer.Typer:
@@ -20,8 +21,11 @@ def run_app(app: typer.Typer) -> None:
     """Run a command: exit 0 on success, 2 on a user's mistake, 130 on ctrl-C."""
     try:
         app()
-    except UserError as error:
-        fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`; the exit code is the shell's for that signal.
+        os._exit(141)
+    except (UserError, OSError) as error:
+        fail(describe(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

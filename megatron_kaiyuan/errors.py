@@ -21,6 +21,13 @@ class UserError(Exception):
         self.every_rank = every_rank
 
 
+def describe(error: UserError | OSError) -> str:
+    """One line about a mistake of the user's, or about a file that the system refuses (full disk, no permission)."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+
+
 def require(module: str, extra: str, purpose: str) -> Any:
     """Import an optional `module`, or say which extra of this project brings it.
 

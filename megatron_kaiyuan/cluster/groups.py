@@ -12,7 +12,7 @@ import torch
 
 from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.config import ParallelConfig
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.platform import Platform
 
 Result = TypeVar("Result")
@@ -53,7 +53,7 @@ def _export_rank(who: Rank) -> None:
 
 
 def agreed(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank; when it fails for a user's mistake anywhere, every rank raises the same error.
+    """Run `action` on every rank; when a user's mistake or a file stops it anywhere, every rank raises the same error.
 
     For start-up work (opening data, choosing a checkpoint), so that one line is printed and nobody is left
     waiting in a collective.
@@ -64,8 +64,8 @@ def agreed(action: Callable[[], Result]) -> Result:
     result, message = None, None
     try:
         result = action()
-    except UserError as error:
-        message = str(error)
+    except (UserError, OSError) as error:
+        message = describe(error)
     messages: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(messages, message)
     failing = [rank for rank, text in enumerate(messages) if text is not None]

@@ -1,4 +1,4 @@
-"""Everything round the step: stop signals, metrics, checkpoints. A new one is a class with these three methods."""
+"""Everything round the step: stop signals, bad losses, checkpoints, metrics."""
 
 from __future__ import annotations
 
@@ -7,28 +7,12 @@ import signal
 import statistics
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from megatron_kaiyuan.checkpoint.save import save_step
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import Sinks
-
-if TYPE_CHECKING:
-    from megatron_kaiyuan.train.loop import Session
-    from megatron_kaiyuan.train.step import StepResult
-
-
-class Hook:
-    """Called on every rank, in the order of `Session.hooks`."""
-
-    def start(self, session: Session) -> None:
-        """Before the first step."""
-
-    def after_step(self, session: Session, result: StepResult) -> None:
-        """After a step; `session.state.progress` already counts it."""
-
-    def finish(self, session: Session) -> None:
-        """After the last step, also when the run was asked to stop; not after an error."""
+from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.step import StepResult
 
 
 class StopOnSignal(Hook):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from megatron_kaiyuan.config import RunConfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 
@@ -25,3 +28,18 @@ def count_steps(run: RunConfig, stream: TokenStream) -> int:
             f"the {wanted:,} tokens to train on; make the batch smaller"
         )
     return steps
+
+
+def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> str:
+    """Check a recipe and its data for a number of processes, before any of them is started.
+
+    Returns:
+        A one-line summary.
+
+    Raises:
+        UserError: what training would refuse at its start.
+    """
+    run = load_run(recipe, overrides)
+    check_world_size(run, world_size)
+    stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size)
+    return f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

@@ -27,8 +27,9 @@ from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks import Checkpoints, Metrics, StopOnBadLoss, StopOnSignal
-from megatron_kaiyuan.train.loop import Session, fit
+from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.plan import count_steps
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import Progress, TrainState
 
 
@@ -79,7 +80,7 @@ def start(run: RunConfig, platform: Platform) -> Session:
         total_steps=total_steps,
         identity=identity,
         resumed=resumed,
-        signals=signals,
+        stop_asked=lambda: signals.requested,
         hooks=[signals, StopOnBadLoss(), Checkpoints(sinks), Metrics(sinks)],
     )
 

@@ -1,0 +1,62 @@
+"""A training process from its first line to its exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.cluster import Rank, discover
+from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.errors import UserError, describe
+
+# What gloo and NCCL say when a rank at the other end of a connection has gone.
+_PEER_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
+
+
+def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
+    """Train, whatever launcher started this process.
+
+    A mistake is printed once: by rank 0 when every rank sees it, else by the rank that found it. The exit code is 2
+    then, and 1 when another rank has gone.
+    """
+    who = discover(os.environ)
+    if who.is_scheduler:
+        return
+    try:
+        summary = _train(recipe, overrides, who)
+    except (UserError, OSError) as error:
+        seen_by_all = isinstance(error, UserError) and error.every_rank
+        _exit(2, describe(error) if who.rank == 0 or not seen_by_all else "")
+    except RuntimeError as error:
+        if not _PEER_LOST.search(str(error)):
+            raise
+        _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")
+    if who.rank == 0:
+        print(summary, flush=True)
+
+
+def _train(recipe: Path, overrides: Sequence[str], who: Rank) -> str:
+    try:
+        run = load_run(recipe, overrides)
+        device = platform.activate(run.platform, who.local_rank)
+    except UserError as error:
+        # All processes read the same recipe: one of them speaks.
+        error.every_rank = True
+        raise
+    # Only now: a platform has to be active before megatron-core is imported.
+    from megatron_kaiyuan.train.start import train
+
+    return train(run, who, device)
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    """End at once: the interpreter's tidy end may wait for ranks that are gone."""
+    sys.stdout.flush()
+    if message:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -1,0 +1,59 @@
+"""One process's view of a run in progress, and the form of what hangs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.optim.schedule import Schedule
+from megatron_kaiyuan.train.state import TrainState
+from megatron_kaiyuan.train.step import StepResult
+
+
+@dataclass
+class Session:
+    """A run that is ready to train.
+
+    Attributes:
+        identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
+        resumed: the state came from a checkpoint.
+        stop_asked: whether this rank was asked to stop.
+        stop_agreed: every rank knows that some rank was asked, and ends after this step.
+    """
+
+    run: RunConfig
+    state: TrainState
+    stream: TokenStream
+    schedule: Schedule
+    total_steps: int
+    identity: dict[str, Any]
+    resumed: bool
+    stop_asked: Callable[[], bool]
+    hooks: list[Hook]
+    stop_agreed: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done."""
+        return self.state.progress.step >= self.total_steps
+
+    @property
+    def ended(self) -> bool:
+        """No further step will be taken by this process."""
+        return self.finished or self.stop_agreed
+
+
+class Hook:
+    """Called on every rank, in the order of `Session.hooks`."""
+
+    def start(self, session: Session) -> None:
+        """Before the first step."""
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        """After a step; `session.state.progress` already counts it."""
+
+    def finish(self, session: Session) -> None:
+        """After the last step, also when the run was asked to stop; not after an error."""
