@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def _start_writers_helper() -> None:
     this the helper would be dead by then, and the last checkpoint lost. Blocked signals stay blocked in a
     child process, and wait for this one until they are let through again.
     """
+    # It starts first by itself otherwise, and lets both signals through again when it does.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         filesystem_async._get_write_results_queue()
