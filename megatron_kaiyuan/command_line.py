@@ -14,7 +14,14 @@ from megatron_kaiyuan.errors import UserError, describe
 
 def make_app(help_text: str) -> typer.Typer:
     """A typer application with this project's settings."""
-    return typer.Typer(help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    # Plain text: boxes of a width that depends on the terminal are hard to read in a job's log.
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
 
 
 def run_app(app: typer.Typer) -> None:

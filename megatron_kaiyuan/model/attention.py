@@ -42,9 +42,12 @@ class CausalAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """Attend within each sequence; returns [s, b, n * d]."""
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise ValueError("CausalAttention takes no mask, bias or packed sequences")
+        """Attend within each sequence; returns [s, b, n * d].
+
+        The mask type is causal, so that a mask tensor, which stock Megatron-LM passes along, says nothing more.
+        """
+        if attention_bias is not None or packed_seq_params is not None:
+            raise ValueError("CausalAttention takes no bias and no packed sequences")
         output_bnsd = torch.nn.functional.scaled_dot_product_attention(
             query_sbnd.permute(1, 2, 0, 3),
             key_sbgd.permute(1, 2, 0, 3),

@@ -1,0 +1,92 @@
+"""What every command shares, with a real process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+APP = """
+import sys
+from pathlib import Path
+from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.errors import UserError
+import typer
+from typing import Annotated
+
+app = make_app("Test.")
+
+@app.command(cls=SeveralValuesCommand)
+def show(name: Annotated[list[str], typer.Option()], flag: bool = False) -> None:
+    print(name, flag)
+
+@app.command()
+def fail(how: str) -> None:
+    if how == "mistake":
+        raise UserError("file.yaml: field\\n is wrong")
+    if how == "file":
+        Path("/nowhere/at/all").read_text()
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    for _ in range(100000):
+        print("many lines")
+
+run_app(app)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "app.py"
+    path.write_text(APP)
+    return path
+
+
+def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "error"),
+    [
+        ("mistake", 2, "error: file.yaml: field is wrong\n"),
+        ("file", 2, "error: /nowhere/at/all: No such file or directory\n"),
+        ("interrupt", 130, ""),
+    ],
+)
+def test_one_line_and_an_exit_code(script: Path, how: str, code: int, error: str) -> None:
+    done = run(script, "fail", how)
+    assert (done.returncode, done.stderr) == (code, error)
+
+
+def test_a_reader_that_goes_away(script: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {script} fail print | head -n 1"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("many lines\n", "")
+
+
+def test_options_take_several_values(script: Path) -> None:
+    done = run(script, "show", "--name", "a", "b", "--flag", "--name", "c")
+    assert done.stdout == "['a', 'b', 'c'] True\n", done.stderr
+    assert run(script, "show", "--unknown").returncode == 2
+
+
+@pytest.mark.parametrize("module", ["megatron_kaiyuan.cli", "data_tools.cli"])
+def test_help_is_there_for_every_command_with_an_example(module: str) -> None:
+    top = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
+    assert top.returncode == 0
+    import importlib
+
+    app = importlib.import_module(module).app
+    commands = [[command.name or command.callback.__name__] for command in app.registered_commands]
+    for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands:
+            commands.append([group.name, command.name or command.callback.__name__])
+    assert len(commands) >= 5
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", module, *command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and "kaiyuan" in done.stdout, command
+        assert "Example" in done.stdout or "One process:" in done.stdout, command
