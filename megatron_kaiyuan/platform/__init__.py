@@ -21,6 +21,7 @@ _KNOWN_WARNINGS = (
     r"`torch\.distributed\.\w+` is deprecated",
     "`load_state_dict` is deprecated",
     "Please use DTensor instead and we are deprecating ShardedTensor",
+    "full scope is deprecated",
 )
 
 _current: Platform | None = None
