@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import fsync_path
 
 
@@ -36,7 +38,11 @@ def save_step(run_dir: Path, step: int, sharded_state: dict[str, Any], keep_last
 
 
 def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
-    """Write a whole checkpoint folder; on failure `folder` is as it was before."""
+    """Write a whole checkpoint folder; on failure `folder` is as it was before.
+
+    Raises:
+        UserError: the files could not be written, for a full disk say.
+    """
     temporary = folder.with_name(f"{folder.name}.tmp")
     is_writer = torch.distributed.get_rank() == 0
     if is_writer:
@@ -44,7 +50,18 @@ def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
     _start_writers_helper()
-    dist_checkpointing.save(sharded_state, str(temporary))
+    try:
+        dist_checkpointing.save(sharded_state, str(temporary))
+    except CheckpointException as error:
+        if is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # Raised on every rank; the first one knows the causes.
+        causes = {f"rank {rank}: {' '.join(str(cause[0]).split())}" for rank, cause in error.failures.items()}
+        raise UserError(
+            f"{folder}: the checkpoint could not be written ({'; '.join(sorted(causes))}); older ones are "
+            "as they were; make room or choose another run_dir, and start again",
+            every_rank=True,
+        ) from error
     torch.distributed.barrier()
     if is_writer:
         layout.write_manifest(temporary)

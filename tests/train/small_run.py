@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -96,11 +97,17 @@ def command(processes: int, recipe: Path, *overrides: str) -> list[str]:
     ]
 
 
-def train(processes: int, recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run the training command to its end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def train(
+    processes: int, recipe: Path, *overrides: str, largest_file: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the training command to its end; no file can grow beyond `largest_file` bytes."""
     return subprocess.run(
-        command(processes, recipe, *overrides), capture_output=True, text=True, timeout=240, env=environment
+        command(processes, recipe, *overrides),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: largest_file and resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
     )
 
 

@@ -66,6 +66,18 @@ def test_ids_outside_the_vocabulary_that_no_manifest_declares(recipe: Path, tmp_
     assert "vocabulary" in done.stderr and "text" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_no_room_for_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    done = train(2, recipe, f"run_dir={tmp_path / 'run'}", largest_file=500_000)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: /") == 1 and "Traceback" not in done.stderr
+    assert "step_0: the checkpoint could not be written" in done.stderr and "File too large" in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_made(recipe: Path) -> None:
+    _expect(recipe, ["run_dir=/proc/nowhere"], "/proc/nowhere")
+
+
 def _expect(recipe: Path, overrides: list[str], named: str) -> None:
     started = time.monotonic()
     done = train(2, recipe, *overrides)
