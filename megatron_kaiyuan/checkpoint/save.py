@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
-import signal
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
-    _start_writers_helper()
+    _collect_results_in_this_process()
     try:
         dist_checkpointing.save(sharded_state, str(temporary))
     except CheckpointException as error:
@@ -77,17 +76,12 @@ def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
     torch.distributed.barrier()
 
 
-def _start_writers_helper() -> None:
-    """Start the process that megatron-core's writers report to, if it is not there yet, deaf to a stop signal.
+def _collect_results_in_this_process() -> None:
+    """Give megatron-core's writers a queue of this process to report to, instead of a helper process.
 
-    torchrun sends SIGTERM to the whole process group of a rank. The rank finishes its step and saves; without
-    this the helper would be dead by then, and the last checkpoint lost. Blocked signals stay blocked in a
-    child process, and wait for this one until they are let through again.
+    It starts a manager process for that queue, which asynchronous saving needs and this one does not. The
+    manager dies of the SIGTERM that torchrun sends to the whole process group of a rank, and takes the last
+    checkpoint with it; protected from the signal, it outlives a rank that is killed.
     """
-    # It starts first by itself otherwise, and lets both signals through again when it does.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
-        filesystem_async._get_write_results_queue()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.SimpleQueue()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +16,7 @@ from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe
 
+_WAIT_FOR_RANK_0_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
 _PEER_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 
@@ -30,8 +33,10 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     try:
         summary = _train(recipe, overrides, who)
     except (UserError, OSError) as error:
-        seen_by_all = isinstance(error, UserError) and error.every_rank
-        _exit(2, describe(error) if who.rank == 0 or not seen_by_all else "")
+        if isinstance(error, UserError) and error.every_rank and who.rank != 0:
+            _let_rank_0_speak()
+            _exit(2, "")
+        _exit(2, describe(error))
     except RuntimeError as error:
         if not _PEER_LOST.search(str(error)):
             raise
@@ -52,6 +57,12 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank) -> str:
     from megatron_kaiyuan.train.start import train
 
     return train(run, who, device)
+
+
+def _let_rank_0_speak() -> None:
+    """Wait a little: the launcher stops all ranks when the first one ends, and only rank 0 says why."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_WAIT_FOR_RANK_0_SECONDS)
 
 
 def _exit(code: int, message: str) -> NoReturn:
