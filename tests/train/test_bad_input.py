@@ -15,7 +15,6 @@ from small_run import train, write_corpus
 
 from data_tools.curriculum import build_recipe
 
-
 MISTAKES = {
     "typo": (
         ["train.global_batch_sise=8"],
