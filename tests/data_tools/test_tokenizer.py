@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -33,6 +34,17 @@ def test_any_text_comes_back(tokenizer: TextTokenizer, parts):
     assert tokenizer.decode(ids) == text
     assert tokenizer.eod_id not in ids
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
+
+
+@pytest.mark.parametrize("append_eod", [False, True])
+def test_flat_ids_are_those_of_each_text(tokenizer: TextTokenizer, append_eod: bool):
+    texts = ["", "a b", "你好 𠮷", "", END_OF_DOCUMENT]
+    tokens, lengths = tokenizer.encode_flat(texts, append_eod)
+    end = [tokenizer.eod_id] if append_eod else []
+    expected = [ids + end if ids else [] for ids in tokenizer.encode_batch(texts)]
+    assert [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])] == expected
+    assert (tokens.dtype, lengths.dtype) == (np.uint16, np.int32)
+    assert [len(part) for part in tokenizer.encode_flat([], append_eod)] == [0, 0]
 
 
 def test_every_character_of_the_basic_plane_comes_back(tokenizer: TextTokenizer):
