@@ -6,13 +6,9 @@ that no list of supported tokenizers shows. What is proven is equality on the sa
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import json
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -38,8 +34,6 @@ _CORNERS = (
 _SHOWN = 40
 # gigatoken has a scanner for each of these patterns and no general one.
 _GIGATOKEN_SCHEMES = {"r50k_base": "r50k", "cl100k_base": "cl100k", "o200k_base": "o200k", "qwen": "qwen2"}
-# Share of bytes beyond ASCII from which quicktok, which caches no words, is the faster of the two.
-_MOSTLY_FOREIGN = 1.5
 
 
 class Unsupported(Exception):
@@ -75,69 +69,8 @@ class Gigatoken:
         return flat, np.diff(offsets).astype(np.int32)
 
 
-class Quicktok:
-    """quicktok: exact BPE by backtracking, for byte-level tokenizers whose pattern it knows."""
-
-    name = "quicktok"
-    _tokenizer: Any
-    _finds_added: bool
-
-    def __init__(self, reference: Reference):
-        library = _import("quicktok")
-        if not isinstance(reference, HuggingFace):
-            raise Unsupported("it imports a tokenizer.json only")
-        # What is left in the file after the special tokens are removed is found in texts by the reference too.
-        content = _without_special(reference.content)
-        self._finds_added = bool(content["added_tokens"])
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            source = Path(folder, "tokenizer.json")
-            source.write_text(json.dumps(content), encoding="utf-8")
-            try:
-                library.import_tokenizer(str(source), "imported", folder)
-                self._tokenizer = library.Tokenizer("imported", folder)
-            except Exception as error:
-                raise _unsupported(error) from None
-
-    def encode(self, texts: Sequence[str]) -> Ids:
-        flat, offsets = self._tokenizer.encode_batch(list(texts), 1, self._finds_added)
-        return flat, np.diff(offsets).astype(np.int32)
-
-
-class Mixed:
-    """gigatoken, and quicktok for texts that are mostly not ASCII.
-
-    Words of spaced scripts come again and again, and gigatoken remembers their ids. Chinese is cut only at
-    punctuation, such pieces hardly ever come again, and each one pays for a look-up and for being remembered.
-    """
-
-    name = "gigatoken+quicktok"
-
-    def __init__(self, reference: Reference):
-        self._engines: list[Engine] = [Gigatoken(reference), Quicktok(reference)]
-
-    def encode(self, texts: Sequence[str]) -> Ids:
-        foreign = np.fromiter(map(_mostly_foreign, texts), np.bool_, len(texts))
-        if not foreign.any():
-            return self._engines[0].encode(texts)
-        if foreign.all():
-            return self._engines[1].encode(texts)
-        lengths: NDArray[np.int32] = np.zeros(len(texts), np.int32)
-        parts = []
-        for engine, mine in zip(self._engines, (~foreign, foreign), strict=True):
-            flat, lengths[mine] = engine.encode([text for text, is_mine in zip(texts, mine, strict=True) if is_mine])
-            parts.append(flat)
-        tokens: NDArray[np.uint32] = np.empty(sum(map(len, parts)), np.uint32)
-        of_foreign: NDArray[np.bool_] = np.repeat(foreign, lengths)
-        tokens[~of_foreign], tokens[of_foreign] = parts
-        return tokens, lengths
-
-
 # The fastest first.
-ENGINES: dict[str, Callable[[Reference], Engine]] = {
-    Mixed.name: Mixed,
-    Gigatoken.name: Gigatoken,
-    Quicktok.name: Quicktok,
-}
+ENGINES: dict[str, Callable[[Reference], Engine]] = {Gigatoken.name: Gigatoken}
 
 
 def build(name: str, reference: Reference) -> Engine:
@@ -245,10 +178,6 @@ def _without_special(content: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer.json without its special tokens: what an engine does not know, it cannot find in a text."""
     added = [token for token in content.get("added_tokens") or [] if not token.get("special")]
     return {**content, "added_tokens": added}
-
-
-def _mostly_foreign(text: str) -> bool:
-    return not text.isascii() and len(text.encode()) > _MOSTLY_FOREIGN * len(text)
 
 
 def _import(package: str) -> Any:

@@ -48,10 +48,10 @@ class TextTokenizer:
         self.byte_ids = self._reference.byte_ids
         end = _end_of_document(self._reference, eod_token)
         self.eod_id = self.vocabulary[end]
-        _check_end(self._reference, end, self.eod_id)
         self._wanted = engine
         self.engine = "reference" if engine == "auto" else engine
         self._engine = self._build(self.engine)
+        self._check_end(end)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without any token before or after it."""
@@ -107,6 +107,14 @@ class TextTokenizer:
         except Unsupported as error:
             raise UserError(f"--engine {name}: {error}; use --engine auto or reference") from None
 
+    def _check_end(self, token: str) -> None:
+        """Refuse an end that a text could hold: such a text would be cut where its author wrote the token."""
+        if self.eod_id in self._engine.encode([token])[0]:
+            raise UserError(
+                f"{self.path}: a text that spells out {token!r} would end the document there; make it a special "
+                "(control) token, or name another with --eod-token"
+            )
+
 
 def _end_of_document(reference: Reference, wanted: str | None) -> str:
     candidates = [wanted] if wanted else [*reference.ends, *_USUAL_ENDS]
@@ -117,12 +125,3 @@ def _end_of_document(reference: Reference, wanted: str | None) -> str:
         f"{reference.path}: its vocabulary has no end-of-document token {' or '.join(candidates)}; "
         "name the right one with --eod-token"
     )
-
-
-def _check_end(reference: Reference, token: str, eod_id: int) -> None:
-    """Refuse an end that a text could hold: such a text would be cut where its author wrote the token."""
-    if eod_id in reference.encode([token])[0]:
-        raise UserError(
-            f"{reference.path}: a text that spells out {token!r} would end the document there; make it a special "
-            "(control) token, or name another with --eod-token"
-        )

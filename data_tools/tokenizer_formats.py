@@ -10,6 +10,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class Reference(Protocol):
 
     name: str
     path: Path
-    vocabulary: Mapping[str, int]
+    vocabulary: dict[str, int]
     vocab_size: int
     byte_ids: list[int]
     ends: list[str]
@@ -83,16 +84,21 @@ class HuggingFace:
         self.ends = _configured_end(path)
         self.content = _read_tokenizer_json(path)
         _make_special(self.content, eod_token or next(iter(self.ends), None))
-        try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(self.content))
-        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-            raise _unreadable(path, error) from error
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocabulary = _vocabulary(path, self.content)
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
         self.byte_ids = [self.vocabulary[token] for token in _byte_tokens(self.content) if token in self.vocabulary]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Made when it is needed: a worker that encodes with a faster engine never needs it, and it loads slowly."""
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(self.content))
+        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+            raise _unreadable(self.path, error) from error
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def encode(self, texts: Sequence[str]) -> Ids:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -204,6 +210,19 @@ def _read_tokenizer_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise _unreadable(path, ValueError("it has no 'model'"))
     return content
+
+
+def _vocabulary(path: Path, content: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the model's tokens and of the added ones; a unigram model lists its tokens in the order of their ids."""
+    model = content["model"].get("vocab", {})
+    try:
+        found = {token: at for at, (token, _) in enumerate(model)} if isinstance(model, list) else dict(model)
+        found.update((added["content"], added["id"]) for added in content.get("added_tokens") or [])
+    except (TypeError, ValueError, KeyError) as error:
+        raise _unreadable(path, ValueError(f"its vocabulary is broken: {error}")) from error
+    if not all(isinstance(token_id, int) for token_id in found.values()):
+        raise _unreadable(path, ValueError("its vocabulary has ids that are no numbers"))
+    return found
 
 
 def _make_special(content: dict[str, Any], token: str | None) -> None:
