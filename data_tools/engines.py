@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +25,7 @@ from megatron_kaiyuan.errors import UserError
 _CORNERS = (
     " leading and trailing  ",
     "\t\ttabs\r\n\r\n lines \n\n\n  \n",
-    "don't DON'T we'LL ’s",
+    "don't DON'T we'LL ’s it'ſ",
     "1234567 ½ Ⅳ ² ٣٤",
     "e\u0301 Å ﬁ \ufeff \u200d \u00a0 \u3000 \u2028 \x85 \x00 \x1f",
     "你好，世界。繁體字 𠮷 ひらがな 한국어 ไทย हिन्दी עברית",
@@ -49,12 +52,17 @@ class Engine(Protocol):
 
 
 class Gigatoken:
-    """gigatoken, on the calling thread: processes are the parallelism here."""
+    """gigatoken, on the calling thread: processes are the parallelism here.
+
+    The reference encodes the few texts on which two versions of Unicode, or two implementations of its normal forms,
+    may disagree, since a sample is unlikely to hold them: see `depends_on_tables`.
+    """
 
     name = "gigatoken"
 
     def __init__(self, reference: Reference):
         library = _import("gigatoken")
+        self._reference = reference
         try:
             self._tokenizer: Any = _gigatoken_for(library, reference)
         except Unsupported:
@@ -63,10 +71,46 @@ class Gigatoken:
             raise _unsupported(error) from None
 
     def encode(self, texts: Sequence[str]) -> Ids:
+        doubtful = np.fromiter(map(depends_on_tables, texts), np.bool_, len(texts))
+        if not doubtful.any():
+            return self._encode(texts)
+        lengths: NDArray[np.int32] = np.zeros(len(texts), np.int32)
+        parts = []
+        for encode, mine in ((self._encode, ~doubtful), (self._reference.encode, doubtful)):
+            flat, lengths[mine] = encode([text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine])
+            parts.append(flat)
+        tokens: NDArray[np.uint32] = np.empty(sum(map(len, parts)), np.uint32)
+        of_doubtful: NDArray[np.bool_] = np.repeat(doubtful, lengths)
+        tokens[~of_doubtful], tokens[of_doubtful] = parts
+        return tokens, lengths
+
+    def _encode(self, texts: Sequence[str]) -> Ids:
         layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data)
         flat = np.asarray(layout.content.data)[int(offsets[0]) : int(offsets[-1])]
         return flat, np.diff(offsets).astype(np.int32)
+
+
+def depends_on_tables(text: str) -> bool:
+    """Whether a text may be normalised or cut differently by libraries with Unicode tables of different age.
+
+    True for text outside normal form C, and for characters that this Python's Unicode does not assign: their
+    category, combining class and compositions are known to newer libraries only. In normal form C all libraries keep
+    the text as it is, and the properties of an assigned character hardly ever change.
+    """
+    if text.isascii():
+        return False
+    if not unicodedata.is_normalized("NFC", text):
+        return True
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return bool(_unassigned()[codes].any())
+
+
+@lru_cache(1)
+def _unassigned() -> NDArray[np.bool_]:
+    """For every code point, whether it is assigned to no character."""
+    codes = (unicodedata.category(chr(code)) == "Cn" for code in range(sys.maxunicode + 1))
+    return np.fromiter(codes, np.bool_, sys.maxunicode + 1)
 
 
 # The fastest first.

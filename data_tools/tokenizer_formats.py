@@ -95,6 +95,8 @@ class HuggingFace:
             tokenizer = Tokenizer.from_str(json.dumps(self.content))
         except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
             raise _unreadable(self.path, error) from error
+        if tokenizer.get_vocab(with_added_tokens=True) != self.vocabulary:
+            raise _unreadable(self.path, ValueError("added tokens have ids that the library does not give them"))
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()

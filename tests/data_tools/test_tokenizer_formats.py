@@ -176,6 +176,14 @@ def test_an_added_end_of_document_becomes_special(tokenizer_path: Path, tmp_path
     assert tokenizer.decode(ids) == "a[DONE][THINK]"
 
 
+def test_ids_that_the_library_changes_are_refused(tokenizer_path: Path, tmp_path: Path):
+    content = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 2000, "content": "<|far|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="added tokens have ids that the library does not give them"):
+        TextTokenizer(tmp_path)
+
+
 def test_ids_are_stored_as_megatron_stores_them(cl100k: Path, tokenizer_path: Path, sentencepiece_model: Path):
     stored = [
         TextTokenizer(path).encode_flat(["a"], append_eod=True)[0].dtype
