@@ -7,7 +7,6 @@ that no list of supported tokenizers shows. What is proven is equality on the sa
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from data_tools.tiktoken_files import KNOWN
@@ -207,7 +207,7 @@ def _split(ids: Ids) -> list[NDArray[np.uint32]]:
 
 def _gigatoken_for(library: Any, reference: Reference) -> Any:
     if isinstance(reference, HuggingFace):
-        return library.Tokenizer.from_json(json.dumps(_without_special(reference.content)))
+        return library.Tokenizer.from_json(orjson.dumps(_without_special(reference.content)))
     if isinstance(reference, SentencePiece):
         return library.Tokenizer.from_sentencepiece(reference.path.read_bytes())
     if isinstance(reference, Tiktoken):

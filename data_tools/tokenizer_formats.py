@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -92,7 +93,7 @@ class HuggingFace:
     def _tokenizer(self) -> Tokenizer:
         """Made when it is needed: a worker that encodes with a faster engine never needs it, and it loads slowly."""
         try:
-            tokenizer = Tokenizer.from_str(json.dumps(self.content))
+            tokenizer = Tokenizer.from_str(orjson.dumps(self.content).decode())
         except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
             raise _unreadable(self.path, error) from error
         if tokenizer.get_vocab(with_added_tokens=True) != self.vocabulary:
@@ -206,8 +207,8 @@ def _file_in(folder: Path) -> Path:
 
 def _read_tokenizer_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise _unreadable(path, ValueError("it has no 'model'"))
