@@ -18,8 +18,6 @@ from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
-__all__ = ["VerifiedCorpus", "check_sealed_index", "read_manifest", "verify"]
-
 # A multiple of every token's size.
 _CHUNK_BYTES = 1 << 22
 
