@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import xxhash
 
 from data_tools.merge import merge_corpora
+from data_tools.progress import METERS
 from data_tools.shards import Record, Shards, is_there, record_from, too_many
 from data_tools.tasks import Task
 from data_tools.text import BadPlace
@@ -76,6 +78,7 @@ def joined_earlier(shards: Shards, prefixes: Sequence[Path], tasks: Sequence[Tas
 def remove(shards: Shards) -> None:
     """Remove the shard folders; the note that they are joined goes last."""
     for folder in reversed(shards.folders):
+        shutil.rmtree(folder / METERS, ignore_errors=True)
         for path in sorted(folder.glob("*"), key=lambda path: path.name == _JOINED):
             path.unlink(missing_ok=True)
         if folder.exists():

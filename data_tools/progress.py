@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 _COUNTS = struct.Struct("<QQQ")
 _METER_SECONDS, _BAR_SECONDS, _LINE_SECONDS = 0.5, 0.5, 60.0
-_SUFFIX = ".progress"
+METERS = "progress"
 
 
 class Counts(NamedTuple):
@@ -60,13 +60,13 @@ class Meter:
 
 
 def meter_path(folder: Path, rank: int, process: int) -> Path:
-    """Where a process keeps its counts."""
-    return folder / f"{rank}-{process}{_SUFFIX}"
+    """Where a process keeps its counts: apart from the shards, of which there may be very many to look through."""
+    return folder / METERS / f"{rank}-{process}"
 
 
 def forget(folder: Path, rank: int) -> None:
     """Remove what an earlier run of this rank left."""
-    for path in folder.glob(f"{rank}-*{_SUFFIX}"):
+    for path in (folder / METERS).glob(f"{rank}-*"):
         path.unlink(missing_ok=True)
 
 
@@ -74,7 +74,7 @@ class Bar:
     """One bar for the whole run on a terminal, one line a minute elsewhere. A context manager.
 
     Args:
-        folder: where the meters are.
+        folder: the shard folder, in which the meters are.
         total: bytes of all inputs as stored; `done` of them were finished before this run.
         world: ranks; meters of others are of an earlier run.
     """
@@ -124,7 +124,7 @@ class Bar:
 
     def _sum(self) -> Counts:
         counts = Counts()
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        for path in (self._folder / METERS).glob("*-*"):
             rank = path.name.partition("-")[0]
             try:
                 if rank.isdigit() and int(rank) < self._world:

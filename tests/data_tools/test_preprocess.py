@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from data_tools import text as text_module
 from data_tools.corpus import manifest_path, metadata_path
 from data_tools.preprocess import Settings, preprocess
+from data_tools.tokenizer import TextTokenizer
 from data_tools.verify import verify
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
@@ -118,6 +119,37 @@ def test_each_json_key_gets_a_corpus(tokenizer_path: Path, tmp_path: Path):
     totals = preprocess([path], tmp_path / "c", Settings(tokenizer_path, json_keys=("text", "title")))
     assert [prefix.name for prefix in totals.prefixes] == ["c_text_document", "c_title_document"]
     assert [len(IndexedCorpus(prefix)) for prefix in totals.prefixes] == [2, 1]
+
+
+def test_long_rows_are_left_out_and_counted(tokenizer_path: Path, tmp_path: Path, command):
+    rows = [{"text": "中" * size, "title": "t"} for size in (1, 10, 11, 0, 500)]
+    path = write_rows(tmp_path / "in.jsonl", rows)
+    common = ("--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path, "--json-keys", "text", "title")
+    done = command("preprocess", "--input", path, *common, "--max-characters", 10)
+    assert done.returncode == 0, done.stderr
+    # A row is left out for all of its fields, so that the corpora stay side by side.
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("preprocess: 5 documents, ")
+    assert last.endswith("; left out: 1 empty text; left out: 2 text over 10 characters")
+    assert not (tmp_path / "c.bad_rows.jsonl").exists()
+    for key, documents in (("text", 3), ("title", 3)):
+        assert len(IndexedCorpus(tmp_path / f"c_{key}_document").document_indices) == documents + 1
+
+
+def test_plain_text_by_line_or_by_file(tokenizer_path: Path, tmp_path: Path):
+    texts = ["one line\r\n\n  two\nthree", "", "中文\n"]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_bytes(text.encode())
+    (tmp_path / "3.txt.gz").write_bytes(gzip.compress(b"packed\nlines"))
+    tokenizer = TextTokenizer(tokenizer_path)
+
+    def found(unit: str) -> list[str]:
+        preprocess([tmp_path / "*.txt*"], tmp_path / "c", Settings(tokenizer_path, text_documents=unit), task_bytes=7)
+        corpus = IndexedCorpus(tmp_path / "c_text_document")
+        return [tokenizer.decode(corpus.tokens(i)[:-1].tolist()) for i in range(len(corpus))]
+
+    assert found("line") == ["one line", "  two", "three", "中文", "packed", "lines"]
+    assert found("file") == [texts[0], texts[2], "packed\nlines"]
 
 
 BAD_LINES = {

@@ -309,7 +309,8 @@ def _hold(path: Path) -> list[str]:
 
 def test_nothing_but_shards_is_removed(tmp_path: Path):
     assert joining.remove.__doc__
-    (tmp_path / "c_text_document.shards").mkdir()
+    (tmp_path / "c_text_document.shards/progress").mkdir(parents=True)
+    (tmp_path / "c_text_document.shards/progress/0-1").touch()
     manifest_path(tmp_path / "other").write_text("{}")
     joining.remove(joining.Shards([tmp_path / "c_text_document"]))
     assert [path.name for path in tmp_path.iterdir()] == ["other.manifest.json"]
