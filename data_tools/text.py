@@ -145,10 +145,12 @@ def texts(paths: Sequence[Path], key: str) -> Iterator[tuple[str, dict[str, Any]
     """The text and the whole row of each JSON line.
 
     Raises:
-        UserError: a line is bad; the message names it.
+        UserError: a file holds no JSON lines, or a line is bad; the message names it.
     """
     settings = Settings(Path(), (key,))
     for file in find_inputs(paths):
+        if file.format != "json":
+            raise UserError(f"{file.name}: only JSON lines can be read here; name files of JSON lines")
         batches = _line_batches(Task(file, 0, file.size, ""))
         for number, line in enumerate(chain.from_iterable(lines for _, lines, _ in batches), 1):
             if line.isspace():

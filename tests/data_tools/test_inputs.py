@@ -19,6 +19,7 @@ from json_lines import write_rows
 
 from data_tools.inputs import find_inputs, open_stored, unpack
 from data_tools.preprocess import Settings, preprocess
+from data_tools.text import texts
 from megatron_kaiyuan.errors import UserError
 
 
@@ -63,6 +64,14 @@ def test_wrong_inputs_are_told_by_name(tmp_path: Path):
     ):
         with pytest.raises(UserError, match=message):
             find_inputs(words)
+
+
+def test_readers_of_json_lines_refuse_other_files(tmp_path: Path):
+    write_rows(tmp_path / "a.jsonl", [{"text": "a"}, "", {"text": "b", "domain": "d"}])
+    assert [text for text, _ in texts([tmp_path], "text")] == ["a", "b"]
+    touch(tmp_path, "b.txt")
+    with pytest.raises(UserError, match=r"b\.txt: only JSON lines can be read here"):
+        list(texts([tmp_path], "text"))
 
 
 PACKERS = {
