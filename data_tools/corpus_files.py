@@ -71,6 +71,7 @@ class _Manifest(_Checked):
     max_token_id: Annotated[int, Field(ge=-1, lt=1 << 31)]
     tokenizer: _Tokenizer
     scores: list[str]
+    columns: list[str] = []  # the first writers had none
     sources: list[str]
     skipped: dict[str, Count]
     files: dict[str, _File]

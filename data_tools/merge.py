@@ -7,9 +7,11 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -68,11 +70,7 @@ def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1) -> str
     for part in parts:
         _check_small_files(part)
     with replace_corpus(Path(output)) as new:
-        total = sum(part.sealed(bin_path(part.prefix))["bytes"] for part in parts)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=not sys.stderr.isatty()) as bar:
-            digest = _join_tokens(parts, new, bar)
-        _join_indexes(parts, new, threads)
-        _join_metadata(parts, new)
+        digest = _join_files(parts, new, threads)
         content = _joined_content(parts)
         new.manifest = manifest_of(new, content, digest)
     plural = "corpus" if len(parts) == 1 else "corpora"
@@ -132,6 +130,23 @@ def _check_small_files(part: Part) -> None:
         _check_seal(path, checksum(path), part)
 
 
+def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
+    """Write the three files, the metadata beside the others because it is bound by the processor, not by the disk."""
+    total = sum(part.sealed(bin_path(part.prefix))["bytes"] for part in parts)
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        metadata = pool.submit(_join_metadata, parts, new, stop)
+        try:
+            with tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=not sys.stderr.isatty()) as bar:
+                digest = _join_tokens(parts, new, bar)
+            _join_indexes(parts, new, threads)
+            metadata.result()
+        except BaseException:
+            stop.set()
+            raise
+    return digest
+
+
 def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: tqdm) -> str:
     """Copy the `.bin` files one after another; both sides' checksums come from the one pass."""
     whole = xxhash.xxh3_128()
@@ -181,13 +196,15 @@ def _join_indexes(parts: Sequence[Part], new: NewCorpus, threads: int) -> None:
         raise UserError(f"{new.prefix}: its index cannot be made ({error}); {AGAIN}") from error
 
 
-def _join_metadata(parts: Sequence[Part], new: NewCorpus) -> None:
+def _join_metadata(parts: Sequence[Part], new: NewCorpus, stop: Event) -> None:
     first = parts[0].manifest
     schema = sidecar_schema(first["scores"], first.get("columns", []))
     with write_errors(new.prefix), SidecarWriter(new.metadata, schema) as writer:
         for part in parts:
             path, rows = metadata_path(part.prefix), 0
             for batch in sidecar_rows(path):
+                if stop.is_set():
+                    return
                 if batch.schema != schema:
                     raise UserError(f"{path}: its columns are not those of its manifest; {AGAIN}")
                 writer.write(pa.Table.from_batches([batch]))

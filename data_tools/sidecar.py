@@ -78,7 +78,9 @@ def open_sidecar(path: Path) -> pq.ParquetFile:
         UserError: the file is missing or no Parquet.
     """
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
+        _ = file.schema_arrow  # a damaged schema is found only when it is asked for
+        return file
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; {AGAIN}") from error
     except (OSError, ValueError, pa.ArrowException) as error:

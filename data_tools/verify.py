@@ -13,7 +13,7 @@ import xxhash
 from data_tools import _index
 from data_tools.corpus import dtype_code
 from data_tools.corpus_files import AGAIN, manifest_path, metadata_path, read_manifest, sealed_paths, token_dtype
-from data_tools.sidecar import check_sidecar, open_sidecar
+from data_tools.sidecar import check_sidecar, open_sidecar, sidecar_schema
 from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -49,7 +49,7 @@ def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus
     manifest = read_manifest(prefix)
     _check_sizes(prefix, manifest["files"])
     check_header(prefix, manifest)
-    _check_rows(prefix, manifest["sequences"])
+    _check_metadata(prefix, manifest)
     if not fast:
         for path in (idx_path(prefix), metadata_path(prefix)):
             _check_seal(path, checksum(path), manifest)
@@ -107,12 +107,15 @@ def _check_sizes(prefix: Path, files: dict[str, Any]) -> None:
             raise UserError(f"{path}: has {found} bytes, its manifest says {stated}; {AGAIN}")
 
 
-def _check_rows(prefix: Path, sequences: int) -> None:
-    path = metadata_path(prefix)
+def _check_metadata(prefix: Path, manifest: dict[str, Any]) -> None:
+    """The footer of the sidecar: its columns and the number of its rows."""
+    path, sequences = metadata_path(prefix), manifest["sequences"]
     with open_sidecar(path) as file:
-        rows = file.metadata.num_rows
+        rows, schema = file.metadata.num_rows, file.schema_arrow
     if rows != sequences:
         raise UserError(f"{path}: has {rows} rows for {sequences} sequences; {AGAIN}")
+    if schema != sidecar_schema(manifest["scores"], manifest.get("columns", [])):
+        raise UserError(f"{path}: its columns are not those of its manifest; {AGAIN}")
 
 
 def _check_seal(path: Path, found: str, manifest: dict[str, Any]) -> None:

@@ -141,6 +141,9 @@ def test_sources_and_skipped_rows_are_of_the_right_type(prefix: Path):
         {"sources": "in.jsonl"},
         {"skipped": {"empty text": -1}},
         {"skipped": []},
+        {"columns": 5},
+        {"columns": ["url"]},
+        {"scores": []},
         {"sequences": "3"},
         {"sequences": True},
         {"tokens": 1e3},
@@ -153,7 +156,7 @@ def test_sources_and_skipped_rows_are_of_the_right_type(prefix: Path):
         {"version": 2},
     ):
         edit_manifest(prefix, lambda manifest, change=change: manifest.update(change))
-        with pytest.raises(UserError, match=manifest_path(prefix).name):
+        with pytest.raises(UserError, match=rf"{prefix.name}\.(manifest\.json|meta\.parquet)"):
             verify(prefix, fast=True)
         manifest_path(prefix).write_text(whole)
 
