@@ -76,13 +76,17 @@ def joined_earlier(shards: Shards, prefixes: Sequence[Path], tasks: Sequence[Tas
 
 
 def remove(shards: Shards) -> None:
-    """Remove the shard folders; the note that they are joined goes last."""
+    """Remove the shard folders: first the manifests, so that none names files that are gone, and the note last."""
     for folder in reversed(shards.folders):
         shutil.rmtree(folder / METERS, ignore_errors=True)
-        for path in sorted(folder.glob("*"), key=lambda path: path.name == _JOINED):
+        for path in sorted(folder.glob("*"), key=_turn):
             path.unlink(missing_ok=True)
         if folder.exists():
             folder.rmdir()
+
+
+def _turn(path: Path) -> int:
+    return 0 if path.name.endswith(".manifest.json") else 2 if path.name == _JOINED else 1
 
 
 def tidy(shards: Shards) -> None:

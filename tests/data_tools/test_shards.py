@@ -307,6 +307,17 @@ def _hold(path: Path) -> list[str]:
         return ["second"]
 
 
+def test_no_manifest_outlives_its_files(source: Path, settings: Settings, tmp_path: Path):
+    finish_shards(source, tmp_path, settings)
+    folder = tmp_path / "c_text_document.shards"
+    (folder / "joined.json").touch()
+    names = [path.name for path in sorted(folder.iterdir(), key=joining._turn)]
+    manifests = [name.endswith(".manifest.json") for name in names]
+    assert any(manifests)
+    assert manifests == sorted(manifests, reverse=True)
+    assert names[-1] == "joined.json"
+
+
 def test_nothing_but_shards_is_removed(tmp_path: Path):
     assert joining.remove.__doc__
     (tmp_path / "c_text_document.shards/progress").mkdir(parents=True)
