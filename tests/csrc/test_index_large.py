@@ -60,6 +60,7 @@ def test_merged_pointers_beyond_four_gigabytes(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_more_sequences_than_32_bits_count(tmp_path: Path):
     """A hole of 52 GB is the index of 2^32 + 10 empty sequences in one document; the last of them is made wrong."""
     sequences, path = 2**32 + 10, tmp_path / "many.idx"
