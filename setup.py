@@ -1,7 +1,8 @@
-"""Package and extension. Ranges here are what is meant to work; requirements.txt pins what is tested."""
+"""Package and extensions. Ranges here are what is meant to work; requirements.txt pins what is tested."""
 
 from __future__ import annotations
 
+import os
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
@@ -51,15 +52,22 @@ EXTRAS = {
     ],
 }
 
-SOURCES = sorted(glob("csrc/*.cpp"))
-EXTENSION = Pybind11Extension(
-    "data_tools._curriculum",
-    SOURCES,
-    depends=sorted(glob("csrc/*.h*")),
-    cxx_std=17,
-    extra_compile_args=["-O3", "-pthread"],
-    extra_link_args=["-pthread"],
-)
+HEADERS = sorted(glob("csrc/*.h"))
+INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
+CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - set(INDEX_SOURCES))
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow"] + (["-Werror"] if os.environ.get("KAIYUAN_WARNINGS_AS_ERRORS") else [])
+
+
+def extension(name: str, sources: list[str]) -> Pybind11Extension:
+    return Pybind11Extension(
+        name,
+        sources,
+        depends=HEADERS,
+        cxx_std=17,
+        extra_compile_args=["-O3", "-pthread", *WARNINGS],
+        extra_link_args=["-pthread"],
+    )
+
 
 setup(
     name="megatron-kaiyuan",
@@ -72,7 +80,10 @@ setup(
     package_data={"megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.yaml", "py.typed"], "data_tools": ["**/*.txt"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
-    ext_modules=[EXTENSION] if SOURCES else [],
+    ext_modules=[
+        extension("data_tools._curriculum", CURRICULUM_SOURCES),
+        extension("data_tools._index", INDEX_SOURCES),
+    ],
     cmdclass={"build_ext": build_ext},
     entry_points={
         "console_scripts": ["kaiyuan = megatron_kaiyuan.cli:main", "kaiyuan-data = data_tools.cli:main"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,7 @@ def tokenizer_train(
 
 @tokenizer_app.command("inspect")
 def tokenizer_inspect(
-    tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json")],
+    tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, sentencepiece .model, .tiktoken, or their folder")],
     inputs: Annotated[list[Path], typer.Argument(help="JSON lines files")],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -82,65 +83,126 @@ def tokenizer_inspect(
 
 @app.command(cls=SeveralValuesCommand)
 def preprocess(
-    inputs: Annotated[list[Path], typer.Option("--input", help="JSON lines files, plain or .gz, .zst, .bz2, .lz4")],
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", help="JSON lines, .parquet, .txt; also .gz .zst .bz2 .lz4; folders, 'patterns*', URLs"),
+    ],
     output_prefix: Annotated[Path, typer.Option(help="the corpus is {output_prefix}_{json_key}_document")],
-    tokenizer_model: Annotated[Path, typer.Option(help="tokenizer.json, or the folder that holds it")],
+    tokenizer_model: Annotated[Path, typer.Option(help="tokenizer file, or the folder that holds it")],
     json_keys: Annotated[list[str], typer.Option(help="fields to tokenize, each into a corpus")] = ["text"],  # noqa: B006
+    text_column: Annotated[
+        str | None, typer.Option(help="column of Parquet files, if not named as --json-keys")
+    ] = None,
+    text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
     score_keys: Annotated[list[str], typer.Option(help="number fields to keep beside each document")] = [],  # noqa: B006
+    meta_keys: Annotated[list[str], typer.Option(help="other fields to keep, as text")] = [],  # noqa: B006
     append_eod: Annotated[bool, typer.Option(help="end each document with the end-of-document token")] = True,
     eod_token: Annotated[str | None, typer.Option(help="name of that token, where it cannot be guessed")] = None,
-    workers: Annotated[int, typer.Option(help="processes; the result is the same for any number")] = 1,
-    max_bad_rows: Annotated[int, typer.Option(help="lines without valid JSON or fields that may be left out")] = 0,
+    engine: Annotated[str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")] = "auto",
+    max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
+    max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or fields that may be left out")] = 0,
+    workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
+    task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. The result is the same")] = 0,
+    merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
 ) -> None:
-    """Tokenize JSON lines into a Megatron .bin/.idx corpus with metadata and a manifest.
+    """Tokenize text into a Megatron .bin/.idx corpus with metadata and a manifest.
 
     Example: kaiyuan-data preprocess --input runs/text/code.train.jsonl --output-prefix runs/code
     --tokenizer-model runs/tokenizer.json --score-keys score --workers 2
+
+    A run that was stopped goes on where it was when the same command is given again. Rows that were left out for a
+    mistake are listed in {output_prefix}.bad_rows.jsonl.
+
+    On several machines, with one folder that all of them see: start the same command with mpirun, srun or sbatch
+    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`. When all have ended, give it once more,
+    anywhere, with --merge-only.
     """
+    from data_tools.place import default_workers, find_place
     from data_tools.preprocess import Settings
     from data_tools.preprocess import preprocess as write
 
-    settings = Settings(tokenizer_model, tuple(json_keys), tuple(score_keys), append_eod, eod_token)
-    totals = write(inputs, output_prefix, settings, workers, max_bad_rows)
-    for prefix in totals.prefixes:
+    place = find_place(os.environ)
+    if merge_only and place.rank:
+        return
+    settings = Settings(
+        tokenizer_model,
+        tuple(json_keys),
+        tuple(score_keys),
+        append_eod,
+        eod_token,
+        tuple(meta_keys),
+        text_column,
+        text_documents,
+        max_characters,
+        engine,
+    )
+    workers = workers or default_workers(place)
+    totals = write(inputs, output_prefix, settings, workers, max_bad_rows, task_bytes, place, merge_only)
+    if totals.engine and place.rank == 0:
+        print(totals.engine)
+    for prefix in totals.prefixes if totals.joined else ():
         print(prefix)
     print(totals)
 
 
 @app.command()
-def verify(prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx")]) -> None:
-    """Read every byte of corpora and compare it with their manifests.
+def merge(
+    prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx, in the order to join them")],
+    output_prefix: Annotated[Path, typer.Option(help="the joined corpus, without .bin or .idx")],
+    threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
+) -> None:
+    """Join corpora of one tokenizer: the bytes are those of one writer for all documents. Memory does not grow.
+
+    Example: kaiyuan-data merge runs/part_0_text_document runs/part_1_text_document --output-prefix runs/all
+    """
+    from data_tools.merge import merge_corpora
+
+    print(merge_corpora(prefixes, output_prefix, threads or os.cpu_count() or 1))
+
+
+@app.command()
+def verify(
+    prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx")],
+    fast: Annotated[bool, typer.Option("--fast", help="headers and sizes only")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="0: every core")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Read every byte of corpora and compare it with their manifests; the first thing that is wrong is told.
 
     Example: kaiyuan-data verify runs/code_text_document
     """
     from data_tools.verify import verify as check
 
-    corpora = [check(prefix) for prefix in prefixes]
-    sequences, tokens = sum(map(len, corpora)), sum(corpus.num_tokens for corpus in corpora)
-    print(f"verify: {len(corpora)} corpora are whole, {sequences:,} sequences, {tokens:,} tokens")
+    corpora = [check(prefix, fast, threads or os.cpu_count() or 1) for prefix in prefixes]
+    sequences, tokens = sum(map(len, corpora)), sum(corpus.tokens for corpus in corpora)
+    if as_json:
+        print(json.dumps({"corpora": len(corpora), "sequences": sequences, "tokens": tokens, "fast": fast}))
+        return
+    plural = "corpus is" if len(corpora) == 1 else "corpora are"
+    state = "whole by headers and sizes" if fast else "whole"
+    print(f"verify: {len(corpora)} {plural} {state}, {sequences:,} sequences, {tokens:,} tokens")
 
 
 @app.command()
 def inspect(
     prefix: Annotated[Path, typer.Argument(help="a corpus, without .bin or .idx")],
     sequence: Annotated[int, typer.Option(help="the sequence to show")] = 0,
+    tokenizer_model: Annotated[Path | None, typer.Option(help="tokenizer, if not where the manifest says")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show what is in a corpus: counts, lengths, and the beginning of a document.
+    """Show what is in a corpus: counts, histograms of lengths and scores, and the beginning of a document.
 
     Example: kaiyuan-data inspect runs/code_text_document --sequence 3
     """
-    from data_tools.verify import decode_sample, inspect_corpus
+    from data_tools.inspect import decode_sample, describe_corpus, inspect_corpus
 
     found = inspect_corpus(prefix)
-    found["sample"] = decode_sample(prefix, sequence)
+    found["sample"] = decode_sample(prefix, sequence, tokenizer_model) if found["sequences"] else ""
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return
     print(found["sample"], "", sep="\n")
-    lengths = ", ".join(f"{share} {length:,}" for share, length in found["lengths"].items())
-    print(f"tokens a sequence, by quantile: {lengths}")
-    print(f"inspect: {found['sequences']:,} sequences, {found['tokens']:,} tokens of {found['dtype']}")
+    print(*describe_corpus(found), sep="\n")
 
 
 @app.command()

@@ -5,9 +5,9 @@ The pair is byte for byte what megatron.core's IndexedDatasetBuilder writes for 
 
 from __future__ import annotations
 
-from array import array
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,56 +16,55 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_kaiyuan.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, bin_path, idx_path
+from data_tools import _index
+from data_tools.corpus_files import (
+    FORMAT,
+    VERSION,
+    NewCorpus,
+    manifest_path,
+    metadata_path,
+    replace_corpus,
+    sealed_paths,
+    token_dtype,
+    write_errors,
+)
+from data_tools.sidecar import SidecarWriter, sidecar_schema
+from megatron_kaiyuan.data.indexed import DTYPE_CODES
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, checksum, write_json
+from megatron_kaiyuan.files import checksum
 
-# Megatron's limit: ids of a smaller vocabulary are stored in 16 bits, of any other in 32.
-_UINT16_VOCAB_LIMIT = 65500
-_ROWS_PER_GROUP = 1 << 16
-_INDEX_ROWS = 1 << 20
+__all__ = ["CorpusWriter", "Documents", "manifest_path", "metadata_path", "token_dtype"]
 
-
-def metadata_path(prefix: Path) -> Path:
-    """The per-sequence metadata of a corpus."""
-    return prefix.with_name(f"{prefix.name}.meta.parquet")
-
-
-def manifest_path(prefix: Path) -> Path:
-    """The manifest of a corpus, its last written file."""
-    return prefix.with_name(f"{prefix.name}.manifest.json")
-
-
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """How Megatron stores ids below `vocab_size`, which is the largest id + 1."""
-    return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
+_INT32_MAX = 2**31 - 1
 
 
 @dataclass
 class Documents:
-    """A batch of documents; entry i of each list belongs to document i.
+    """A batch of documents; entry i of each list or array belongs to document i.
 
     Attributes:
         tokens: the ids of all documents, one after another.
         lengths: tokens of each document; 0 stands for an empty one, which gets no sequence and no metadata row.
         text_bytes: size of each text in UTF-8.
         domains, sources: where each text is from; "" when unknown.
-        scores: one list for each score name.
+        scores: one list of numbers for each score name.
+        columns: one list of texts, or None where there is none, for each further metadata column.
     """
 
     tokens: NDArray[Any]
-    lengths: Sequence[int]
-    text_bytes: Sequence[int]
+    lengths: Sequence[int] | NDArray[np.integer[Any]]
+    text_bytes: Sequence[int] | NDArray[np.integer[Any]]
     domains: Sequence[str]
     sources: Sequence[str]
-    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    scores: Mapping[str, Sequence[float] | NDArray[np.float64]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
 class CorpusWriter:
-    """Streams documents into a corpus; memory is 12 bytes a document, whatever its size.
+    """Streams documents into a corpus; memory does not grow with it.
 
     A context manager: the files appear under their names when the block ends well, the manifest last. After an
     exception nothing of the new corpus is left, and an older one stays as it was.
@@ -75,35 +74,45 @@ class CorpusWriter:
         tokenizer: `path`, `fingerprint`, `vocab_size`, `eod_id`, for the manifest.
         scores: names of the score columns.
         sources: input files, for the manifest.
+        columns: names of further metadata columns, of text.
+        threads: for the index; they change the speed, never the bytes.
 
     Attributes:
         skipped: documents that were left out, by reason; the caller adds its own reasons.
-        sequences, tokens, max_token_id: what was written so far (max_token_id is -1 before the first token).
+        tokens, max_token_id: what was written so far (max_token_id is -1 before the first token).
     """
 
     def __init__(
-        self, prefix: Path, tokenizer: Mapping[str, Any], scores: Sequence[str] = (), sources: Sequence[str] = ()
+        self,
+        prefix: Path,
+        tokenizer: Mapping[str, Any],
+        scores: Sequence[str] = (),
+        sources: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        threads: int = 1,
     ):
         self.prefix = Path(prefix)
         self.skipped: Counter[str] = Counter()
         self.tokens, self.max_token_id = 0, -1
         self._tokenizer, self._scores, self._sources = dict(tokenizer), list(scores), list(sources)
+        self._columns, self._threads = list(columns), threads
         self._dtype = token_dtype(self._tokenizer["vocab_size"])
-        self._lengths, self._document_indices = array("i"), array("q", [0])
-        self._pending = self._schema().empty_table()
+        self._schema = sidecar_schema(self._scores, self._columns)
+        self._digest = xxhash.xxh3_128()
         self._stack = ExitStack()
 
     @property
     def sequences(self) -> int:
-        return len(self._lengths)
+        """Documents written so far that were not empty."""
+        return self._index.sequences
 
     def __enter__(self) -> CorpusWriter:
         with ExitStack() as stack:
-            self._index_file = stack.enter_context(atomic_path(idx_path(self.prefix)))
-            metadata_file = stack.enter_context(atomic_path(metadata_path(self.prefix)))
-            bin_file = stack.enter_context(atomic_path(bin_path(self.prefix)))
-            self._bin: BinaryIO = stack.enter_context(open(bin_file, "wb"))
-            self._metadata = stack.enter_context(pq.ParquetWriter(metadata_file, self._schema(), compression="zstd"))
+            self._new: NewCorpus = stack.enter_context(replace_corpus(self.prefix))
+            with write_errors(self.prefix):
+                self._bin: BinaryIO = stack.enter_context(open(self._new.bin, "wb"))
+                self._index = _index.IndexWriter(os.fsencode(self._new.index), dtype_code(self._dtype))
+                self._sidecar = stack.enter_context(SidecarWriter(self._new.metadata, self._schema))
             self._stack = stack.pop_all()
         return self
 
@@ -114,37 +123,40 @@ class CorpusWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            self._metadata.write_table(self._pending.combine_chunks())
-            with open(self._index_file, "wb") as file:
-                _write_index(file, self._dtype, self._lengths, self._document_indices)
-            # A manifest must never describe files that are just being replaced.
-            manifest_path(self.prefix).unlink(missing_ok=True)
-        write_json(manifest_path(self.prefix), self._manifest())
+            with write_errors(self.prefix):
+                self._sidecar.finish()
+                self._bin.close()
+                self._index.finish(self._threads)
+            self._new.manifest = self._manifest()
 
     def add(self, documents: Documents) -> None:
         """Append a batch.
 
         Raises:
-            UserError: an id is negative or not below the tokenizer's vocabulary size.
+            UserError: an id is negative or not below the tokenizer's vocabulary size, a document or a text is
+                longer than 2^31 - 1 tokens or bytes, or the disk is full.
         """
-        tokens, lengths = np.asarray(documents.tokens), np.asarray(documents.lengths, np.int32)
+        tokens = np.ascontiguousarray(documents.tokens)
+        lengths = self._int32(documents.lengths, "tokens")
         if int(lengths.sum(dtype=np.int64)) != tokens.size:
             raise ValueError(f"lengths add up to {lengths.sum(dtype=np.int64)}, not to the {tokens.size} tokens")
         self._check_ids(tokens)
-        self._bin.write(tokens.astype(self._dtype, copy=False).tobytes())
+        rows = self._rows(documents, lengths)
+        with write_errors(self.prefix):
+            if tokens.size:
+                stored = memoryview(tokens.astype(self._dtype, copy=False)).cast("B")
+                self._digest.update(stored)
+                self._bin.write(stored)
+            self._index.add(lengths)
+            self._sidecar.write(rows)
         self.tokens += tokens.size
-        kept = lengths > 0
-        first = len(self._lengths)
-        self._lengths.frombytes(lengths[kept].tobytes())
-        # Like Megatron, an empty document repeats the document index and has no sequence.
-        self._document_indices.frombytes((first + np.cumsum(kept, dtype=np.int64)).tobytes())
-        self.skipped["empty text"] += int((~kept).sum())
-        self._write_rows(self._rows(documents, lengths, kept))
+        self.skipped["empty text"] += len(lengths) - len(rows)
 
     def _check_ids(self, tokens: NDArray[Any]) -> None:
         if not tokens.size:
             return
-        largest, smallest = int(tokens.max()), int(tokens.min())
+        largest = int(tokens.max())
+        smallest = 0 if tokens.dtype.kind == "u" else int(tokens.min())
         if smallest < 0 or largest >= self._tokenizer["vocab_size"]:
             wrong = smallest if smallest < 0 else largest
             raise UserError(
@@ -153,56 +165,58 @@ class CorpusWriter:
             )
         self.max_token_id = max(self.max_token_id, largest)
 
-    def _schema(self) -> pa.Schema:
-        columns = [("tokens", pa.int32()), ("bytes", pa.int32()), ("domain", pa.string()), ("source", pa.string())]
-        return pa.schema(columns + [(name, pa.float64()) for name in self._scores])
+    def _int32(self, values: Sequence[int] | NDArray[np.integer[Any]], what: str) -> NDArray[np.int32]:
+        wide = np.asarray(values, np.int64)
+        if wide.size and not 0 <= int(wide.min()) <= int(wide.max()) <= _INT32_MAX:
+            raise UserError(
+                f"{self.prefix}: a document of {int(wide.max()):,} {what} does not fit a corpus, whose limit is "
+                f"{_INT32_MAX:,}; split it, or leave it out"
+            )
+        return wide.astype(np.int32)
 
-    def _rows(self, documents: Documents, lengths: NDArray[np.int32], kept: NDArray[np.bool_]) -> pa.Table:
-        columns: list[ArrayLike] = [lengths, documents.text_bytes, documents.domains, documents.sources]
-        columns += [documents.scores[name] for name in self._scores]
-        schema = self._schema()
-        arrays = [pa.array(column, column_type) for column, column_type in zip(columns, schema.types, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=schema).filter(pa.array(kept))
-
-    def _write_rows(self, rows: pa.Table) -> None:
-        """Write full row groups only, so that the file does not depend on how documents were batched."""
-        rows = pa.concat_tables([self._pending, rows])
-        while len(rows) >= _ROWS_PER_GROUP:
-            self._metadata.write_table(rows.slice(0, _ROWS_PER_GROUP).combine_chunks())
-            rows = rows.slice(_ROWS_PER_GROUP)
-        self._pending = rows
+    def _rows(self, documents: Documents, lengths: NDArray[np.int32]) -> pa.Table:
+        values: list[ArrayLike] = [lengths, self._int32(documents.text_bytes, "bytes")]
+        values += [documents.domains, documents.sources]
+        values += [documents.columns[name] for name in self._columns]
+        values += [documents.scores[name] for name in self._scores]
+        arrays = [pa.array(column, kind) for column, kind in zip(values, self._schema.types, strict=True)]
+        rows = pa.Table.from_arrays(arrays, schema=self._schema)
+        kept = lengths > 0
+        return rows if kept.all() else rows.filter(pa.array(kept))
 
     def _manifest(self) -> dict[str, Any]:
-        files = [bin_path(self.prefix), idx_path(self.prefix), metadata_path(self.prefix)]
-        return {
-            "format": "kaiyuan-corpus",
-            "version": 1,
-            "sequences": self.sequences,
-            "tokens": self.tokens,
-            "dtype": self._dtype.name,
-            "max_token_id": self.max_token_id,
-            "tokenizer": self._tokenizer,
-            "scores": self._scores,
-            "sources": self._sources,
-            "skipped": {reason: count for reason, count in sorted(self.skipped.items()) if count},
-            "files": {path.name: {"bytes": path.stat().st_size, "checksum": checksum(path)} for path in files},
-        }
+        return manifest_of(
+            self._new,
+            {
+                "sequences": self.sequences,
+                "tokens": self.tokens,
+                "dtype": self._dtype.name,
+                "max_token_id": self.max_token_id,
+                "tokenizer": self._tokenizer,
+                "scores": self._scores,
+                "columns": self._columns,
+                "sources": self._sources,
+                "skipped": self.skipped,
+            },
+            f"xxh3:{self._digest.hexdigest()}",
+        )
 
 
-def _write_index(file: BinaryIO, dtype: np.dtype[Any], lengths: array[int], document_indices: array[int]) -> None:
-    code = next(code for code, known in DTYPE_CODES.items() if known == dtype)
-    file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(document_indices)))
-    file.write(np.asarray(lengths, np.int32).astype("<i4", copy=False).tobytes())
-    for pointers in _pointers(lengths, dtype.itemsize):
-        file.write(pointers.tobytes())
-    file.write(np.asarray(document_indices, np.int64).astype("<i8", copy=False).tobytes())
+def dtype_code(dtype: np.dtype[Any]) -> int:
+    """Megatron's number for a token type."""
+    return next(code for code, known in DTYPE_CODES.items() if known == dtype)
 
 
-def _pointers(lengths: array[int], itemsize: int) -> Iterator[NDArray[np.int64]]:
-    """Where each sequence starts in the `.bin`, in bytes, a part at a time to keep memory small."""
-    end = 0
-    for at in range(0, len(lengths), _INDEX_ROWS):
-        sizes = np.asarray(lengths[at : at + _INDEX_ROWS], np.int64) * itemsize
-        ends = end + np.cumsum(sizes)
-        yield (ends - sizes).astype("<i8", copy=False)
-        end = int(ends[-1])
+def manifest_of(new: NewCorpus, content: dict[str, Any], bin_checksum: str) -> dict[str, Any]:
+    """The manifest of files that are still under their temporary names.
+
+    Args:
+        bin_checksum: of the bytes as they were written; whoever reads the `.bin` later sees what the disk changed.
+    """
+    checksums = [bin_checksum, checksum(new.index), checksum(new.metadata)]
+    skipped = {reason: count for reason, count in sorted(content["skipped"].items()) if count}
+    files = {
+        final.name: {"bytes": temporary.stat().st_size, "checksum": digest}
+        for final, temporary, digest in zip(sealed_paths(new.prefix), new.paths, checksums, strict=True)
+    }
+    return {"format": FORMAT, "version": VERSION, **content, "skipped": skipped, "files": files}

@@ -18,7 +18,7 @@ class Fit:
     """Counts over one domain.
 
     Attributes:
-        byte_tokens: tokens `<0x00>`..`<0xFF>`, a byte each.
+        byte_tokens: tokens that are one byte and no character.
     """
 
     domain: str
@@ -57,12 +57,11 @@ def measure(tokenizer_path: Path, inputs: Sequence[Path], key: str = "text") -> 
         UserError: the tokenizer or an input is wrong, or holds no text.
     """
     tokenizer = TextTokenizer(tokenizer_path)
-    bytes_ids = [tokenizer.vocabulary.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
     fits: dict[str, Fit] = {}
     total = Fit("all")
     for text, row in texts(inputs, key):
         ids = tokenizer.encode_batch([text])[0]
-        counts = len(text.encode()), len(ids), int(np.isin(ids, bytes_ids).sum())
+        counts = len(text.encode()), len(ids), int(np.isin(ids, tokenizer.byte_ids).sum())
         domain = str(row.get("domain") or "unknown")
         fits.setdefault(domain, Fit(domain)).add(*counts)
         total.add(*counts)

@@ -1,243 +1,214 @@
-"""JSON lines to Megatron corpora over a pool of processes; the bytes are the same for any number of workers."""
+"""Text to Megatron corpora: tasks to shards over processes, then the shards joined.
+
+The bytes are the same for any number of workers and ranks, any cut into tasks, and any number of kills and restarts.
+"""
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import os
-import sys
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from data_tools.corpus import CorpusWriter, Documents, token_dtype
-from data_tools.text import BadRow, LineBatch, check_inputs, line_batches, parse_row
+from data_tools.columns import column_rows
+from data_tools.inputs import InputFile, find_inputs
+from data_tools.joining import Done, finished_tasks, join, joined_earlier, remove, tidy, within_limit
+from data_tools.locks import lock
+from data_tools.place import Place
+from data_tools.pool import Job, Pool
+from data_tools.progress import Bar, forget
+from data_tools.shards import Record, Shards
+from data_tools.tasks import Settings, Task, cut_tasks, share
+from data_tools.text import line_rows
 from data_tools.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 
-# Batches in flight for each worker: enough to keep it busy while the writer waits for the slowest one.
-_AHEAD = 3
+__all__ = ["Settings", "Totals", "preprocess"]
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What every worker needs to know.
-
-    Attributes:
-        json_keys: fields to tokenize; each gives a corpus of its own.
-        score_keys: number fields that go into the metadata.
-        append_eod: end each document with the tokenizer's end-of-document id.
-    """
-
-    tokenizer: Path
-    json_keys: tuple[str, ...] = ("text",)
-    score_keys: tuple[str, ...] = ()
-    append_eod: bool = True
-    eod_token: str | None = None
-
-
-@dataclass
-class Encoded:
-    """A batch after tokenization.
-
-    Attributes:
-        documents: for each json key, the documents in file order.
-        bad: the number, from 1, of each bad line, and why.
-    """
-
-    batch: LineBatch
-    documents: dict[str, Documents] = field(default_factory=dict)
-    bad: list[tuple[int, str]] = field(default_factory=list)
+# The sample that proves the engine: some text from each of some files.
+_SAMPLE_FILES, _SAMPLE_CHARACTERS, _SAMPLE_PIECE = 16, 2_000_000, 1 << 16
 
 
 @dataclass
 class Totals:
-    """What preprocessing wrote, over all corpora."""
+    """What preprocessing wrote, over all corpora.
+
+    Attributes:
+        engine: which tokenizer engine was used and why; "" when every shard was there already.
+        joined: whether the corpora are there; else these are the figures of one rank's shards.
+    """
 
     prefixes: list[Path]
     sequences: int
     tokens: int
     text_bytes: int
     skipped: Counter[str]
+    engine: str = ""
+    place: Place = field(default_factory=Place)
+    joined: bool = True
 
     def __str__(self) -> str:
         left_out = "".join(f"; left out: {count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count)
         ratio = self.text_bytes / max(self.tokens, 1)
+        rank = "" if self.joined else f" by rank {self.place.rank} of {self.place.world}, to join with --merge-only"
         return (
             f"preprocess: {self.sequences:,} documents, {self.tokens / 1e6:.2f} M tokens, "
-            f"{ratio:.2f} bytes/token{left_out}"
-        )
-
-
-class Encoder:
-    """Turns lines into documents; each worker has one, with its own tokenizer."""
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        self.tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token)
-        self._dtype = token_dtype(self.tokenizer.vocab_size)
-
-    def encode(self, batch: LineBatch) -> Encoded:
-        encoded = Encoded(batch)
-        rows = []
-        for number, line in enumerate(batch.lines, batch.first):
-            # Blank lines are common at the end of a file and are no rows.
-            if line.strip():
-                try:
-                    rows.append(self._row(line))
-                except BadRow as error:
-                    encoded.bad.append((number, str(error)))
-        encoded.documents = {key: self._documents(key, rows) for key in self.settings.json_keys}
-        return encoded
-
-    def _row(self, line: bytes) -> dict[str, Any]:
-        row = parse_row(line, self.settings.json_keys)
-        for key in self.settings.json_keys:
-            if not row[key].isascii() and _half_pair(row[key]):
-                raise BadRow(f"field {key!r} holds half of a surrogate pair")
-        for key in self.settings.score_keys:
-            value = row.get(key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise BadRow(f"field {key!r} is not a finite number")
-        return row
-
-    def _documents(self, key: str, rows: list[dict[str, Any]]) -> Documents:
-        texts = [row[key] for row in rows]
-        ids = self.tokenizer.encode_batch(texts)
-        if self.settings.append_eod:
-            for document in ids:
-                if document:
-                    document.append(self.tokenizer.eod_id)
-        lengths = [len(document) for document in ids]
-        flat = (token for document in ids for token in document)
-        return Documents(
-            tokens=np.fromiter(flat, self._dtype, sum(lengths)),
-            lengths=lengths,
-            text_bytes=[len(text.encode()) for text in texts],
-            domains=[_label(row, "domain") for row in rows],
-            sources=[_label(row, "source") for row in rows],
-            scores={name: [float(row[name]) for row in rows] for name in self.settings.score_keys},
+            f"{ratio:.2f} bytes/token{rank}{left_out}"
         )
 
 
 def preprocess(
-    inputs: Sequence[Path], output_prefix: Path, settings: Settings, workers: int = 1, max_bad_rows: int = 0
+    inputs: Sequence[str | Path],
+    output_prefix: Path,
+    settings: Settings,
+    workers: int = 1,
+    max_bad_rows: int = 0,
+    task_bytes: int = 0,
+    place: Place | None = None,
+    merge_only: bool = False,
 ) -> Totals:
     """Write the corpus `{output_prefix}_{key}_document` for each json key.
 
     Args:
+        inputs: files, folders, patterns or URLs.
         workers: processes that tokenize; 1 works in this process.
-        max_bad_rows: lines that may be left out because they are no JSON, lack a field and so on.
+        max_bad_rows: rows that may be left out because they are no JSON, lack a field and so on.
+        task_bytes: size of a task; 0 takes one that fits the inputs.
+        place: which of several ranks this is; with more than one, shards are written but not joined.
+        merge_only: do no task, only join the shards that the ranks have left.
 
     Raises:
-        UserError: an argument or an input is wrong, or there are too many bad rows; the message names file and line.
+        UserError: an argument or an input is wrong, there are too many bad rows, or the disk is full; the message
+            names file and line.
     """
-    check_inputs(inputs)
-    if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
-    encoder = Encoder(settings)
+    _check_arguments(settings, workers, max_bad_rows, task_bytes)
+    place = place or Place()
+    files = find_inputs(inputs)
+    tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
+    tasks = cut_tasks(files, settings, tokenizer.description(), task_bytes)
     prefixes = [output_prefix.with_name(f"{output_prefix.name}_{key}_document") for key in settings.json_keys]
-    names = [str(path) for path in inputs]
-    totals = Totals(prefixes, 0, 0, 0, Counter())
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(CorpusWriter(prefix, encoder.tokenizer.description(), settings.score_keys, names))
-            for prefix in prefixes
-        ]
-        bad: Counter[str] = Counter()
-        for encoded in _progress(inputs, _encode_all(encoder, line_batches(inputs), workers)):
-            _count_bad(encoded, bad, max_bad_rows)
-            for writer, key in zip(writers, settings.json_keys, strict=True):
-                writer.add(encoded.documents[key])
-                totals.text_bytes += sum(encoded.documents[key].text_bytes)
-        for writer in writers:
-            writer.skipped.update(bad)
-    totals.sequences = sum(writer.sequences for writer in writers)
-    totals.tokens = sum(writer.tokens for writer in writers)
-    totals.skipped = bad + Counter({"empty text": sum(writer.skipped["empty text"] for writer in writers)})
+    shards = Shards(prefixes)
+    work = _Work(tasks, shards, Job(settings, tuple(prefixes), place.rank, max_bad_rows), tokenizer, workers, place)
+    if place.world > 1 and not merge_only:
+        with lock(shards.lock_path, shared=True):
+            records = [record for _, record in work.do()]
+        return _totals(work, prefixes, records, joined=False)
+    with lock(shards.lock_path):
+        joined = joined_earlier(shards, prefixes, tasks)
+        if joined is None:
+            done = work.collect() if merge_only else work.do_alone()
+            join(shards, prefixes, done, output_prefix.with_name(f"{output_prefix.name}.bad_rows.jsonl"))
+            joined = [record for _, record in done]
+        remove(shards)
+    return _totals(work, prefixes, joined, joined=True)
+
+
+@dataclass
+class _Work:
+    """One rank's part of the run."""
+
+    tasks: Sequence[Task]
+    shards: Shards
+    job: Job
+    tokenizer: TextTokenizer
+    workers: int
+    place: Place
+    engine: str = ""
+
+    def do_alone(self) -> list[Done]:
+        """Do everything; after a failure leave only what a later run can use."""
+        try:
+            return self.do()
+        except BaseException:
+            tidy(self.shards)
+            raise
+
+    def do(self) -> list[Done]:
+        """This rank's tasks with their records, in the order of the inputs; what is finished is not done again."""
+        mine = share(self.tasks, self.place)
+        found = [(task, self.shards.finished(task)) for task in mine]
+        earlier = [(task, record) for task, record in found if record]
+        # They come from the largest to the smallest, so that no worker is left with a long one at the end.
+        left = [task for task, record in found if not record]
+        # Closed at once on an error, so that no worker still writes when this returns.
+        with self._bar(), closing(self._write(left)) as written:
+            done = within_limit(self.shards, chain(earlier, written), self.job.max_bad_rows)
+            records = {task.name: record for task, record in done}
+        return [(task, records[task.name]) for task in self.tasks if task.name in records]
+
+    def collect(self) -> list[Done]:
+        """All tasks with the records that the ranks have left."""
+        return list(within_limit(self.shards, finished_tasks(self.shards, self.tasks), self.job.max_bad_rows))
+
+    def _write(self, tasks: Sequence[Task]) -> Generator[Done, None, None]:
+        if not tasks:
+            return
+        if min(self.workers, len(tasks)) == 1:
+            self._prove()
+            writer = self.job.writer(self.tokenizer)
+            yield from ((task, writer.write(task)) for task in tasks)
+            return
+        with Pool(self.job, min(self.workers, len(tasks))) as pool:
+            self._prove()
+            yield from pool.write(tasks, self.tokenizer.engine)
+
+    def _prove(self) -> None:
+        files = list(dict.fromkeys(task.file for task in self.tasks))
+        self.engine = self.tokenizer.prove(sample_texts(files, self.job.settings))
+
+    def _bar(self) -> AbstractContextManager[object]:
+        folder = self.shards.folders[0]
+        forget(folder, self.place.rank)
+        if self.place.rank:
+            return nullcontext()
+        done = sum(task.size for task in self.tasks if self.shards.record_path(task).exists())
+        return Bar(folder, sum(task.size for task in self.tasks), done, self.place.world)
+
+
+def sample_texts(files: Sequence[InputFile], settings: Settings) -> list[str]:
+    """Text from the beginnings of some files, the same for every rank, to prove the tokenizer's engine on."""
+    chosen = files[:: -(-len(files) // _SAMPLE_FILES)]
+    sample = []
+    for file in chosen:
+        left = _SAMPLE_CHARACTERS // len(chosen)
+        read = column_rows if file.format == "parquet" else line_rows
+        # Bytes are characters or more; a Parquet file is read in small steps anyhow.
+        part = Task(file, 0, file.size if file.format == "parquet" else min(file.size, left), "")
+        for rows in read(part, settings):
+            for text in chain.from_iterable(rows.texts.values()):
+                # In pieces, because the reference needs memory many times the size of a text.
+                sample += [text[at : at + _SAMPLE_PIECE] for at in range(0, min(left, len(text)), _SAMPLE_PIECE)]
+                left -= len(text)
+            if left <= 0:
+                break
+    return [text for text in sample if text]
+
+
+def _check_arguments(settings: Settings, workers: int, max_bad_rows: int, task_bytes: int) -> None:
+    for name, value, least in (
+        ("--workers", workers, 1),
+        ("--max-bad-rows", max_bad_rows, 0),
+        ("--task-bytes", task_bytes, 0),
+        ("--max-characters", settings.max_characters, 0),
+    ):
+        if value < least:
+            raise UserError(f"{name} {value}: must be at least {least}")
+    if settings.text_documents not in ("line", "file"):
+        raise UserError(f"--text-documents {settings.text_documents}: is not known; use line or file")
+    if settings.text_column and len(settings.json_keys) > 1:
+        raise UserError("--text-column names one column; with several --json-keys the columns must have their names")
+    if not settings.json_keys or len(set(settings.json_keys)) < len(settings.json_keys):
+        raise UserError("--json-keys: name at least one field, and each once")
+
+
+def _totals(work: _Work, prefixes: list[Path], records: Sequence[Record], joined: bool) -> Totals:
+    totals = Totals(prefixes, 0, 0, 0, Counter(), work.engine, work.place, joined)
+    for record in records:
+        totals.sequences += record.sequences
+        totals.tokens += record.tokens
+        totals.text_bytes += record.text_bytes
+        totals.skipped.update(record.skipped)
+    totals.skipped = +totals.skipped
     return totals
-
-
-def _count_bad(encoded: Encoded, bad: Counter[str], allowed: int) -> None:
-    for number, reason in encoded.bad:
-        bad[reason] += 1
-        if bad.total() > allowed:
-            beyond = f"the {bad.total()}th bad row, --max-bad-rows is {allowed}" if allowed else "a bad row"
-            raise UserError(
-                f"{encoded.batch.path}:{number}: {reason} ({beyond}); mend the line, "
-                "or leave such lines out with a higher --max-bad-rows"
-            )
-
-
-def _encode_all(encoder: Encoder, batches: Iterator[LineBatch], workers: int) -> Iterator[Encoded]:
-    """Encode batches in order, with a bounded number of them in memory."""
-    if workers == 1:
-        yield from map(encoder.encode, batches)
-        return
-    # Spawned, not forked: the tokenizer library and the progress bar run threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder.settings,))
-    waiting: deque[Future[Encoded]] = deque()
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(_encode_in_worker, batch))
-            if len(waiting) >= workers * _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker process died, most likely for lack of memory; use fewer --workers") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(settings: Settings) -> None:
-    global _worker_encoder
-    # The pool is the parallelism; the library's own threads would only compete with it.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker_encoder = Encoder(settings)
-
-
-_worker_encoder: Encoder
-
-
-def _encode_in_worker(batch: LineBatch) -> Encoded:
-    encoded = _worker_encoder.encode(batch)
-    # The lines are not needed any more, and would travel back between the processes.
-    encoded.batch = batch._replace(lines=[])
-    return encoded
-
-
-def _progress(inputs: Sequence[Path], encoded: Iterator[Encoded]) -> Iterator[Encoded]:
-    """Pass batches on, with a bar over the bytes of the input files when a person watches."""
-    total = sum(path.stat().st_size for path in inputs)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="preprocess", disable=not sys.stderr.isatty()) as bar:
-        finished, current = 0, None
-        for result in encoded:
-            if current is not None and result.batch.path != current:
-                finished += current.stat().st_size
-            current = result.batch.path
-            bar.update(finished + result.batch.read - bar.n)
-            yield result
-
-
-def _label(row: dict[str, Any], key: str) -> str:
-    value = row.get(key, "")
-    return value if isinstance(value, str) and not _half_pair(value) else ""
-
-
-def _half_pair(text: str) -> bool:
-    """Whether JSON escapes left half of a surrogate pair, which is no character and has no UTF-8 form."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

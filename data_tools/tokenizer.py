@@ -1,16 +1,18 @@
-"""A tokenizer read from `tokenizer.json`: lossless, and blind to special tokens that are spelt out in a text."""
+"""Text to ids and back, whatever file the tokenizer comes in: by its own library, or by a proven faster engine."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import numpy as np
+from numpy.typing import NDArray
 
+from data_tools.corpus import token_dtype
+from data_tools.engines import Engine, Unsupported, build, choose
+from data_tools.tokenizer_formats import Reference, open_reference
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<EOD>")
@@ -20,76 +22,106 @@ class TextTokenizer:
     """Text to ids and back.
 
     Args:
-        path: a `tokenizer.json` of Hugging Face tokenizers, or the folder that holds it.
-        eod_token: the token that ends a document; None takes the `eos_token` of the `tokenizer_config.json` beside
-            it, else the first usual one that the vocabulary has.
+        path: a `tokenizer.json` of Hugging Face tokenizers, a sentencepiece model, a tiktoken file, or the folder
+            that holds one.
+        eod_token: the token that ends a document; None takes the one that the files name (`eos_token` in the
+            `tokenizer_config.json` beside it), else the first usual one that the vocabulary has.
+        engine: "auto" encodes with the reference library until `prove` has found a faster one with equal ids;
+            "reference" stays with it; the name of an engine uses that one.
 
     Attributes:
+        engine: the engine in use; a worker process that is given this name encodes as this process does.
         vocabulary: id of each token.
         vocab_size: the largest id + 1; a sparse vocabulary has fewer entries.
+        byte_ids: ids of tokens that are a byte and no character.
         eod_id: id that ends a document. No text can contain it: spelt out, it becomes ordinary tokens.
 
     Raises:
-        UserError: the file is missing or no tokenizer, or the end-of-document token is unknown.
+        UserError: the file is missing or no tokenizer, the end-of-document token is unknown or can come from a
+            text, or the engine cannot take this tokenizer.
     """
 
-    def __init__(self, path: Path, eod_token: str | None = None):
-        self.path = path / "tokenizer.json" if path.is_dir() else path
-        self._tokenizer = _load(self.path)
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(self.vocabulary.values()) + 1
-        self.eod_id = self.vocabulary[_end_of_document(self.path, self.vocabulary, eod_token)]
+    def __init__(self, path: Path, eod_token: str | None = None, engine: str = "auto"):
+        self._reference = open_reference(path, eod_token)
+        self.path = self._reference.path
+        self.vocabulary, self.vocab_size = self._reference.vocabulary, self._reference.vocab_size
+        self.byte_ids = self._reference.byte_ids
+        end = _end_of_document(self._reference, eod_token)
+        self.eod_id = self.vocabulary[end]
+        self._wanted = engine
+        self.engine = "reference" if engine == "auto" else engine
+        self._engine = self._build(self.engine)
+        self._check_end(end)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without any token before or after it."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        flat, lengths = self._engine.encode(texts)
+        ends = np.cumsum(lengths).tolist()
+        return [flat[end - length : end].tolist() for length, end in zip(lengths.tolist(), ends, strict=True)]
+
+    def encode_flat(self, texts: Sequence[str], append_eod: bool) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Ids of all texts, one after another, in the type Megatron stores them in, and how many each text has.
+
+        With `append_eod` the end-of-document id follows each text; an empty text has no ids at all.
+        """
+        flat, lengths = self._engine.encode(texts)
+        dtype = token_dtype(self.vocab_size)
+        if not append_eod:
+            return flat.astype(dtype), lengths
+        some = lengths > 0
+        lengths = lengths + some.astype(np.int32)
+        tokens: NDArray[Any] = np.empty(len(flat) + np.count_nonzero(some), dtype)
+        is_text: NDArray[np.bool_] = np.ones(len(tokens), np.bool_)
+        is_text[np.cumsum(lengths, dtype=np.int64)[some] - 1] = False
+        tokens[is_text] = flat
+        tokens[~is_text] = self.eod_id
+        return tokens, lengths
+
+    def prove(self, sample_texts: Sequence[str]) -> str:
+        """Choose the engine by a sample of the texts that are to be encoded, and say which it is and why.
+
+        With engine "auto" the fastest engine whose ids equal the reference's is in use from now on.
+
+        Raises:
+            UserError: an engine was asked for by name, and it cannot be used or its ids differ.
+        """
+        self.engine, self._engine, reason = choose(self._wanted, self._reference, sample_texts)
+        return reason
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, with special tokens spelt out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return self._reference.decode(ids)
 
     def description(self) -> dict[str, Any]:
         """What a corpus manifest records."""
         return {
             "path": str(self.path),
-            "fingerprint": checksum(self.path),
+            "fingerprint": self._reference.fingerprint(),
             "vocab_size": self.vocab_size,
             "eod_id": self.eod_id,
         }
 
+    def _build(self, name: str) -> Engine:
+        try:
+            return build(name, self._reference)
+        except Unsupported as error:
+            raise UserError(f"--engine {name}: {error}; use --engine auto or reference") from None
 
-def _load(path: Path) -> Tokenizer:
-    if not path.exists():
-        raise UserError(f"{path}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
-    if path.suffix != ".json":
-        raise UserError(
-            f"{path}: only a Hugging Face tokenizer.json can be read; "
-            "convert the model with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-        raise UserError(f"{path}: not a readable tokenizer.json ({error}); make or copy it again") from error
+    def _check_end(self, token: str) -> None:
+        """Refuse an end that a text could hold: such a text would be cut where its author wrote the token."""
+        if self.eod_id in self._engine.encode([token])[0]:
+            raise UserError(
+                f"{self.path}: a text that spells out {token!r} would end the document there; make it a special "
+                "(control) token, or name another with --eod-token"
+            )
 
 
-def _end_of_document(path: Path, vocabulary: dict[str, int], wanted: str | None) -> str:
-    candidates = [wanted] if wanted else [*_configured_end(path), *_USUAL_ENDS]
+def _end_of_document(reference: Reference, wanted: str | None) -> str:
+    candidates = [wanted] if wanted else [*reference.ends, *_USUAL_ENDS]
     for token in candidates:
-        if token in vocabulary:
+        if token in reference.vocabulary:
             return token
     raise UserError(
-        f"{path}: its vocabulary has no end-of-document token {' or '.join(candidates)}; "
+        f"{reference.path}: its vocabulary has no end-of-document token {' or '.join(candidates)}; "
         "name the right one with --eod-token"
     )
-
-
-def _configured_end(path: Path) -> list[str]:
-    try:
-        token = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):
-        return []
-    token = token.get("content") if isinstance(token, dict) else token
-    return [token] if isinstance(token, str) else []

@@ -1,128 +1,144 @@
-"""Checking a corpus against its manifest, its metadata and its vocabulary; and looking into one."""
+"""Checking a corpus against its manifest, its metadata and its vocabulary."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import xxhash
 
-from data_tools.corpus import manifest_path, metadata_path
-from data_tools.tokenizer import TextTokenizer
-from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path
+from data_tools import _index
+from data_tools.corpus import dtype_code
+from data_tools.corpus_files import AGAIN, manifest_path, metadata_path, read_manifest, sealed_paths, token_dtype
+from data_tools.sidecar import check_sidecar, open_sidecar, sidecar_schema
+from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum, read_json
+from megatron_kaiyuan.files import checksum
 
-_AGAIN = "make the corpus again, or copy it again from where it came"
-_QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-_TOKENS_AT_ONCE = 1 << 24
-
-
-def read_manifest(prefix: Path) -> dict[str, Any]:
-    """The manifest of a corpus.
-
-    Raises:
-        UserError: it is missing, or is none.
-    """
-    path = manifest_path(prefix)
-    manifest = read_json(path, "corpus manifest")
-    if not isinstance(manifest, dict) or manifest.get("format") != "kaiyuan-corpus" or manifest.get("version") != 1:
-        raise UserError(f"{path}: is no corpus manifest of version 1; {_AGAIN}")
-    return manifest
+# A multiple of every token's size.
+_CHUNK_BYTES = 1 << 22
 
 
-def verify(prefix: Path) -> IndexedCorpus:
-    """Read every byte of a corpus and compare it with what its manifest says.
+@dataclass(frozen=True)
+class VerifiedCorpus:
+    """What a corpus holds that was found to be whole."""
+
+    prefix: Path
+    sequences: int
+    tokens: int
+
+    def __len__(self) -> int:
+        return self.sequences
+
+
+def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus:
+    """Compare a corpus with what its manifest says.
+
+    Args:
+        fast: look at headers and sizes only, which takes milliseconds for any size. Otherwise every byte is read:
+            checksums, each length, pointer and document index, each id, and each row of the metadata.
+        threads: for the index.
 
     Raises:
         UserError: the first thing that is wrong.
     """
-    corpus = IndexedCorpus(prefix)
+    prefix = Path(prefix)
     manifest = read_manifest(prefix)
-    try:
-        _check_files(prefix, manifest["files"])
-        _check_counts(corpus, manifest)
-        _check_ids(corpus, manifest["tokenizer"]["vocab_size"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{manifest_path(prefix)}: a field is missing or wrong ({error!r}); {_AGAIN}") from error
-    _check_metadata(corpus)
-    return corpus
+    _check_sizes(prefix, manifest["files"])
+    check_header(prefix, manifest)
+    _check_metadata(prefix, manifest)
+    if not fast:
+        for path in (idx_path(prefix), metadata_path(prefix)):
+            _check_seal(path, checksum(path), manifest)
+        check_sealed_index(prefix, manifest, threads)
+        _check_tokens(prefix, manifest)
+        check_sidecar(metadata_path(prefix), map_lengths(idx_path(prefix)))
+    return VerifiedCorpus(prefix, manifest["sequences"], manifest["tokens"])
 
 
-def inspect_corpus(prefix: Path) -> dict[str, Any]:
-    """Counts and length quantiles in tokens; works for a stock Megatron corpus too, which has no manifest."""
-    corpus = IndexedCorpus(prefix)
-    quantiles = np.quantile(corpus.lengths, _QUANTILES, method="nearest") if len(corpus) else ()
-    return {
-        "prefix": str(prefix),
-        "sequences": len(corpus),
-        "documents": len(corpus.document_indices) - 1,
-        "tokens": corpus.num_tokens,
-        "dtype": corpus.dtype.name,
-        "lengths": {f"{share:.0%}": int(length) for share, length in zip(_QUANTILES, quantiles, strict=False)},
-        "manifest": read_manifest(prefix) if manifest_path(prefix).exists() else None,
-    }
-
-
-def decode_sample(prefix: Path, sequence: int, most_tokens: int = 200) -> str:
-    """The beginning of a sequence as text, or as ids when the tokenizer of the manifest is not to be had.
+def check_header(prefix: Path, manifest: dict[str, Any]) -> None:
+    """Compare the header of an `.idx`, and the size that it needs, with the file and the manifest.
 
     Raises:
-        UserError: there is no such sequence, or the tokenizer is no longer the one that made the corpus.
+        UserError: they differ.
     """
-    corpus = IndexedCorpus(prefix)
-    if not 0 <= sequence < len(corpus):
-        raise UserError(f"{prefix}: has no sequence {sequence}; give one of 0 to {len(corpus) - 1}")
-    ids = corpus.tokens(sequence, 0, most_tokens).tolist()
-    made_by = read_manifest(prefix)["tokenizer"] if manifest_path(prefix).exists() else {}
-    path = Path(made_by.get("path", ""))
-    if not path.is_file():
-        return " ".join(map(str, ids))
-    if checksum(path) != made_by["fingerprint"]:
-        raise UserError(f"{path}: is not the tokenizer that made {prefix}; put that one there again")
-    return TextTokenizer(path).decode(ids)
-
-
-def _check_files(prefix: Path, files: dict[str, Any]) -> None:
-    for name, expected in files.items():
-        path = prefix.with_name(name)
-        if not path.exists():
-            raise UserError(f"{path}: named in the manifest but not found; {_AGAIN}")
-        if path.stat().st_size != expected["bytes"]:
-            raise UserError(f"{path}: has {path.stat().st_size} bytes, its manifest says {expected['bytes']}; {_AGAIN}")
-        if checksum(path) != expected["checksum"]:
-            raise UserError(f"{path}: its checksum is not the one in its manifest, so it was changed; {_AGAIN}")
-
-
-def _check_counts(corpus: IndexedCorpus, manifest: dict[str, Any]) -> None:
-    found = {"sequences": len(corpus), "tokens": corpus.num_tokens, "dtype": corpus.dtype.name}
-    for name, value in found.items():
-        if manifest[name] != value:
-            path = manifest_path(corpus.prefix)
-            raise UserError(f"{path}: says {manifest[name]} {name}, but the index has {value}; {_AGAIN}")
-
-
-def _check_ids(corpus: IndexedCorpus, vocab_size: int) -> None:
-    path = bin_path(corpus.prefix)
-    if not corpus.num_tokens:
-        return
-    tokens: np.ndarray = np.memmap(path, corpus.dtype, mode="r", shape=(path.stat().st_size // corpus.dtype.itemsize,))
-    for at in range(0, len(tokens), _TOKENS_AT_ONCE):
-        part = tokens[at : at + _TOKENS_AT_ONCE]
-        if int(part.max()) >= vocab_size or int(part.min()) < 0:
-            raise UserError(f"{path}: holds ids outside the tokenizer's vocabulary of {vocab_size}; {_AGAIN}")
-
-
-def _check_metadata(corpus: IndexedCorpus) -> None:
-    path = metadata_path(corpus.prefix)
+    path = idx_path(prefix)
     try:
-        lengths = pq.read_table(path, columns=["tokens"])["tokens"].to_numpy()
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
-    if len(lengths) != len(corpus):
-        raise UserError(f"{path}: has {len(lengths)} rows for {len(corpus)} sequences; {_AGAIN}")
-    if not np.array_equal(lengths, corpus.lengths):
-        row = int((lengths != corpus.lengths).argmax())
-        raise UserError(f"{path}: row {row} says {lengths[row]} tokens, the index {corpus.lengths[row]}; {_AGAIN}")
+        code, sequences, _ = _index.header(os.fsencode(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {AGAIN}") from error
+    if code != dtype_code(token_dtype(manifest["tokenizer"]["vocab_size"])):
+        raise UserError(f"{path}: its dtype code {code} is not {manifest['dtype']}, as its manifest says; {AGAIN}")
+    _check_count(prefix, "sequences", manifest["sequences"], sequences)
+
+
+def check_sealed_index(prefix: Path, manifest: dict[str, Any], threads: int = 1) -> None:
+    """Check all of an `.idx`, and that it is the one that the manifest counts.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    path = idx_path(prefix)
+    check_header(prefix, manifest)
+    size = manifest["files"][bin_path(prefix).name]["bytes"]
+    try:
+        _, tokens, contiguous = _index.check(os.fsencode(path), size, threads)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {AGAIN}") from error
+    _check_count(prefix, "tokens", manifest["tokens"], tokens)
+    if not contiguous:
+        raise UserError(f"{path}: its sequences do not lie one after another as they were written; {AGAIN}")
+
+
+def _check_count(prefix: Path, name: str, stated: int, found: int) -> None:
+    if stated != found:
+        raise UserError(f"{manifest_path(prefix)}: says {stated} {name}, but the index has {found}; {AGAIN}")
+
+
+def _check_sizes(prefix: Path, files: dict[str, Any]) -> None:
+    for path in sealed_paths(prefix):
+        if not path.is_file():
+            raise UserError(f"{path}: named in the manifest but not found; {AGAIN}")
+        found, stated = path.stat().st_size, files[path.name]["bytes"]
+        if found != stated:
+            raise UserError(f"{path}: has {found} bytes, its manifest says {stated}; {AGAIN}")
+
+
+def _check_metadata(prefix: Path, manifest: dict[str, Any]) -> None:
+    """The footer of the sidecar: its columns and the number of its rows."""
+    path, sequences = metadata_path(prefix), manifest["sequences"]
+    with open_sidecar(path) as file:
+        rows, schema = file.metadata.num_rows, file.schema_arrow
+    if rows != sequences:
+        raise UserError(f"{path}: has {rows} rows for {sequences} sequences; {AGAIN}")
+    if schema != sidecar_schema(manifest["scores"], manifest.get("columns", [])):
+        raise UserError(f"{path}: its columns are not those of its manifest; {AGAIN}")
+
+
+def _check_seal(path: Path, found: str, manifest: dict[str, Any]) -> None:
+    if found != manifest["files"][path.name]["checksum"]:
+        raise UserError(f"{path}: its checksum is not the one in its manifest, so it was changed; {AGAIN}")
+
+
+def _check_tokens(prefix: Path, manifest: dict[str, Any]) -> None:
+    """The checksum of the `.bin` and the range of its ids, in one pass over the file."""
+    path, vocab_size = bin_path(prefix), manifest["tokenizer"]["vocab_size"]
+    dtype, digest, largest = token_dtype(vocab_size), xxhash.xxh3_128(), -1
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with open(path, "rb") as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+            tokens: np.ndarray = np.frombuffer(buffer, dtype, size // dtype.itemsize)
+            if not tokens.size:
+                continue
+            largest = max(largest, int(tokens.max()))
+            if largest >= vocab_size or int(tokens.min()) < 0:
+                raise UserError(f"{path}: holds ids outside the tokenizer's vocabulary of {vocab_size}; {AGAIN}")
+    _check_seal(path, f"xxh3:{digest.hexdigest()}", manifest)
+    if largest != manifest["max_token_id"]:
+        raise UserError(
+            f"{manifest_path(prefix)}: says {manifest['max_token_id']} is the largest id, but it is {largest}; {AGAIN}"
+        )

@@ -103,8 +103,21 @@ class IndexedCorpus:
         return f"{checksum(idx_path(self.prefix))}+{self._bytes.size}"
 
 
+def map_lengths(index: Path) -> NDArray[np.int32]:
+    """The lengths of an `.idx`, int32[sequences], memory-mapped; for who needs them alone, without the `.bin`.
+
+    Raises:
+        UserError: the header is damaged, or its file has another size than it needs.
+    """
+    header = _read_header(index)
+    return np.frombuffer(_map(index), "<i4", header.sequences, HEADER.size)
+
+
 def _read_header(path: Path) -> IndexHeader:
     try:
+        # A pipe would be waited for, for ever.
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no regular file; give the prefix of a .bin/.idx pair")
         with open(path, "rb") as file:
             raw = file.read(HEADER.size)
     except FileNotFoundError as error:
@@ -141,6 +154,8 @@ def _check_index_size(path: Path, header: IndexHeader, size: int) -> None:
 def _map(path: Path) -> NDArray[np.uint8]:
     """All bytes of a file as a read-only map; an empty file cannot be mapped and gives an empty array."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no regular file; copy both files of the pair")
         if path.stat().st_size == 0:
             return np.zeros(0, np.uint8)
         return np.memmap(path, np.uint8, mode="r")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from itertools import chain
 from pathlib import Path
@@ -160,3 +161,23 @@ def test_fingerprint_follows_the_index_and_the_size_of_the_tokens(pair: Path, tm
 def test_an_empty_corpus_is_a_corpus(tmp_path: Path):
     corpus = IndexedCorpus(write_pair(tmp_path / "empty", []))
     assert (len(corpus), corpus.num_tokens, corpus.document_indices.tolist()) == (0, 0, [0])
+
+
+@pytest.mark.parametrize("suffix", [".idx", ".bin"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_only_regular_files_are_opened(pair: Path, suffix: str, make):
+    """A pipe would be waited for, for ever."""
+    path = pair.with_name(pair.name + suffix)
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=f"{path.name}: is no regular file"):
+        IndexedCorpus(pair)
+
+
+def test_lengths_alone_need_no_tokens(pair: Path):
+    pair.with_name(pair.name + ".bin").unlink()
+    index = pair.with_name(pair.name + ".idx")
+    assert indexed.map_lengths(index).tolist() == [3, 1, 2]
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(UserError, match="truncated"):
+        indexed.map_lengths(index)

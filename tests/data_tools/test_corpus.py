@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from data_tools import corpus as corpus_module
+from data_tools import sidecar
 from data_tools.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.corpus_files import read_manifest
+from data_tools.verify import verify
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
+TOKENIZER = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
 VOCABULARIES = st.sampled_from([2, 65499, 65500, 65501, 200_000])
 
 
@@ -103,8 +110,7 @@ def test_manifest_seals_the_files(tmp_path: Path):
 
 
 def test_batching_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus_module, "_ROWS_PER_GROUP", 3)
-    monkeypatch.setattr(corpus_module, "_INDEX_ROWS", 2)
+    monkeypatch.setattr(sidecar, "ROWS_PER_GROUP", 3)
     documents = [[i % 7] * (i % 4) for i in range(20)]
     one = write(tmp_path / "one", 100, [documents])
     many = write(tmp_path / "many", 100, [documents[:1], [], documents[1:12], documents[12:]])
@@ -140,3 +146,115 @@ def test_lengths_must_add_up(tmp_path: Path):
     tokenizer = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
     with pytest.raises(ValueError, match="add up"), CorpusWriter(tmp_path / "corpus", tokenizer, ["score"]) as writer:
         writer.add(documents)
+
+
+def test_arrays_are_as_good_as_lists_and_further_columns_are_kept(tmp_path: Path):
+    lists = as_documents([[1, 2], [], [3]])
+    lists.columns = {"url": ["a", "b", None]}
+    arrays = replace(
+        lists,
+        tokens=lists.tokens.astype(np.uint16),
+        lengths=np.array(lists.lengths, np.int32),
+        text_bytes=np.array(lists.text_bytes, np.int64),
+        scores={"score": np.array(lists.scores["score"])},
+    )
+    for name, documents in (("lists", lists), ("arrays", arrays)):
+        with CorpusWriter(tmp_path / name, TOKENIZER, ["score"], columns=["url"]) as writer:
+            writer.add(documents)
+    for suffix in (".bin", ".idx", ".meta.parquet"):
+        assert (tmp_path / f"lists{suffix}").read_bytes() == (tmp_path / f"arrays{suffix}").read_bytes()
+    assert pq.read_table(metadata_path(tmp_path / "lists"))["url"].to_pylist() == ["a", None]
+    assert read_manifest(tmp_path / "lists")["columns"] == ["url"]
+
+
+@pytest.mark.parametrize(("scores", "columns"), [(["tokens"], []), (["a", "a"], []), (["a"], ["a"]), ([], ["source"])])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, scores, columns):
+    with pytest.raises(UserError, match="there are two of that name"):
+        CorpusWriter(tmp_path / "corpus", TOKENIZER, scores, columns=columns)
+
+
+@pytest.mark.parametrize("size", [2**31, -1])
+def test_a_size_beyond_32_bits_is_refused_not_wrapped(tmp_path: Path, size: int):
+    documents = as_documents([[1]])
+    documents.text_bytes = np.array([size], np.int64)
+    with (
+        pytest.raises(UserError, match="does not fit a corpus"),
+        CorpusWriter(tmp_path / "corpus", TOKENIZER, ["score"]) as writer,
+    ):
+        writer.add(documents)
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from data_tools.corpus import CorpusWriter, Documents
+from megatron_kaiyuan.errors import UserError
+tokenizer = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
+limit, width = int(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with CorpusWriter(Path(sys.argv[1]), tokenizer) as writer:
+        for _ in range(3):
+            names = [str(hash((i, width))) for i in range(9_000)]
+            writer.add(Documents(np.ones(9_000 * width, np.int64), [width] * 9_000, [1] * 9_000, names, names))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "width"),
+    [(100_000, 50), (60_000, 1), (500_000, 1), (1000, 1)],
+    ids=["tokens", "index", "metadata", "all"],
+)
+def test_a_full_disk_is_told_and_leaves_the_older_corpus(tmp_path: Path, limit: int, width: int):
+    write(tmp_path / "corpus", 100, [[[1, 2]]])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "corpus"), str(limit), str(width)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "cannot be written (File too large); free some space" in done.stdout, done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_whoever_is_killed_between_two_renames_leaves_no_pair_that_opens(tmp_path: Path):
+    """Killed before each removal and rename in turn: the old corpus, none that opens, or the new one."""
+    states = []
+    for stop in range(30):
+        folder = tmp_path / str(stop)
+        prefix = write(folder / "corpus", 100, [[[1, 2]]])
+        killed = rewrite_and_be_killed(prefix, stop)
+        try:
+            states.append(IndexedCorpus(prefix).tokens(0).tolist())
+        except UserError as error:
+            assert "not found" in str(error)
+            states.append(None)
+        if manifest_path(prefix).exists():
+            assert verify(prefix).sequences == 1
+        if not killed:
+            break
+    assert not killed
+    changes = [state for state, before in zip(states, [0, *states], strict=False) if state != before]
+    assert changes == [[1, 2], None, [5, 6, 7]]
+
+
+def rewrite_and_be_killed(prefix: Path, stop: int) -> bool:
+    """Write another corpus over one in a child, which dies before its change of names with number `stop`."""
+    child = os.fork()
+    if child == 0:
+        changes = count()
+
+        def die(event: str, _: object) -> None:
+            if event in ("os.rename", "os.remove") and next(changes) == stop:
+                os._exit(9)
+
+        try:
+            sys.addaudithook(die)
+            write(prefix, 100, [[[5, 6, 7]]])
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9

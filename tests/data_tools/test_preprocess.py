@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from data_tools import text as text_module
 from data_tools.corpus import manifest_path, metadata_path
 from data_tools.preprocess import Settings, preprocess
+from data_tools.tokenizer import TextTokenizer
 from data_tools.verify import verify
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
@@ -32,7 +33,7 @@ SUFFIXES = (".bin", ".idx", ".meta.parquet")
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches from little text."""
-    monkeypatch.setattr(text_module, "_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(text_module, "BATCH_BYTES", 10_000)
 
 
 def contents(prefix: Path) -> list[bytes]:
@@ -77,9 +78,11 @@ def test_the_number_of_workers_leaves_no_trace(
     inputs = sorted(harvested.glob("*.jsonl"))
     settings = Settings(tokenizer_path, score_keys=("score",))
     for workers in (1, 2, 3):
-        preprocess(inputs, tmp_path / f"{workers}", settings, workers)
+        preprocess(inputs, tmp_path / f"{workers}", settings, workers, task_bytes=20_000)
     for workers in (2, 3):
         assert contents(tmp_path / "1_text_document") == contents(tmp_path / f"{workers}_text_document")
+        manifests = [manifest_path(tmp_path / f"{name}_text_document").read_text() for name in (1, workers)]
+        assert manifests[0] == manifests[1].replace(f'"{workers}_text', '"1_text')
 
 
 PACKERS = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress, ".bz2": bz2.compress}
@@ -96,7 +99,7 @@ def test_packed_files_give_the_same_corpus(harvested: Path, tokenizer_path: Path
         preprocess([path], tmp_path / name, Settings(tokenizer_path))
     assert contents(tmp_path / "plain_text_document") == contents(tmp_path / "packed_text_document")
     packed.write_bytes(packed.read_bytes()[:-200])
-    with pytest.raises(UserError, match=f"in.jsonl{suffix}: cannot be read near line"):
+    with pytest.raises(UserError, match=f"in.jsonl{suffix}: cannot be read"):
         preprocess([packed], tmp_path / "truncated", Settings(tokenizer_path))
     assert list(tmp_path.glob("truncated*")) == []
 
@@ -116,6 +119,37 @@ def test_each_json_key_gets_a_corpus(tokenizer_path: Path, tmp_path: Path):
     totals = preprocess([path], tmp_path / "c", Settings(tokenizer_path, json_keys=("text", "title")))
     assert [prefix.name for prefix in totals.prefixes] == ["c_text_document", "c_title_document"]
     assert [len(IndexedCorpus(prefix)) for prefix in totals.prefixes] == [2, 1]
+
+
+def test_long_rows_are_left_out_and_counted(tokenizer_path: Path, tmp_path: Path, command):
+    rows = [{"text": "中" * size, "title": "t"} for size in (1, 10, 11, 0, 500)]
+    path = write_rows(tmp_path / "in.jsonl", rows)
+    common = ("--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path, "--json-keys", "text", "title")
+    done = command("preprocess", "--input", path, *common, "--max-characters", 10)
+    assert done.returncode == 0, done.stderr
+    # A row is left out for all of its fields, so that the corpora stay side by side.
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("preprocess: 5 documents, ")
+    assert last.endswith("; left out: 1 empty text; left out: 2 text over 10 characters")
+    assert not (tmp_path / "c.bad_rows.jsonl").exists()
+    for key, documents in (("text", 3), ("title", 3)):
+        assert len(IndexedCorpus(tmp_path / f"c_{key}_document").document_indices) == documents + 1
+
+
+def test_plain_text_by_line_or_by_file(tokenizer_path: Path, tmp_path: Path):
+    texts = ["one line\r\n\n  two\nthree", "", "中文\n"]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_bytes(text.encode())
+    (tmp_path / "3.txt.gz").write_bytes(gzip.compress(b"packed\nlines"))
+    tokenizer = TextTokenizer(tokenizer_path)
+
+    def found(unit: str) -> list[str]:
+        preprocess([tmp_path / "*.txt*"], tmp_path / "c", Settings(tokenizer_path, text_documents=unit), task_bytes=7)
+        corpus = IndexedCorpus(tmp_path / "c_text_document")
+        return [tokenizer.decode(corpus.tokens(i)[:-1].tolist()) for i in range(len(corpus))]
+
+    assert found("line") == ["one line", "  two", "three", "中文", "packed", "lines"]
+    assert found("file") == [texts[0], texts[2], "packed\nlines"]
 
 
 BAD_LINES = {
@@ -148,7 +182,7 @@ def test_allowed_bad_rows_are_counted_by_reason(tokenizer_path: Path, tmp_path: 
     manifest = json.loads(manifest_path(tmp_path / "c_text_document").read_text())
     assert manifest["skipped"] == dict(totals.skipped)
     assert sum(manifest["skipped"].values()) == 24
-    with pytest.raises(UserError, match=r"in\.jsonl:48: .*the 24th bad row, --max-bad-rows is 23"):
+    with pytest.raises(UserError, match=r"in\.jsonl:48: .*24 bad rows so far, --max-bad-rows is 23"):
         preprocess([path], tmp_path / "d", settings, workers=2, max_bad_rows=23)
 
 
@@ -158,13 +192,19 @@ def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path):
         preprocess([], tmp_path / "c", settings)
     with pytest.raises(UserError, match=r"no\.jsonl: input not found"):
         preprocess([tmp_path / "no.jsonl"], tmp_path / "c", settings)
-    with pytest.raises(UserError, match="is a folder"):
-        preprocess([tmp_path], tmp_path / "c", settings)
-    path = write_rows(tmp_path / "in.xz", [])
-    with pytest.raises(UserError, match=r"\.xz cannot be read; unpack it"):
-        preprocess([path], tmp_path / "c", settings)
-    with pytest.raises(UserError, match="--workers 0"):
-        preprocess([path], tmp_path / "c", settings, workers=0)
+    path = write_rows(tmp_path / "in.jsonl", [])
+    for wrong, message in (
+        ({"workers": 0}, "--workers 0"),
+        ({"max_bad_rows": -1}, "--max-bad-rows -1"),
+        ({"task_bytes": -1}, "--task-bytes -1"),
+        ({"settings": Settings(tokenizer_path, text_documents="page")}, "--text-documents page"),
+        ({"settings": Settings(tokenizer_path, json_keys=("a", "a"))}, "--json-keys: name at least one"),
+        ({"settings": Settings(tokenizer_path, json_keys=("a", "b"), text_column="c")}, "--text-column names one"),
+        ({"settings": Settings(tokenizer_path, score_keys=("tokens",))}, "metadata column 'tokens'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            preprocess([path], tmp_path / "c", **{"settings": settings, **wrong})
+    assert [found.name for found in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_command_takes_several_inputs_and_says_what_it_did(
@@ -186,7 +226,7 @@ def test_command_takes_several_inputs_and_says_what_it_did(
 
 def test_a_killed_worker_ends_the_command_in_one_line(harvested: Path, tokenizer_path: Path, tmp_path: Path):
     path = tmp_path / "in.jsonl"
-    path.write_bytes((harvested / "math.train.jsonl").read_bytes() * 100)
+    path.write_bytes((harvested / "math.train.jsonl").read_bytes() * 200)
     line = [sys.executable, "-m", "data_tools.cli", "preprocess", "--workers", "2", "--input", path]
     line += ["--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
@@ -196,4 +236,4 @@ def test_a_killed_worker_ends_the_command_in_one_line(harvested: Path, tokenizer
         _, message = process.communicate(timeout=60)
     assert process.returncode == 2
     assert message.splitlines()[-1].startswith("error: a worker process died")
-    assert [found.name for found in tmp_path.iterdir()] == ["in.jsonl"]
+    assert {found.name for found in tmp_path.iterdir()} <= {"in.jsonl", "c_text_document.shards"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -33,6 +34,17 @@ def test_any_text_comes_back(tokenizer: TextTokenizer, parts):
     assert tokenizer.decode(ids) == text
     assert tokenizer.eod_id not in ids
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
+
+
+@pytest.mark.parametrize("append_eod", [False, True])
+def test_flat_ids_are_those_of_each_text(tokenizer: TextTokenizer, append_eod: bool):
+    texts = ["", "a b", "你好 𠮷", "", END_OF_DOCUMENT]
+    tokens, lengths = tokenizer.encode_flat(texts, append_eod)
+    end = [tokenizer.eod_id] if append_eod else []
+    expected = [ids + end if ids else [] for ids in tokenizer.encode_batch(texts)]
+    assert [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])] == expected
+    assert (tokens.dtype, lengths.dtype) == (np.uint16, np.int32)
+    assert [len(part) for part in tokenizer.encode_flat([], append_eod)] == [0, 0]
 
 
 def test_every_character_of_the_basic_plane_comes_back(tokenizer: TextTokenizer):
@@ -71,8 +83,14 @@ def test_transformers_loads_the_folder_and_agrees(tokenizer_path: Path, tokenize
 
 
 def save_words(folder: Path, *words: str) -> Path:
+    """Ids of the words are 10 apart, and the words with brackets are special."""
     path = folder / "tokenizer.json"
-    Tokenizer(models.WordLevel({word: 10 * i for i, word in enumerate(words)}, unk_token=words[0])).save(str(path))
+    content = json.loads(Tokenizer(models.WordLevel({word: 10 * i for i, word in enumerate(words)}, words[0])).to_str())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    special = [word for word in words if word[0] in "<["]
+    content["added_tokens"] = [{"id": 10 * words.index(word), "content": word, **flags} for word in special]
+    content["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -87,6 +105,11 @@ def test_the_end_of_a_document_is_found_or_named(tmp_path: Path):
         TextTokenizer(save_words(tmp_path, "a", "b"))
 
 
+def test_an_end_that_a_text_can_hold_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"spells out 'b' would end the document there"):
+        TextTokenizer(save_words(tmp_path, "a", "b"), eod_token="b")
+
+
 def test_wrong_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"tokenizer\.json: tokenizer not found"):
         TextTokenizer(tmp_path)
@@ -94,7 +117,7 @@ def test_wrong_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not a readable"):
         TextTokenizer(tmp_path)
     (tmp_path / "sp.model").write_bytes(b"\0")
-    with pytest.raises(UserError, match="save_pretrained"):
+    with pytest.raises(UserError, match=r"neither a tokenizer\.json, nor a sentencepiece model, nor a tiktoken file"):
         TextTokenizer(tmp_path / "sp.model")
 
 

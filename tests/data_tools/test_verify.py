@@ -11,8 +11,9 @@ import pytest
 from json_lines import write_rows
 
 from data_tools.corpus import manifest_path, metadata_path
+from data_tools.corpus_files import sealed_paths
 from data_tools.preprocess import Settings, preprocess
-from data_tools.verify import decode_sample, inspect_corpus, verify
+from data_tools.verify import verify
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
@@ -85,7 +86,7 @@ def test_ids_must_be_below_the_vocabulary(prefix: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(tokens=1), "says 1 tokens, but the index has"),
+        (lambda manifest: manifest.update(tokens=1), "1 tokens of a vocabulary of 1024 are not \\d+ bytes"),
         (lambda manifest: manifest.pop("files"), "a field is missing or wrong"),
         (lambda manifest: manifest.update(format="other"), "is no corpus manifest"),
     ],
@@ -96,25 +97,82 @@ def test_a_wrong_manifest_is_refused(prefix: Path, change, message: str):
         verify(prefix)
 
 
-def test_inspect_works_without_a_manifest(prefix: Path):
-    assert decode_sample(prefix, 1) == TEXTS[1] + "<|endoftext|>"
-    manifest_path(prefix).unlink()
-    found = inspect_corpus(prefix)
-    assert (found["sequences"], found["documents"], found["manifest"]) == (3, 3, None)
-    assert decode_sample(prefix, 1).split()[-1] == "0"
-    with pytest.raises(UserError, match="give one of 0 to 2"):
-        decode_sample(prefix, 3)
+def test_fast_looks_at_headers_and_sizes_only(prefix: Path):
+    path = prefix.with_name(prefix.name + ".bin")
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert verify(prefix, fast=True).tokens == len(whole) // 2
+    with pytest.raises(UserError, match="checksum"):
+        verify(prefix)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=f"has {len(whole) - 1} bytes, its manifest says"):
+        verify(prefix, fast=True)
 
 
-def test_another_tokenizer_is_not_used_to_decode(prefix: Path):
-    edit_manifest(prefix, lambda manifest: manifest["tokenizer"].update(fingerprint="xxh3:0"))
-    with pytest.raises(UserError, match="is not the tokenizer that made"):
-        decode_sample(prefix, 0)
+@pytest.mark.parametrize("fast", [True, False])
+def test_every_cut_is_found(prefix: Path, fast: bool):
+    for path in sealed_paths(prefix):
+        whole = path.read_bytes()
+        for size in range(0, len(whole), max(len(whole) // 15, 1)):
+            path.write_bytes(whole[:size])
+            seal_again(prefix, path)
+            with pytest.raises(UserError, match=prefix.name):
+                verify(prefix, fast)
+        path.write_bytes(whole)
+        seal_again(prefix, path)
+    verify(prefix, fast)
+
+
+def test_pointers_must_be_as_a_writer_puts_them(prefix: Path):
+    """Megatron may permute pointers over one .bin; a corpus that was written document by document has none such."""
+    path = prefix.with_name(prefix.name + ".idx")
+    raw = bytearray(path.read_bytes())
+    raw[46:54] = raw[54:62]
+    raw[34:38] = raw[38:42]
+    path.write_bytes(raw)
+    seal_again(prefix, path)
+    with pytest.raises(UserError, match=r"says \d+ tokens|do not lie one after another"):
+        verify(prefix)
+
+
+def test_sources_and_skipped_rows_are_of_the_right_type(prefix: Path):
+    whole = manifest_path(prefix).read_text()
+    for change in (
+        {"sources": "in.jsonl"},
+        {"skipped": {"empty text": -1}},
+        {"skipped": []},
+        {"columns": 5},
+        {"columns": ["url"]},
+        {"scores": []},
+        {"sequences": "3"},
+        {"sequences": True},
+        {"tokens": 1e3},
+        {"tokens": 2**70},
+        {"max_token_id": 2000},
+        {"dtype": "float32"},
+        {"dtype": "int32"},
+        {"tokenizer": None},
+        {"files": {}},
+        {"version": 2},
+    ):
+        edit_manifest(prefix, lambda manifest, change=change: manifest.update(change))
+        with pytest.raises(UserError, match=rf"{prefix.name}\.(manifest\.json|meta\.parquet)"):
+            verify(prefix, fast=True)
+        manifest_path(prefix).write_text(whole)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}", "NaN"])
+def test_a_manifest_that_is_none_is_refused(prefix: Path, text: str):
+    manifest_path(prefix).write_text(text)
+    with pytest.raises(UserError, match=manifest_path(prefix).name) as caught:
+        verify(prefix)
+    assert "\n" not in str(caught.value)
 
 
 def test_commands(prefix: Path, command):
-    assert command("verify", prefix).stdout.startswith("verify: 1 corpora are whole, 3 sequences")
-    assert json.loads(command("inspect", prefix, "--json").stdout)["lengths"]["100%"] > 1
+    assert command("verify", prefix).stdout.startswith("verify: 1 corpus is whole, 3 sequences")
+    assert "whole by headers and sizes" in command("verify", prefix, "--fast").stdout
+    assert json.loads(command("verify", prefix, "--json").stdout)["sequences"] == 3
     path = prefix.with_name(prefix.name + ".bin")
     path.write_bytes(path.read_bytes()[:-1])
     failed = command("verify", prefix)

@@ -1,0 +1,188 @@
+"""The files of a corpus: their names, how a new set replaces an old one, and the manifest that seals them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_kaiyuan.data.indexed import bin_path, idx_path
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import fsync_path, read_json, write_json
+
+FORMAT, VERSION = "kaiyuan-corpus", 1
+AGAIN = "make the corpus again, or copy it again from where it came"
+# Megatron's limit: ids of a smaller vocabulary are stored in 16 bits, of any other in 32.
+_UINT16_VOCAB_LIMIT = 65500
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+def metadata_path(prefix: Path) -> Path:
+    """The per-sequence metadata of a corpus."""
+    return prefix.with_name(f"{prefix.name}.meta.parquet")
+
+
+def manifest_path(prefix: Path) -> Path:
+    """The manifest of a corpus, its last written file."""
+    return prefix.with_name(f"{prefix.name}.manifest.json")
+
+
+def sealed_paths(prefix: Path) -> list[Path]:
+    """The files that a manifest vouches for."""
+    return [bin_path(prefix), idx_path(prefix), metadata_path(prefix)]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """How Megatron stores ids below `vocab_size`, which is the largest id + 1."""
+    return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
+
+
+class _Checked(BaseModel):
+    # Strict: a count that is a string or a boolean is damage. Keys of later writers are none.
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Tokenizer(_Checked):
+    path: str
+    fingerprint: str
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
+    eod_id: Count
+
+
+class _File(_Checked):
+    bytes: Count
+    checksum: Annotated[str, Field(pattern=r"^xxh3:[0-9a-f]{32}$")]
+
+
+class _Manifest(_Checked):
+    format: Literal["kaiyuan-corpus"]
+    version: Literal[1]
+    sequences: Count
+    tokens: Count
+    dtype: Literal["uint16", "int32"]
+    max_token_id: Annotated[int, Field(ge=-1, lt=1 << 31)]
+    tokenizer: _Tokenizer
+    scores: list[str]
+    columns: list[str] = []  # the first writers had none
+    sources: list[str]
+    skipped: dict[str, Count]
+    files: dict[str, _File]
+
+
+def read_manifest(prefix: Path) -> dict[str, Any]:
+    """The manifest of a corpus, every field of the right type and in agreement with the others.
+
+    Its `files` are exactly the three that lie beside it, so that a manifest cannot name a file elsewhere.
+
+    Raises:
+        UserError: it is missing, is none, or a field is wrong.
+    """
+    path = manifest_path(prefix)
+    try:
+        manifest = read_json(path, "corpus manifest")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+        raise UserError(f"{path}: corpus manifest is not usable JSON ({error}); {AGAIN}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise UserError(f"{path}: is no corpus manifest of version {VERSION}; {AGAIN}")
+    try:
+        _check_agreement(prefix, _Manifest.model_validate(manifest))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: a field is missing or wrong ({place}: {first['msg']}); {AGAIN}") from error
+    return manifest
+
+
+def _check_agreement(prefix: Path, manifest: _Manifest) -> None:
+    path, tokenizer = manifest_path(prefix), manifest.tokenizer
+    expected = {sealed.name for sealed in sealed_paths(prefix)}
+    for name in sorted(manifest.files.keys() ^ expected):
+        if name in expected:
+            raise UserError(f"{path}: a field is missing or wrong (files: lacks {name}); {AGAIN}")
+        raise UserError(f"{path}: names the file {name!r}, which is none of this corpus ({prefix.name}.*); {AGAIN}")
+    if max(manifest.max_token_id, tokenizer.eod_id) >= tokenizer.vocab_size:
+        raise UserError(f"{path}: has ids outside the tokenizer's vocabulary of {tokenizer.vocab_size}; {AGAIN}")
+    dtype = token_dtype(tokenizer.vocab_size)
+    size = manifest.files[bin_path(prefix).name].bytes
+    if manifest.dtype != dtype.name or size != manifest.tokens * dtype.itemsize:
+        raise UserError(
+            f"{path}: {manifest.tokens} tokens of a vocabulary of {tokenizer.vocab_size} are not {size} bytes "
+            f"of {manifest.dtype}; {AGAIN}"
+        )
+
+
+class NewCorpus:
+    """The temporary files of a corpus that is being written.
+
+    Attributes:
+        bin, index, metadata: paths to write to.
+        manifest: to be set before the block ends; `files` is its last entry.
+    """
+
+    def __init__(self, prefix: Path):
+        self.prefix = prefix
+        self.bin, self.index, self.metadata = (path.with_name(f"{path.name}.tmp") for path in sealed_paths(prefix))
+        self.manifest: dict[str, Any] | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.bin, self.index, self.metadata]
+
+    def remove(self) -> None:
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+
+    def put_in_place(self) -> None:
+        """Rename the files. Whoever is killed here leaves no pair that opens: the old `.idx` goes first, the new
+        one comes last, and the manifest after it."""
+        for path in self.paths:
+            fsync_path(path)
+        folder = self.prefix.parent
+        for old in (manifest_path(self.prefix), idx_path(self.prefix)):
+            old.unlink(missing_ok=True)
+        fsync_path(folder)
+        os.replace(self.bin, bin_path(self.prefix))
+        os.replace(self.metadata, metadata_path(self.prefix))
+        fsync_path(folder)
+        os.replace(self.index, idx_path(self.prefix))
+        fsync_path(folder)
+        write_json(manifest_path(self.prefix), self.manifest)
+
+
+@contextmanager
+def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
+    """Yield temporary files; when the block ends well they become the corpus, the manifest last.
+
+    After an exception nothing of the new corpus is left, and an older one stays as it was.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    new = NewCorpus(prefix)
+    new.remove()
+    try:
+        yield new
+        if new.manifest is None:
+            raise ValueError("a corpus needs its manifest")
+        with write_errors(prefix):
+            new.put_in_place()
+    except BaseException:
+        new.remove()
+        raise
+
+
+@contextmanager
+def write_errors(prefix: Path) -> Iterator[None]:
+    """Turn what the system says while a corpus is written, often without a file name, into one line."""
+    try:
+        yield
+    except OSError as error:
+        advice = "free some space, or write elsewhere" if error.errno in _NO_SPACE else "check the folder and the disk"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"{prefix}: cannot be written ({reason}); {advice}") from error

@@ -1,0 +1,241 @@
+"""Faster encoders than a tokenizer's own library, and the proof that they give the same ids on the texts at hand.
+
+No engine here is trusted: Unicode tables, normalisation and regular expressions differ between libraries in corners
+that no list of supported tokenizers shows. What is proven is equality on the sample and on the strings below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from data_tools.tiktoken_files import KNOWN
+from data_tools.tokenizer_formats import HuggingFace, Ids, Reference, SentencePiece, Tiktoken
+from megatron_kaiyuan.errors import UserError
+
+# Texts that tell engines apart, and that a sample of a few megabytes may lack.
+_CORNERS = (
+    " leading and trailing  ",
+    "\t\ttabs\r\n\r\n lines \n\n\n  \n",
+    "don't DON'T we'LL ’s it'ſ",
+    "1234567 ½ Ⅳ ² ٣٤",
+    "e\u0301 Å ﬁ \ufeff \u200d \u00a0 \u3000 \u2028 \x85 \x00 \x1f",
+    "你好，世界。繁體字 𠮷 ひらがな 한국어 ไทย हिन्दी עברית",
+    "🙂‍↔️ 👩‍👩‍👧‍👦 🇨🇳",
+    "x" * 3000,
+    "中文" * 1500,
+    "<s></s><unk>▁ ▁▁<0x41>",
+)
+_SHOWN = 40
+# gigatoken has a scanner for each of these patterns and no general one.
+_GIGATOKEN_SCHEMES = {"r50k_base": "r50k", "cl100k_base": "cl100k", "o200k_base": "o200k", "qwen": "qwen2"}
+
+
+class Unsupported(Exception):
+    """An engine cannot take a tokenizer; the message says why."""
+
+
+class Engine(Protocol):
+    """What turns texts into ids; a `Reference` is one too."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> Ids: ...
+
+
+class Gigatoken:
+    """gigatoken, on the calling thread: processes are the parallelism here.
+
+    The reference encodes the few texts on which two versions of Unicode, or two implementations of its normal forms,
+    may disagree, since a sample is unlikely to hold them: see `depends_on_tables`.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, reference: Reference):
+        library = _import("gigatoken")
+        self._reference = reference
+        try:
+            self._tokenizer: Any = _gigatoken_for(library, reference)
+        except Unsupported:
+            raise
+        except BaseException as error:  # its panics are no Exception
+            raise _unsupported(error) from None
+
+    def encode(self, texts: Sequence[str]) -> Ids:
+        doubtful = np.fromiter(map(depends_on_tables, texts), np.bool_, len(texts))
+        if not doubtful.any():
+            return self._encode(texts)
+        lengths: NDArray[np.int32] = np.zeros(len(texts), np.int32)
+        parts = []
+        for encode, mine in ((self._encode, ~doubtful), (self._reference.encode, doubtful)):
+            flat, lengths[mine] = encode([text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine])
+            parts.append(flat)
+        tokens: NDArray[np.uint32] = np.empty(sum(map(len, parts)), np.uint32)
+        of_doubtful: NDArray[np.bool_] = np.repeat(doubtful, lengths)
+        tokens[~of_doubtful], tokens[of_doubtful] = parts
+        return tokens, lengths
+
+    def _encode(self, texts: Sequence[str]) -> Ids:
+        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data)
+        flat = np.asarray(layout.content.data)[int(offsets[0]) : int(offsets[-1])]
+        return flat, np.diff(offsets).astype(np.int32)
+
+
+def depends_on_tables(text: str) -> bool:
+    """Whether a text may be normalised or cut differently by libraries with Unicode tables of different age.
+
+    True for text outside normal form C, and for characters that this Python's Unicode does not assign: their
+    category, combining class and compositions are known to newer libraries only. In normal form C all libraries keep
+    the text as it is, and the properties of an assigned character hardly ever change.
+    """
+    if text.isascii():
+        return False
+    if not unicodedata.is_normalized("NFC", text):
+        return True
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return bool(_unassigned()[codes].any())
+
+
+@lru_cache(1)
+def _unassigned() -> NDArray[np.bool_]:
+    """For every code point, whether it is assigned to no character."""
+    codes = (unicodedata.category(chr(code)) == "Cn" for code in range(sys.maxunicode + 1))
+    return np.fromiter(codes, np.bool_, sys.maxunicode + 1)
+
+
+# The fastest first.
+ENGINES: dict[str, Callable[[Reference], Engine]] = {Gigatoken.name: Gigatoken}
+
+
+def build(name: str, reference: Reference) -> Engine:
+    """The engine of that name, or the reference.
+
+    Raises:
+        UserError: the name is unknown.
+        Unsupported: the engine is not installed, or cannot take this tokenizer.
+    """
+    if name == "reference":
+        return reference
+    if name not in ENGINES:
+        raise UserError(f"--engine {name}: is not known; use auto, reference, {', '.join(ENGINES)}")
+    return ENGINES[name](reference)
+
+
+class Choice(NamedTuple):
+    """The engine to use, its name, and in words why it is the one."""
+
+    name: str
+    engine: Engine
+    reason: str
+
+
+def choose(wanted: str, reference: Reference, texts: Sequence[str]) -> Choice:
+    """The fastest engine ("auto"), or the one asked for, whose ids equal the reference's on the texts.
+
+    Raises:
+        UserError: an engine was asked for by name, and it cannot be used or its ids differ.
+    """
+    refused = []
+    for name in [] if wanted == "reference" else ENGINES if wanted == "auto" else [wanted]:
+        try:
+            engine = build(name, reference)
+            difference = first_difference(engine, reference, texts)
+        except Unsupported as error:
+            refused.append(f"{name} cannot be used: {error}")
+            continue
+        if difference is None:
+            size = sum(len(text.encode()) for text in texts) / 1e6
+            proof = f"engine: {name}, its ids equal those of {reference.name} on {size:.1f} MB of the texts"
+            return Choice(name, engine, "; ".join([proof, *refused]))
+        refused.append(f"{name} differs from {reference.name} on {difference}")
+    if wanted not in ("auto", "reference"):
+        raise UserError(f"--engine {wanted}: {refused[0]}; use --engine auto or reference")
+    return Choice("reference", reference, "; ".join([f"engine: {reference.name}", *refused]))
+
+
+def first_difference(engine: Engine, reference: Reference, texts: Sequence[str]) -> str | None:
+    """Where an engine's ids first differ from the reference's, in words; None when they are equal.
+
+    Compares the texts, and besides them short strings that are known to tell engines apart, among them the tokens of
+    the tokenizer that are special or look so.
+    """
+    literals = [token for token in reference.vocabulary if token[:1] in "<[" and token[-1:] in ">]"][:512]
+    for name, batch in (("a test string", [*_CORNERS, *literals, " ".join(literals)]), ("the sample", texts)):
+        try:
+            found = engine.encode(batch)
+        except BaseException as error:  # see Gigatoken
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return f"on {name} it fails: {_reason(error)}"
+        difference = _compare(batch, found, reference.encode(batch))
+        if difference:
+            return f"{name}, {difference}"
+    return None
+
+
+def _compare(texts: Sequence[str], found: Ids, expected: Ids) -> str | None:
+    if np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1]):
+        return None
+    for number, (text, ours, theirs) in enumerate(zip(texts, _split(found), _split(expected), strict=True), 1):
+        if not np.array_equal(ours, theirs):
+            return _describe(number, text, ours.tolist(), theirs.tolist())
+    return "the number of ids differs"
+
+
+def _describe(number: int, text: str, ours: list[int], theirs: list[int]) -> str:
+    shorter = min(len(ours), len(theirs))
+    at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+    return (
+        f"text {number}, token {at + 1}: {ours[at : at + 5]} where the reference has {theirs[at : at + 5]}; "
+        f"the text begins {text[:_SHOWN]!r}"
+    )
+
+
+def _split(ids: Ids) -> list[NDArray[np.uint32]]:
+    return np.split(ids[0], np.cumsum(ids[1])[:-1])
+
+
+def _gigatoken_for(library: Any, reference: Reference) -> Any:
+    if isinstance(reference, HuggingFace):
+        return library.Tokenizer.from_json(orjson.dumps(_without_special(reference.content)))
+    if isinstance(reference, SentencePiece):
+        return library.Tokenizer.from_sentencepiece(reference.path.read_bytes())
+    if isinstance(reference, Tiktoken):
+        for name, scheme in _GIGATOKEN_SCHEMES.items():
+            if reference.file.pattern == KNOWN[name].pattern:
+                return library.Tokenizer.from_tiktoken(reference.path, scheme, {})
+        raise Unsupported("it has no scanner for this pattern")
+    raise Unsupported(f"it does not read what {reference.name} reads")
+
+
+def _without_special(content: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json without its special tokens: what an engine does not know, it cannot find in a text."""
+    added = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+    return {**content, "added_tokens": added}
+
+
+def _import(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise Unsupported("it is not installed (pip install 'megatron-kaiyuan[tokenizers]')") from None
+
+
+def _unsupported(error: BaseException) -> Unsupported:
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+    return Unsupported(_reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
