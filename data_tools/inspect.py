@@ -15,7 +15,6 @@ from data_tools.sidecar import open_sidecar, sidecar_rows
 from data_tools.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 _ROWS_AT_ONCE = 1 << 22
@@ -72,7 +71,7 @@ def decode_sample(prefix: Path, sequence: int, tokenizer: Path | None = None, mo
     if not tokenizer and not path.is_file():
         return " ".join(map(str, ids))
     found = TextTokenizer(path)
-    if made_by and checksum(found.path) != made_by["fingerprint"]:
+    if made_by and found.description()["fingerprint"] != made_by["fingerprint"]:
         raise UserError(f"{found.path}: is not the tokenizer that made {prefix}; put that one there again")
     return found.decode(ids)
 
