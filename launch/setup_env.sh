@@ -56,11 +56,16 @@ kaiyuan_install() { # INTERPRETER LOG
         -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1
 }
 
+# Whether the environment still works, and the extension still lies where the installation built it.
+kaiyuan_is_installed() {
+    (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'from data_tools import _curriculum') 2>/dev/null
+}
+
 # Runs while it holds the lock, so that two scripts that start together do not install over each other.
 kaiyuan_set_up() {
     local stamp="$kaiyuan_venv/kaiyuan.stamp" log="$kaiyuan_venv/setup.log" fingerprint python
     fingerprint="$(kaiyuan_fingerprint)"
-    if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]] && kaiyuan_is_supported "$kaiyuan_venv/bin/python"; then
+    if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]] && kaiyuan_is_installed; then
         echo "set-up: reused $kaiyuan_venv"
         return
     fi
