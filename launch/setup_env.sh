@@ -58,7 +58,7 @@ kaiyuan_install() { # INTERPRETER LOG
 
 # Whether the environment still works, and the extension still lies where the installation built it.
 kaiyuan_is_installed() {
-    (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'from data_tools import _curriculum') 2>/dev/null
+    (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'from data_tools import _curriculum, _index') 2>/dev/null
 }
 
 # Runs while it holds the lock, so that two scripts that start together do not install over each other.
