@@ -29,14 +29,14 @@ def one_rank() -> Iterator[None]:
 
 
 class Tokenizer(MegatronLegacyTokenizer):
-    """What GPTDataset asks of a tokenizer: the id that ends a document."""
+    """A text is its ids in decimal; GPTDataset asks for the id that ends a document."""
 
     def __init__(self, vocab_size: int):
         super().__init__("none")
         self._vocab_size = vocab_size
 
     def tokenize(self, text: str) -> np.ndarray:
-        raise NotImplementedError
+        return np.array(text.split(), np.int64)
 
     @property
     def vocab(self) -> dict:
