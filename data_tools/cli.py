@@ -217,7 +217,7 @@ def curriculum(
 
     Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases
     """
-    from data_tools.curriculum import build_recipe
+    from data_tools.curriculum.build import build_recipe
 
     print(build_recipe(recipe, overrides or [], output, phase, threads))
 

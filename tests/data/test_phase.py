@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.curriculum import build_phase
-from data_tools.recipe import PhaseRecipe
+from data_tools.curriculum.build import build_phase
+from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.errors import UserError
 from tests.data.small_corpora import numbered_corpus

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.curriculum import build_phase
-from data_tools.recipe import PhaseRecipe
+from data_tools.curriculum.build import build_phase
+from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError

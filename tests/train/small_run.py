@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from data_tools.corpus import CorpusWriter, Documents
-from data_tools.curriculum import build_recipe
+from data_tools.curriculum.build import build_recipe
 
 VOCAB = 256
 SEQ_LENGTH = 64

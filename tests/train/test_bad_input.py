@@ -13,7 +13,7 @@ import torch
 import yaml
 from small_run import train, write_corpus
 
-from data_tools.curriculum import build_recipe
+from data_tools.curriculum.build import build_recipe
 
 MISTAKES = {
     "typo": (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.recipe import Keep, load_order, parse_keep
+from data_tools.curriculum.recipe import Keep, load_order, parse_keep
 from megatron_kaiyuan.errors import UserError
 
 RECIPE = """
@@ -48,7 +48,7 @@ def test_reads_a_recipe(recipe):
 
 
 def test_the_quickstart_recipe_is_valid():
-    order = load_order(Path(__file__).parents[2] / "launch/recipes/quickstart/order.yaml")
+    order = load_order(Path(__file__).parents[3] / "launch/recipes/quickstart/order.yaml")
     assert [phase.name for phase in order.phases] == ["phase_1", "phase_2"]
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from data_tools import _curriculum
 from data_tools.corpus import manifest_path, metadata_path
-from data_tools.profile import PhaseProfile
-from data_tools.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest, parse_keep
+from data_tools.curriculum.profile import PhaseProfile
+from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest, parse_keep
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import FORMAT, SEQUENCE_BITS, SEQUENCE_MASK, STRIDE, VERSION
 from megatron_kaiyuan.errors import UserError

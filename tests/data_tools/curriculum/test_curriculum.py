@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data_tools.curriculum import build_phase
-from data_tools.recipe import PhaseRecipe
+from data_tools.curriculum.build import build_phase
+from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.errors import UserError
