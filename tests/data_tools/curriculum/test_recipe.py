@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.curriculum.recipe import Keep, load_order, parse_keep
+from data_tools.curriculum.keep import Keep, parse_keep
+from data_tools.curriculum.recipe import load_order
 from megatron_kaiyuan.errors import UserError
 
 RECIPE = """
@@ -65,14 +67,42 @@ def test_the_quickstart_recipe_is_valid():
         ("random 0.5", "random 0", "keep is 'random 0'; the fraction must be above 0 and at most 1"),
         ("random 0.5", "top 0.5", "keep 'top 0.5' of corpus 'wiki' needs a score"),
         ("top 0.4", "top 1.5", "keep is 'top 1.5'; the fraction must be above 0 and at most 1"),
-        ("top 0.4", "best 0.4", "keep is 'best 0.4'; write all, top 0.4 or random 0.4"),
+        ("top 0.4", "best 0.4", "keep is 'best 0.4'; write all, top 0.4, random 0.4 or window 0.30-0.32"),
+        ("top 0.4", "top 40", "at most 1; for 40 % write top 0.4"),
+        ("top 0.4", "top 40%", "keep is 'top 40%'; write it as a fraction: top 0.4"),
+        ("top 0.4", "0.4", "keep is 0.4; write all, top 0.4, random 0.4 or window 0.30-0.32"),
+        ("top 0.4", "window 0.32-0.30", "the bounds are reversed, write window 0.30-0.32"),
+        ("top 0.4", "window 30%-32%", "write it in fractions: window 0.3-0.32"),
+        ("top 0.4", "window 0.3", "write both bounds from the best score, as window 0.30-0.32"),
+        ("top 0.4", "window 0.3-0.3", "the window is empty"),
+        ("top 0.4", "window 0.3-1.2", "the bounds are fractions from the best score, at most 1"),
+        ("random 0.5", "window 0.3-0.4", "keep 'window 0.3-0.4' of corpus 'wiki' needs a score"),
         ("top 0.4", "top half", "'half' is no number, write for example top 0.4"),
-        ("keep: top 0.4", "repeat: 3", "corpus 'code' has a score and repeat 3"),
-        (
-            "repeat: 2.5",
-            "repeat: 0.5",
-            "phases.1.datasets.1.repeat: input should be greater than or equal to 1, got 0.5",
-        ),
+        ("repeat: 2.5", "repeat: 0.5", "repeat is 0.5; copies are at least 1: for a part write keep: random 0.5"),
+        ("repeat: 2.5", "repeat: x2", "repeat is 'x2'; write the number alone: 2"),
+        ("repeat: 2.5", "repeat: 250%", "repeat is '250%'; write it as a fraction: 2.5"),
+        ("repeat: 2.5", "repeat: 501", "repeat is 501; write a number from 1 to 500"),
+        ("repeat: 2.5", "repeat: often", "repeat is 'often', no number; write for example repeat: 2.5"),
+        ("repeat: 2.5", "repeat: null", "repeat is empty; write a number of copies or remove it"),
+        ("repeat: 2.5", "repeat: 5, max_repeat: 4", "repeat 5 of corpus 'wiki' is above its max_repeat 4"),
+        ("repeat: 2.5", "repeat: 2.5, share: 0.5", "decides how often it repeats; remove repeat 2.5"),
+        ("repeat: 2.5", "share: 0.5", "corpus 'code' has no share and others have; give every dataset one, or none"),
+        ("repeat: 2.5", "share: 30%", "share is '30%'; write it as a fraction: 0.3"),
+        ("repeat: 2.5", "share: 30", "share is 30; for 30 % write 0.3"),
+        ("repeat: 2.5", "share: 0", "share is 0; write a fraction above 0 and at most 1, or take the dataset out"),
+        ("repeat: 2.5", "missing_scores: drop", "missing_scores 'drop' of corpus 'wiki' needs a score"),
+        ("repeat: 2.5", "score: s, missing_scores: skip", "input should be 'refuse', 'drop' or 'lowest', got 'skip'"),
+        ("seed: 7", "tokens: 0.5", "tokens is 0.5; it counts tokens: for a part of each dataset write keep: random"),
+        ("seed: 7", "tokens: 2 billion", "tokens is '2 billion'; write all, or a number of tokens such as 2.5e9"),
+        ("seed: 7", "tokens: 0", "tokens is 0; it counts tokens"),
+        ("seed: 7", "tokens: -1", "tokens is -1; write all, or a number"),
+        ("seed: 7", "tokens: true", "tokens is True; write all, or a number"),
+        ("seed: 7", "tokens: 1e20", "it must stay below 2^63"),
+        ("seed: 7", "rank_by: token", "input should be 'documents' or 'tokens', got 'token'"),
+        ("seed: 7", "pack: 0", "phases.1.pack: input should be greater than or equal to 2, got 0"),
+        ("order: shuffle", "order: shuffle\n    rank_by: tokens", "rank_by tokens has no effect in a shuffled phase"),
+        ("{corpus: wiki, repeat: 2.5}", "wiki", "a dataset is 'wiki'; write {corpus: wiki, keep: all}"),
+        ("code: corpora/code", "code: corpora/code.bin", "code is corpora/code.bin; write the prefix alone: corpora"),
         ("corpus: wiki, repeat", "corpus: code, repeat", "corpus 'code' is listed twice"),
         (
             "order: curriculum",
@@ -81,7 +111,8 @@ def test_the_quickstart_recipe_is_valid():
         ),
         ("order: shuffle", "order: shuffle\n    perturb: 3", "perturb 3 has no effect in a shuffled phase"),
         ("name: phase_2", "name: phase_1", "two phases are named 'phase_1'"),
-        ("name: phase_2", "name: ../phase", "phases.1.name: string should match pattern"),
+        ("name: phase_2", "name: ../phase", "name is '../phase'; a folder gets it: write letters, digits"),
+        ("name: phase_2", "name: 2", "name is 2; a folder gets it"),
         ("KAIYUAN_TEST_CORPORA", "KAIYUAN_TEST_ABSENT", "Environment variable 'KAIYUAN_TEST_ABSENT' not found"),
     ],
 )
@@ -93,6 +124,91 @@ def test_refuses(recipe, old, new, message):
     assert message in str(error.value)
     assert str(recipe) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("datasets", ["[]", "", "{corpus: code}"])
+def test_refuses_datasets_that_are_no_list(recipe, datasets):
+    recipe.write_text(RECIPE[: RECIPE.rindex("datasets:")] + f"datasets: {datasets}\n")
+    with pytest.raises(
+        UserError, match=r"phases.1.datasets: .*begin each with a dash, as - \{corpus: NAME, keep: all\}"
+    ):
+        load_order(recipe)
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [
+        ("all", "all"),
+        ("2.5e9", 2_500_000_000),
+        ("1.5e+9", 1_500_000_000),
+        ("1_500", 1500),
+        ("'1,500'", 1500),
+        ("1.2T", 1_200_000_000_000),
+        ("800M", 800_000_000),
+        ("3 B", 3_000_000_000),
+        ("64k", 64_000),
+    ],
+)
+def test_budgets_as_people_write_them(recipe, written, tokens):
+    recipe.write_text(RECIPE.replace("seed: 7", f"tokens: {written}"))
+    assert load_order(recipe).phases[1].tokens == tokens
+    recipe.write_text(RECIPE)
+    assert load_order(recipe, [f"phases[1].tokens={written}"]).phases[1].tokens == tokens
+
+
+def test_defaults_and_every_field(recipe):
+    phase = load_order(recipe).phases[1]
+    assert (phase.tokens, phase.rank_by, phase.max_repeat, phase.pack) == ("all", "documents", 4, None)
+    dataset = phase.datasets[0]
+    assert (dataset.share, dataset.max_repeat, dataset.missing_scores, dataset.optional) == (
+        None,
+        None,
+        "refuse",
+        False,
+    )
+    recipe.write_text(
+        RECIPE.replace("seed: 7", "tokens: 1e6\n    rank_by: tokens\n    pack: 4096\n    max_repeat: 8")
+        .replace("keep: top 0.4", "keep: window 0.3 - 0.32, share: 0.6, missing_scores: drop")
+        .replace("repeat: 2.5", "share: 0.4, max_repeat: 2, optional: true")
+    )
+    phase = load_order(recipe).phases[1]
+    assert (phase.tokens, phase.rank_by, phase.max_repeat, phase.pack) == (1_000_000, "tokens", 8, 4096)
+    assert phase.datasets[0].kept == Keep("window", Fraction(32, 100), Fraction(3, 10))
+    assert [dataset.share for dataset in phase.datasets] == [0.6, 0.4]
+    assert (phase.datasets[1].max_repeat, phase.datasets[1].optional) == (2, True)
+
+
+@pytest.mark.parametrize(("second", "whole"), [("0.4", True), ("0.400001", True), ("0.41", False), ("0.3", False)])
+def test_shares_sum_to_one(recipe, second, whole):
+    text = RECIPE.replace("keep: top 0.4", "share: 0.6").replace("repeat: 2.5", f"share: {second}")
+    recipe.write_text(text)
+    if whole:
+        load_order(recipe)
+    else:
+        with pytest.raises(UserError, match=rf"shares must sum to 1; 0.6 \+ {second} is 0.9|1.01"):
+            load_order(recipe)
+
+
+def test_a_phase_that_is_not_there_cannot_be_changed(recipe):
+    with pytest.raises(UserError, match=r"override 'phases\[7\].seed=7'"):
+        load_order(recipe, ["phases[7].seed=7"])
+
+
+@given(st.integers(0, 10**12), st.fractions(0, 1), st.fractions(0, 1))
+def test_windows_that_touch_share_no_row_and_lose_none(rows, one, other):
+    near, far = sorted((one, other))
+    whole = Keep("top", far).ranks(rows)
+    parts = Keep("window", far, near).ranks(rows), Keep("top", near).ranks(rows)
+    assert parts[0][0] == whole[0] and parts[0][1] == parts[1][0] and parts[1][1] == whole[1] == rows
+    assert Keep("window", far, near).count(rows) == parts[0][1] - parts[0][0]
+
+
+@given(st.integers(0, 10**12), st.fractions(0, 1))
+def test_random_takes_the_first_drawn_and_top_the_last_ranks(rows, fraction):
+    first, last = Keep("random", fraction).ranks(rows)
+    assert (first, last) == (0, Keep("random", fraction).count(rows))
+    assert Keep("top", fraction).ranks(rows) == (rows - last, rows)
+    assert Keep("all", Fraction(1)).ranks(rows) == (0, rows)
 
 
 @given(st.decimals("0.0001", 1, places=4), st.integers(0, 10**12))
