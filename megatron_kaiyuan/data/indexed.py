@@ -1,18 +1,23 @@
-"""Megatron's `.bin/.idx` pair (version 1), memory-mapped and fully checked before the first token is read.
+"""Megatron's `.bin/.idx` pair (version 1), memory-mapped and checked.
 
 Layout of the `.idx`, little-endian, without padding: 9 bytes magic; u64 version; u8 dtype code; u64 S sequences;
 u64 D document indices; S x i32 lengths in tokens; S x i64 pointers in bytes into the `.bin`; D x i64 document
 indices that rise from 0 to S. The `.bin` is the tokens and nothing else. Megatron's own reader opens a damaged
 pair and fails, or reads garbage, much later; this one refuses it.
+
+Opening takes the same time for any size: headers, file sizes and the last rows. The check of every row is a step of
+its own, which the ranks of a job share.
 """
 
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.errors import UserError
@@ -28,13 +33,15 @@ DTYPE_CODES: dict[int, np.dtype[Any]] = {
 _FLOAT_CODES = (6, 7)
 # Sequences checked at a time: keeps the temporaries of the check small on an index of billions.
 _CHECK_ROWS = 1 << 22
+# What a sample of a file is: so many blocks of so many bytes, evenly placed, the first and the last among them.
+_SAMPLE_BLOCKS, _SAMPLE_BYTES = 16, 4096
 _REMEDY = "make the corpus again, or copy it again from where it came"
 
 
 class IndexHeader(NamedTuple):
     """What the first 34 bytes of an `.idx` say."""
 
-    dtype: np.dtype[Any]
+    code: int
     sequences: int
     document_indices: int
 
@@ -57,50 +64,101 @@ def idx_path(prefix: Path) -> Path:
 class IndexedCorpus:
     """One corpus, read-only. Safe to share with forked processes.
 
-    Attributes:
+    Args:
         prefix: path of the pair without `.bin` and `.idx`.
-        dtype: type of a stored token.
+        check: (r, w): also check the r-th of w parts of the rows, see `check`; all of them by default. None: no row,
+            so that opening takes the same time for any size. What is read is checked in any case.
+
+    Attributes:
+        prefix: as given.
+        dtype: type of a stored token; code: its number in the `.idx`.
         lengths: int32[sequences], tokens of each sequence.
         pointers: int64[sequences], where each sequence starts in the `.bin`, in bytes.
         document_indices: int64[documents + 1], first sequence of each document, then the number of sequences.
+        index_bytes, token_bytes: uint8, the two files as they are mapped.
 
     Raises:
         UserError: a file is missing, or its structure is damaged; the message names the file.
     """
 
-    def __init__(self, prefix: Path):
+    def __init__(self, prefix: Path, *, check: tuple[int, int] | None = (0, 1)):
         self.prefix = Path(prefix)
-        index, tokens = idx_path(self.prefix), bin_path(self.prefix)
+        index = idx_path(self.prefix)
         header = _read_header(index)
-        self.dtype = header.dtype
-        raw = _map(index)
+        self.code, self.dtype = header.code, DTYPE_CODES[header.code]
+        self.index_bytes = raw = _map(index)
         pointers_at = HEADER.size + 4 * header.sequences
         documents_at = pointers_at + 8 * header.sequences
         self.lengths: NDArray[np.int32] = np.frombuffer(raw, "<i4", header.sequences, HEADER.size)
         self.pointers: NDArray[np.int64] = np.frombuffer(raw, "<i8", header.sequences, pointers_at)
         self.document_indices: NDArray[np.int64] = np.frombuffer(raw, "<i8", header.document_indices, documents_at)
-        _check_documents(index, self.document_indices, header.sequences)
-        self._bytes = _map(tokens)
-        self.num_tokens = _check_sequences(self, index, tokens, self._bytes.size)
+        _check_document_ends(index, self.document_indices, header.sequences)
+        self.token_bytes = _map(bin_path(self.prefix))
+        self._checked: set[tuple[int, int]] = set()
+        _check_sequences(self, max(len(self) - 1, 0), len(self))
+        if check is not None:
+            self.check(*check)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        return f"IndexedCorpus({str(self.prefix)!r}, {len(self)} sequences, {self.num_tokens} tokens of {self.dtype})"
+        return f"IndexedCorpus({str(self.prefix)!r}, {len(self)} sequences of {self.dtype})"
+
+    def check(self, part: int = 0, parts: int = 1) -> None:
+        """Check every length, pointer and document index of one part of the rows; a second time it does nothing.
+
+        Raises:
+            UserError: the first row that is wrong.
+        """
+        if (part, parts) in self._checked:
+            return
+        _check_sequences(self, *share(len(self), part, parts))
+        _check_documents(idx_path(self.prefix), self.document_indices, *share(len(self.document_indices), part, parts))
+        self._checked.add((part, parts))
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences; reads every length once."""
+        rows = range(0, len(self), _CHECK_ROWS)
+        return sum(int(self.lengths[at : at + _CHECK_ROWS].sum(dtype=np.int64)) for at in rows)
 
     def tokens(self, sequence: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Tokens [start, stop) of a sequence as a read-only view on the map, dtype `self.dtype`.
 
         Offsets follow Python's slices: they may be negative or beyond the end.
+
+        Raises:
+            UserError: the sequence does not lie inside the `.bin`.
         """
-        start, stop, _ = slice(start, stop).indices(int(self.lengths[sequence]))
-        offset = int(self.pointers[sequence]) + start * self.dtype.itemsize
-        return np.frombuffer(self._bytes, self.dtype, max(stop - start, 0), offset)
+        row = range(len(self))[sequence]
+        _check_sequences(self, row, row + 1)
+        start, stop, _ = slice(start, stop).indices(int(self.lengths[row]))
+        offset = int(self.pointers[row]) + start * self.dtype.itemsize
+        return np.frombuffer(self.token_bytes, self.dtype, max(stop - start, 0), offset)
 
     def fingerprint(self) -> str:
         """Checksum of the `.idx` and size of the `.bin`; needs no manifest, so stock Megatron corpora have one too."""
-        return f"{checksum(idx_path(self.prefix))}+{self._bytes.size}"
+        return f"{checksum(idx_path(self.prefix))}+{self.token_bytes.size}"
+
+    def sample_fingerprint(self) -> str:
+        """Checksum of the sizes of both files and of 64 KiB of each, evenly spread.
+
+        Takes the same time for any size, so that every rank can compare it at every start. It finds a corpus that was
+        made anew or copied in part, not every flipped bit.
+        """
+        digest = xxhash.xxh3_128()
+        for raw in (self.index_bytes, self.token_bytes):
+            digest.update(raw.size.to_bytes(8, "little"))
+            last = max(raw.size - _SAMPLE_BYTES, 0)
+            for at in sorted({last * block // (_SAMPLE_BLOCKS - 1) for block in range(_SAMPLE_BLOCKS)}):
+                digest.update(raw[at : at + _SAMPLE_BYTES])
+        return f"xxh3:{digest.hexdigest()}"
+
+
+def share(count: int, part: int, parts: int) -> tuple[int, int]:
+    """The rows [first, last) that fall to one of so many parts of `count` rows."""
+    return count * part // parts, count * (part + 1) // parts
 
 
 def map_lengths(index: Path) -> NDArray[np.int32]:
@@ -136,7 +194,7 @@ def _read_header(path: Path) -> IndexHeader:
         raise UserError(f"{path}: holds floating-point values (dtype code {code}), not tokens; name a token corpus")
     if code not in DTYPE_CODES:
         raise UserError(f"{path}: unknown dtype code {code}; {_REMEDY}")
-    header = IndexHeader(DTYPE_CODES[code], sequences, document_indices)
+    header = IndexHeader(code, sequences, document_indices)
     _check_index_size(path, header, size)
     return header
 
@@ -165,37 +223,39 @@ def _map(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _check_documents(path: Path, document_indices: NDArray[np.int64], sequences: int) -> None:
+def _check_document_ends(path: Path, document_indices: NDArray[np.int64], sequences: int) -> None:
     if not len(document_indices) or document_indices[0] != 0 or document_indices[-1] != sequences:
         raise UserError(f"{path}: document indices must go from 0 to {sequences}; {_REMEDY}")
-    for at in range(0, len(document_indices), _CHECK_ROWS):
-        part = document_indices[at : at + _CHECK_ROWS + 1]
+
+
+def _check_documents(path: Path, document_indices: NDArray[np.int64], first: int, last: int) -> None:
+    """Check that none of the indices [first, last) is above the next one."""
+    for at in range(first, last, _CHECK_ROWS):
+        part = document_indices[at : min(at + _CHECK_ROWS, last) + 1]
         falling = part[1:] < part[:-1]
         if falling.any():
             row = at + int(falling.argmax()) + 1
             raise UserError(f"{path}: document index {row} is below the one before it; {_REMEDY}")
 
 
-def _check_sequences(corpus: IndexedCorpus, index: Path, tokens: Path, size: int) -> int:
-    """Check that each sequence lies inside the `.bin`; return the total number of tokens."""
-    total, itemsize = 0, corpus.dtype.itemsize
-    for at in range(0, len(corpus), _CHECK_ROWS):
-        lengths = corpus.lengths[at : at + _CHECK_ROWS].astype(np.int64)
-        pointers = corpus.pointers[at : at + _CHECK_ROWS]
+def _check_sequences(corpus: IndexedCorpus, first: int, last: int) -> None:
+    """Check that each of the sequences [first, last) lies inside the `.bin`."""
+    itemsize, size = corpus.dtype.itemsize, corpus.token_bytes.size
+    for at in range(first, last, _CHECK_ROWS):
+        lengths = corpus.lengths[at : min(at + _CHECK_ROWS, last)].astype(np.int64)
+        pointers = corpus.pointers[at : min(at + _CHECK_ROWS, last)]
         # A subtraction on the right side: a pointer near 2^63 would overflow a sum on the left.
         wrong = (lengths < 0) | (pointers < 0) | (pointers % itemsize != 0)
         if wrong.any():
             row = int(wrong.argmax())
             raise UserError(
-                f"{index}: sequence {at + row} has length {lengths[row]} and pointer {pointers[row]}, "
-                f"which is impossible; {_REMEDY}"
+                f"{idx_path(corpus.prefix)}: sequence {at + row} has length {lengths[row]} and pointer "
+                f"{pointers[row]}, which is impossible; {_REMEDY}"
             )
         outside = pointers > size - lengths * itemsize
         if outside.any():
             row = int(outside.argmax())
             raise UserError(
-                f"{tokens}: truncated or of another corpus: has {size} bytes, but sequence {at + row} of its .idx "
-                f"holds {lengths[row] * itemsize} bytes from {pointers[row]}; {_REMEDY}"
+                f"{bin_path(corpus.prefix)}: truncated or of another corpus: has {size} bytes, but sequence {at + row} "
+                f"of its .idx holds {lengths[row] * itemsize} bytes from {pointers[row]}; {_REMEDY}"
             )
-        total += int(lengths.sum())
-    return total

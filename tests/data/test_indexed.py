@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from itertools import chain
@@ -181,3 +182,73 @@ def test_lengths_alone_need_no_tokens(pair: Path):
     index.write_bytes(index.read_bytes()[:-1])
     with pytest.raises(UserError, match="truncated"):
         indexed.map_lengths(index)
+
+
+def test_rows_that_nobody_checked_are_refused_when_they_are_read(pair: Path):
+    patch(pair.with_name(pair.name + ".idx"), 54, struct.pack("<q", 12))
+    corpus = IndexedCorpus(pair, check=None)
+    assert corpus.tokens(0).tolist() == DOCUMENTS[0]
+    for sequence in (1, -2):
+        with pytest.raises(UserError, match="sequence 1"):
+            corpus.tokens(sequence)
+    with pytest.raises(IndexError):
+        corpus.tokens(3)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_parts_together_check_every_row(pair: Path, parts: int):
+    """Each damage is found by one part at least, and by opening without a check only in the last rows."""
+    index = pair.with_name(pair.name + ".idx")
+    whole = index.read_bytes()
+    damages = [(34 + 4 * row, struct.pack("<i", -1)) for row in range(3)]
+    damages += [(46 + 8 * row, struct.pack("<q", 11)) for row in range(3)]
+    damages += [(70 + 8 * row, struct.pack("<q", 9)) for row in range(4)]
+    for offset, raw in damages:
+        index.write_bytes(whole)
+        patch(index, offset, raw)
+        refused = 0
+        for part in range(parts):
+            try:
+                IndexedCorpus(pair, check=(part, parts))
+            except UserError as error:
+                assert pair.name in str(error)
+                refused += 1
+        assert refused
+
+
+def test_shares_cover_every_row_once():
+    for count in (0, 1, 7, 2**40):
+        for parts in (1, 3, 10):
+            shares = [indexed.share(count, part, parts) for part in range(parts)]
+            assert shares[0][0] == 0 and shares[-1][1] == count
+            assert all(before[1] == after[0] for before, after in itertools.pairwise(shares))
+
+
+@pytest.mark.parametrize("suffix", [".idx", ".bin"])
+def test_the_sample_covers_small_files_whole(tmp_path: Path, suffix: str):
+    prefix = write_pair(tmp_path / "corpus", [[7] * 100] * 200)
+    path = prefix.with_name(prefix.name + suffix)
+    whole = path.read_bytes()
+    first = IndexedCorpus(prefix).sample_fingerprint()
+    assert IndexedCorpus(prefix, check=None).sample_fingerprint() == first
+    for at in np.random.default_rng(3).integers(64, len(whole), 20).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            assert IndexedCorpus(prefix, check=None).sample_fingerprint() != first
+        except UserError as error:
+            assert path.name in str(error) or "truncated or of another corpus" in str(error)
+
+
+def test_the_sample_of_a_large_file_follows_its_size_and_its_ends(tmp_path: Path):
+    """A sparse file of a gigabyte: only what is sampled is read."""
+    prefix = write_pair(tmp_path / "corpus", DOCUMENTS)
+    tokens = prefix.with_name("corpus.bin")
+    found = set()
+    for size in (1 << 30, (1 << 30) + 2):
+        os.truncate(tokens, size)
+        found.add(IndexedCorpus(prefix).sample_fingerprint())
+    with open(tokens, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    found.add(IndexedCorpus(prefix).sample_fingerprint())
+    assert len(found) == 3
