@@ -9,12 +9,13 @@ manifest has been checked.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum, read_json, write_json, write_text
+from megatron_kaiyuan.files import checksum, fsync_path, read_json, write_json, write_text
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step_(\d+)")
@@ -56,7 +57,7 @@ def verify(folder: Path) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != "kaiyuan-checkpoint":
         raise UserError(f"{folder / MANIFEST}: is not a checkpoint's manifest")
     for name, expected in manifest["files"].items():
-        path = folder / name
+        path = inside(folder, name)
         if not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint")
         size = path.stat().st_size
@@ -65,6 +66,18 @@ def verify(folder: Path) -> None:
         found = checksum(path)
         if found != expected["checksum"]:
             raise UserError(f"{path}: damaged, checksum {found} instead of {expected['checksum']}")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file that a manifest names.
+
+    Raises:
+        UserError: the name leads out of the folder, by `..`, by an absolute path or by a link.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == folder.resolve():
+        raise UserError(f"{folder / MANIFEST}: names {name!r}, which is not inside the checkpoint; do not use it")
+    return path
 
 
 def newest_valid(run_dir: Path) -> tuple[int | None, list[str]]:
@@ -86,6 +99,24 @@ def newest_valid(run_dir: Path) -> tuple[int | None, list[str]]:
             "or choose another run_dir to start anew"
         )
     return None, problems
+
+
+def set_aside(folder: Path, why: str) -> Path:
+    """Rename a folder that must not be used, to `<name>.<why>`; nothing of it is lost or written over.
+
+    Args:
+        why: `damaged`, `replaced`, ...
+
+    Returns:
+        Where it lies now.
+    """
+    number, aside = 1, folder.with_name(f"{folder.name}.{why}")
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.{why}.{number}")
+    os.rename(folder, aside)
+    fsync_path(folder.parent)
+    return aside
 
 
 def point_latest(run_dir: Path, step: int) -> None:

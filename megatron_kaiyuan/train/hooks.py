@@ -13,6 +13,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult
+from megatron_kaiyuan.train.votes import Votes
 
 
 class StopOnSignal(Hook):
@@ -28,6 +29,9 @@ class StopOnSignal(Hook):
     def start(self, session: Session) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
+
+    def vote(self, session: Session) -> Votes:
+        return Votes(stop=int(self.requested))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

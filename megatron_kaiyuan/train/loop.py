@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_kaiyuan.optim.build import set_step_options
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import training_step
+from megatron_kaiyuan.train.votes import either
 
 
 def fit(session: Session) -> None:
@@ -18,12 +19,13 @@ def fit(session: Session) -> None:
         learning_rate = session.schedule.learning_rate(step_end)
         set_step_options(state.optimizer, learning_rate, session.run.optimizer.weight_decay)
 
-        result = training_step(state, session.stream, train, stop=session.stop_asked())
+        votes = either(hook.vote(session) for hook in session.hooks)
+        result = training_step(state, session.stream, train, votes)
 
         state.progress.step += 1
         state.progress.tokens = step_end
         state.progress.skipped_steps += result.skipped
-        session.stop_agreed = result.stop_requested
+        session.stop_agreed = result.votes.stop > 0
         for hook in session.hooks:
             hook.after_step(session, result)
 

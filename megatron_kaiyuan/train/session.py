@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.step import StepResult
+from megatron_kaiyuan.train.votes import Votes
 
 
 @dataclass
@@ -20,7 +20,6 @@ class Session:
     Attributes:
         identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
         resumed: the state came from a checkpoint.
-        stop_asked: whether this rank was asked to stop.
         stop_agreed: every rank knows that some rank was asked, and ends after this step.
     """
 
@@ -31,7 +30,6 @@ class Session:
     total_steps: int
     identity: dict[str, Any]
     resumed: bool
-    stop_asked: Callable[[], bool]
     hooks: list[Hook]
     stop_agreed: bool = False
 
@@ -51,6 +49,10 @@ class Hook:
 
     def start(self, session: Session) -> None:
         """Before the first step."""
+
+    def vote(self, session: Session) -> Votes:
+        """What this rank tells the others with the coming step; `StepResult.votes` holds the sum."""
+        return Votes()
 
     def after_step(self, session: Session, result: StepResult) -> None:
         """After a step; `session.state.progress` already counts it."""

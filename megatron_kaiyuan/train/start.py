@@ -62,7 +62,6 @@ def start(run: RunConfig, platform: Platform) -> Session:
     state = build_state(run, platform)
     identity = _identity(run, stream)
     resumed = _resume(run, state, identity)
-    signals = StopOnSignal()
     sinks = agreed(lambda: _open_sinks(run, total_steps))
     sinks.event(
         "resume" if resumed else "start",
@@ -80,8 +79,7 @@ def start(run: RunConfig, platform: Platform) -> Session:
         total_steps=total_steps,
         identity=identity,
         resumed=resumed,
-        stop_asked=lambda: signals.requested,
-        hooks=[signals, StopOnBadLoss(), Checkpoints(sinks), Metrics(sinks)],
+        hooks=[StopOnSignal(), StopOnBadLoss(), Checkpoints(sinks), Metrics(sinks)],
     )
 
 

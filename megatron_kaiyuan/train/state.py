@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from megatron.core import parallel_state
@@ -26,15 +26,26 @@ class Progress:
     skipped_steps: int = 0
 
 
+class Monitor(Protocol):
+    """Something that watches the run and remembers what it saw, the same on every rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, texts, lists, dictionaries and tensors only."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict()` gave."""
+
+
 @dataclass
 class TrainState:
-    """Weights, optimizer (with loss scaler), progress and random generators of this rank."""
+    """Weights, optimizer (with loss scaler), progress, monitors and random generators of this rank."""
 
     network: GPTModel
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
     platform: Platform
     progress: Progress
+    monitors: dict[str, Monitor] = field(default_factory=dict)
 
     def sharded(self, is_loading: bool = False) -> dict[str, Any]:
         """The state as megatron-core's sharded tensors plus common objects. Collective."""
@@ -46,6 +57,7 @@ class TrainState:
         }
         if not is_loading:
             state["progress"] = asdict(self.progress)
+            state["monitors"] = {name: monitor.state_dict() for name, monitor in self.monitors.items()}
             state["random"] = self._gather_random_states()
         return state
 
@@ -54,6 +66,9 @@ class TrainState:
         self.network.load_state_dict(loaded["network"])
         self.optimizer.load_state_dict(loaded["optimizer"])
         self.progress = Progress(**loaded["progress"])
+        for name, content in loaded.get("monitors", {}).items():
+            if name in self.monitors:
+                self.monitors[name].load_state_dict(content)
         states = loaded["random"]
         # Another number of ranks has no use for them: nothing that training draws depends on them then.
         if len(states) == torch.distributed.get_world_size():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_kaiyuan.config import TrainConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.train.state import TrainState
+from megatron_kaiyuan.train.votes import Votes
 
 Batch = dict[str, torch.Tensor]
 
@@ -31,7 +32,7 @@ class StepResult:
         gradient_norm: before clipping; NaN when the step was skipped.
         loss_scale: the scale that the step used; 1 without a scaler.
         skipped: the gradients were not finite, so the weights stayed as they were.
-        stop_requested: some rank was asked to stop.
+        votes: how many ranks said what with this step.
         seconds: wall time, from reading the data to the update.
     """
 
@@ -39,7 +40,7 @@ class StepResult:
     gradient_norm: float
     loss_scale: float
     skipped: bool
-    stop_requested: bool
+    votes: Votes
     seconds: float
 
 
@@ -61,8 +62,12 @@ def read_batches(stream: TokenStream, position: int, train: TrainConfig, device:
         yield {"tokens": tokens, "labels": labels, "position_ids": position_ids_bs}
 
 
-def training_step(state: TrainState, stream: TokenStream, train: TrainConfig, stop: bool) -> StepResult:
-    """Train on the global batch at the current position; does not advance the position. Collective."""
+def training_step(state: TrainState, stream: TokenStream, train: TrainConfig, votes: Votes) -> StepResult:
+    """Train on the global batch at the current position; does not advance the position. Collective.
+
+    Args:
+        votes: what this rank tells the others.
+    """
     started = time.perf_counter()
     batches = read_batches(stream, state.progress.tokens, train, state.platform.device)
     loss_scale = float(state.optimizer.get_loss_scale())
@@ -78,13 +83,13 @@ def training_step(state: TrainState, stream: TokenStream, train: TrainConfig, st
         forward_only=False,
     )
     updated, gradient_norm, _ = state.optimizer.step()
-    loss, stop_requested = _reduce(losses, stop, state.platform.device)
+    loss, all_votes = _reduce(losses, votes, state.platform.device)
     return StepResult(
         loss=loss,
         gradient_norm=float(gradient_norm) if updated else math.nan,
         loss_scale=loss_scale,
         skipped=not updated,
-        stop_requested=stop_requested,
+        votes=all_votes,
         seconds=time.perf_counter() - started,
     )
 
@@ -105,13 +110,12 @@ def _mean_loss(losses_bs: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.T
     return loss, {"loss": loss.detach().clone()}
 
 
-def _reduce(losses: list[dict[str, torch.Tensor]], stop: bool, device: torch.device) -> tuple[float, bool]:
-    """Mean loss over micro-batches and ranks, and whether any rank wants to stop, in one collective."""
-    totals = torch.zeros(2, device=device)
+def _reduce(losses: list[dict[str, torch.Tensor]], votes: Votes, device: torch.device) -> tuple[float, Votes]:
+    """Mean loss over micro-batches and ranks, and the sum of all votes, in one collective."""
+    totals = torch.tensor([0.0, *map(float, astuple(votes))], device=device)
     if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
         totals[0] = torch.stack([part["loss"] for part in losses]).mean()
         totals[0] /= parallel_state.get_data_parallel_world_size()
-    totals[1] = float(stop)
     torch.distributed.all_reduce(totals)
-    loss, stops = totals.tolist()
-    return loss, stops > 0
+    loss, *counts = totals.tolist()
+    return loss, Votes(*map(int, counts))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import checksum
 
 
 def make_step(run_dir: Path, step: int, content: bytes = b"some bytes") -> Path:
@@ -81,3 +83,24 @@ def test_latest(tmp_path: Path) -> None:
     layout.point_latest(tmp_path, 8)
     assert (tmp_path / "latest").read_text() == "step_8\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_folder_set_aside_is_kept_whole_and_no_step_any_more(tmp_path: Path) -> None:
+    for content in (b"first", b"second"):
+        make_step(tmp_path, 5, content)
+        layout.set_aside(layout.step_folder(tmp_path, 5), "damaged")
+    assert layout.steps(tmp_path) == []
+    found = {path.name: (path / "data.distcp").read_bytes() for path in layout.checkpoints_folder(tmp_path).iterdir()}
+    assert found == {"step_5.damaged": b"first", "step_5.damaged.2": b"second"}
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "..", ".", "link/secret", "sub/../../secret"])
+def test_a_manifest_cannot_name_what_lies_outside(name: str, tmp_path: Path) -> None:
+    folder = make_step(tmp_path, 1)
+    (folder.parent / "secret").write_bytes(b"x")
+    (folder / "link").symlink_to(folder.parent)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 1, "checksum": checksum(folder.parent / "secret")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="not inside the checkpoint"):
+        layout.verify(folder)
