@@ -1,8 +1,9 @@
 """The order recipe: which documents of which corpora make up each phase, and in which order. One line a dataset.
 
+root: ${oc.env:CORPORA,corpora}
 corpora:
-  code: runs/corpora/code_text_document
-  wiki: ${oc.env:CORPORA}/wiki_text_document
+  code: code_text_document
+  wiki: wiki_text_document
 phases:
   - name: phase_2
     order: curriculum
@@ -25,7 +26,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_tools.curriculum.amounts import read_copies, read_share, read_tokens
 from data_tools.curriculum.keep import Keep, parse_keep
@@ -73,10 +74,10 @@ class DatasetRecipe(Section):
 
     @field_validator("repeat", "max_repeat", mode="before")
     @classmethod
-    def _check_copies(cls, value: Any, info: Any) -> Any:
+    def _check_copies(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None and info.field_name == "repeat":
             raise ValueError("repeat is empty; write a number of copies or remove it")
-        return read_copies(info.field_name, value, MOST_COPIES)
+        return read_copies(str(info.field_name), value, MOST_COPIES)
 
     @field_validator("share", mode="before")
     @classmethod
@@ -176,18 +177,20 @@ class PhaseRecipe(Section):
 
 
 class OrderRecipe(Section):
-    """Corpora by name and the phases made of them. Relative prefixes start at the current directory."""
+    """Corpora by name and the phases made of them. Relative prefixes start at `root`, by default where one stands."""
 
+    root: Annotated[Path, Field(description="folder where relative prefixes start")] = Path()
     corpora: Annotated[dict[str, Path], Field(min_length=1, description="name: prefix of .bin, .idx, .meta.parquet")]
     phases: list[PhaseRecipe]
 
     @field_validator("corpora")
     @classmethod
-    def _check_prefixes(cls, corpora: dict[str, Path]) -> dict[str, Path]:
+    def _check_prefixes(cls, corpora: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
         for name, prefix in corpora.items():
             if prefix.suffix in (".bin", ".idx"):
                 raise ValueError(f"{name} is {prefix}; write the prefix alone: {prefix.with_suffix('')}")
-        return corpora
+        root = info.data.get("root", Path())
+        return {name: root / prefix for name, prefix in corpora.items()}
 
     @field_validator("phases", mode="before")
     @classmethod

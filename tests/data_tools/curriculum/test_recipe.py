@@ -54,6 +54,12 @@ def test_the_quickstart_recipe_is_valid():
     assert [phase.name for phase in order.phases] == ["phase_1", "phase_2"]
 
 
+def test_relative_prefixes_start_at_the_root(recipe):
+    recipe.write_text("root: data\n" + RECIPE)
+    assert load_order(recipe).corpora == {"code": Path("data/corpora/code"), "wiki": Path("/data/wiki")}
+    assert load_order(recipe, ["root=/other"]).corpora["code"] == Path("/other/corpora/code")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
