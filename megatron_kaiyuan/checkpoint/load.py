@@ -10,26 +10,10 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.checkpoint.verify import verify
 from megatron_kaiyuan.errors import UserError
 
 OPTIMIZER_PREFIX = "optimizer."
-
-
-def choose_step(run_dir: Path) -> tuple[int | None, list[str]]:
-    """The step to resume from, chosen once and known to every rank, and the damage found on the way.
-
-    Raises:
-        UserError: there are checkpoints, but none is whole.
-    """
-
-    def choose_once() -> tuple[int | None, list[str]] | None:
-        return layout.newest_valid(run_dir) if torch.distributed.get_rank() == 0 else None
-
-    choice = [agreed(choose_once)]
-    torch.distributed.broadcast_object_list(choice, src=0)
-    return choice[0]  # type: ignore[return-value]
 
 
 def load_common(folder: Path) -> dict[str, Any]:
@@ -50,7 +34,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
-    layout.verify(folder)
+    verify(folder)
     everything = dist_checkpointing.load_tensors_metadata(str(folder))
     wanted = {key: value for key, value in everything.items() if not key.startswith(OPTIMIZER_PREFIX)}
     # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.

@@ -77,6 +77,17 @@ def agreed(action: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
+def told_by_rank_0(action: Callable[[], Result]) -> Result:
+    """Run `action` on rank 0 alone; every rank returns what it returned. Collective.
+
+    Raises:
+        UserError: what stopped rank 0.
+    """
+    answer = [agreed(lambda: action() if torch.distributed.get_rank() == 0 else None)]
+    torch.distributed.broadcast_object_list(answer, src=0)
+    return answer[0]  # type: ignore[return-value]
+
+
 @contextlib.contextmanager
 def single_process(platform: Platform) -> Iterator[None]:
     """Process groups of one, for commands that work on whole checkpoints whatever started them."""

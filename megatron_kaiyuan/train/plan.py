@@ -30,6 +30,13 @@ def count_steps(run: RunConfig, stream: TokenStream) -> int:
     return steps
 
 
+def last_position(run: RunConfig, stream: TokenStream, position: int) -> int:
+    """Where the last step ends, for a run that is at `position`: batches before it may have had another size."""
+    available = stream.tokens - 1
+    wanted = available if run.train.train_tokens is None else run.train.train_tokens
+    return position + max(wanted - position, 0) // run.train.tokens_per_step * run.train.tokens_per_step
+
+
 def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> str:
     """Check a recipe and its data for a number of processes, before any of them is started.
 

@@ -18,6 +18,8 @@ class Session:
     """A run that is ready to train.
 
     Attributes:
+        end: position behind the last step, which is the last whole batch before the end of the data or of
+            `train.train_tokens`.
         identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
         resumed: the state came from a checkpoint.
         stop_agreed: every rank knows that some rank was asked, and ends after this step.
@@ -27,7 +29,7 @@ class Session:
     state: TrainState
     stream: TokenStream
     schedule: Schedule
-    total_steps: int
+    end: int
     identity: dict[str, Any]
     resumed: bool
     hooks: list[Hook]
@@ -36,7 +38,13 @@ class Session:
     @property
     def finished(self) -> bool:
         """All steps are done."""
-        return self.state.progress.step >= self.total_steps
+        return self.state.progress.tokens + self.run.train.tokens_per_step > self.end
+
+    @property
+    def total_steps(self) -> int:
+        """Steps taken, and those that the rest of the tokens is enough for. The batch may have had other sizes."""
+        left = self.end - self.state.progress.tokens
+        return self.state.progress.step + max(left, 0) // self.run.train.tokens_per_step
 
     @property
     def ended(self) -> bool:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import platform as host
-from typing import Any
-
 import torch
 import yaml
-from megatron.core import __version__ as megatron_version
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.module import Float16Module
 
-from megatron_kaiyuan import __version__
-from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.load import choose_step, load_common, load_sharded
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
-from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.model.build import build_model, transformer_config
-from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
+from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks import Checkpoints, Metrics, StopOnBadLoss, StopOnSignal
 from megatron_kaiyuan.train.loop import fit
-from megatron_kaiyuan.train.plan import count_steps
+from megatron_kaiyuan.train.plan import count_steps, last_position
+from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import Progress, TrainState
 
@@ -58,13 +51,16 @@ def start(run: RunConfig, platform: Platform) -> Session:
     check_corpora = torch.distributed.get_rank() == 0
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check_corpora=check_corpora))
-    total_steps = agreed(lambda: count_steps(run, stream))
+    agreed(lambda: count_steps(run, stream))
     state = build_state(run, platform)
-    identity = _identity(run, stream)
-    resumed = _resume(run, state, identity)
+    identity = run_identity(run, stream)
+    resumed = resume(run, state, identity, run.checkpoint.strict)
+    end = last_position(run, stream, state.progress.tokens)
+    total_steps = state.progress.step + (end - state.progress.tokens) // run.train.tokens_per_step
     sinks = agreed(lambda: _open_sinks(run, total_steps))
+    _tell(sinks, resumed)
     sinks.event(
-        "resume" if resumed else "start",
+        "start" if resumed.step is None else "resume",
         step=state.progress.step,
         tokens=state.progress.tokens,
         world_size=torch.distributed.get_world_size(),
@@ -75,10 +71,10 @@ def start(run: RunConfig, platform: Platform) -> Session:
         run=run,
         state=state,
         stream=stream,
-        schedule=_schedule(run, stream, total_steps),
-        total_steps=total_steps,
+        schedule=_schedule(run, stream, end),
+        end=end,
         identity=identity,
-        resumed=resumed,
+        resumed=resumed.step is not None,
         hooks=[StopOnSignal(), StopOnBadLoss(), Checkpoints(sinks), Metrics(sinks)],
     )
 
@@ -108,54 +104,18 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     return TrainState(network, model, optimizer, platform, Progress())
 
 
-def _resume(run: RunConfig, state: TrainState, identity: dict[str, Any]) -> bool:
-    step, problems = choose_step(run.run_dir)
-    if torch.distributed.get_rank() == 0:
-        for problem in problems:
-            warn(f"{problem}; an older checkpoint is used")
-    if step is None:
-        return False
-    folder = layout.step_folder(run.run_dir, step)
-    agreed(lambda: _check_identity(folder, load_common(folder)["run"], identity))
-    state.restore(load_sharded(folder, state.sharded(is_loading=True)))
-    return True
+def _tell(sinks: Sinks, resumed: Resumed) -> None:
+    """What was found and what changed, in the run's own record."""
+    for problem in resumed.problems:
+        sinks.event("checkpoint_problem", message=problem)
+    if resumed.changes:
+        changes = {change.field: {"was": change.was, "now": change.now} for change in resumed.changes}
+        sinks.event("config_change", step=resumed.step, changes=changes)
 
 
-def _check_identity(folder: Any, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse to go on with another network, or on other data, than the checkpoint was trained with."""
-    differences = [
-        f"model.{name} was {saved['config']['model'].get(name)!r}, is {value!r}"
-        for name, value in current["config"]["model"].items()
-        if name != "preset" and saved["config"]["model"].get(name) != value
-    ]
-    if saved["phases"] != current["phases"][: len(saved["phases"])]:
-        differences.append(f"data.phases was {saved['phases']}, is {current['phases']}")
-    was, now = saved["config"]["train"]["precision"], current["config"]["train"]["precision"]
-    if was != now:
-        differences.append(f"train.precision was {was}, is {now}")
-    if differences:
-        raise UserError(f"{folder}: cannot be resumed: {'; '.join(differences)}; undo that, or choose another run_dir")
-
-
-def _identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
-    return {
-        "config": run.model_dump(mode="json"),
-        "phases": [
-            {"name": phase.name, "tokens": phase.tokens, "order": phase.manifest["files"]["order.bin"]["checksum"]}
-            for phase in stream.phases
-        ],
-        "versions": {
-            "megatron_kaiyuan": __version__,
-            "megatron_core": megatron_version,
-            "torch": str(torch.__version__),
-            "python": host.python_version(),
-        },
-    }
-
-
-def _schedule(run: RunConfig, stream: TokenStream, total_steps: int) -> Schedule:
+def _schedule(run: RunConfig, stream: TokenStream, end: int) -> Schedule:
     """Phase lengths as far as the run reads them, so that a decay ends where the run ends."""
-    left = total_steps * run.train.tokens_per_step
+    left = end
     phase_tokens = []
     for phase in stream.phases:
         phase_tokens.append(min(phase.tokens, left))

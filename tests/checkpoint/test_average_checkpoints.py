@@ -61,6 +61,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_kaiyuan.checkpoint import layout
     from megatron_kaiyuan.checkpoint import save as saving
+    from megatron_kaiyuan.checkpoint.verify import verify
 
     save(tmp_path, 10, 1.0)
 
@@ -71,5 +72,5 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 20, 2.0)
     assert layout.steps(tmp_path) == [10]
-    assert layout.newest_valid(tmp_path) == (10, [])
+    verify(layout.step_folder(tmp_path, 10))
     assert (tmp_path / "latest").read_text() == "step_10\n"

@@ -1,0 +1,103 @@
+"""Is a checkpoint what was written? Nothing in it is opened before this has been answered.
+
+torch_dist holds no checksums of its own and loads a flipped bit silently, and its metadata are a pickle. So the
+manifest has to list every file that megatron-core opens, each is compared with its size and checksum, and a name
+that leads out of the folder is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from megatron_kaiyuan.checkpoint.layout import MANIFEST
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import checksum, read_json
+
+FORMAT, VERSION = "kaiyuan-checkpoint", 1
+# What megatron-core opens by these names; the shards are named in `.metadata`.
+_ALWAYS_OPENED = (".metadata", "common.pt", "metadata.json")
+# xxhash and read() release the interpreter's lock; more readers than this only help some network file systems.
+_READERS = 4
+
+Files = dict[str, dict[str, Any]]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, its form checked; `files` maps names in the folder to `bytes` and `checksum`.
+
+    Raises:
+        UserError: it is missing or damaged, or names a file outside the folder.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path, "checkpoint manifest")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: is not a checkpoint's manifest")
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{path}: version {manifest.get('version')!r}, but only {VERSION} can be read")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        raise UserError(f"{path}: damaged, `files` does not list a size and a checksum for each file")
+    for name in files:
+        if "\0" in name or not _is_inside(folder, name):
+            raise UserError(f"{path}: names {name!r}, which is not inside the checkpoint; do not use it")
+    if missing := [name for name in _ALWAYS_OPENED if name not in files]:
+        raise UserError(f"{path}: damaged, does not list {', '.join(missing)}")
+    return manifest
+
+
+def problems_of(folder: Path, files: Files, names: Iterable[str]) -> dict[str, str]:
+    """What is wrong with some files of a checkpoint, by name: what was expected and what was found."""
+    names = list(names)
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(lambda name: _problem(folder / name, files[name]), names)
+        return {name: problem for name, problem in zip(names, found, strict=True) if problem}
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the manifest, in this process.
+
+    Raises:
+        UserError: naming the file, what was expected and what was found.
+    """
+    files = read_manifest(folder)["files"]
+    if problems := problems_of(folder, files, files):
+        raise UserError(next(iter(problems.values())))
+
+
+def shares(files: Files, ranks: int) -> list[list[str]]:
+    """File names for each rank, the bytes spread evenly: the largest first, each to who has least."""
+    parts: list[list[str]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for name in sorted(files, key=lambda name: (-files[name]["bytes"], name)):
+        rank = loads.index(min(loads))
+        parts[rank].append(name)
+        loads[rank] += files[name]["bytes"]
+    return parts
+
+
+def _problem(path: Path, expected: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path}: damaged, {size} bytes instead of {expected['bytes']}"
+        found = checksum(path)
+    except FileNotFoundError:
+        return f"{path}: missing from the checkpoint, {expected['bytes']} bytes expected"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}), {expected['bytes']} bytes expected"
+    if found != expected["checksum"]:
+        return f"{path}: damaged, checksum {found} instead of {expected['checksum']}"
+    return None
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("checksum"), str)
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Neither `..`, nor an absolute path, nor a link leads out of the folder."""
+    place, whole = (folder / name).resolve(), folder.resolve()
+    return place != whole and place.is_relative_to(whole)

@@ -1,0 +1,132 @@
+"""Taking up a run where its newest whole checkpoint left it."""
+
+from __future__ import annotations
+
+import platform as host
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import __version__ as megatron_version
+
+from megatron_kaiyuan import __version__
+from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.choose import choose_step
+from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
+from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.config.compare import Change, compare, is_structural
+from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.monitor.sinks import warn
+from megatron_kaiyuan.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a start found; equal on every rank.
+
+    Attributes:
+        step: the step the run goes on from; None for a new run.
+        problems: what was wrong with newer checkpoints or with `latest`.
+        changes: what of the configuration or of the phases ahead is not what it was; it is taken.
+    """
+
+    step: int | None = None
+    problems: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+
+def resume(run: RunConfig, state: TrainState, identity: dict[str, Any], strict: bool = False) -> Resumed:
+    """Restore the newest whole checkpoint of a run, if it has one. Collective.
+
+    Args:
+        identity: of the run that is about to start, see `run_identity`.
+        strict: refuse when the newest checkpoint is damaged or gone.
+
+    Raises:
+        UserError: none is whole, `strict` refuses, or the checkpoint is of another network or of other data.
+    """
+    choice = choose_step(run.run_dir, strict)
+    _say(choice.problems)
+    if choice.step is None:
+        return Resumed()
+    folder = layout.step_folder(run.run_dir, choice.step)
+    changes = agreed(lambda: _accept(folder, identity))
+    _say([f"{folder.name} goes on changed: {'; '.join(map(str, changes))}"] if changes else [])
+    restore_step(state, folder)
+    return Resumed(choice.step, choice.problems, changes)
+
+
+def restore_step(state: TrainState, folder: Path) -> None:
+    """Put everything that changes back to what a checkpoint holds, at the start or in the middle of a run. Collective.
+
+    The caller has verified `folder`.
+    """
+    state.restore(load_sharded(folder, state.sharded(is_loading=True)))
+
+
+def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
+    """What a checkpoint says about the run that wrote it."""
+    return {
+        "config": run.model_dump(mode="json"),
+        "phases": [
+            {
+                "name": phase.name,
+                "tokens": phase.tokens,
+                "order": phase.manifest["files"]["order.bin"]["checksum"],
+                "corpora": {entry["name"]: entry["fingerprint"] for entry in phase.manifest["corpora"]},
+            }
+            for phase in stream.phases
+        ],
+        "versions": {
+            "megatron_kaiyuan": __version__,
+            "megatron_core": megatron_version,
+            "torch": str(torch.__version__),
+            "python": host.python_version(),
+        },
+    }
+
+
+def _accept(folder: Path, identity: dict[str, Any]) -> list[Change]:
+    """What changed since the checkpoint and is taken.
+
+    Raises:
+        UserError: the network or the data behind it are others.
+    """
+    common = load_common(folder)
+    saved = common["run"]
+    changes = compare(saved["config"], identity["config"])
+    begun, ahead = _compare_phases(saved["phases"], identity["phases"], common["progress"]["tokens"])
+    refused = [change for change in changes if is_structural(change)] + begun
+    if refused:
+        raise UserError(
+            f"{folder}: cannot be resumed: {'; '.join(map(str, refused))}; undo that, or choose another run_dir "
+            "(--init-from takes the weights along where shapes allow)"
+        )
+    return changes + ahead
+
+
+def _compare_phases(
+    saved: list[dict[str, Any]], current: list[dict[str, Any]], position: int
+) -> tuple[list[Change], list[Change]]:
+    """Differences in phases that the run has begun, and in phases still ahead of it."""
+    begun: list[Change] = []
+    ahead: list[Change] = []
+    start = 0
+    for index in range(max(len(saved), len(current))):
+        was = saved[index] if index < len(saved) else None
+        now = current[index] if index < len(current) else None
+        # The checkpoint may know less of a phase than this version writes down.
+        known = {key: now.get(key) for key in was} if was and now else now
+        if was != known:
+            (begun if was and start < position else ahead).append(Change(f"data.phases.{index} (content)", was, now))
+        start += was["tokens"] if was else 0
+    return begun, ahead
+
+
+def _say(lines: list[str]) -> None:
+    if torch.distributed.get_rank() == 0:
+        for line in lines:
+            warn(line)
