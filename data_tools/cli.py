@@ -222,6 +222,23 @@ def curriculum(
     print(build_recipe(recipe, overrides or [], output, phase, threads))
 
 
+@app.command()
+def report(
+    recipe: Annotated[Path, typer.Argument(help="order recipe, YAML")],
+    phases: Annotated[Path, typer.Option("--phases", help="folder that curriculum --output wrote")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="as they were given to curriculum")] = None,
+    output: Annotated[Path | None, typer.Option(help="the page; default: report.html beside the phases")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object; no page unless --output")] = False,
+) -> None:
+    """Show what built phases hold: shares and quality along the tokens, and how often each quality decile is seen.
+
+    Example: kaiyuan-data report launch/recipes/quickstart/order.yaml --phases runs/quickstart/phases
+    """
+    from data_tools.curriculum.report import report_order
+
+    print(report_order(recipe, overrides or [], phases, output, as_json))
+
+
 def main() -> None:
     """Entry point of `kaiyuan-data`."""
     run_app(app)

@@ -15,7 +15,8 @@ from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json, write_text
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
 from megatron_kaiyuan.report.metrics import History, read_history
-from megatron_kaiyuan.report.stream import PhaseMix, read_phases
+from megatron_kaiyuan.report.page import render
+from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
 
 
 def build_report(run_dir: Path, output: Path) -> Path:
@@ -31,8 +32,6 @@ def build_report(run_dir: Path, output: Path) -> Path:
     Raises:
         UserError: there are no metrics.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     history = read_history(run_dir / "metrics.jsonl")
     missing: list[str] = []
     run = _read_config(run_dir, missing)
@@ -41,14 +40,12 @@ def build_report(run_dir: Path, output: Path) -> Path:
     figures = [*training_figures(history, phases, _references(evaluation))]
     if phases:
         figures += stream_figures(phases)
-    environment = Environment(
-        loader=PackageLoader("megatron_kaiyuan.report", "."), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template("page.html").render(
+    page = render(
+        "page.html",
         name=run_dir.resolve().name,
         tiles=_tiles(history, run, evaluation),
         figures=figures,
-        phases=phases,
+        stream=stream_tables(phases) if phases else None,
         held_out=_held_out_rows(evaluation),
         domains=evaluation["model"]["held_out"]["domains"] if evaluation else {},
         events=[_event(event) for event in history.events if event["event"] != "checkpoint"],

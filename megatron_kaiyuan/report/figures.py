@@ -82,11 +82,12 @@ def training_figures(history: History, phases: Sequence[PhaseMix], references: S
         yield frame(lambda axes, v=values, n=logarithmic: _panel(axes, x, v, n), title, caption)  # type: ignore[misc]
 
 
-def stream_figures(phases: Sequence[PhaseMix]) -> Iterator[Figure]:
-    """Share and mean quality of each dataset along the token position."""
+def stream_figures(phases: Sequence[PhaseMix], wide: bool = False) -> Iterator[Figure]:
+    """Share and mean quality quantile of each dataset along the token position."""
     _, unit = _scaled(np.array([phases[-1].end], dtype=np.float64))
     names = list(dict.fromkeys(name for phase in phases for name in phase.tokens))
-    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+    colours = _colours(names)
+    wide = wide or len(names) > len(_COLOURS)
 
     def shares(axes: Axes) -> None:
         for phase in phases:
@@ -95,23 +96,43 @@ def stream_figures(phases: Sequence[PhaseMix]) -> Iterator[Figure]:
             share = 100 * np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
             base = np.zeros(len(total))
             for name, part in zip(names, share, strict=True):
-                axes.stairs(base + part, phase.edges / unit.size, baseline=base, fill=True, color=colours[name])
+                if part.any():
+                    axes.stairs(base + part, phase.edges / unit.size, baseline=base, fill=True, color=colours[name])
                 base = base + part
         _finish_stream(axes, phases, unit, colours)
         axes.set_ylim(0, 100)
         axes.set_ylabel("% of tokens")
 
     def quality(axes: Axes) -> None:
+        scored = {}
         for phase in phases:
             middles = (phase.edges[1:] + phase.edges[:-1]) / 2 / unit.size
-            for name, scores in phase.mean_score.items():
-                axes.plot(middles, scores, color=colours[name], linewidth=1.2, marker=".", markersize=3)
-            axes.plot(middles, phase.overall_score(), color=_INK, linewidth=2.2)
-        _finish_stream(axes, phases, unit, {**colours, "all": _INK})
-        axes.set_ylabel("mean score")
+            for name, quantiles in phase.mean_quantile.items():
+                if not np.isnan(quantiles).all():
+                    scored[name] = colours[name]
+                    axes.plot(middles, quantiles, color=colours[name], linewidth=1.2, marker=".", markersize=3)
+            axes.plot(middles, phase.overall_quantile(), color=_INK, linewidth=2.2)
+        _finish_stream(axes, phases, unit, {**scored, "all scored": _INK})
+        axes.set_ylim(0, 1.02)
+        axes.set_ylabel("mean quality quantile")
 
-    yield Figure("Datasets", "Share of each dataset along the token position.", _render(shares))
-    yield Figure("Quality", "Mean score of each dataset; the dark line is all of them.", _render(quality))
+    caption = "Mean rank by score in the whole corpus, 1 the best; the dark line is all scored datasets."
+    legend_rows = -(-len(names) // 4)
+    yield Figure(
+        "Datasets", "Share of each dataset along the token position.", _render(shares, wide, legend_rows), wide
+    )
+    yield Figure("Quality", caption, _render(quality, wide, legend_rows), wide)
+
+
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each dataset; after the eighth the same colours come again, paler."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    found = {}
+    for index, name in enumerate(names):
+        paler = min(0.3 * (index // len(_COLOURS)), 0.8)
+        found[name] = to_hex([part + (1 - part) * paler for part in to_rgb(_COLOURS[index % len(_COLOURS)])])
+    return found
 
 
 @dataclass(frozen=True)
@@ -201,13 +222,14 @@ def _finish_stream(axes: Axes, phases: Sequence[PhaseMix], unit: _Unit, colours:
     axes.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
-def _render(draw: Callable[[Axes], None], wide: bool = False) -> str:
+def _render(draw: Callable[[Axes], None], wide: bool = False, legend_rows: int = 1) -> str:
     """Draw on a canvas of its own; no window system and no global state of pyplot."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(_STYLE):
-        canvas = Canvas(figsize=(9.6, 3.4) if wide else (4.7, 2.9), layout="constrained")
+        width, height = (9.6, 3.4) if wide else (4.7, 2.9)
+        canvas = Canvas(figsize=(width, height + 0.18 * (legend_rows - 1)), layout="constrained")
         draw(canvas.add_subplot())
         buffer = io.BytesIO()
         # No date, so that the same run gives the same page.

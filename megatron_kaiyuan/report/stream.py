@@ -1,4 +1,4 @@
-"""What the token stream of a run was made of: the phases' manifests and profiles, laid end to end."""
+"""What a token stream is made of: the phases' manifests and profiles, laid end to end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.report.exposure import Appearance, exposure_table, read_appearances
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class PhaseMix:
         start, end: token offsets in the whole stream.
         edges: token offsets [buckets + 1] in the whole stream.
         tokens: by dataset, tokens in each bucket.
-        mean_score: by dataset, mean quality in each bucket; NaN without a score.
+        mean_quantile: by dataset, mean rank by score in its whole corpus, in (0, 1], in each bucket; NaN without.
+        exposure: by dataset, what the phase takes of each part of it.
+        recipe: the phase as the recipe gave it.
     """
 
     name: str
@@ -31,15 +34,17 @@ class PhaseMix:
     end: int
     edges: NDArray[np.float64]
     tokens: dict[str, NDArray[np.float64]]
-    mean_score: dict[str, NDArray[np.float64]]
+    mean_quantile: dict[str, NDArray[np.float64]]
+    exposure: dict[str, Appearance]
+    recipe: dict[str, Any]
 
-    def overall_score(self) -> NDArray[np.float64]:
-        """Mean quality of each bucket over the datasets that have one, weighted by tokens."""
+    def overall_quantile(self) -> NDArray[np.float64]:
+        """Mean quality quantile of each bucket over the datasets that have one, weighted by tokens."""
         tokens = np.array(list(self.tokens.values()))
-        scores = np.array([self.mean_score[name] for name in self.tokens])
-        weights = np.where(np.isnan(scores), 0.0, tokens)
+        quantiles = np.array([self.mean_quantile[name] for name in self.tokens])
+        weights = np.where(np.isnan(quantiles), 0.0, tokens)
         total = weights.sum(axis=0)
-        sums = (weights * np.nan_to_num(scores)).sum(axis=0)
+        sums = (weights * np.nan_to_num(quantiles)).sum(axis=0)
         return np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
@@ -61,6 +66,29 @@ def read_phases(folders: Sequence[Path]) -> list[PhaseMix]:
     return phases
 
 
+def stream_tables(phases: Sequence[PhaseMix]) -> dict[str, Any]:
+    """The figures of the stream as numbers, for `--json` and for the tables of a page.
+
+    Returns:
+        `tokens`: of the stream; `phases`: for each its place and its datasets' tokens and share (padding of packed
+        phases left out); `datasets`: tokens and share over all phases;
+        `along`: for each phase the buckets' upper edges in tokens of the stream, and by dataset the share of tokens and
+        the mean quality quantile in them; `exposure`: `Exposure.as_json` for each row.
+    """
+    by_dataset: dict[str, int] = {}
+    for phase in phases:
+        for name, tokens in _totals(phase).items():
+            by_dataset[name] = by_dataset.get(name, 0) + tokens
+    there = sum(by_dataset.values()) or 1
+    return {
+        "tokens": phases[-1].end,
+        "phases": [_phase_table(phase) for phase in phases],
+        "datasets": [{"dataset": name, "tokens": n, "share": n / there} for name, n in by_dataset.items()],
+        "along": [_along(phase) for phase in phases],
+        "exposure": [row.as_json() for row in exposure_table((phase.name, phase.exposure) for phase in phases)],
+    }
+
+
 def _mix(manifest: dict[str, Any], profile: dict[str, Any], start: int) -> PhaseMix:
     edges = np.array([0, *profile["tokens"]], dtype=np.float64) + start
     datasets = profile["datasets"]
@@ -72,5 +100,40 @@ def _mix(manifest: dict[str, Any], profile: dict[str, Any], start: int) -> Phase
         edges=edges,
         tokens={name: np.array(entry["tokens"], dtype=np.float64) for name, entry in datasets.items()},
         # None becomes NaN.
-        mean_score={name: np.array(entry["mean_score"], dtype=np.float64) for name, entry in datasets.items()},
+        mean_quantile={name: np.array(entry["mean_quantile"], dtype=np.float64) for name, entry in datasets.items()},
+        exposure=read_appearances(profile["exposure"]),
+        recipe=manifest.get("recipe", {}),
     )
+
+
+def _totals(phase: PhaseMix) -> dict[str, int]:
+    return {name: int(tokens.sum()) for name, tokens in phase.tokens.items()}
+
+
+def _phase_table(phase: PhaseMix) -> dict[str, Any]:
+    totals = _totals(phase)
+    there = sum(totals.values()) or 1
+    return {
+        "phase": phase.name,
+        "order": phase.order,
+        "start": phase.start,
+        "end": phase.end,
+        "datasets": {name: {"tokens": tokens, "share": tokens / there} for name, tokens in totals.items()},
+    }
+
+
+def _along(phase: PhaseMix) -> dict[str, Any]:
+    tokens = np.array(list(phase.tokens.values()))
+    total = tokens.sum(axis=0)
+    shares = np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
+    return {
+        "phase": phase.name,
+        "tokens": phase.edges[1:].astype(np.int64).tolist(),
+        "share": {name: row.round(6).tolist() for name, row in zip(phase.tokens, shares, strict=True)},
+        "mean_quantile": {name: _or_none(values) for name, values in phase.mean_quantile.items()},
+        "overall_quantile": _or_none(phase.overall_quantile()),
+    }
+
+
+def _or_none(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 6) for value in values]

@@ -41,22 +41,51 @@ def write_metrics(run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 101, "tok', encoding="utf-8")
 
 
-def write_phase(folder: Path, name: str, order: str, tokens: int, scores: dict[str, tuple[float, float]]) -> Path:
-    """A phase whose datasets' mean score goes from one value to another; the first has none in its first bucket."""
+def write_phase(
+    folder: Path,
+    name: str,
+    order: str,
+    tokens: int,
+    quantiles: dict[str, tuple[float, float] | None],
+    best: float = 1.0,
+    recipe: dict[str, Any] | None = None,
+) -> Path:
+    """A phase whose datasets' mean quality goes from one quantile to another; the first has none in its first bucket.
+
+    Of a scored dataset the best deciles are taken once, up to the fraction `best`; a dataset with None has no score.
+    The table of exposure follows `groups`, not the tokens along the phase.
+    """
     buckets = 20
     folder.mkdir(parents=True)
-    datasets = {}
-    for index, (dataset, (first, last)) in enumerate(scores.items()):
+    datasets, exposure = {}, {}
+    for index, (dataset, ends) in enumerate(quantiles.items()):
+        first, last = ends or (0.0, 0.0)
         means: list[float | None] = [first + (last - first) * bucket / (buckets - 1) for bucket in range(buckets)]
-        share = [tokens // buckets // len(scores) for _ in range(buckets)]
+        share = [tokens // buckets // len(quantiles) for _ in range(buckets)]
         if index == 0:
             means[0], share[0] = None, 0
-        datasets[dataset] = {"tokens": share, "mean_score": means}
+        if ends is None:
+            means = [None] * buckets
+        score = None if ends is None else "score"
+        datasets[dataset] = {"score": score, "tokens": share, "mean_quantile": means}
+        exposure[dataset] = {"score": score, "groups": groups(best, scored=ends is not None)}
     edges = [tokens * (bucket + 1) // buckets for bucket in range(buckets)]
-    (folder / "profile.json").write_text(json.dumps({"tokens": edges, "datasets": datasets}))
-    manifest = {"format": "kaiyuan-phase", "version": 1, "name": name, "order": order, "tokens": tokens}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    profile = {"tokens": edges, "datasets": datasets, "exposure": exposure}
+    (folder / "profile.json").write_text(json.dumps(profile))
+    manifest = {"format": "kaiyuan-phase", "version": 2, "name": name, "order": order, "tokens": tokens}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "recipe": recipe or {}}))
     return folder
+
+
+def groups(best: float, scored: bool = True) -> list[dict[str, int]]:
+    """A corpus of 1,000 documents of 10 tokens, of which `best` (in hundredths) is taken, the best ones if scored."""
+    left, parts = round(1000 * best), []
+    for _ in range(10 if scored else 1):
+        there = 100 if scored else 1000
+        taken = min(left, there)
+        left -= taken
+        parts.append({"documents": taken, "tokens": 10 * taken, "corpus_documents": there, "corpus_tokens": 10 * there})
+    return parts[::-1]
 
 
 def write_config(run_dir: Path, phases: list[Path]) -> None:
@@ -91,11 +120,11 @@ def write_run(root: Path) -> Path:
     write_metrics(run_dir)
     first = write_phase(
         root / "phases" / "one", "shuffled", "shuffle", 60 * TOKENS_PER_STEP,
-        {"code": (0.5, 0.52), "english": (0.42, 0.4), "mathematics": (0.6, 0.6)},
+        {"code": (0.5, 0.52), "english": (0.42, 0.4), "mathematics": None},
     )  # fmt: skip
     second = write_phase(
         root / "phases" / "two", "rising", "curriculum", 45 * TOKENS_PER_STEP,
-        {"code": (0.3, 0.9), "mathematics": (0.4, 0.95)},
+        {"code": (0.3, 0.9), "mathematics": (0.4, 0.95)}, best=0.25,
     )  # fmt: skip
     write_config(run_dir, [first, second])
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation()))

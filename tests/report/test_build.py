@@ -100,6 +100,18 @@ def test_numbers_are_those_of_the_input(whole_page: str) -> None:
         ["shuffled", "shuffle", "0", "245,760", "code, english, mathematics"],
         ["rising", "curriculum", "245,760", "430,080", "code, mathematics"],
     ]
+    assert page.tables["shares"][1:] == [
+        ["code", "32.2 %", "48.7 %", "39.2 %", "165,376"],
+        ["english", "33.9 %", "", "19.4 %", "81,920"],
+        ["mathematics", "33.9 %", "51.3 %", "41.3 %", "174,080"],
+    ]
+    once, twice, half = ["1.00"], ["2.00"], ["1.50"]
+    assert page.tables["exposure"][1:] == [
+        ["code", "score", *once * 7, *half, *twice * 2, "1.25"],
+        ["english", "score", *once * 10, "1.00"],
+        ["mathematics *", "score", *once * 7, *half, *twice * 2, "1.25"],
+    ]
+    assert "* mathematics: shuffled took it without score" in page.text
     assert [row[:2] for row in page.tables["events"][1:]] == [["start", "0"], ["resume", "50"], ["stop", "100"]]
     assert page.tables["events"][1][2] == "2025-06-15 15:06:40 UTC"
     speed = np.median([step_row(step)["tokens_per_second"] for step in range(1, 101)])
