@@ -11,10 +11,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
-
-# The optimizer state is written in the shape of the weights, so that any layout of ranks can read it.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 @dataclass
@@ -49,12 +47,10 @@ class TrainState:
 
     def sharded(self, is_loading: bool = False) -> dict[str, Any]:
         """The state as megatron-core's sharded tensors plus common objects. Collective."""
-        metadata = {**_METADATA, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-        network = self.network.sharded_state_dict(metadata=metadata)
-        state = {
-            "network": network,
-            "optimizer": self.optimizer.sharded_state_dict(network, is_loading=is_loading, metadata=metadata),
-        }
+        if is_loading:
+            prepare_to_load(self.optimizer)
+        network = self._sharded_network()
+        state: dict[str, Any] = {"network": network, "optimizer": sharded_optimizer(self.optimizer, network)}
         if not is_loading:
             state["progress"] = asdict(self.progress)
             state["monitors"] = {name: monitor.state_dict() for name, monitor in self.monitors.items()}
@@ -64,7 +60,7 @@ class TrainState:
     def restore(self, loaded: dict[str, Any]) -> None:
         """Take over what was loaded into the form of `sharded(is_loading=True)`."""
         self.network.load_state_dict(loaded["network"])
-        self.optimizer.load_state_dict(loaded["optimizer"])
+        restore_optimizer(self.optimizer, self._sharded_network(), loaded["optimizer"])
         self.progress = Progress(**loaded["progress"])
         for name, content in loaded.get("monitors", {}).items():
             if name in self.monitors:
@@ -75,6 +71,10 @@ class TrainState:
             mine = states[torch.distributed.get_rank()]
             torch.set_rng_state(mine["host"])
             self.platform.set_rng_state(mine["device"])
+
+    def _sharded_network(self) -> dict[str, Any]:
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        return self.network.sharded_state_dict(metadata={"dp_cp_group": group})
 
     def _gather_random_states(self) -> list[dict[str, Any]]:
         states: list[Any] = [None] * torch.distributed.get_world_size()

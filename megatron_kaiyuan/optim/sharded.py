@@ -1,0 +1,177 @@
+"""The distributed optimizer's state as rectangles of whole tensors: written in parallel, read by any layout of ranks.
+
+megatron-core cuts main weights and moments over the data-parallel ranks as ranges of flattened parameters. Its
+formats either gather them first (`fully_reshardable`: the whole state once more on every rank, inside the stall of a
+save) or write the ranges as they are (`dp_reshardable`: another tensor- or pipeline-parallel size cannot read them).
+Here a range of a flattened parameter becomes at most three rectangles for a matrix: the end of a row, whole rows, the
+start of a row. Nothing is sent and nothing copied, and on disk there are whole tensors under the names that
+`fully_reshardable` uses, so that either reads what the other wrote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
+_PREFIX = "optimizer.state"
+_STATES = ("param", "exp_avg", "exp_avg_sq")
+
+
+def sharded_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any]) -> dict[str, Any]:
+    """What is common to all ranks, and under `pieces` this rank's rectangles, which are views of the state itself.
+
+    Args:
+        network: the network's sharded state, with the parameters themselves as data.
+    """
+    part = _only_part(optimizer)
+    described = {id(described.data): described for described in _tensors_and_factories(network)}
+    pieces = {}
+    for parameter, start, stop in _own_ranges(part):
+        state = _state_of(part, parameter)
+        for whole, first, last, offset in _overlaps(described[id(parameter)], start, stop):
+            for name, values in state.items():
+                for place, size in rectangles(whole.data.shape, first, last):
+                    begin = offset + _flat(place, whole.data.shape) - first
+                    piece = values[begin : begin + math.prod(size)]
+                    key = f"{_PREFIX}.{name}.{whole.key}"
+                    pieces[f"{key}@{_global_offset(whole, place)}"] = _piece(key, whole, place, size, piece)
+    return {**part.state_dict(), "pieces": pieces}
+
+
+def restore_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """Take over what was loaded into the form of `sharded_optimizer`."""
+    part = _only_part(optimizer)
+    part.load_state_dict({name: value for name, value in loaded.items() if name != "pieces"})
+    targets = sharded_optimizer(optimizer, network)["pieces"]
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.data.copy_(loaded["pieces"][name])
+
+
+def prepare_to_load(optimizer: MegatronOptimizer) -> None:
+    """Let an optimizer that has not stepped yet allocate its state."""
+    part = _only_part(optimizer)
+    part.load_state_dict(part.state_dict())
+
+
+def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Rectangle]:
+    """Cut the range [start, stop) of a flattened tensor into rectangles of it, each contiguous, in order.
+
+    Args:
+        shape: of the tensor, row-major.
+
+    Yields:
+        Offsets and sizes, one number for each dimension.
+    """
+    if start >= stop:
+        return
+    if len(shape) <= 1:
+        yield (start,) * len(shape), (stop - start,) * len(shape)
+        return
+    row = math.prod(shape[1:])
+    first_whole, last_whole = -(-start // row), stop // row
+    if first_whole > last_whole:
+        yield from _in_row(shape, start // row, start, stop)
+        return
+    yield from _in_row(shape, first_whole - 1, start, first_whole * row)
+    if first_whole < last_whole:
+        yield (first_whole, *(0,) * (len(shape) - 1)), (last_whole - first_whole, *shape[1:])
+    yield from _in_row(shape, last_whole, last_whole * row, stop)
+
+
+def _in_row(shape: tuple[int, ...], index: int, start: int, stop: int) -> Iterator[Rectangle]:
+    row = math.prod(shape[1:])
+    for place, size in rectangles(shape[1:], start - index * row, stop - index * row):
+        yield (index, *place), (1, *size)
+
+
+def _only_part(optimizer: MegatronOptimizer) -> DistributedOptimizer:
+    (part,) = optimizer.chained_optimizers
+    return part
+
+
+def _tensors_and_factories(network: dict[str, Any]) -> Iterator[ShardedTensor | ShardedTensorFactory]:
+    for value in nested_values(network):
+        if isinstance(value, (ShardedTensor, ShardedTensorFactory)):
+            yield value
+
+
+def _own_ranges(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
+    """Parameters of which this rank keeps a part of the state, and the range of it in the flattened parameter."""
+    for ranges in part.gbuf_ranges:
+        for buckets in ranges.values():
+            for bucket in buckets:
+                for parameter, places in bucket["param_map"].items():
+                    yield parameter, places["param"].start, places["param"].end
+
+
+def _state_of(part: DistributedOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """Main weights and moments of this rank's range, each flat; zeros where the optimizer has not stepped yet."""
+    state = part._get_main_param_and_optimizer_states(parameter)
+    main = state["param"].detach()
+    return {name: state[name].detach() if name in state else torch.zeros_like(main) for name in _STATES}
+
+
+def _overlaps(
+    described: ShardedTensor | ShardedTensorFactory, start: int, stop: int
+) -> Iterator[tuple[ShardedTensor, int, int, int]]:
+    """The sharded tensors that a range of a flattened parameter touches.
+
+    Usually one; a factory, as megatron-core has for the gate and the up projection in one matrix, makes several of
+    one parameter.
+
+    Yields:
+        The sharded tensor, the range in it, and where that range starts in the parameter's own range.
+    """
+    if isinstance(described, ShardedTensor):
+        yield described, start, stop, 0
+        return
+    # Without storage of its own a view still tells where in the parameter it starts.
+    shape_only = torch.empty(described.data.shape, dtype=described.data.dtype, device="meta")
+    parts = described.build_fn(described.key, shape_only, described.replica_id, None)
+    for part in nested_values(parts if isinstance(parts, (dict, list)) else [parts]):
+        if not part.data.is_contiguous():
+            raise NotImplementedError(f"{part.key}: is no contiguous part of its parameter")
+        begin = part.data.storage_offset()
+        first, last = max(start, begin), min(stop, begin + part.data.numel())
+        if first < last:
+            yield part, first - begin, last - begin, first - start
+
+
+def _flat(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    position = 0
+    for index, length in zip(place, shape, strict=True):
+        position = position * length + index
+    return position
+
+
+def _global_offset(whole: ShardedTensor, place: tuple[int, ...]) -> tuple[int, ...]:
+    prepended = whole.prepend_axis_num
+    inner = tuple(a + b for a, b in zip(whole.global_offset[prepended:], place, strict=True))
+    return (*whole.global_offset[:prepended], *inner)
+
+
+def _piece(
+    key: str, whole: ShardedTensor, place: tuple[int, ...], size: tuple[int, ...], values: torch.Tensor
+) -> ShardedTensor:
+    shape = (*(1,) * whole.prepend_axis_num, *size)
+    # Exactly one data-parallel rank holds a piece, so the last part of the replica's number is 0.
+    replica: Any = (*whole.replica_id[:-1], 0)  # type: ignore[misc]
+    return ShardedTensor(
+        key=key,
+        data=values.view(shape),
+        dtype=values.dtype,
+        local_shape=shape,
+        global_shape=whole.global_shape,
+        global_offset=_global_offset(whole, place),
+        axis_fragmentations=None,
+        replica_id=replica,
+    )
