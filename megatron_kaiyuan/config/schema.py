@@ -96,6 +96,20 @@ class DataConfig(Section):
     """Where the token stream comes from."""
 
     phases: Annotated[list[PhaseConfig], Field(min_length=1)]
+    reset_position_ids: Annotated[bool, Field(description="position ids start again with each document")] = False
+    reset_attention_mask: Annotated[bool, Field(description="attention stays inside each document")] = False
+    eod_mask_loss: Annotated[
+        bool, Field(description="no loss where the label is the first token of the next document")
+    ] = False
+
+    @model_validator(mode="after")
+    def _check_resets(self) -> DataConfig:
+        if self.reset_position_ids and not self.reset_attention_mask:
+            raise ValueError(
+                "reset_position_ids changes nothing alone, as rotary embeddings count from the start of the sample "
+                "whatever the position ids; set reset_attention_mask, which makes positions relative to the document"
+            )
+        return self
 
 
 class TrainConfig(Section):

@@ -1,7 +1,8 @@
 """Causal core attention through torch's scaled_dot_product_attention.
 
-megatron-core's local one builds the whole [s, s] score matrix and expands the key heads; this one does
-neither. Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head size.
+megatron-core's local one builds the whole [s, s] score matrix and expands the key heads; this one never does
+the first, and the second only under a mask.
+Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head size.
 """
 
 from __future__ import annotations
@@ -42,18 +43,41 @@ class CausalAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """Attend within each sequence; returns [s, b, n * d].
+        """Attend causally within each sequence, or within each document of it; returns [s, b, n * d].
 
-        The mask type is causal, so that a mask tensor, which stock Megatron-LM passes along, says nothing more.
+        Args:
+            attention_mask: Megatron's, boolean [b or 1, 1, s, s], true where a query (row) must not see a key; it says
+                causality too (`document_mask`). None: causal. Stock Megatron-LM makes one by default, which costs
+                speed and says no more than None unless it was given --reset-attention-mask:
+                --no-create-attention-mask-in-dataloader leaves it out.
         """
         if attention_bias is not None or packed_seq_params is not None:
             raise ValueError("CausalAttention takes no bias and no packed sequences")
+        heads_per_group = query_sbnd.size(2) // key_sbgd.size(2)
+        if attention_mask is not None and heads_per_group > 1:
+            # torch's fused kernels that take a mask know no key/value groups, and the one that does builds all scores.
+            key_sbgd, value_sbgd = (part.repeat_interleave(heads_per_group, dim=2) for part in (key_sbgd, value_sbgd))
         output_bnsd = torch.nn.functional.scaled_dot_product_attention(
             query_sbnd.permute(1, 2, 0, 3),
             key_sbgd.permute(1, 2, 0, 3),
             value_sbgd.permute(1, 2, 0, 3),
-            is_causal=True,
+            attn_mask=None if attention_mask is None else ~attention_mask,
+            is_causal=attention_mask is None,
             scale=self.softmax_scale,
             enable_gqa=query_sbnd.size(2) != key_sbgd.size(2),
         )
         return output_bnsd.permute(2, 0, 1, 3).flatten(2)
+
+
+def document_mask(documents_bs: torch.Tensor) -> torch.Tensor:
+    """Megatron's block-diagonal causal mask: boolean [b, 1, s, s], true where a query must not see a key.
+
+    s^2 bytes a sample, made once for all layers. A kernel for documents of varying length (FlexAttention, or flash
+    attention's varlen form) would take `documents_bs` in its place.
+
+    Args:
+        documents_bs: number of the document that each token belongs to.
+    """
+    length = documents_bs.size(1)
+    future_ss = torch.ones(length, length, dtype=torch.bool, device=documents_bs.device).triu_(1)
+    return (documents_bs[:, None, :, None] != documents_bs[:, None, None, :]) | future_ss

@@ -20,7 +20,7 @@ def fit(session: Session) -> None:
         set_step_options(state.optimizer, learning_rate, session.run.optimizer.weight_decay)
 
         votes = either(hook.vote(session) for hook in session.hooks)
-        result = training_step(state, session.stream, train, votes)
+        result = training_step(state, session.stream, session.run, votes)
 
         state.progress.step += 1
         state.progress.tokens = step_end

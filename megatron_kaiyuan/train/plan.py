@@ -14,10 +14,16 @@ def count_steps(run: RunConfig, stream: TokenStream) -> int:
     """Whole global batches in the tokens to train on; the rest of the stream is left unread.
 
     Raises:
-        UserError: the recipe asks for more tokens than there are, or there is not one batch of them.
+        UserError: the recipe asks for more tokens than there are, there is not one batch of them, or its samples are
+            not the packs of packed phases.
     """
-    # The last label of a batch is the token behind it.
-    available = stream.tokens - 1
+    length = pack_length(stream)
+    if length not in (None, run.train.seq_length):
+        raise UserError(
+            f"train.seq_length: {run.train.seq_length}, but the phases are packed for {length} tokens; set it to "
+            f"{length}, or build them again with pack: {run.train.seq_length}"
+        )
+    available = _available_tokens(stream)
     wanted = available if run.train.train_tokens is None else run.train.train_tokens
     if wanted > available:
         raise UserError(f"train.train_tokens: {wanted:,} asked for, the phases hold {available:,}; ask for less")
@@ -32,9 +38,31 @@ def count_steps(run: RunConfig, stream: TokenStream) -> int:
 
 def last_position(run: RunConfig, stream: TokenStream, position: int) -> int:
     """Where the last step ends, for a run that is at `position`: batches before it may have had another size."""
-    available = stream.tokens - 1
+    available = _available_tokens(stream)
     wanted = available if run.train.train_tokens is None else run.train.train_tokens
     return position + max(wanted - position, 0) // run.train.tokens_per_step * run.train.tokens_per_step
+
+
+def pack_length(stream: TokenStream) -> int | None:
+    """Tokens in a pack of packed phases; None: their documents follow each other without a gap.
+
+    Raises:
+        UserError: phases are packed for different lengths, or only some of them are.
+    """
+    lengths = [(phase.manifest.get("packing") or {}).get("seq_length") for phase in stream.phases]
+    for phase, length in zip(stream.phases, lengths, strict=True):
+        if length != lengths[0]:
+            first = stream.phases[0].name
+            raise UserError(
+                f"data.phases: {first} is built with pack: {lengths[0]}, {phase.name} with pack: {length}; "
+                "build all phases of a run with one"
+            )
+    return lengths[0]
+
+
+def _available_tokens(stream: TokenStream) -> int:
+    # The last label of a batch is the token behind it; packs have none there.
+    return stream.tokens - (pack_length(stream) is None)
 
 
 def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> str:

@@ -60,6 +60,26 @@ def test_attention_is_causal_softmax_attention(heads: int, groups: int) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2)])
+def test_attention_under_a_document_mask_is_attention_within_each_document(heads: int, groups: int) -> None:
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from megatron_kaiyuan.model.attention import CausalAttention, document_mask
+    from megatron_kaiyuan.model.build import transformer_config
+
+    attention = CausalAttention(transformer_config(tiny(), ParallelConfig()), 1, AttnMaskType.causal, "self")
+    lengths = [[5, 1, 11], [17]]
+    documents_bs = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+    torch.manual_seed(0)
+    query = torch.randn(17, 2, heads, 8, dtype=torch.float64)
+    key, value = torch.randn(2, 17, 2, groups, 8, dtype=torch.float64)
+    found = attention(query, key, value, document_mask(documents_bs))
+    for sample, row in enumerate(lengths):
+        parts = [part[:, sample : sample + 1].split(row) for part in (query, key, value)]
+        expected = torch.cat([attention(*document) for document in zip(*parts, strict=True)])
+        torch.testing.assert_close(found[:, sample : sample + 1], expected)
+
+
 def test_soft_cap_bounds_logits_and_its_gradient_is_right() -> None:
     from megatron_kaiyuan.model.head import soft_cap
 
