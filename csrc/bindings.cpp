@@ -11,6 +11,7 @@
 
 #include "algorithm1.h"
 #include "hash.h"
+#include "packing_bindings.h"
 #include "selection.h"
 
 namespace py = pybind11;
@@ -79,4 +80,5 @@ PYBIND11_MODULE(_curriculum, module) {
         return to_numpy(draw_copies(sequences.data(), static_cast<std::size_t>(sequences.size()), repeat, seed));
       },
       py::arg("sequences"), py::arg("repeat"), py::arg("seed"), "u32: how often each sequence appears");
+  bind_packing(module);
 }
