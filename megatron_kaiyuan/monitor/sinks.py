@@ -68,7 +68,7 @@ class Terminal(Sink):
             f"step {row['step']:>{len(str(self._total_steps))}}/{self._total_steps}",
             f"{row['tokens'] / 1e6:.2f} M tokens",
             row["phase"],
-            f"loss {row['loss']:.4f}",
+            f"loss {row['loss']:.4f}" if row["loss"] is not None else "loss not finite",
             f"lr {row['lr']:.2e}",
             f"grad norm {row['grad_norm']:.2f}" if row["grad_norm"] is not None else "step skipped",
             f"{row['tokens_per_second']:,.0f} tokens/s",
@@ -79,7 +79,7 @@ class Terminal(Sink):
         print(" | ".join(parts), flush=True)
 
     def event(self, row: Row) -> None:
-        details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("event", "time"))
+        details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("event", "time", "documents"))
         print(f"{row['event']}: {details}", flush=True)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.errors import UserError
 
-_RESTARTS = ("start", "resume")
+_RESTARTS = ("start", "resume", "rollback")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Everything round the step: stop signals, bad losses, checkpoints, metrics."""
+"""Everything round the step: stop signals, bad steps, checkpoints, metrics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import statistics
 import time
 from types import FrameType
 
+import torch
+
 from megatron_kaiyuan.checkpoint.save import save_step
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult
@@ -64,9 +66,9 @@ def _row(session: Session, result: StepResult, seconds_per_step: float) -> dict[
         "tokens": progress.tokens,
         "phase": session.stream.phases[index].name,
         "phase_tokens": progress.tokens - sum(phase.tokens for phase in session.stream.phases[:index]),
-        "loss": result.loss,
+        "loss": _finite(result.loss),
         "lr": session.schedule.learning_rate(progress.tokens),
-        "grad_norm": None if math.isnan(result.gradient_norm) else result.gradient_norm,
+        "grad_norm": None if result.skipped else result.gradient_norm,
         "loss_scale": result.loss_scale,
         "seconds_per_step": seconds_per_step,
         "tokens_per_second": train.tokens_per_step / seconds_per_step,
@@ -76,28 +78,38 @@ def _row(session: Session, result: StepResult, seconds_per_step: float) -> dict[
     }
 
 
-class StopOnBadLoss(Hook):
-    """A loss that is not a number ends the run before it is saved; the last checkpoint stays good.
+class ReportBadSteps(Hook):
+    """Bad steps and rollbacks as events, with the documents that the batch was made of."""
 
-    With FP16 the loss scaler skips such a step, so that only a loss that stays bad ends the run.
-    """
+    def __init__(self, sinks: Sinks):
+        self._sinks = sinks
 
-    _MOST_SKIPS_IN_A_ROW = 50
+    def bad_step(self, session: Session, result: StepResult) -> None:
+        if result.fault is None or torch.distributed.get_rank() != 0:
+            return
+        start = session.state.progress.tokens
+        # The last label is the token behind the batch.
+        stop = min(start + session.run.train.tokens_per_step + 1, session.stream.tokens)
+        self._sinks.event(
+            "bad_step",
+            step=session.state.progress.step + 1,
+            reason=result.fault.reason,
+            action=result.fault.action,
+            loss=_finite(result.loss),
+            gradient_norm=_finite(result.gradient_norm),
+            loss_scale=result.loss_scale,
+            tokens=[start, stop],
+            documents=documents_between(session.stream, start, stop),
+        )
 
-    def __init__(self) -> None:
-        self._skips_in_a_row = 0
+    def rolled_back(self, session: Session) -> None:
+        progress = session.state.progress
+        self._sinks.event("rollback", step=progress.step, tokens=progress.tokens, left_out=progress.left_out[-1])
 
-    def after_step(self, session: Session, result: StepResult) -> None:
-        self._skips_in_a_row = self._skips_in_a_row + 1 if result.skipped else 0
-        bad_update = not math.isfinite(result.loss) and not result.skipped
-        if bad_update or self._skips_in_a_row >= self._MOST_SKIPS_IN_A_ROW:
-            progress = session.state.progress
-            raise UserError(
-                f"step {progress.step} (tokens up to {progress.tokens}): loss {result.loss}, {self._skips_in_a_row} "
-                f"skipped steps in a row, loss scale {result.loss_scale:g}; nothing was saved since the last "
-                "checkpoint; lower the learning rate or check the data at that position, and start again",
-                every_rank=True,
-            )
+
+def _finite(number: float) -> float | None:
+    """JSON knows no other numbers."""
+    return number if math.isfinite(number) else None
 
 
 class Checkpoints(Hook):
@@ -118,6 +130,9 @@ class Checkpoints(Hook):
     def after_step(self, session: Session, result: StepResult) -> None:
         if session.state.progress.step % session.run.checkpoint.save_every_steps == 0:
             self._save(session)
+
+    def rolled_back(self, session: Session) -> None:
+        self._saved_step = session.state.progress.step
 
     def finish(self, session: Session) -> None:
         if self._saved_step != session.state.progress.step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_kaiyuan.optim.build import set_step_options
+from megatron_kaiyuan.train.rollback import went_back
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import training_step
 from megatron_kaiyuan.train.votes import either
@@ -15,17 +16,20 @@ def fit(session: Session) -> None:
         hook.start(session)
 
     while not session.ended:
+        state.progress.tokens = state.progress.next_batch(train.tokens_per_step)
         step_end = state.progress.tokens + train.tokens_per_step
         learning_rate = session.schedule.learning_rate(step_end)
         set_step_options(state.optimizer, learning_rate, session.run.optimizer.weight_decay)
 
         votes = either(hook.vote(session) for hook in session.hooks)
-        result = training_step(state, session.stream, session.run, votes)
+        result = training_step(state, session.stream, session.run, votes, session.bad_steps.judge)
+        session.stop_agreed = result.votes.stop > 0
+        if result.fault is not None and went_back(session, result):
+            continue
 
         state.progress.step += 1
         state.progress.tokens = step_end
         state.progress.skipped_steps += result.skipped
-        session.stop_agreed = result.votes.stop > 0
         for hook in session.hooks:
             hook.after_step(session, result)
 

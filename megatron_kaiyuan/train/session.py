@@ -8,6 +8,7 @@ from typing import Any
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.optim.schedule import Schedule
+from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
@@ -22,6 +23,7 @@ class Session:
             `train.train_tokens`.
         identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
         resumed: the state came from a checkpoint.
+        bad_steps: judges each step before its update.
         stop_agreed: every rank knows that some rank was asked, and ends after this step.
     """
 
@@ -33,18 +35,22 @@ class Session:
     identity: dict[str, Any]
     resumed: bool
     hooks: list[Hook]
+    bad_steps: BadSteps
     stop_agreed: bool = False
 
     @property
     def finished(self) -> bool:
-        """All steps are done."""
-        return self.state.progress.tokens + self.run.train.tokens_per_step > self.end
+        """There is no whole batch left."""
+        tokens_per_step = self.run.train.tokens_per_step
+        return self.state.progress.next_batch(tokens_per_step) + tokens_per_step > self.end
 
     @property
     def total_steps(self) -> int:
         """Steps taken, and those that the rest of the tokens is enough for. The batch may have had other sizes."""
-        left = self.end - self.state.progress.tokens
-        return self.state.progress.step + max(left, 0) // self.run.train.tokens_per_step
+        progress = self.state.progress
+        left = self.end - progress.tokens
+        left -= sum(max(stop - max(start, progress.tokens), 0) for start, stop in progress.left_out)
+        return progress.step + max(left, 0) // self.run.train.tokens_per_step
 
     @property
     def ended(self) -> bool:
@@ -64,6 +70,12 @@ class Hook:
 
     def after_step(self, session: Session, result: StepResult) -> None:
         """After a step; `session.state.progress` already counts it."""
+
+    def bad_step(self, session: Session, result: StepResult) -> None:
+        """`result.fault` withheld the update; `session.state.progress` still stands before the batch."""
+
+    def rolled_back(self, session: Session) -> None:
+        """The state is that of an older step again."""
 
     def finish(self, session: Session) -> None:
         """After the last step, also when the run was asked to stop; not after an error."""

@@ -18,7 +18,8 @@ from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.train.hooks import Checkpoints, Metrics, StopOnBadLoss, StopOnSignal
+from megatron_kaiyuan.train.bad_steps import BadSteps
+from megatron_kaiyuan.train.hooks import Checkpoints, Metrics, ReportBadSteps, StopOnSignal
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
@@ -53,6 +54,8 @@ def start(run: RunConfig, platform: Platform) -> Session:
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check_corpora=check_corpora))
     agreed(lambda: count_steps(run, stream))
     state = build_state(run, platform)
+    bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
+    state.monitors["bad_steps"] = bad_steps
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
     end = last_position(run, stream, state.progress.tokens)
@@ -75,7 +78,8 @@ def start(run: RunConfig, platform: Platform) -> Session:
         end=end,
         identity=identity,
         resumed=resumed.step is not None,
-        hooks=[StopOnSignal(), StopOnBadLoss(), Checkpoints(sinks), Metrics(sinks)],
+        hooks=[StopOnSignal(), ReportBadSteps(sinks), Checkpoints(sinks), Metrics(sinks)],
+        bad_steps=bad_steps,
     )
 
 

@@ -17,11 +17,26 @@ from megatron_kaiyuan.platform import Platform
 
 @dataclass
 class Progress:
-    """How far the run is. `tokens` is the data position: the offset of the next token in the stream."""
+    """How far the run is.
+
+    Attributes:
+        tokens: the data position, the offset of the next token in the stream.
+        skipped_steps: steps whose update was withheld.
+        left_out: token ranges [start, stop) that rollbacks took out of the stream.
+    """
 
     step: int = 0
     tokens: int = 0
     skipped_steps: int = 0
+    left_out: list[list[int]] = field(default_factory=list)
+
+    def next_batch(self, tokens: int) -> int:
+        """Where the next batch of so many tokens starts: it touches nothing that was left out."""
+        position = self.tokens
+        for start, stop in sorted(self.left_out):
+            if start < position + tokens and position < stop:
+                position = stop
+        return position
 
 
 class Monitor(Protocol):

@@ -5,7 +5,6 @@ Tensor suffixes: b micro-batch, s sequence.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
@@ -17,6 +16,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.optim.update import apply_update, measure_gradients
+from megatron_kaiyuan.train.bad_steps import Fault, Measured
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.votes import Votes
@@ -28,9 +29,10 @@ class StepResult:
 
     Attributes:
         loss: mean over the labels of the global batch that count, nats per token, before the update.
-        gradient_norm: before clipping; NaN when the step was skipped.
+        gradient_norm: before clipping; NaN when the loss scaler found an overflow.
         loss_scale: the scale that the step used; 1 without a scaler.
-        skipped: the gradients were not finite, so the weights stayed as they were.
+        skipped: the update was withheld, so the weights stayed as they were.
+        fault: why, unless it was the loss scaler's daily work.
         votes: how many ranks said what with this step.
         seconds: wall time, from reading the data to the update.
     """
@@ -39,15 +41,23 @@ class StepResult:
     gradient_norm: float
     loss_scale: float
     skipped: bool
+    fault: Fault | None
     votes: Votes
     seconds: float
 
 
-def training_step(state: TrainState, stream: TokenStream, run: RunConfig, votes: Votes) -> StepResult:
+def training_step(
+    state: TrainState,
+    stream: TokenStream,
+    run: RunConfig,
+    votes: Votes,
+    judge: Callable[[Measured], Fault | None],
+) -> StepResult:
     """Train on the global batch at the current position; does not advance the position. Collective.
 
     Args:
         votes: what this rank tells the others.
+        judge: looks at the step before its update, which a fault withholds.
     """
     started = time.perf_counter()
     train = run.train
@@ -68,13 +78,19 @@ def training_step(state: TrainState, stream: TokenStream, run: RunConfig, votes:
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
         state.model.scale_gradients(weight)
-    updated, gradient_norm, _ = state.optimizer.step()
     loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
+    overflow, gradient_norm = measure_gradients(state.optimizer)
+    phase, _ = stream.phase_at(state.progress.tokens)
+    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase))
+    updated = fault is None and not overflow
+    if updated:
+        apply_update(state.optimizer, gradient_norm)
     return StepResult(
         loss=loss,
-        gradient_norm=float(gradient_norm) if updated else math.nan,
+        gradient_norm=gradient_norm,
         loss_scale=loss_scale,
         skipped=not updated,
+        fault=fault,
         votes=all_votes,
         seconds=time.perf_counter() - started,
     )

@@ -1,0 +1,61 @@
+"""Trains as `kaiyuan train` does, on a machine that goes wrong at chosen token positions.
+
+    faulty_train.py '[{"kind": "nan_loss", "from": 2560, "to": 3072}]' RECIPE [KEY=VALUE]...
+
+Kinds: `nan_loss`, `infinite_gradient`, `loss` (adds `by` to the loss that is seen, not to the gradient), and
+`leave_out`, which is no fault: the run starts with these tokens taken out. `times`: so often in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.train.rank import run_on_this_rank
+
+faults = json.loads(sys.argv[1])
+platform.activate("cpu")
+
+from megatron_kaiyuan.train import loop, start, step  # noqa: E402 - a platform has to be active before megatron-core
+
+real_step, real_loss, real_fit = loop.training_step, step._mean_loss, start.fit
+now: list[dict[str, Any]] = []
+
+
+def training_step(state: Any, *arguments: Any) -> Any:
+    position = state.progress.tokens
+    now[:] = [fault for fault in faults if fault["from"] <= position < fault["to"] and fault.get("times", 1) > 0]
+    try:
+        return real_step(state, *arguments)
+    finally:
+        for fault in now:
+            if "times" in fault:
+                fault["times"] -= 1
+
+
+def mean_loss(*arguments: Any) -> Any:
+    loss, seen = real_loss(*arguments)
+    for fault in now:
+        if fault["kind"] == "nan_loss":
+            loss, seen = loss * torch.nan, {"loss": seen["loss"] * torch.nan}
+        elif fault["kind"] == "infinite_gradient":
+            loss = loss + (loss - loss.detach()) * torch.inf
+        elif fault["kind"] == "loss":
+            seen = {"loss": seen["loss"] + fault["by"]}
+    return loss, seen
+
+
+def fit(session: Any) -> None:
+    ranges = [[fault["from"], fault["to"]] for fault in faults if fault["kind"] == "leave_out"]
+    session.state.progress.left_out += ranges
+    real_fit(session)
+
+
+loop.training_step, step._mean_loss, start.fit = training_step, mean_loss, fit  # type: ignore[assignment]
+if __name__ == "__main__":
+    run_on_this_rank(Path(sys.argv[2]), sys.argv[3:])
