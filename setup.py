@@ -60,7 +60,8 @@ EXTRAS = {
 
 HEADERS = sorted(glob("csrc/*.h"))
 INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
-CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - set(INDEX_SOURCES))
+READER_SOURCES = sorted(glob("csrc/reader*.cpp"))
+CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - {*INDEX_SOURCES, *READER_SOURCES})
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("KAIYUAN_WARNINGS_AS_ERRORS") else [])
 
 
@@ -83,12 +84,16 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_kaiyuan*", "data_tools*"]),
-    package_data={"megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.yaml", "py.typed"], "data_tools": ["**/*.txt"]},
+    package_data={
+        "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
+        "data_tools": ["**/*.txt"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=[
         extension("data_tools._curriculum", CURRICULUM_SOURCES),
         extension("data_tools._index", INDEX_SOURCES),
+        extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
     ],
     cmdclass={"build_ext": build_ext},
     entry_points={

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds both extensions with AddressSanitizer, UndefinedBehaviorSanitizer and warnings as errors, and runs the tests of
+# Builds the extensions with AddressSanitizer, UndefinedBehaviorSanitizer and warnings as errors, and runs the tests of
 # csrc/ on them, in a temporary copy of the project: nothing here is changed.
 #   bash csrc/sanitize.sh              all tests of csrc/ that are not slow
 #   bash csrc/sanitize.sh -m slow      arguments go to pytest
@@ -13,20 +13,21 @@ folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 
 cp -r data_tools megatron_kaiyuan benchmarks tests pyproject.toml "$folder"
-rm -f "$folder"/data_tools/*.so
+rm -f "$folder"/data_tools/*.so "$folder"/megatron_kaiyuan/data/*.so
 
 suffix="$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
 read -ra includes <<<"$("$python" -m pybind11 --includes | sed 's/-I/-isystem /g')"
 flags=(-std=c++17 -O1 -g -pthread -fPIC -shared -fvisibility=hidden -Wall -Wextra -Wpedantic -Wshadow -Werror
     "-fsanitize=address,undefined" -fno-sanitize-recover=all -fno-omit-frame-pointer)
-build() { # MODULE SOURCES...
+build() { # MODULE'S PATH, SOURCES...
     local module="$1"
     shift
     echo "== $module"
-    "$compiler" "${flags[@]}" "${includes[@]}" "$@" -o "$folder/data_tools/$module$suffix"
+    "$compiler" "${flags[@]}" "${includes[@]}" "$@" -o "$folder/$module$suffix"
 }
-build _index csrc/index*.cpp
-build _curriculum csrc/bindings.cpp csrc/algorithm1.cpp csrc/selection.cpp
+build megatron_kaiyuan/data/_reader csrc/reader*.cpp csrc/index_format.cpp
+build data_tools/_index csrc/index*.cpp
+build data_tools/_curriculum csrc/bindings.cpp csrc/algorithm1.cpp csrc/selection.cpp
 
 # The interpreter is not built with the sanitizers: their library must be there before it, and libstdc++ too, or the
 # first exception is not found. Python itself leaks at exit.

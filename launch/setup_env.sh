@@ -56,9 +56,10 @@ kaiyuan_install() { # INTERPRETER LOG
         -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1
 }
 
-# Whether the environment still works, and the extension still lies where the installation built it.
+# Whether the environment still works, and the extensions still lie where the installation built them.
 kaiyuan_is_installed() {
-    (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'from data_tools import _curriculum, _index') 2>/dev/null
+    (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'import data_tools._curriculum, data_tools._index
+import megatron_kaiyuan.data._reader') 2>/dev/null
 }
 
 # Runs while it holds the lock, so that two scripts that start together do not install over each other.

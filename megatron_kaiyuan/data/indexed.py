@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
@@ -116,6 +117,11 @@ class IndexedCorpus:
         _check_sequences(self, *share(len(self), part, parts))
         _check_documents(idx_path(self.prefix), self.document_indices, *share(len(self.document_indices), part, parts))
         self._checked.add((part, parts))
+
+    @cached_property
+    def reader(self) -> _reader.Corpus:
+        """The same maps for the reader of phases."""
+        return _reader.Corpus(self.index_bytes, self.token_bytes, len(self), self.code)
 
     @cached_property
     def num_tokens(self) -> int:

@@ -76,5 +76,6 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     """
     run = load_run(recipe, overrides)
     check_world_size(run, world_size)
-    stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size)
+    # Headers and samples only: the ranks will share the rest, which may take one process minutes.
+    stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
     return f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

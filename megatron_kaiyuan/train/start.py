@@ -48,10 +48,10 @@ def train(run: RunConfig, who: Rank, platform: Platform) -> str:
 
 def start(run: RunConfig, platform: Platform) -> Session:
     """Open the data, build the network and take up the newest whole checkpoint. Collective."""
-    # Every rank maps the data; one of them reads the indexes through to compare them with the phases.
-    check_corpora = torch.distributed.get_rank() == 0
+    # Every rank maps the data, which takes no time; reading it through is shared among them.
+    part = torch.distributed.get_rank(), torch.distributed.get_world_size()
     folders = [phase.path for phase in run.data.phases]
-    stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check_corpora=check_corpora))
+    stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
     state = build_state(run, platform)
     bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
