@@ -13,13 +13,10 @@ from megatron.core import parallel_state
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.data.boundaries import document_numbers, position_ids, read_batch
-from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.data.boundaries import document_numbers, position_ids
+from megatron_kaiyuan.data.stream import PADDING, STARTS_ENTRY, TokenStream
 from megatron_kaiyuan.model.attention import document_mask
 from megatron_kaiyuan.train.plan import pack_length
-
-# What the marks of a token say.
-_STARTS, _PADDING = 1, 2
 
 Batch = dict[str, "torch.Tensor | None"]
 
@@ -50,7 +47,8 @@ class GlobalBatch(Iterator[Batch]):
         data = self._data
         # A pack knows nothing of the next one, so that its last token has no label.
         count = self._length + (not self._packed)
-        tokens, marks = read_batch(self._stream, positions, count, self._masks_loss or data.reset_attention_mask)
+        marked = self._masks_loss or data.reset_attention_mask
+        tokens, marks = self._stream.read_batch(positions, count, starts=marked)
         labels = np.roll(tokens, -1, axis=1)[:, : self._length]
         ids_s = torch.arange(self._length, device=self._device)
         batch: Batch = {
@@ -81,7 +79,7 @@ class GlobalBatch(Iterator[Batch]):
         return self._packed or self._data.eod_mask_loss
 
     def _add_boundaries(self, batch: Batch, marks: NDArray[np.uint8]) -> None:
-        starts_bs = (marks[:, : self._length] & _STARTS) != 0
+        starts_bs = (marks[:, : self._length] & STARTS_ENTRY) != 0
         if self._data.reset_attention_mask:
             batch["attention_mask"] = document_mask(self._to_device(document_numbers(starts_bs)))
         if self._data.reset_position_ids:
@@ -94,8 +92,8 @@ class GlobalBatch(Iterator[Batch]):
     def _counts(self, marks: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which labels count: none that is padding, follows padding or, with `eod_mask_loss`, starts a document."""
         next_marks = np.roll(marks, -1, axis=1)[:, : self._length]
-        uncounted = (_PADDING | _STARTS) if self._data.eod_mask_loss else _PADDING
-        counts = ((next_marks & uncounted) == 0) & ((marks[:, : self._length] & _PADDING) == 0)
+        uncounted = (PADDING | STARTS_ENTRY) if self._data.eod_mask_loss else PADDING
+        counts = ((next_marks & uncounted) == 0) & ((marks[:, : self._length] & PADDING) == 0)
         if self._packed:
             counts[:, -1] = False
         return counts
