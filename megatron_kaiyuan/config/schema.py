@@ -74,6 +74,9 @@ class ParallelConfig(Section):
     tensor_model_parallel_size: Positive = 1
     pipeline_model_parallel_size: Positive = 1
     sequence_parallel: bool = False
+    use_distributed_optimizer: Annotated[
+        bool, Field(description="cut optimizer state over the data-parallel ranks")
+    ] = True
     overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
     timeout_minutes: Annotated[float, Field(gt=0, description="a collective that waits longer ends the job")] = 10.0
 

@@ -1,4 +1,4 @@
-"""megatron-core's distributed optimizer round our AdamW."""
+"""megatron-core's optimizers, distributed or not, round our AdamW."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_kaiyuan.optim.adamw import AdamW
 
 
 def build_optimizer(run: RunConfig, model: DistributedDataParallel) -> MegatronOptimizer:
-    """FP32 main weights and AdamW state cut over the data-parallel ranks, dynamic loss scaling with FP16.
+    """FP32 main weights and AdamW, by default cut over the data-parallel ranks; dynamic loss scaling with FP16.
 
     Learning rate and weight decay are set before each step by `set_step_options`.
     """
@@ -32,7 +32,7 @@ def build_optimizer(run: RunConfig, model: DistributedDataParallel) -> MegatronO
             min_loss_scale=options.min_loss_scale,
             loss_scale_window=options.loss_scale_window,
             hysteresis=options.hysteresis,
-            use_distributed_optimizer=True,
+            use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         ),
         [model],
     )

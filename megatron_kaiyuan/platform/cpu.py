@@ -4,7 +4,7 @@ The modules of megatron-core listed here see, in place of the module `torch`, a 
 answers for the CPU and whose tensor factories read `device="cuda"` as `"cpu"`. torch itself, as everybody
 else sees it, keeps its meaning, and no call is intercepted on the hot path. Two methods of `torch.Tensor`
 cannot be reached that way: `cuda()` returns the tensor itself for the whole process, and `type()` names
-CUDA types only while the two functions run that compare with these names.
+CUDA types only while the three functions run that compare with these names.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def _point_megatron_at_cpu() -> None:
     optimizer: Any = importlib.import_module("megatron.core.optimizer.optimizer")
     optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(optimizer.clip_grad_by_total_norm_fp32)
     distributed_optimizer = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
-    distributed_optimizer.__init__ = _with_cuda_type_names(distributed_optimizer.__init__)
+    for kind in (distributed_optimizer, optimizer.Float16OptimizerWithFloat16Params):
+        kind.__init__ = _with_cuda_type_names(kind.__init__)
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -94,7 +94,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     model = DistributedDataParallel(
         config,
         DistributedDataParallelConfig(
-            use_distributed_optimizer=True,
+            use_distributed_optimizer=run.parallel.use_distributed_optimizer,
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=run.parallel.overlap_grad_reduce,
         ),

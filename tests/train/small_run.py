@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,31 +85,33 @@ def write_recipe(folder: Path) -> Path:
 
 
 def command(processes: int, recipe: Path, *overrides: str) -> list[str]:
+    return _torchrun(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides])
+
+
+def _torchrun(processes: int, program: Sequence[object]) -> list[str]:
     launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone"]
-    return [
-        *launcher,
-        "--nproc-per-node",
-        str(processes),
-        "-m",
-        "megatron_kaiyuan.cli",
-        "train",
-        str(recipe),
-        *overrides,
-    ]
+    return [*launcher, "--nproc-per-node", str(processes), *map(str, program)]
 
 
-def train(
-    processes: int, recipe: Path, *overrides: str, largest_file: int | None = None
+def launch(
+    processes: int, program: Sequence[object], largest_file: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the training command to its end; no file can grow beyond `largest_file` bytes."""
+    """Run a program (`-m module` or a file, and its arguments) on ranks, to its end."""
     return subprocess.run(
-        command(processes, recipe, *overrides),
+        _torchrun(processes, program),
         capture_output=True,
         text=True,
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: largest_file and resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
     )
+
+
+def train(
+    processes: int, recipe: Path, *overrides: str, largest_file: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the training command to its end; no file can grow beyond `largest_file` bytes."""
+    return launch(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides], largest_file)
 
 
 def succeed(processes: int, recipe: Path, *overrides: str) -> str:
