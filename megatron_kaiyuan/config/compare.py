@@ -1,7 +1,7 @@
 """What of a run may change when it is resumed, and what makes it another run.
 
-Structural: the network's shape and function, the vocabulary, the precision, the kind of optimizer. Everything else
-may change, and is told: learning rates, batch, sequence length, layout of ranks, logging, checkpoints, where things lie.
+Structural: the network's shape and function, the vocabulary, the precision. Everything else may change,
+and is told: learning rates, batch, sequence length, layout of ranks, logging, checkpoints, where things lie.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ _FREE_MODEL_FIELDS = (
     "embedding_init_method_std",
     "post_norm_initial_gain",
 )
-# What is computed in, and the form of the optimizer's state on disk.
-_FIXED_FIELDS = ("train.precision", "parallel.use_distributed_optimizer")
 # Where the run is, which the caller knows, and what counts for its first start only.
 _NOT_COMPARED = ("run_dir", "init_from")
 _MISSING = object()
@@ -58,7 +56,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:
 def is_structural(change: Change) -> bool:
     """Whether a run with this change is another run."""
     section, _, name = change.field.partition(".")
-    return change.field in _FIXED_FIELDS or (section == "model" and name not in _FREE_MODEL_FIELDS)
+    return change.field == "train.precision" or (section == "model" and name not in _FREE_MODEL_FIELDS)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

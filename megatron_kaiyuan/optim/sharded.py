@@ -20,6 +20,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_kaiyuan.optim.plain import PlainOptimizer, common_state, load_common_state, whole_ranges, whole_state
+
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 _PREFIX = "optimizer.state"
 _STATES = ("param", "exp_avg", "exp_avg_sq")
@@ -42,14 +44,21 @@ def sharded_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any]) -> 
                     begin = offset + _flat(place, whole.data.shape) - first
                     piece = values[begin : begin + math.prod(size)]
                     key = f"{_PREFIX}.{name}.{whole.key}"
-                    pieces[f"{key}@{_global_offset(whole, place)}"] = _piece(key, whole, place, size, piece)
-    return {**part.state_dict(), "pieces": pieces}
+                    pieces[f"{key}@{_global_offset(whole, place)}"] = _piece(
+                        key, whole, place, size, piece, is_only_copy=isinstance(part, DistributedOptimizer)
+                    )
+    common = part.state_dict() if isinstance(part, DistributedOptimizer) else common_state(part)
+    return {**common, "pieces": pieces}
 
 
 def restore_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any], loaded: dict[str, Any]) -> None:
     """Take over what was loaded into the form of `sharded_optimizer`."""
     part = _only_part(optimizer)
-    part.load_state_dict({name: value for name, value in loaded.items() if name != "pieces"})
+    common = {name: value for name, value in loaded.items() if name != "pieces"}
+    if isinstance(part, DistributedOptimizer):
+        part.load_state_dict(common)
+    else:
+        load_common_state(part, common)
     targets = sharded_optimizer(optimizer, network)["pieces"]
     with torch.no_grad():
         for name, target in targets.items():
@@ -59,7 +68,8 @@ def restore_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any], loa
 def prepare_to_load(optimizer: MegatronOptimizer) -> None:
     """Let an optimizer that has not stepped yet allocate its state."""
     part = _only_part(optimizer)
-    part.load_state_dict(part.state_dict())
+    if isinstance(part, DistributedOptimizer):
+        part.load_state_dict(part.state_dict())
 
 
 def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Rectangle]:
@@ -93,7 +103,7 @@ def _in_row(shape: tuple[int, ...], index: int, start: int, stop: int) -> Iterat
         yield (index, *place), (1, *size)
 
 
-def _only_part(optimizer: MegatronOptimizer) -> DistributedOptimizer:
+def _only_part(optimizer: MegatronOptimizer) -> DistributedOptimizer | PlainOptimizer:
     (part,) = optimizer.chained_optimizers
     return part
 
@@ -104,8 +114,11 @@ def _tensors_and_factories(network: dict[str, Any]) -> Iterator[ShardedTensor | 
             yield value
 
 
-def _own_ranges(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
+def _own_ranges(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
     """Parameters of which this rank keeps a part of the state, and the range of it in the flattened parameter."""
+    if not isinstance(part, DistributedOptimizer):
+        yield from whole_ranges(part)
+        return
     for ranges in part.gbuf_ranges:
         for buckets in ranges.values():
             for bucket in buckets:
@@ -113,8 +126,10 @@ def _own_ranges(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter
                     yield parameter, places["param"].start, places["param"].end
 
 
-def _state_of(part: DistributedOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+def _state_of(part: DistributedOptimizer | PlainOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """Main weights and moments of this rank's range, each flat; zeros where the optimizer has not stepped yet."""
+    if not isinstance(part, DistributedOptimizer):
+        return whole_state(part, parameter)
     state = part._get_main_param_and_optimizer_states(parameter)
     main = state["param"].detach()
     return {name: state[name].detach() if name in state else torch.zeros_like(main) for name in _STATES}
@@ -160,11 +175,16 @@ def _global_offset(whole: ShardedTensor, place: tuple[int, ...]) -> tuple[int, .
 
 
 def _piece(
-    key: str, whole: ShardedTensor, place: tuple[int, ...], size: tuple[int, ...], values: torch.Tensor
+    key: str,
+    whole: ShardedTensor,
+    place: tuple[int, ...],
+    size: tuple[int, ...],
+    values: torch.Tensor,
+    is_only_copy: bool,
 ) -> ShardedTensor:
     shape = (*(1,) * whole.prepend_axis_num, *size)
-    # Exactly one data-parallel rank holds a piece, so the last part of the replica's number is 0.
-    replica: Any = (*whole.replica_id[:-1], 0)  # type: ignore[misc]
+    # Where exactly one data-parallel rank holds a piece, the last part of the replica's number is 0.
+    replica: Any = (*whole.replica_id[:-1], 0) if is_only_copy else whole.replica_id  # type: ignore[misc]
     return ShardedTensor(
         key=key,
         data=values.view(shape),

@@ -30,7 +30,6 @@ STRUCTURAL = [
     {"model": {"logits_soft_cap": None}},
     {"model": {"sandwich_norm": False}},
     {"train": {"precision": "bf16"}},
-    {"parallel": {"use_distributed_optimizer": False}},
 ]
 TUNABLE = [
     {"train": {"global_batch_size": 16}},
@@ -39,6 +38,7 @@ TUNABLE = [
     {"data": {"phases": [{"path": "phases/first", "peak_lr": 2e-3}]}},
     {"data": {"phases": [{"path": "elsewhere/first", "peak_lr": 1e-3}]}},
     {"optimizer": {"weight_decay": 0.2}},
+    {"parallel": {"use_distributed_optimizer": False}},
     {"parallel": {"tensor_model_parallel_size": 2}},
     {"checkpoint": {"keep_last": 3}},
     {"monitor": {"log_every_steps": 1}},

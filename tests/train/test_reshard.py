@@ -129,6 +129,19 @@ def test_half_precision(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("before", "after"), [("distributed", "plain"), ("plain", "distributed")])
+def test_another_kind_of_optimizer(
+    before: str, after: str, precision: str, recipe: Path, from_step_0, tmp_path: Path
+) -> None:
+    """Both are one arithmetic and one form on disk: also between them a run goes on bit for bit."""
+    run = from_step_0("dp2", *PRECISIONS[precision], *OPTIMIZERS[before])
+    settings = [*PRECISIONS[precision], *OPTIMIZERS[after]]
+    go_on(recipe, run, 10, "dp2", tmp_path, *settings)
+    assert losses(tmp_path) == losses(run)[10:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2"])
