@@ -162,25 +162,43 @@ def merge(
 
 @app.command()
 def verify(
-    prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx")],
-    fast: Annotated[bool, typer.Option("--fast", help="headers and sizes only")] = False,
+    paths: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx, and folders of phases")],
+    fast: Annotated[bool, typer.Option("--fast", help="headers, sizes and samples only")] = False,
     threads: Annotated[int, typer.Option(min=0, help="0: every core")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Read every byte of corpora and compare it with their manifests; the first thing that is wrong is told.
+    """Read every byte of corpora or phases and compare it with their manifests; the first thing that is wrong is told.
 
-    Example: kaiyuan-data verify runs/code_text_document
+    A phase is compared with the indexes of its corpora; their tokens are checked when they are named themselves.
+
+    Example: kaiyuan-data verify runs/code_text_document runs/phases/first
     """
-    from data_tools.verify import verify as check
+    from data_tools.curriculum.verify import is_phase, verify_phase
+    from data_tools.verify import verify as verify_corpus
 
-    corpora = [check(prefix, fast, threads or os.cpu_count() or 1) for prefix in prefixes]
-    sequences, tokens = sum(map(len, corpora)), sum(corpus.tokens for corpus in corpora)
+    threads = threads or os.cpu_count() or 1
+    phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path)]
+    corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
+    counts = {
+        "corpora": len(corpora),
+        "sequences": sum(map(len, corpora)),
+        "tokens": sum(corpus.tokens for corpus in corpora),
+        "phases": len(phases),
+        "phase_documents": sum(phase.documents for phase in phases),
+        "phase_tokens": sum(phase.tokens for phase in phases),
+    }
     if as_json:
-        print(json.dumps({"corpora": len(corpora), "sequences": sequences, "tokens": tokens, "fast": fast}))
+        print(json.dumps({**counts, "fast": fast}))
         return
-    plural = "corpus is" if len(corpora) == 1 else "corpora are"
     state = "whole by headers and sizes" if fast else "whole"
-    print(f"verify: {len(corpora)} {plural} {state}, {sequences:,} sequences, {tokens:,} tokens")
+    found = []
+    if corpora:
+        subject = "1 corpus is" if len(corpora) == 1 else f"{len(corpora)} corpora are"
+        found.append(f"{subject} {state}, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens")
+    if phases:
+        subject = "1 phase is" if len(phases) == 1 else f"{len(phases)} phases are"
+        found.append(f"{subject} {state}, {counts['phase_documents']:,} documents, {counts['phase_tokens']:,} tokens")
+    print(f"verify: {'; '.join(found)}")
 
 
 @app.command()

@@ -30,6 +30,7 @@ FORMAT, VERSION = "kaiyuan-phase", 1
 _READABLE = (1, 2)
 SEQUENCE_BITS = 48
 SEQUENCE_MASK = np.uint64((1 << SEQUENCE_BITS) - 1)
+MANIFEST = "manifest.json"
 # The dataset of an entry that holds no tokens of a corpus, only places.
 PADDING_DATASET = 65535
 # Entries between two entries of tokens.bin: the most that a lookup has to walk.
@@ -105,7 +106,9 @@ class Phase:
             corpus.check(part, parts)
         if part == 0:
             self.check_seals("tokens.bin", "checks.bin")
-            self._compare_fingerprints()
+            if self.manifest["version"] == 1:  # knows no samples and no checks of blocks
+                self.check_seals("order.bin")
+                self.compare_fingerprints()
         try:
             self.reader.check(*share(self.reader.blocks, part, parts), lengths)
         except _reader.Damage as damage:
@@ -121,6 +124,16 @@ class Phase:
             sealed = self.manifest["files"].get(name)
             if sealed and checksum(self.folder / name) != sealed["checksum"]:
                 raise UserError(f"{self.folder / name}: its checksum is not the one in the manifest; {_REMEDY}")
+
+    def compare_fingerprints(self) -> None:
+        """Compare the whole indexes and the sizes of the corpora with the manifest.
+
+        Raises:
+            UserError: the first corpus that is another.
+        """
+        for corpus, entry in zip(self.corpora, self.manifest["corpora"], strict=True):
+            if corpus.fingerprint() != entry["fingerprint"]:
+                raise _changed(self.folder, entry, corpus)
 
     def explain(self, damage: _reader.Damage) -> UserError:
         """What the reader found, with the path of the file."""
@@ -148,14 +161,9 @@ class Phase:
         identifier = int(self._order[number])
         return identifier >> SEQUENCE_BITS, identifier & int(SEQUENCE_MASK)
 
-    def _compare_fingerprints(self) -> None:
-        for corpus, entry in zip(self.corpora, self.manifest["corpora"], strict=True):
-            if "sample" not in entry and corpus.fingerprint() != entry["fingerprint"]:
-                raise _changed(self.folder, entry, corpus)
-
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path}: not found, so {folder} is no finished phase; build it with kaiyuan-data curriculum")
     manifest = read_json(path, "phase manifest")

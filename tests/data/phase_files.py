@@ -90,11 +90,11 @@ def write_phase(
         "order": "shuffle",
         "seed": 0,
         "rank_by": "documents",
-        "documents": len(entries),
+        "documents": sum(entry.dataset != PADDING for entry in entries),
         "tokens": total,
         "stride": stride,
         "packing": {"seq_length": 1, "padding_tokens": 0} if packed else None,
-        "corpora": [_corpus(name, prefix) for name, prefix in corpora.items()],
+        "corpora": [_corpus(name, prefix, number, entries) for number, (name, prefix) in enumerate(corpora.items())],
         "recipe": {},
         "files": {name: _seal(folder / name) for name in columns},
     }
@@ -102,14 +102,17 @@ def write_phase(
     return folder
 
 
-def _corpus(name: str, prefix: Path) -> dict:
+def _corpus(name: str, prefix: Path, number: int, entries: Sequence[Entry]) -> dict:
     opened = IndexedCorpus(prefix)
+    own = [entry for entry in entries if entry.dataset == number]
     return {
         "name": name,
         "path": str(prefix.resolve()),
         "fingerprint": opened.fingerprint(),
         "sample": opened.sample_fingerprint(),
         "sequences": len(opened),
+        "documents": len(own),
+        "tokens": sum(entry.tokens for entry in own),
         "max_token_id": None,
     }
 
