@@ -1,12 +1,13 @@
 // data_tools._index: the `.idx` writer, checker and merger. The GIL is free while they work.
 //
 // A file that is not what it should be raises ValueError, whose message the caller completes with the path; what the
-// system refuses raises OSError with errno and file name. Paths are bytes: a file name need not be UTF-8. Paths are bytes (os.fsencode): a file name need not be UTF-8.
+// system refuses raises OSError with errno and file name. Paths are bytes (os.fsencode): a file name need not be UTF-8.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cerrno>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "index_file.h"
 #include "index_format.h"
 #include "index_merge.h"
+#include "index_order.h"
 #include "index_write.h"
 
 namespace py = pybind11;
@@ -22,6 +24,7 @@ using namespace corpus_index;
 
 // No forcecast: a 64-bit length must not be cut to 32 bits in silence.
 using Lengths = py::array_t<std::int32_t, py::array::c_style>;
+using Entries = py::array_t<std::uint64_t, py::array::c_style>;
 using WithoutGil = py::call_guard<py::gil_scoped_release>;
 
 // (dtype code, sequences, document indices)
@@ -70,6 +73,25 @@ PYBIND11_MODULE(_index, module) {
       .def_property_readonly("sequences", &IndexWriter::sequences)
       .def_property_readonly("documents", &IndexWriter::documents)
       .def_property_readonly("tokens", &IndexWriter::tokens);
+  py::class_<OrderedWriter>(module, "OrderedWriter", "Writes the sequences of corpora in a given order, see index_order.h")
+      .def(py::init([](const std::string& index, const std::string& tokens, std::uint64_t entries,
+                       const std::vector<std::pair<std::string, std::string>>& corpora) {
+             std::vector<OrderedWriter::Corpus> opened;
+             for (const auto& [idx, bin] : corpora) opened.push_back({idx, bin});
+             return std::make_unique<OrderedWriter>(index, tokens, entries, opened);
+           }),
+           py::arg("index"), py::arg("tokens"), py::arg("entries"), py::arg("corpora"))
+      .def(
+          "add",
+          [](OrderedWriter& writer, const Entries& entries, unsigned threads) {
+            const auto* data = entries.data();
+            const auto size = static_cast<std::size_t>(entries.size());
+            const py::gil_scoped_release release;
+            writer.add(data, size, threads);
+          },
+          py::arg("entries").noconvert(), py::arg("threads") = 1, "u64[entries]: corpus << 48 | sequence")
+      .def("finish", &OrderedWriter::finish, WithoutGil())
+      .def_property_readonly("tokens", &OrderedWriter::tokens);
   module.def("header", [](const std::string& path) { return counts(check_header(path)); }, py::arg("path"),
              WithoutGil(), "(dtype code, sequences, document indices) of a file whose size fits them");
   module.def(

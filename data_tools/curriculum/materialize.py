@@ -1,0 +1,161 @@
+"""A phase as a plain Megatron `.bin/.idx` pair, for stock Megatron and other readers of that format.
+
+Sequence i of the pair is document i of the phase. `tokens` copies them, one after another. `index` copies none: where a
+phase has one corpus, pointers are permuted over its `.bin`, to which the pair's `.bin` is a link. Such an index reads
+right one sequence at a time; a slice of it, `dataset[a:b]`, does not: Megatron reads that as one run of bytes.
+
+Megatron's GPTDataset shuffles documents: read the pair in its own order to keep the curriculum.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data_tools import _index
+from data_tools.corpus_files import manifest_path, write_errors
+from data_tools.curriculum.recipe import PhaseRecipe
+from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
+from megatron_kaiyuan.data.phase import Phase
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import atomic_path, fsync_path, read_json
+
+How = Literal["tokens", "index"]
+# Entries handed to C++ at a time: 2 MiB of order.bin, and a progress bar that moves.
+_ENTRIES = 1 << 18
+
+
+def output_prefix(output: Path, phase: str) -> Path:
+    """Where the pair of a phase lies: beside its folder, named as Megatron names a corpus."""
+    return output / f"{phase}_text_document"
+
+
+def check_materialize(phase: PhaseRecipe, corpora: Mapping[str, Path], how: How) -> None:
+    """Refuse, before hours of building, a phase that cannot be written as one pair.
+
+    Raises:
+        UserError: it is packed, its corpora differ in tokenizer or dtype, or `index` is asked of several corpora.
+    """
+    if phase.pack is not None:
+        raise UserError(f"phase {phase.name}: packed phases hold padding and pieces; remove pack or --materialize")
+    names = [dataset.corpus for dataset in phase.datasets]
+    present = {name: Path(corpora[name]) for name in names if idx_path(Path(corpora[name])).exists()}
+    if how == "index" and len(present) > 1:
+        raise UserError(
+            f"phase {phase.name}: --materialize index points into one .bin, and the phase has {len(present)} corpora; "
+            "use --materialize tokens"
+        )
+    _check_alike(phase.name, present)
+
+
+def materialize(folder: Path, output: Path, how: How, threads: int = 1) -> str:
+    """Write a finished phase as a pair; memory does not grow with it. Return one line.
+
+    The `.idx` appears last. A run that was killed leaves no pair that opens.
+
+    Args:
+        folder: the phase.
+        output: prefix of the pair; an older pair there is replaced.
+        threads: they change the speed, never the bytes.
+
+    Raises:
+        UserError: as `check_materialize`; the phase or a corpus is damaged; `output` is a corpus; the disk is full.
+    """
+    phase = Phase(folder)
+    if phase.manifest.get("packing"):
+        raise UserError(f"{folder}: packed phases hold padding and pieces; build it without pack")
+    prefixes = [corpus.prefix for corpus in phase.corpora]
+    _check_alike(phase.name, dict(enumerate(prefixes)))
+    if how == "index" and len(prefixes) > 1:
+        raise UserError(f"{folder}: --materialize index points into one .bin, and the phase has {len(prefixes)}")
+    _check_output(output, prefixes)
+    item_size = phase.corpora[0].dtype.itemsize
+    order: NDArray[np.uint64] = np.memmap(folder / "order.bin", "<u8", mode="r")
+    _check_space(output, 20 * len(order) + (phase.tokens * item_size if how == "tokens" else 0))
+    with write_errors(output):
+        idx_path(output).unlink(missing_ok=True)
+        with atomic_path(idx_path(output)) as index, atomic_path(bin_path(output)) as tokens:
+            written = _write(order, prefixes, index, tokens if how == "tokens" else None, threads, str(folder))
+            if written != phase.tokens:
+                raise UserError(f"{folder}: its documents hold {written} tokens, not {phase.tokens}; build it again")
+            if how == "index":
+                os.symlink(os.path.relpath(bin_path(prefixes[0]), output.parent.resolve()), tokens)
+        fsync_path(output.parent)
+    what = "pointers" if how == "index" else f"{phase.tokens * item_size:,} bytes of tokens"
+    return f"{output}: {len(order):,} sequences, {what}"
+
+
+def _write(
+    order: NDArray[np.uint64], prefixes: Sequence[Path], index: Path, tokens: Path | None, threads: int, name: str
+) -> int:
+    pairs = [(os.fsencode(idx_path(prefix)), os.fsencode(bin_path(prefix))) for prefix in prefixes]
+    bar = tqdm(
+        total=len(order), unit=" documents", unit_scale=True, desc="materialize", disable=not sys.stderr.isatty()
+    )
+    try:
+        writer = _index.OrderedWriter(os.fsencode(index), os.fsencode(tokens) if tokens else b"", len(order), pairs)
+        for at in range(0, len(order), _ENTRIES):
+            part = np.ascontiguousarray(order[at : at + _ENTRIES], np.uint64)
+            writer.add(part, threads)
+            bar.update(len(part))
+        writer.finish()
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; build the phase again") from error
+    finally:
+        bar.close()
+    return writer.tokens
+
+
+def _check_alike(phase: str, prefixes: Mapping[Any, Path]) -> None:
+    """One dtype, and one tokenizer as far as manifests tell: a stock Megatron corpus has none."""
+    dtypes: dict[Any, Path] = {}
+    tokenizers: dict[str, Path] = {}
+    for prefix in prefixes.values():
+        dtypes.setdefault(_dtype_name(prefix), prefix)
+        if manifest_path(prefix).is_file():
+            tokenizers.setdefault(_tokenizer(prefix), prefix)
+    for what, found in (("types of token", dtypes), ("tokenizers", tokenizers)):
+        if len(found) > 1:
+            (first, one), (second, other) = list(found.items())[:2]
+            raise UserError(
+                f"phase {phase}: its corpora have different {what}: {first} in {one}, {second} in {other}; "
+                "one pair can hold one only"
+            )
+
+
+def _dtype_name(prefix: Path) -> str:
+    try:
+        code, _, _ = _index.header(os.fsencode(idx_path(prefix)))
+    except ValueError as error:
+        raise UserError(f"{idx_path(prefix)}: {error}; make the corpus again") from error
+    return str(DTYPE_CODES[code])
+
+
+def _tokenizer(prefix: Path) -> str:
+    manifest = read_json(manifest_path(prefix), "corpus manifest")
+    try:
+        return str(manifest["tokenizer"]["fingerprint"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{manifest_path(prefix)}: names no tokenizer; make the corpus again") from error
+
+
+def _check_output(output: Path, prefixes: Sequence[Path]) -> None:
+    if manifest_path(output).exists() or output.resolve() in [prefix.resolve() for prefix in prefixes]:
+        raise UserError(f"{output}: a corpus lies there; choose another --output")
+
+
+def _check_space(output: Path, needed: int) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise UserError(
+            f"{output}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} are free; free some, or go elsewhere"
+        )
