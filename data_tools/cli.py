@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, optional_value, run_app
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
@@ -223,21 +223,35 @@ def inspect(
     print(*describe_corpus(found), sep="\n")
 
 
-@app.command()
+@app.command(cls=optional_value("--materialize", ("tokens", "index")))
 def curriculum(
     recipe: Annotated[Path, typer.Argument(help="order recipe, YAML")],
     output: Annotated[Path, typer.Option("--output", help="folder that gets one folder a phase")],
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, e.g. 'phases[0].seed=7'")] = None,
     phase: Annotated[str | None, typer.Option(help="build this phase only")] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
+    materialize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[tokens|index]",
+            help="also write each phase as a plain Megatron .bin/.idx; index: pointers only, for a phase of one corpus",
+        ),
+    ] = None,
 ) -> None:
     """Build the document order of each phase: shuffled, or quality ascending (Algorithm 1).
 
     Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases
+
+    With --materialize stock Megatron opens OUTPUT/PHASE_text_document: the documents of the phase in its order.
     """
     from data_tools.curriculum.build import build_recipe
+    from data_tools.curriculum.materialize import check_recipe, materialize_phases
 
-    print(build_recipe(recipe, overrides or [], output, phase, threads))
+    pairs = check_recipe(recipe, overrides or [], materialize, phase) if materialize else []
+    summary = build_recipe(recipe, overrides or [], output, phase, threads)
+    for line in materialize_phases(output, pairs, materialize, threads or os.cpu_count() or 1):
+        print(line, flush=True)
+    print(summary)
 
 
 @app.command()

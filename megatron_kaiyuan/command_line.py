@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -64,3 +65,21 @@ def _repeat_names(args: list[str], names: set[str]) -> list[str]:
             values += 1
         repeated.append(word)
     return repeated
+
+
+def optional_value(option: str, choices: Sequence[str]) -> type[TyperCommand]:
+    """A command whose `option` may stand alone, which means the first of `choices`; any other word is an argument."""
+
+    class OptionalValueCommand(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, _with_value(args, option, choices))
+
+    return OptionalValueCommand
+
+
+def _with_value(args: list[str], option: str, choices: Sequence[str]) -> list[str]:
+    """Turn `--option` into `--option=first` where none of `choices` follows."""
+    return [
+        f"{word}={choices[0]}" if word == option and (after not in choices) else word
+        for word, after in zip(args, [*args[1:], ""], strict=True)
+    ]

@@ -11,7 +11,7 @@ import pytest
 APP = """
 import sys
 from pathlib import Path
-from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, optional_value, run_app
 from megatron_kaiyuan.errors import UserError
 import typer
 from typing import Annotated
@@ -21,6 +21,10 @@ app = make_app("Test.")
 @app.command(cls=SeveralValuesCommand)
 def show(name: Annotated[list[str], typer.Option()], flag: bool = False) -> None:
     print(name, flag)
+
+@app.command(cls=optional_value("--write", ("all", "part")))
+def maybe(words: Annotated[list[str], typer.Argument()], write: Annotated[str | None, typer.Option()] = None) -> None:
+    print(words, write)
 
 @app.command()
 def fail(how: str) -> None:
@@ -72,6 +76,21 @@ def test_options_take_several_values(script: Path) -> None:
     done = run(script, "show", "--name", "a", "b", "--flag", "--name", "c")
     assert done.stdout == "['a', 'b', 'c'] True\n", done.stderr
     assert run(script, "show", "--unknown").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["a"], "['a'] None"),
+        (["a", "--write"], "['a'] all"),
+        (["--write", "a"], "['a'] all"),
+        (["--write", "part", "a"], "['a'] part"),
+        (["a", "--write=other"], "['a'] other"),
+    ],
+)
+def test_an_option_may_stand_alone(script: Path, arguments: list[str], printed: str) -> None:
+    done = run(script, "maybe", *arguments)
+    assert done.stdout == f"{printed}\n", done.stderr
 
 
 @pytest.mark.parametrize("module", ["megatron_kaiyuan.cli", "data_tools.cli"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +22,39 @@ from tqdm import tqdm
 
 from data_tools import _index
 from data_tools.corpus_files import manifest_path, write_errors
-from data_tools.curriculum.recipe import PhaseRecipe
+from data_tools.curriculum.recipe import PhaseRecipe, load_order
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, fsync_path, read_json
 
 How = Literal["tokens", "index"]
+HOW: tuple[How, ...] = ("tokens", "index")
 # Entries handed to C++ at a time: 2 MiB of order.bin, and a progress bar that moves.
 _ENTRIES = 1 << 18
+
+
+def check_recipe(recipe: Path, overrides: Sequence[str], how: str, phase_name: str | None = None) -> list[str]:
+    """The names of the phases that will be written as pairs, all of a recipe or one; refused before anything is built.
+
+    Raises:
+        UserError: as `check_materialize`, or there is no such way.
+    """
+    if how not in HOW:
+        raise UserError(f"--materialize {how}: write --materialize {' or --materialize '.join(HOW)}")
+    order = load_order(recipe, overrides)
+    phases = [phase for phase in order.phases if phase_name in (None, phase.name)]
+    for phase in phases:
+        check_materialize(phase, order.corpora, "index" if how == "index" else "tokens")
+    return [phase.name for phase in phases]
+
+
+def materialize_phases(output: Path, phases: Sequence[str], how: str | None, threads: int) -> Iterator[str]:
+    """Write phases that lie in `output` as pairs beside them; one line each. See `materialize`."""
+    for phase in phases:
+        yield materialize(
+            output / phase, output_prefix(output, phase), "index" if how == "index" else "tokens", threads
+        )
 
 
 def output_prefix(output: Path, phase: str) -> Path:
