@@ -12,7 +12,7 @@ import torch
 from megatron.core import parallel_state
 from numpy.typing import NDArray
 
-from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.boundaries import document_numbers, position_ids
 from megatron_kaiyuan.data.stream import PADDING, STARTS_ENTRY, TokenStream
 from megatron_kaiyuan.model.attention import document_mask
@@ -21,12 +21,22 @@ from megatron_kaiyuan.train.plan import pack_length
 Batch = dict[str, "torch.Tensor | None"]
 
 
+def sample_positions(position: int, train: TrainConfig, rank: int, ranks: int) -> list[NDArray[np.int64]]:
+    """Where the samples of each micro-batch of one data-parallel rank start, int64[b] each.
+
+    Sample k of the global batch starts at `position + k * seq_length`; rank d takes its part of each stripe
+    of `micro_batch_size * data-parallel size` samples, so that the set of samples is the same for any layout.
+    """
+    rows = np.arange(train.micro_batch_size)
+    stripes = range(rank * len(rows), train.global_batch_size, ranks * len(rows))
+    return [position + (first + rows) * train.seq_length for first in stripes]
+
+
 class GlobalBatch(Iterator[Batch]):
     """The micro-batches of the global batch at a token offset that this data-parallel rank trains on.
 
-    Sample k of the global batch starts at `position + k * seq_length`; rank d takes its part of each stripe
-    of `micro_batch_size * data-parallel size` samples, so that the set of samples is the same for any layout. Every
-    rank of a model-parallel group reads the same ones: masks need not travel along the pipeline.
+    Every rank of a model-parallel group reads the same samples, see `sample_positions`: masks need not travel along
+    the pipeline.
 
     A micro-batch holds tokens, labels and position_ids, int64[b, s]; attention_mask, boolean [b, 1, s, s], or None for
     plain causal attention; loss_mask, float32[b, s], or None where every label counts.
@@ -39,11 +49,10 @@ class GlobalBatch(Iterator[Batch]):
         self._tokens = run.train.tokens_per_step
         self._counted = 0
         rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        samples = range(rank * self._rows, run.train.global_batch_size, self._rows * ranks)
-        self._positions = iter([position + sample * self._length for sample in samples])
+        self._positions = iter(sample_positions(position, run.train, rank, ranks))
 
     def __next__(self) -> Batch:
-        positions: NDArray[np.int64] = next(self._positions) + np.arange(self._rows) * self._length
+        positions = next(self._positions)
         data = self._data
         # A pack knows nothing of the next one, so that its last token has no label.
         count = self._length + (not self._packed)

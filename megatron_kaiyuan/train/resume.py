@@ -16,7 +16,7 @@ from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.config.compare import Change, compare, is_structural
+from megatron_kaiyuan.config.compare import Change, compare, flatten, is_structural
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
@@ -76,7 +76,9 @@ def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
                 "name": phase.name,
                 "tokens": phase.tokens,
                 "order": phase.manifest["files"]["order.bin"]["checksum"],
+                "pieces": phase.manifest["files"].get("pieces.bin", {}).get("checksum"),
                 "corpora": {entry["name"]: entry["fingerprint"] for entry in phase.manifest["corpora"]},
+                "samples": {entry["name"]: entry.get("sample") for entry in phase.manifest["corpora"]},
             }
             for phase in stream.phases
         ],
@@ -118,12 +120,23 @@ def _compare_phases(
     for index in range(max(len(saved), len(current))):
         was = saved[index] if index < len(saved) else None
         now = current[index] if index < len(current) else None
-        # The checkpoint may know less of a phase than this version writes down.
-        known = {key: now.get(key) for key in was} if was and now else now
-        if was != known:
-            (begun if was and start < position else ahead).append(Change(f"data.phases.{index} (content)", was, now))
+        (begun if was and start < position else ahead).extend(_phase_changes(index, was, now))
         start += was["tokens"] if was else 0
     return begun, ahead
+
+
+def _phase_changes(index: int, was: dict[str, Any] | None, now: dict[str, Any] | None) -> list[Change]:
+    """What is not as it was in one phase: its name, its tokens, its order, or the fingerprint of a corpus."""
+    if was is None or now is None:
+        return [Change(f"data.phases.{index} (content)", was and was["name"], now and now["name"])]
+    before, after = flatten(was), flatten(now)
+    # The checkpoint may know less of a phase than this version writes down.
+    names = [name for name in dict.fromkeys([*before, *after]) if name.partition(".")[0] in was]
+    return [
+        Change(f"{name} of phase {was['name']!r}", before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
 
 
 def _say(lines: list[str]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import torch
-from small_run import command, losses, metrics, start_from, succeed, train
+from small_run import TOKENS_PER_STEP, command, losses, metrics, start_from, succeed, train, write_corpus
 
+from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
 
 
@@ -93,3 +95,33 @@ def test_another_network_is_refused(recipe: Path, finished_run: Path, tmp_path: 
     done = train(2, recipe, f"run_dir={run_dir}", "model.num_layers=4")
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1 and "model.num_layers was 2, is 4" in done.stderr
+
+
+def test_another_sequence_length_and_batch_go_on_behind_the_last_token(
+    recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path / "longer")
+    succeed(2, recipe, f"run_dir={run_dir}", "train.seq_length=96", "train.global_batch_size=4")
+    steps = metrics(run_dir)
+    assert steps[11]["tokens"] == 10 * TOKENS_PER_STEP + 4 * 96
+    assert steps[max(steps)]["tokens"] <= 20 * TOKENS_PER_STEP < steps[max(steps)]["tokens"] + 4 * 96
+
+
+def test_another_corpus_under_the_same_names_is_refused_by_name(
+    recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """First the corpus alone is another, then the phases are built again from it."""
+    shutil.copytree(recipe.parent / "corpus", tmp_path / "corpus")
+    corpora = [f"corpora.text={tmp_path / 'corpus' / 'text'}"]
+    build_recipe(recipe.parent / "order.yaml", corpora, tmp_path / "phases", None, 1)
+    run_dir = start_from(finished_run, 10, tmp_path / "run")
+    write_corpus(tmp_path / "corpus" / "text", seed=1)
+    overrides = [f"run_dir={run_dir}"]
+    overrides += [f"data.phases.{i}.path={tmp_path / 'phases' / name}" for i, name in enumerate(("first", "second"))]
+    done = train(2, recipe, *overrides)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1
+    assert "corpus 'text'" in done.stderr and "changed since the order was built" in done.stderr
+    build_recipe(recipe.parent / "order.yaml", corpora, tmp_path / "phases", None, 1)
+    done = train(2, recipe, *overrides)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1
+    assert "cannot be resumed: " in done.stderr and "corpora.text of phase 'first' was 'xxh3:" in done.stderr
