@@ -6,7 +6,8 @@ import re
 from decimal import Decimal
 from typing import Any, Literal
 
-_AMOUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?|\.\d+)(?:[eE]\+?(\d{1,2}))?\s*([kKmMbBgGtT]?)")
+# A comma parts thousands only: 1,5e9 may mean 1.5e9 and is refused.
+_AMOUNT = re.compile(r"(\d{1,3}(?:,\d{3})+|(?:\d[\d_]*)?(?:\.\d+)?)(?:[eE]\+?(\d{1,2}))?\s*([kKmMbBgGtT]?)")
 _UNITS = {"": 0, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
 
 
@@ -20,7 +21,7 @@ def read_tokens(value: Any) -> int | Literal["all"]:
         return "all"
     text = str(value).strip()
     match = _AMOUNT.fullmatch(text)
-    if match is None or isinstance(value, bool):
+    if match is None or not match[1] or isinstance(value, bool):
         raise ValueError(f"tokens is {value!r}; write all, or a number of tokens such as 2.5e9 or 1.2T")
     number = Decimal(re.sub("[_,]", "", match[1])).scaleb(int(match[2] or 0) + _UNITS[match[3].lower()])
     if number != number.to_integral_value() or number < 1:

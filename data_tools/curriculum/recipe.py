@@ -127,6 +127,13 @@ class PhaseRecipe(Section):
     ] = None
     datasets: list[DatasetRecipe]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_mapping(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            raise ValueError(f"a phase is {values!r}; begin it with - name: phase_1, its fields below")
+        return values
+
     @field_validator("name", mode="before")
     @classmethod
     def _check_name(cls, name: Any) -> Any:
@@ -180,8 +187,18 @@ class OrderRecipe(Section):
     """Corpora by name and the phases made of them. Relative prefixes start at `root`, by default where one stands."""
 
     root: Annotated[Path, Field(description="folder where relative prefixes start")] = Path()
-    corpora: Annotated[dict[str, Path], Field(min_length=1, description="name: prefix of .bin, .idx, .meta.parquet")]
+    corpora: Annotated[dict[str, Path], Field(description="name: prefix of .bin, .idx, .meta.parquet")]
     phases: list[PhaseRecipe]
+
+    @field_validator("corpora", mode="before")
+    @classmethod
+    def _check_corpora(cls, corpora: Any) -> Any:
+        if not isinstance(corpora, dict) or not corpora:
+            raise ValueError(f"corpora is {corpora!r}; write one line each, as code: runs/corpora/code_text_document")
+        for name, prefix in corpora.items():
+            if not isinstance(prefix, str | Path) or not str(prefix):
+                raise ValueError(f"{name} is {prefix!r}; write the prefix of its files, as runs/corpora/{name}")
+        return corpora
 
     @field_validator("corpora")
     @classmethod

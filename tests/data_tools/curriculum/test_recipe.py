@@ -100,6 +100,9 @@ def test_relative_prefixes_start_at_the_root(recipe):
         ("repeat: 2.5", "score: s, missing_scores: skip", "input should be 'refuse', 'drop' or 'lowest', got 'skip'"),
         ("seed: 7", "tokens: 0.5", "tokens is 0.5; it counts tokens: for a part of each dataset write keep: random"),
         ("seed: 7", "tokens: 2 billion", "tokens is '2 billion'; write all, or a number of tokens such as 2.5e9"),
+        ("seed: 7", "tokens: '1,5e9'", "tokens is '1,5e9'; write all, or a number of tokens such as 2.5e9"),
+        ("seed: 7", "tokens: ''", "tokens is ''; write all, or a number"),
+        ("code: corpora/code", "code: null", "code is None; write the prefix of its files, as runs/corpora/code"),
         ("seed: 7", "tokens: 0", "tokens is 0; it counts tokens"),
         ("seed: 7", "tokens: -1", "tokens is -1; write all, or a number"),
         ("seed: 7", "tokens: true", "tokens is True; write all, or a number"),
@@ -142,6 +145,23 @@ def test_refuses_datasets_that_are_no_list(recipe, datasets):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpora: {}", "corpora is {}; write one line each"),
+        ("corpora: [code]", "corpora is ['code']; write one line each"),
+        ("phases: []", "phases is empty; begin each with a dash"),
+        ("phases: {phase_1: {}}", "phases is a dict, not a list; begin each with a dash, as - name: phase_1"),
+        ("phases: [phase_1]", "a phase is 'phase_1'; begin it with - name: phase_1"),
+    ],
+)
+def test_refuses_another_shape(recipe, text, message):
+    recipe.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_order(recipe)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("written", "tokens"),
     [
         ("all", "all"),
@@ -152,6 +172,7 @@ def test_refuses_datasets_that_are_no_list(recipe, datasets):
         ("1.2T", 1_200_000_000_000),
         ("800M", 800_000_000),
         ("3 B", 3_000_000_000),
+        (".5e3", 500),
         ("64k", 64_000),
     ],
 )
