@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.curriculum.proportions import Kept, plan_copies
-from data_tools.curriculum.recipe import OrderRecipe, load_order
+from data_tools.curriculum.recipe import DatasetRecipe, OrderRecipe, PhaseRecipe, load_order
 from megatron_kaiyuan.config import load_run
 
 RECIPES = Path(__file__).parents[2] / "launch/recipes"
@@ -117,3 +117,13 @@ def test_the_training_recipe_has_the_reports_numbers(monkeypatch: pytest.MonkeyP
     assert run.checkpoint.save_every_steps * run.train.tokens_per_step == pytest.approx(3.36e9, rel=0.002)
     assert run.checkpoint.keep_last >= 8
     assert 2.2e12 / run.train.tokens_per_step == pytest.approx(262_000, rel=0.002)
+
+
+def test_the_recipe_in_the_documentation_is_valid_and_names_every_field(tmp_path: Path) -> None:
+    page = (RECIPES.parents[1] / "docs/order_recipes.md").read_text(encoding="utf-8")
+    recipe = tmp_path / "order.yaml"
+    recipe.write_text(page.split("```yaml\n")[1].split("```")[0])
+    phase = load_order(recipe, ["phases[0].seed=7"]).phases[0]
+    assert (phase.tokens, phase.seed, phase.datasets[1].repeat) == (2_500_000_000, 7, 2.5)
+    fields = {*PhaseRecipe.model_fields, *DatasetRecipe.model_fields} - {"name", "datasets", "corpus"}
+    assert fields == {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
