@@ -11,12 +11,19 @@ Starts a training recipe on the processes of this node, after checking the recip
   --nnodes N                   nodes (NNODES; default 1); run the same command on each of them
   --node-rank R                this node's number from 0 (NODE_RANK; default SLURM_NODEID)
   --rdzv-endpoint HOST:PORT    node 0's name and a free port on it (RDZV_ENDPOINT); needed with several nodes
+  --restarts N                 start again after a failure, at most N times (RESTARTS; default 0); see below
+  --restart-delay S            seconds before the first restart, doubled for each one that follows without a new
+                               checkpoint in between, at most 600 (RESTART_DELAY; default 10)
   --dry-run                    check the recipe and print the command, start nothing
 
 Example: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
 
-SIGTERM or ctrl-C lets the workers save a checkpoint; the same command resumes it. They have
+SIGTERM, SIGUSR1 or ctrl-C lets the workers save a checkpoint; the same command resumes it. They have
 TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds for it (default 120).
+
+A restart goes on from the newest checkpoint. There is none after a mistake (exit code 2), after one of these signals, or
+when a restart ended without a newer checkpoint than it began with: the same would happen again. With several nodes
+each one restarts its own processes, and they meet again at the endpoint.
 Exit code: 0, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 130 after ctrl-C, else a worker's own.
 END
 }
@@ -56,15 +63,17 @@ use_project_environment() {
 }
 
 processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-${SLURM_NODEID:-}}"
-endpoint="${RDZV_ENDPOINT:-}" dry_run=
+endpoint="${RDZV_ENDPOINT:-}" dry_run='' restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
 while (($#)); do
     [[ $1 == --*=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
     case "$1" in
-        --nproc-per-node | --nnodes | --node-rank | --rdzv-endpoint) (($# > 1)) || fail "$1 needs a value" ;;&
+        --nproc-per-node | --nnodes | --node-rank | --rdzv-endpoint | --restarts | --restart-delay) (($# > 1)) || fail "$1 needs a value" ;;&
         --nproc-per-node) processes="$2"; shift 2 ;;
         --nnodes) nodes="$2"; shift 2 ;;
         --node-rank) node_rank="$2"; shift 2 ;;
         --rdzv-endpoint) endpoint="$2"; shift 2 ;;
+        --restarts) restarts="$2"; shift 2 ;;
+        --restart-delay) delay="$2"; shift 2 ;;
         --dry-run) dry_run=yes; shift ;;
         -h | --help) usage; exit ;;
         -*) fail "unknown option $1" ;;
@@ -79,6 +88,9 @@ if [[ -z $processes ]]; then
 fi
 require_number --nproc-per-node "$processes" 1
 require_number --nnodes "$nodes" 1
+require_number --restarts "$restarts" 0
+require_number --restart-delay "$delay" 0
+restarts=$((10#$restarts)) delay=$((10#$delay))
 if ((nodes > 1)); then
     require_number --node-rank "$node_rank" 0
     ((node_rank < nodes)) || fail "--node-rank $node_rank is not below --nnodes $nodes"
@@ -98,4 +110,69 @@ command=(python -m megatron_kaiyuan.cluster.torchrun "${where[@]}" --nproc-per-n
 echo "launch: OMP_NUM_THREADS=$OMP_NUM_THREADS ${command[*]@Q}"
 [[ -z $dry_run ]] || exit 0
 # In place of this shell, so that a signal to its process id reaches the launcher.
-exec "${command[@]}"
+((restarts)) || exec "${command[@]}"
+
+run_dir="$(python -c 'import sys
+from pathlib import Path
+from megatron_kaiyuan.config import load_run
+print(load_run(Path(sys.argv[1]), sys.argv[2:]).run_dir)' "$@")"
+child='' stopped=''
+
+# The number of the newest checkpoint; -1 for none.
+newest_step() {
+    local latest=''
+    [[ ! -f $run_dir/latest ]] || read -r latest <"$run_dir/latest" || true
+    [[ $latest =~ ^step_([0-9]+)$ ]] && echo "${BASH_REMATCH[1]}" || echo -1
+}
+
+forward() { # SIGNAL NUMBER
+    stopped=$((128 + $2))
+    [[ -z $child ]] || kill "-$1" "$child" 2>/dev/null || true
+}
+
+# Sets status. In a process group of its own, so that ctrl-C reaches the command once, from here.
+run_in_background() { # COMMAND...
+    set -m
+    "$@" &
+    child=$!
+    set +m
+    # A trap ends `wait` early.
+    while kill -0 "$child" 2>/dev/null; do wait "$child" 2>/dev/null || true; done
+    status=0
+    wait "$child" 2>/dev/null || status=$?
+    child=''
+}
+
+trap 'forward TERM 15' TERM
+trap 'forward INT 2' INT
+trap 'forward USR1 10' USR1
+
+for ((attempt = 0; ; attempt++)); do
+    before="$(newest_step)" marker="$run_dir/preempted.json"
+    # A marker of an earlier stop is no answer of this attempt; training removes it when it goes on.
+    earlier="$(cat "$marker" 2>/dev/null || true)"
+    run_in_background "${command[@]}"
+    [[ -z $stopped ]] || exit $((status ? status : stopped))
+    ((status && status != 2)) || exit "$status"
+    after="$(newest_step)"
+    if [[ -f $marker && $(<"$marker") != "$earlier" ]]; then
+        echo "launch: stopped as it was asked to at step $after; the same command goes on"
+        exit "$status"
+    fi
+    if ((attempt && after <= before)); then
+        echo "error: launch: restart $attempt ended with exit code $status and without a newer checkpoint than" \
+            "step $before: it would end so again" >&2
+        exit "$status"
+    fi
+    if ((attempt == restarts)); then
+        echo "error: launch: ended with exit code $status after $restarts restarts" >&2
+        exit "$status"
+    fi
+    ((after <= before)) || wait_seconds=$delay
+    wait_seconds=${wait_seconds:-$delay}
+    echo "launch: ended with exit code $status; restart $((attempt + 1)) of $restarts from step $after in" \
+        "$wait_seconds s"
+    run_in_background sleep "$wait_seconds"
+    [[ -z $stopped ]] || exit "$stopped"
+    wait_seconds=$((wait_seconds * 2 < 600 ? wait_seconds * 2 : 600))
+done

@@ -241,6 +241,12 @@ class RunConfig(Section):
                 f"train.seq_length {train.seq_length} is above "
                 f"model.max_position_embeddings {model.max_position_embeddings}"
             )
+        hang, timeout = self.faults.hang_timeout_seconds, 60 * parallel.timeout_minutes
+        if hang >= timeout:
+            raise ValueError(
+                f"faults.hang_timeout_seconds {hang:g} is not below parallel.timeout_minutes "
+                f"{parallel.timeout_minutes:g} ({timeout:g} seconds), when collectives fail without naming a rank"
+            )
         if train.global_batch_size % train.micro_batch_size:
             raise ValueError(
                 f"train.global_batch_size {train.global_batch_size} is not a multiple of "

@@ -11,6 +11,7 @@ from types import FrameType
 import torch
 
 from megatron_kaiyuan.checkpoint.save import save_step
+from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.session import Hook, Session
@@ -37,6 +38,19 @@ class StopOnSignal(Hook):
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+class Heartbeat(Hook):
+    """Tells the watchdog that this rank comes further. The first hook: what the others do counts to the next step."""
+
+    def __init__(self, watchdog: Watchdog):
+        self._watchdog = watchdog
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        self._watchdog.beat()
+
+    def rolled_back(self, session: Session) -> None:
+        self._watchdog.beat()
 
 
 class Metrics(Hook):

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +26,7 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     """Train, whatever launcher started this process.
 
     A mistake is printed once: by rank 0 when every rank sees it, else by the rank that found it. The exit code is 2
-    then, and 1 when another rank has gone.
+    then, and 1 after an exception, with its trace, or when another rank has gone.
     """
     who = discover(os.environ)
     if who.is_scheduler:
@@ -37,10 +38,11 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
             _let_rank_0_speak()
             _exit(2, "")
         _exit(2, describe(error))
-    except RuntimeError as error:
-        if not _PEER_LOST.search(str(error)):
-            raise
-        _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")
+    except Exception as error:
+        if _PEER_LOST.search(str(error)):
+            _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")
+        traceback.print_exc()
+        _exit(1, f"rank {who.rank}: ended by the exception above")
     if who.rank == 0:
         print(summary, flush=True)
 

@@ -10,6 +10,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.files import write_text
@@ -19,7 +20,7 @@ from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
-from megatron_kaiyuan.train.hooks import Checkpoints, Metrics, ReportBadSteps, StopOnSignal
+from megatron_kaiyuan.train.hooks import Checkpoints, Heartbeat, Metrics, ReportBadSteps, StopOnSignal
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
@@ -39,8 +40,11 @@ def train(run: RunConfig, who: Rank, platform: Platform) -> str:
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
     with process_groups(who, platform, run.parallel):
-        session = start(run, platform)
-        fit(session)
+        limits = run.faults.hang_timeout_seconds, 60 * run.parallel.timeout_minutes
+        with watched(Watchdog(who, *limits)) as watchdog:
+            session = start(run, platform)
+            session.hooks.insert(0, Heartbeat(watchdog))
+            fit(session)
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"
         return f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"

@@ -2,14 +2,16 @@
 
     faulty_train.py '[{"kind": "nan_loss", "from": 2560, "to": 3072}]' RECIPE [KEY=VALUE]...
 
-Kinds: `nan_loss`, `infinite_gradient`, `loss` (adds `by` to the loss that is seen, not to the gradient), and
-`leave_out`, which is no fault: the run starts with these tokens taken out. `times`: so often in this process.
+Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient`, `loss` (adds `by` to the loss that is seen,
+not to the gradient), and `leave_out`, which is no fault: the run starts with these tokens taken out. `times`: so
+often in this process.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ now: list[dict[str, Any]] = []
 def training_step(state: Any, *arguments: Any) -> Any:
     position = state.progress.tokens
     now[:] = [fault for fault in faults if fault["from"] <= position < fault["to"] and fault.get("times", 1) > 0]
+    for fault in now:
+        if fault.get("rank") == torch.distributed.get_rank():
+            if fault["kind"] == "raise":
+                raise ZeroDivisionError("a fault of this test")
+            time.sleep(1000)
     try:
         return real_step(state, *arguments)
     finally:

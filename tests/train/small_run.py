@@ -114,6 +114,14 @@ def train(
     return launch(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides], largest_file)
 
 
+def train_on_bad_machine(
+    processes: int, faults: list[dict], recipe: Path, *overrides: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the training command to its end with faults, see faulty_train.py."""
+    script = Path(__file__).with_name("faulty_train.py")
+    return launch(processes, [script, json.dumps(faults), recipe, *overrides])
+
+
 def succeed(processes: int, recipe: Path, *overrides: str) -> str:
     """Run the training command, which must succeed; its standard output."""
     done = train(processes, recipe, *overrides)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_run import STEPS, TOKENS_PER_STEP, losses, metrics, start_from
+from small_run import train_on_bad_machine as train
 from test_resume import assert_same_state, load
 
 from megatron_kaiyuan.config import FaultsConfig
@@ -24,15 +22,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.train.bad_steps import BadSteps, Measured, robust_zscore
 
-SCRIPT = Path(__file__).with_name("faulty_train.py")
 EACH_STEP = ["checkpoint.save_every_steps=1", "checkpoint.keep_last=30"]
-
-
-def train(processes: int, faults: list[dict], recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node"]
-    command = [*launcher, str(processes), str(SCRIPT), json.dumps(faults), str(recipe), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
 def batch(kind: str, first: int, last: int | None = None, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,246 @@
+"""A thread in each rank that ends the job when ranks stop coming further, and says which of them is to blame.
+
+Every rank tells the others through the launcher's store, a few times within the time-out, that it is alive and where
+its main thread is. A rank that hangs leaves all others waiting in a collective. They look twice at what everybody last
+said: who has fallen silent between the looks is stopped or dead; else, who is not waiting in a collective is the one
+that the others wait for. Then every rank writes its Python stacks to its log and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import NoReturn
+
+import torch
+
+from megatron_kaiyuan.cluster.discover import Rank
+
+EXIT_CODE = 1
+_KEY, _FAILED = "kaiyuan/alive/", "kaiyuan/failed"
+_LONGEST_PERIOD_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Alive:
+    """What a rank last said of itself.
+
+    Attributes:
+        count: rises each time it speaks.
+        beats: how far its main thread has come.
+        waiting: its main thread is inside a call of torch.distributed.
+        where: the innermost line of its main thread.
+        born: in clock ticks since boot, so that a process id is not mistaken for another process's.
+    """
+
+    count: int
+    beats: int
+    waiting: bool
+    where: str
+    host: str
+    process: int
+    born: str
+
+
+class Watchdog:
+    """The thread of one rank.
+
+    Args:
+        timeout: seconds that the main thread may take from one beat to the next.
+        start_timeout: the same before the first beat, while data and checkpoints are opened.
+    """
+
+    def __init__(self, who: Rank, timeout: float, start_timeout: float):
+        self._rank, self._world = who.rank, who.world_size
+        self._timeout, self._limit = timeout, max(timeout, start_timeout)
+        self._period = min(_LONGEST_PERIOD_SECONDS, timeout / 10)
+        self._beats, self._count, self._last_beat = 0, 0, time.monotonic()
+        self._main = threading.main_thread().ident or 0
+        self._self = {"host": socket.gethostname(), "process": os.getpid(), "born": _born(os.getpid())}
+        # A connection of its own: another thread's call on a shared one would keep this thread waiting.
+        self._store = torch.distributed.TCPStore(
+            who.master_address, who.master_port, is_master=False, timeout=timedelta(seconds=max(1.0, self._period))
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # Its handler of SIGABRT writes the stacks even of a process that holds its interpreter lock for ever.
+        faulthandler.enable()
+
+    def start(self) -> None:
+        # At once, so that the others know this process if it is the first to hang.
+        self._exchange(look=False)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def beat(self) -> None:
+        """The main thread has come further."""
+        self._beats += 1
+        self._last_beat = time.monotonic()
+        self._limit = self._timeout
+
+    def tell_failure(self) -> None:
+        """End the other ranks soon: this one is about to end, and they may wait for it in a collective."""
+        thread = threading.Thread(target=self._store.set, args=(_FAILED, str(self._rank)), daemon=True)
+        thread.start()
+        thread.join(self._period)
+
+    def _watch(self) -> None:
+        before: dict[int, Alive] | None = None
+        while not self._ended.wait(self._period):
+            left = self._limit - (time.monotonic() - self._last_beat)
+            if left > 6 * self._period:
+                before = None
+                self._exchange(look=False)
+            elif before is None:
+                before = self._exchange(look=True)
+            elif left > 3 * self._period:
+                self._exchange(look=False)
+            else:
+                self._end_hanging_job(before, self._exchange(look=True))
+
+    def _exchange(self, look: bool) -> dict[int, Alive]:
+        """Speak, and hear whether a rank has failed and, for a look, what all ranks last said.
+
+        Nothing is heard from a store that does not answer; a client waits for ever for a server that is stopped.
+        """
+        heard: queue.SimpleQueue[tuple[bool, dict[int, Alive]]] = queue.SimpleQueue()
+
+        def talk() -> None:
+            with contextlib.suppress(RuntimeError):
+                self._speak()
+                heard.put((self._store.check([_FAILED]), self._look() if look else {}))
+
+        threading.Thread(target=talk, name="watchdog's talk", daemon=True).start()
+        try:
+            failed, said = heard.get(timeout=self._period)
+        except queue.Empty:
+            return {}
+        if failed:
+            self._leave_failed_job()
+        return said
+
+    def _speak(self) -> None:
+        frames = list(_frames(sys._current_frames().get(self._main)))
+        waiting = any("torch/distributed/" in frame.f_code.co_filename for frame in frames)
+        where = _place(frames[0]) if frames else "an unknown place"
+        self._count += 1
+        said = Alive(self._count, self._beats, waiting, where, **self._self)  # type: ignore[arg-type]
+        self._store.set(f"{_KEY}{self._rank}", json.dumps(asdict(said)))
+
+    def _look(self) -> dict[int, Alive]:
+        ranks = list(range(self._world))
+        if not self._store.check([f"{_KEY}{rank}" for rank in ranks]):
+            ranks = [rank for rank in ranks if self._store.check([f"{_KEY}{rank}"])]
+        said = self._store.multi_get([f"{_KEY}{rank}" for rank in ranks])
+        return {rank: Alive(**json.loads(text)) for rank, text in zip(ranks, said, strict=True)}
+
+    def _leave_failed_job(self) -> NoReturn:
+        """Another rank has said why. The main thread may leave in good order first."""
+        if not self._ended.wait(2 * self._period):
+            os._exit(EXIT_CODE)
+        sys.exit()
+
+    def _end_hanging_job(self, before: dict[int, Alive], now: dict[int, Alive]) -> NoReturn:
+        silent = [rank for rank in range(self._world) if rank not in now or before.get(rank) == now[rank]]
+        silent = [rank for rank in silent if rank != self._rank]
+        speaker = min(rank for rank in range(self._world) if rank not in silent) == self._rank
+        if speaker:
+            _write(f"error: no rank has come further for {self._timeout:g} seconds: {blame(now, silent)}")
+        self._write_stacks()
+        for rank in silent:
+            if rank in now:
+                self._wake_to_write_its_stacks(now[rank])
+        # The others write too, which our end would interrupt.
+        time.sleep(self._period)
+        os._exit(EXIT_CODE)
+
+    def _write_stacks(self) -> None:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        lines = [f"stacks of process {os.getpid()}, {self._beats} beats:"]
+        for identity, frame in sys._current_frames().items():
+            if identity == threading.get_ident():
+                continue
+            lines.append(f"thread {names.get(identity, identity)}:")
+            lines += "".join(traceback.format_stack(frame)).splitlines()
+        # In one piece, and marked: all ranks of a host may write to one log.
+        _write("\n".join(f"[rank {self._rank}] {line}" for line in lines))
+
+    def _wake_to_write_its_stacks(self, other: Alive) -> None:
+        """On this host: let a process that does not answer write its stacks and end."""
+        here = other.host == self._self["host"] and other.born == _born(other.process)
+        if here and other.born:
+            with contextlib.suppress(OSError):
+                os.kill(other.process, signal.SIGABRT)
+                os.kill(other.process, signal.SIGCONT)
+
+
+def blame(said: dict[int, Alive], silent: list[int]) -> str:
+    """Which ranks the others wait for, in words."""
+    if not said:
+        return "the store does not answer, which rank 0 or its launcher holds"
+    if silent:
+        return "; ".join(f"rank {rank} does not answer{_address(said.get(rank))}" for rank in silent)
+    guilty = {rank: one for rank, one in said.items() if not one.waiting}
+    if len(guilty) == len(said):
+        fewest = min(one.beats for one in said.values())
+        guilty = {rank: one for rank, one in said.items() if one.beats == fewest}
+    if not guilty or len(guilty) == len(said):
+        return "none stands out, as the stacks of all show"
+    return "; ".join(f"rank {rank} is at {one.where}{_address(one)}" for rank, one in guilty.items())
+
+
+@contextlib.contextmanager
+def watched(watchdog: Watchdog) -> Iterator[Watchdog]:
+    """The watchdog at work for the body of the `with`; an exception is told to the other ranks."""
+    watchdog.start()
+    try:
+        yield watchdog
+    except BaseException:
+        watchdog.tell_failure()
+        raise
+    finally:
+        watchdog.stop()
+
+
+def _address(one: Alive | None) -> str:
+    return f" (host {one.host}, process {one.process})" if one else ""
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+
+def _born(process: int) -> str:
+    """When a process started, as /proc tells it; empty where there is none."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _write(text: str) -> None:
+    """To standard error in one call, whatever the main thread does with its buffers."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())

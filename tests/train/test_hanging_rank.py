@@ -1,0 +1,96 @@
+"""A rank that hangs or raises ends the job in time, is named, and everybody says where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from small_run import command, metrics, train, train_on_bad_machine
+
+from megatron_kaiyuan.cluster.watchdog import Alive, blame
+
+TIMEOUT = 12
+# For a busy machine: the launcher's own end, and a process that gets no processor.
+SLACK = 20
+
+
+def ranks_of(launcher: subprocess.Popen) -> dict[int, int]:
+    """Process ids of the workers, by rank."""
+    found = {}
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        found.update({int(entry[5:]): int(child) for entry in environment if entry.startswith(b"RANK=")})
+    return found
+
+
+def test_stopped_rank(recipe: Path, tmp_path: Path) -> None:
+    overrides = [f"run_dir={tmp_path}", f"faults.hang_timeout_seconds={TIMEOUT}", "train.train_tokens=null"]
+    with subprocess.Popen(
+        command(2, recipe, *overrides), env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        while not (tmp_path / "metrics.jsonl").exists() or len(metrics(tmp_path)) < 2:
+            assert launcher.poll() is None
+            time.sleep(0.02)
+        victim = ranks_of(launcher)[1]
+        os.kill(victim, signal.SIGSTOP)
+        stopped = time.monotonic()
+        _, errors = launcher.communicate(timeout=TIMEOUT + 60)
+    assert time.monotonic() - stopped < TIMEOUT + SLACK
+    assert launcher.returncode not in (0, 2)
+    assert errors.count("no rank has come further for 12 seconds") == 1
+    assert f"rank 1 does not answer (host {os.uname().nodename}, process {victim})" in errors
+    # Its own stacks come from the handler of SIGABRT, those of rank 0 from its watchdog.
+    assert "[rank 0] thread MainThread:" in errors and "Fatal Python error: Aborted" in errors
+    assert errors.count(" in fit") == 2
+    assert "rank 1 was ended by SIGABRT" in errors
+
+
+def test_rank_that_never_comes(recipe: Path, tmp_path: Path) -> None:
+    fault = {"kind": "sleep", "from": 512, "to": 1024, "rank": 1}
+    overrides = [f"run_dir={tmp_path}", f"faults.hang_timeout_seconds={TIMEOUT}"]
+    done = train_on_bad_machine(2, [fault], recipe, *overrides)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if "no rank has come further" in line)
+    assert "rank 1 is at " in line and "faulty_train.py" in line and "rank 0" not in line
+    assert "[rank 0] thread MainThread:" in done.stderr and "[rank 1] thread MainThread:" in done.stderr
+
+
+def test_exception_ends_all_with_one_trace(recipe: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    fault = {"kind": "raise", "from": 512, "to": 1024, "rank": 1}
+    done = train_on_bad_machine(2, [fault], recipe, f"run_dir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert done.stderr.count("ZeroDivisionError: a fault of this test") == 1
+    # Without the watchdog and the launcher, rank 0 would wait ten minutes.
+    assert time.monotonic() - started < 90
+
+
+def test_time_outs_in_the_wrong_order_are_refused(recipe: Path, tmp_path: Path) -> None:
+    done = train(1, recipe, f"run_dir={tmp_path}", "parallel.timeout_minutes=1")
+    assert done.returncode == 2
+    assert "faults.hang_timeout_seconds 300 is not below parallel.timeout_minutes 1" in done.stderr
+
+
+def alive(beats: int, waiting: bool) -> Alive:
+    return Alive(3, beats, waiting, "file.py:7 (read)", "node", 42, "1")
+
+
+@pytest.mark.parametrize(
+    ("said", "silent", "named"),
+    [
+        ({0: alive(5, True), 1: alive(5, True)}, [1], "rank 1 does not answer (host node, process 42)"),
+        ({0: alive(5, True)}, [1], "rank 1 does not answer"),
+        ({0: alive(5, True), 1: alive(5, False)}, [], "rank 1 is at file.py:7 (read) (host node, process 42)"),
+        ({0: alive(5, False), 1: alive(4, False)}, [], "rank 1 is at file.py:7 (read) (host node, process 42)"),
+        ({0: alive(5, False), 1: alive(5, False)}, [], "none stands out, as the stacks of all show"),
+        ({0: alive(5, True), 1: alive(5, True)}, [], "none stands out, as the stacks of all show"),
+        ({}, [1], "the store does not answer, which rank 0 or its launcher holds"),
+    ],
+)
+def test_who_is_to_blame(said: dict[int, Alive], silent: list[int], named: str) -> None:
+    assert blame(said, silent) == named
