@@ -7,7 +7,6 @@ that no list of supported tokenizers shows. What is proven is equality on the sa
 from __future__ import annotations
 
 import importlib
-import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,7 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from data_tools.tiktoken_files import KNOWN
-from data_tools.tokenizer_formats import HuggingFace, Ids, Reference, SentencePiece, Tiktoken
+from data_tools.tokenizer_formats import HuggingFace, Ids, Reference, SentencePiece, Tiktoken, join_arrays
 from megatron_kaiyuan.errors import UserError
 
 # Texts that tell engines apart, and that a sample of a few megabytes may lack.
@@ -35,6 +34,8 @@ _CORNERS = (
     "<s></s><unk>▁ ▁▁<0x41>",
 )
 _SHOWN = 40
+# Beyond these planes are private characters and selectors of variants, too rare to be worth a longer table.
+_TABLED = 0x40000
 # gigatoken has a scanner for each of these patterns and no general one.
 _GIGATOKEN_SCHEMES = {"r50k_base": "r50k", "cl100k_base": "cl100k", "o200k_base": "o200k", "qwen": "qwen2"}
 
@@ -85,10 +86,8 @@ class Gigatoken:
         return tokens, lengths
 
     def _encode(self, texts: Sequence[str]) -> Ids:
-        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
-        offsets = np.asarray(layout.offsets.data)
-        flat = np.asarray(layout.content.data)[int(offsets[0]) : int(offsets[-1])]
-        return flat, np.diff(offsets).astype(np.int32)
+        # One by one: for a batch the library imports awkward, which takes longer than the proof's sample.
+        return join_arrays([self._tokenizer.encode(text) for text in texts])
 
 
 def depends_on_tables(text: str) -> bool:
@@ -103,14 +102,15 @@ def depends_on_tables(text: str) -> bool:
     if not unicodedata.is_normalized("NFC", text):
         return True
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    return bool(_unassigned()[codes].any())
+    return bool(_unassigned()[np.minimum(codes, _TABLED)].any())
 
 
 @lru_cache(1)
 def _unassigned() -> NDArray[np.bool_]:
-    """For every code point, whether it is assigned to no character."""
-    codes = (unicodedata.category(chr(code)) == "Cn" for code in range(sys.maxunicode + 1))
-    return np.fromiter(codes, np.bool_, sys.maxunicode + 1)
+    """For the code points of the planes with letters and signs, whether each is assigned to no character; then True."""
+    unassigned: NDArray[np.bool_] = np.ones(_TABLED + 1, np.bool_)
+    unassigned[:_TABLED] = [unicodedata.category(chr(code)) == "Cn" for code in range(_TABLED)]
+    return unassigned
 
 
 # The fastest first.
@@ -131,36 +131,43 @@ def build(name: str, reference: Reference) -> Engine:
     return ENGINES[name](reference)
 
 
+def names(wanted: str) -> list[str]:
+    """The engines that may be used beside the reference, the fastest first, when `wanted` is asked for."""
+    return [] if wanted == "reference" else list(ENGINES) if wanted == "auto" else [wanted]
+
+
 class Choice(NamedTuple):
-    """The engine to use, its name, and in words why it is the one."""
+    """The engine to use, and in words why it is the one."""
 
     name: str
-    engine: Engine
     reason: str
 
 
-def choose(wanted: str, reference: Reference, texts: Sequence[str]) -> Choice:
+# Where an engine of that name first differs from the reference on texts, in words; None where it does not.
+Compare = Callable[[str, Sequence[str]], "str | None"]
+
+
+def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Compare) -> Choice:
     """The fastest engine ("auto"), or the one asked for, whose ids equal the reference's on the texts.
 
     Raises:
         UserError: an engine was asked for by name, and it cannot be used or its ids differ.
     """
     refused = []
-    for name in [] if wanted == "reference" else ENGINES if wanted == "auto" else [wanted]:
+    for name in names(wanted):
         try:
-            engine = build(name, reference)
-            difference = first_difference(engine, reference, texts)
+            difference = compare(name, texts)
         except Unsupported as error:
             refused.append(f"{name} cannot be used: {error}")
             continue
         if difference is None:
             size = sum(len(text.encode()) for text in texts) / 1e6
             proof = f"engine: {name}, its ids equal those of {reference.name} on {size:.1f} MB of the texts"
-            return Choice(name, engine, "; ".join([proof, *refused]))
+            return Choice(name, "; ".join([proof, *refused]))
         refused.append(f"{name} differs from {reference.name} on {difference}")
     if wanted not in ("auto", "reference"):
         raise UserError(f"--engine {wanted}: {refused[0]}; use --engine auto or reference")
-    return Choice("reference", reference, "; ".join([f"engine: {reference.name}", *refused]))
+    return Choice("reference", "; ".join([f"engine: {reference.name}", *refused]))
 
 
 def first_difference(engine: Engine, reference: Reference, texts: Sequence[str]) -> str | None:
@@ -169,24 +176,36 @@ def first_difference(engine: Engine, reference: Reference, texts: Sequence[str])
     Compares the texts, and besides them short strings that are known to tell engines apart, among them the tokens of
     the tokenizer that are special or look so.
     """
+    return corner_difference(engine, reference) or sample_difference(engine, reference, texts)
+
+
+def corner_difference(engine: Engine, reference: Reference) -> str | None:
+    """As `first_difference`, of the short strings."""
     literals = [token for token in reference.vocabulary if token[:1] in "<[" and token[-1:] in ">]"][:512]
-    for name, batch in (("a test string", [*_CORNERS, *literals, " ".join(literals)]), ("the sample", texts)):
-        try:
-            found = engine.encode(batch)
-        except BaseException as error:  # see Gigatoken
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            return f"on {name} it fails: {_reason(error)}"
-        difference = _compare(batch, found, reference.encode(batch))
-        if difference:
-            return f"{name}, {difference}"
-    return None
+    return _difference(engine, reference, "a test string", [*_CORNERS, *literals, " ".join(literals)])
 
 
-def _compare(texts: Sequence[str], found: Ids, expected: Ids) -> str | None:
+def sample_difference(engine: Engine, reference: Reference, texts: Sequence[str], before: int = 0) -> str | None:
+    """As `first_difference`, of the texts, which come after `before` others in the sample."""
+    return _difference(engine, reference, "the sample", texts, before)
+
+
+def _difference(engine: Engine, reference: Reference, name: str, texts: Sequence[str], before: int = 0) -> str | None:
+    try:
+        found = engine.encode(texts)
+    except BaseException as error:  # see Gigatoken
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"on {name} it fails: {_reason(error)}"
+    difference = _compare(texts, found, reference.encode(texts), before)
+    return difference and f"{name}, {difference}"
+
+
+def _compare(texts: Sequence[str], found: Ids, expected: Ids, before: int) -> str | None:
     if np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1]):
         return None
-    for number, (text, ours, theirs) in enumerate(zip(texts, _split(found), _split(expected), strict=True), 1):
+    pairs = zip(texts, _split(found), _split(expected), strict=True)
+    for number, (text, ours, theirs) in enumerate(pairs, before + 1):
         if not np.array_equal(ours, theirs):
             return _describe(number, text, ours.tolist(), theirs.tolist())
     return "the number of ids differs"

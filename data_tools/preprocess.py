@@ -12,23 +12,19 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from data_tools.columns import column_rows
-from data_tools.inputs import InputFile, find_inputs
+from data_tools.inputs import find_inputs
 from data_tools.joining import Done, finished_tasks, join, joined_earlier, remove, tidy, within_limit
 from data_tools.locks import lock
 from data_tools.place import Place
 from data_tools.pool import Job, Pool
 from data_tools.progress import Bar, forget
+from data_tools.sample import sample_texts
 from data_tools.shards import Record, Shards
 from data_tools.tasks import Settings, Task, cut_tasks, share
-from data_tools.text import line_rows
 from data_tools.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 
 __all__ = ["Settings", "Totals", "preprocess"]
-
-# The sample that proves the engine: some text from each of some files.
-_SAMPLE_FILES, _SAMPLE_CHARACTERS, _SAMPLE_PIECE = 16, 2_000_000, 1 << 16
 
 
 @dataclass
@@ -132,8 +128,9 @@ class _Work:
         earlier = [(task, record) for task, record in found if record]
         # They come from the largest to the smallest, so that no worker is left with a long one at the end.
         left = [task for task, record in found if not record]
-        # Closed at once on an error, so that no worker still writes when this returns.
-        with self._bar(), closing(self._write(left)) as written:
+        # The pool before the bar, whose thread would keep it from forking. All is closed at once on an error, so that
+        # no worker still writes when this returns.
+        with self._pool(left) as pool, self._bar(), closing(self._write(left, pool)) as written:
             done = within_limit(self.shards, chain(earlier, written), self.job.max_bad_rows)
             records = {task.name: record for task, record in done}
         return [(task, records[task.name]) for task in self.tasks if task.name in records]
@@ -142,21 +139,20 @@ class _Work:
         """All tasks with the records that the ranks have left."""
         return list(within_limit(self.shards, finished_tasks(self.shards, self.tasks), self.job.max_bad_rows))
 
-    def _write(self, tasks: Sequence[Task]) -> Generator[Done, None, None]:
+    def _pool(self, tasks: Sequence[Task]) -> AbstractContextManager[Pool | None]:
+        workers = min(self.workers, len(tasks))
+        return Pool(self.job, workers, self.tokenizer) if workers > 1 else nullcontext()
+
+    def _write(self, tasks: Sequence[Task], pool: Pool | None) -> Generator[Done, None, None]:
         if not tasks:
             return
-        if min(self.workers, len(tasks)) == 1:
-            self._prove()
-            writer = self.job.writer(self.tokenizer)
-            yield from ((task, writer.write(task)) for task in tasks)
-            return
-        with Pool(self.job, min(self.workers, len(tasks))) as pool:
-            self._prove()
+        sample = sample_texts(list(dict.fromkeys(task.file for task in self.tasks)), self.job.settings)
+        self.engine = self.tokenizer.prove(sample, pool.difference if pool else None)
+        if pool:
             yield from pool.write(tasks, self.tokenizer.engine)
-
-    def _prove(self) -> None:
-        files = list(dict.fromkeys(task.file for task in self.tasks))
-        self.engine = self.tokenizer.prove(sample_texts(files, self.job.settings))
+            return
+        writer = self.job.writer(self.tokenizer)
+        yield from ((task, writer.write(task)) for task in tasks)
 
     def _bar(self) -> AbstractContextManager[object]:
         folder = self.shards.folders[0]
@@ -165,25 +161,6 @@ class _Work:
             return nullcontext()
         done = sum(task.size for task in self.tasks if self.shards.record_path(task).exists())
         return Bar(folder, sum(task.size for task in self.tasks), done, self.place.world)
-
-
-def sample_texts(files: Sequence[InputFile], settings: Settings) -> list[str]:
-    """Text from the beginnings of some files, the same for every rank, to prove the tokenizer's engine on."""
-    chosen = files[:: -(-len(files) // _SAMPLE_FILES)]
-    sample = []
-    for file in chosen:
-        left = _SAMPLE_CHARACTERS // len(chosen)
-        read = column_rows if file.format == "parquet" else line_rows
-        # Bytes are characters or more; a Parquet file is read in small steps anyhow.
-        part = Task(file, 0, file.size if file.format == "parquet" else min(file.size, left), "")
-        for rows in read(part, settings):
-            for text in chain.from_iterable(rows.texts.values()):
-                # In pieces, because the reference needs memory many times the size of a text.
-                sample += [text[at : at + _SAMPLE_PIECE] for at in range(0, min(left, len(text)), _SAMPLE_PIECE)]
-                left -= len(text)
-            if left <= 0:
-                break
-    return [text for text in sample if text]
 
 
 def _check_arguments(settings: Settings, workers: int, max_bad_rows: int, task_bytes: int) -> None:

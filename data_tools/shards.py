@@ -113,10 +113,9 @@ class ShardWriter:
         shards: Shards,
         max_bad_rows: int,
         meter: Meter,
-        tokenizer: TextTokenizer | None = None,
+        tokenizer: TextTokenizer,
     ):
-        self.settings, self.shards, self.meter = settings, shards, meter
-        self.tokenizer = tokenizer or TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
+        self.settings, self.shards, self.meter, self.tokenizer = settings, shards, meter, tokenizer
         self._description = self.tokenizer.description()
         self._max_bad_rows = max_bad_rows
 

@@ -41,7 +41,9 @@ class SidecarWriter:
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        # Given a path, pyarrow looks for a file system that fits, and imports fsspec for it.
+        self._file = open(path, "wb")  # noqa: SIM115
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         self._pending = schema.empty_table()
 
     def __enter__(self) -> SidecarWriter:
@@ -55,12 +57,15 @@ class SidecarWriter:
             return
         with suppress(OSError):  # the disk that was full is still full, and the first error is the one to see
             self._writer.close()
+        with suppress(OSError):
+            self._file.close()
 
     def finish(self) -> None:
         """Write what is left, and the footer. Once is enough."""
         if self._writer.is_open:
             self._writer.write_table(self._pending.combine_chunks())
             self._writer.close()
+            self._file.close()
 
     def write(self, rows: pa.Table) -> None:
         """Append rows of the schema."""

@@ -84,12 +84,17 @@ def cut_tasks(
     tasks = []
     for file in files:
         step = wanted * (_PARQUET_FACTOR if file.format == "parquet" and not task_bytes else 1)
-        whole = file.packing or (file.format == "text" and settings.text_documents == "file")
+        whole = is_whole(file, settings)
         # An empty file has one empty task, so that the corpus names it among its sources.
         for start in range(0, max(file.size, 1), max(file.size, 1) if whole else step):
             stop = file.size if whole else min(start + step, file.size)
             tasks.append(Task(file, start, stop, _name(file, start, stop, about)))
     return tasks
+
+
+def is_whole(file: InputFile, settings: Settings) -> bool:
+    """Whether a file can only be read from its beginning to its end."""
+    return bool(file.packing) or (file.format == "text" and settings.text_documents == "file")
 
 
 def share(tasks: Sequence[Task], place: Place) -> list[Task]:

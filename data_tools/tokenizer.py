@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.corpus import token_dtype
-from data_tools.engines import Engine, Unsupported, build, choose
+from data_tools.engines import (
+    Compare,
+    Engine,
+    Unsupported,
+    build,
+    choose,
+    corner_difference,
+    names,
+    sample_difference,
+)
 from data_tools.tokenizer_formats import Reference, open_reference
 from megatron_kaiyuan.errors import UserError
 
@@ -49,8 +59,8 @@ class TextTokenizer:
         end = _end_of_document(self._reference, eod_token)
         self.eod_id = self.vocabulary[end]
         self._wanted = engine
-        self.engine = "reference" if engine == "auto" else engine
-        self._engine = self._build(self.engine)
+        self._engines: dict[str, Engine] = {}
+        self.use("reference" if engine == "auto" else engine)
         self._check_end(end)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -77,16 +87,58 @@ class TextTokenizer:
         tokens[~is_text] = self.eod_id
         return tokens, lengths
 
-    def prove(self, sample_texts: Sequence[str]) -> str:
+    def use(self, engine: str) -> None:
+        """Encode with that engine from now on, proven or not.
+
+        Raises:
+            UserError: it is unknown, not installed, or cannot take this tokenizer.
+        """
+        try:
+            self._engine = self._built(engine)
+        except Unsupported as error:
+            raise UserError(f"--engine {engine}: {error}; use --engine auto or reference") from None
+        self.engine = engine
+
+    def load(self) -> None:
+        """Load what `prove` and encoding may need, so that a forked process shares it."""
+        self._reference.encode(["a"])
+        for name in names(self._wanted):
+            with suppress(Unsupported):
+                self._built(name).encode(["a"])
+
+    def prove(self, sample_texts: Sequence[str], compare: Compare | None = None) -> str:
         """Choose the engine by a sample of the texts that are to be encoded, and say which it is and why.
 
         With engine "auto" the fastest engine whose ids equal the reference's is in use from now on.
 
+        Args:
+            compare: does what `difference` does, in other processes.
+
         Raises:
             UserError: an engine was asked for by name, and it cannot be used or its ids differ.
         """
-        self.engine, self._engine, reason = choose(self._wanted, self._reference, sample_texts)
-        return reason
+
+        def built_and_compared(name: str, texts: Sequence[str]) -> str | None:
+            self._built(name)
+            return (compare or self.difference)(name, texts)
+
+        choice = choose(self._wanted, self._reference, sample_texts, built_and_compared)
+        self.use(choice.name)
+        return choice.reason
+
+    def difference(self, engine: str, texts: Sequence[str], before: int = 0) -> str | None:
+        """Where an engine's ids first differ from the reference's, in words; None when they are equal.
+
+        Args:
+            texts: a part of the sample; the first one is compared along with strings that tell engines apart.
+            before: texts of the sample before these.
+
+        Raises:
+            Unsupported: the engine is not installed, or cannot take this tokenizer.
+        """
+        found = self._built(engine)
+        corners = None if before else corner_difference(found, self._reference)
+        return corners or sample_difference(found, self._reference, texts, before)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, with special tokens spelt out."""
@@ -101,11 +153,10 @@ class TextTokenizer:
             "eod_id": self.eod_id,
         }
 
-    def _build(self, name: str) -> Engine:
-        try:
-            return build(name, self._reference)
-        except Unsupported as error:
-            raise UserError(f"--engine {name}: {error}; use --engine auto or reference") from None
+    def _built(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = build(name, self._reference)
+        return self._engines[name]
 
     def _check_end(self, token: str) -> None:
         """Refuse an end that a text could hold: such a text would be cut where its author wrote the token."""

@@ -96,7 +96,10 @@ class HuggingFace:
             tokenizer = Tokenizer.from_str(orjson.dumps(self.content).decode())
         except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
             raise _unreadable(self.path, error) from error
-        if tokenizer.get_vocab(with_added_tokens=True) != self.vocabulary:
+        # The model's own tokens are read as they stand; the library numbers added ones itself.
+        added = {token["content"]: token["id"] for token in self.content.get("added_tokens") or []}
+        same_size = tokenizer.get_vocab_size(with_added_tokens=True) == len(self.vocabulary)
+        if not same_size or any(tokenizer.token_to_id(token) != number for token, number in added.items()):
             raise _unreadable(self.path, ValueError("added tokens have ids that the library does not give them"))
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
@@ -177,9 +180,7 @@ class Tiktoken:
 
     def encode(self, texts: Sequence[str]) -> Ids:
         # Nothing allowed and nothing disallowed: special tokens that are spelt out are ordinary text.
-        parts = [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
-        lengths = np.fromiter(map(len, parts), np.int32, len(parts))
-        return np.concatenate([np.zeros(0, np.uint32), *parts], dtype=np.uint32), lengths
+        return join_arrays([self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(token) for token in ids])
@@ -197,6 +198,12 @@ def flatten(lists: Iterable[list[int]]) -> Ids:
         flat.extend(array("I", ids))
         lengths.append(len(ids))
     return np.frombuffer(flat, np.uint32), np.frombuffer(lengths, np.int32)
+
+
+def join_arrays(parts: Sequence[NDArray[np.uint32]]) -> Ids:
+    """One array of all."""
+    lengths = np.fromiter(map(len, parts), np.int32, len(parts))
+    return np.concatenate([np.zeros(0, np.uint32), *parts], dtype=np.uint32), lengths
 
 
 def _file_in(folder: Path) -> Path:

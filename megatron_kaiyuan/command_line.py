@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from megatron_kaiyuan.errors import UserError, describe
+
+
+class _Group(TyperGroup):
+    """Tells the end of our reader from any other broken pipe; typer ends without a word for both."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if _reader_has_gone():
+                # As with `| head`; the exit code is the shell's for that signal.
+                os._exit(141)
+            raise UserError(describe(error)) from error
 
 
 def make_app(help_text: str) -> typer.Typer:
     """A typer application with this project's settings."""
     # Plain text: boxes of a width that depends on the terminal are hard to read in a job's log.
     return typer.Typer(
+        cls=_Group,
         help=help_text,
         no_args_is_help=True,
         add_completion=False,
@@ -29,13 +44,18 @@ def run_app(app: typer.Typer) -> None:
     """Run a command: exit 0 on success, 2 on a user's mistake, 130 on ctrl-C."""
     try:
         app()
-    except BrokenPipeError:
-        # The reader of our output has gone, as with `| head`; the exit code is the shell's for that signal.
-        os._exit(141)
     except (UserError, OSError) as error:
         fail(describe(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads standard output or standard error any more."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream, 0)
+    return bool(poll.poll(0))
 
 
 def fail(message: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 APP = """
+import os
 import sys
 from pathlib import Path
 from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, optional_value, run_app
@@ -32,6 +33,10 @@ def fail(how: str) -> None:
         raise UserError("file.yaml: field\\n is wrong")
     if how == "file":
         Path("/nowhere/at/all").read_text()
+    if how == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.write(writer, b"x")
     if how == "interrupt":
         raise KeyboardInterrupt
     for _ in range(100000):
@@ -58,6 +63,7 @@ def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("mistake", 2, "error: file.yaml: field is wrong\n"),
         ("file", 2, "error: /nowhere/at/all: No such file or directory\n"),
         ("interrupt", 130, ""),
+        ("pipe", 2, "error: [Errno 32] Broken pipe\n"),
     ],
 )
 def test_one_line_and_an_exit_code(script: Path, how: str, code: int, error: str) -> None:
@@ -66,10 +72,9 @@ def test_one_line_and_an_exit_code(script: Path, how: str, code: int, error: str
 
 
 def test_a_reader_that_goes_away(script: Path) -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} {script} fail print | head -n 1"], capture_output=True, text=True, timeout=60
-    )
-    assert (done.stdout, done.stderr) == ("many lines\n", "")
+    line = f"{sys.executable} {script} fail print | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("many lines\n141\n", "")
 
 
 def test_options_take_several_values(script: Path) -> None:

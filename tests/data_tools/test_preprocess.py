@@ -5,12 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -222,18 +218,3 @@ def test_command_takes_several_inputs_and_says_what_it_did(
     assert failed.returncode == 2
     assert failed.stderr.startswith(f"error: {bad}:1: not JSON")
     assert failed.stderr.count("\n") == 1
-
-
-def test_a_killed_worker_ends_the_command_in_one_line(harvested: Path, tokenizer_path: Path, tmp_path: Path):
-    path = tmp_path / "in.jsonl"
-    path.write_bytes((harvested / "math.train.jsonl").read_bytes() * 200)
-    line = [sys.executable, "-m", "data_tools.cli", "preprocess", "--workers", "2", "--input", path]
-    line += ["--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-        while not (workers := [p for p in psutil.Process(process.pid).children() if "spawn_main" in str(p.cmdline())]):
-            time.sleep(0.05)
-        workers[0].kill()
-        _, message = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert message.splitlines()[-1].startswith("error: a worker process died")
-    assert {found.name for found in tmp_path.iterdir()} <= {"in.jsonl", "c_text_document.shards"}
