@@ -117,7 +117,7 @@ def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Task], tokeni
 @pytest.mark.parametrize("way", WAYS)
 def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Task], tokenizer: TextTokenizer):
     with killing(), WAYS[way]():
-        for _ in range(14):
+        for _ in range(8):
             with pytest.raises(UserError, match="a worker process died"), Pool(job, 2, tokenizer) as pool:
                 while True:
                     for task, _ in pool.write(tasks, "reference"):
@@ -158,7 +158,7 @@ def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_p
 
 def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Task], tokenizer: TextTokenizer):
     Path(tasks[0].file.name).write_text("{")
-    with pytest.raises(UserError, match=r"in\.jsonl:1: not JSON"), Pool(job, 2, tokenizer) as pool:
+    with pytest.raises(UserError, match=r"in\.jsonl(:1: not JSON|: was cut short)"), Pool(job, 2, tokenizer) as pool:
         list(pool.write(tasks, "reference"))
 
 
