@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,9 @@ import typer
 from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
+
+checkpoints = make_app("List, verify and compare the checkpoints of a run.")
+app.add_typer(checkpoints, name="checkpoint")
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
@@ -23,6 +27,10 @@ def train(
     overrides: Overrides = None,
     check: Annotated[bool, typer.Option("--check", help="only check recipe and data, without torch")] = False,
     world_size: Annotated[int, typer.Option(help="with --check: processes that will be started")] = 1,
+    init_from: Annotated[
+        Path | None, typer.Option(help="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="a damaged checkpoint ends the run")] = False,
 ) -> None:
     """Train a recipe; resumes by itself when the run folder holds a checkpoint.
 
@@ -30,14 +38,19 @@ def train(
 
     Several: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
     """
+    overrides = list(overrides or [])
+    if init_from is not None:
+        overrides.append(f"init_from={json.dumps(str(init_from))}")
+    if strict:
+        overrides.append("checkpoint.strict=true")
     if check:
         from megatron_kaiyuan.train.plan import check_training
 
-        print(check_training(recipe, overrides or [], world_size))
+        print(check_training(recipe, overrides, world_size))
     else:
         from megatron_kaiyuan.train.rank import run_on_this_rank
 
-        run_on_this_rank(recipe, overrides or [])
+        run_on_this_rank(recipe, overrides)
 
 
 @app.command()
@@ -110,6 +123,65 @@ def report(
     from megatron_kaiyuan.report import build_report
 
     print(f"report: {build_report(run_dir, output or run_dir / 'report.html')}")
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run folder with checkpoints")]
+AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+
+
+@checkpoints.command("list")
+def list_them(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Steps with position, size and time, and what was set aside; files are not read.
+
+    Example: kaiyuan checkpoint list runs/quickstart/train
+    """
+    from megatron_kaiyuan.checkpoint import listing
+
+    found = listing.list_checkpoints(run_dir)
+    if as_json:
+        print(json.dumps({"run_dir": str(run_dir), "checkpoints": listing.as_json(found)}, indent=1))
+    else:
+        print(listing.as_table(found))
+        print(f"checkpoint list: {listing.summary(found)}")
+
+
+@checkpoints.command()
+def verify(
+    run_dir: RunFolder,
+    step: Annotated[int | None, typer.Option(help="only this one; default: all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every file and compare size and checksum with the manifest; nothing is moved. Exit code 2 on damage.
+
+    Example: kaiyuan checkpoint verify runs/quickstart/train --step 100
+    """
+    from megatron_kaiyuan.checkpoint import listing
+
+    if line := listing.verify_and_tell(run_dir, step, as_json):
+        print(line)
+
+
+@checkpoints.command()
+def diff(
+    run_dir: RunFolder,
+    first: Annotated[str, typer.Argument(help="a step, or any checkpoint's folder")],
+    second: Annotated[str, typer.Argument(help="a step, or any checkpoint's folder")],
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two checkpoints: configuration, progress, and how far each group of weights moved.
+
+    Example: kaiyuan checkpoint diff runs/quickstart/train 100 200
+    """
+    with _alone():
+        from megatron_kaiyuan.checkpoint.difference import difference
+        from megatron_kaiyuan.checkpoint.listing import folder_of
+
+        found = difference(folder_of(run_dir, first), folder_of(run_dir, second))
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print(*found.lines(), sep="\n")
+        print(f"checkpoint diff: {found.summary()}")
 
 
 @contextlib.contextmanager

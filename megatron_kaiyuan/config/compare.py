@@ -43,7 +43,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:
 
     A configuration that was saved before a field existed has that field's default.
     """
-    was, now = flatten(_completed(saved)), flatten(current)
+    was, now = flatten(_completed(saved)), flatten(_completed(current))
     names = [name for name in dict.fromkeys([*now, *was]) if name not in _NOT_COMPARED]
     pairs = ((name, was.get(name, _MISSING), now.get(name, _MISSING)) for name in names)
     return [

@@ -19,9 +19,9 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.export import names
 from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
 from megatron_kaiyuan.files import atomic_path
+from megatron_kaiyuan.model import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,6 +8,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.module import Float16Module
 
+from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
@@ -15,7 +16,7 @@ from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.model.build import build_model, transformer_config
-from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
+from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
@@ -62,10 +63,11 @@ def start(run: RunConfig, platform: Platform) -> Session:
     state.monitors["bad_steps"] = bad_steps
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
+    notes = _initialise(run, state, resumed)
     end = last_position(run, stream, state.progress.tokens)
     total_steps = state.progress.step + (end - state.progress.tokens) // run.train.tokens_per_step
     sinks = agreed(lambda: _open_sinks(run, total_steps))
-    _tell(sinks, resumed)
+    _tell(run, sinks, resumed, notes)
     sinks.event(
         "start" if resumed.step is None else "resume",
         step=state.progress.step,
@@ -112,8 +114,24 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     return TrainState(network, model, optimizer, platform, Progress())
 
 
-def _tell(sinks: Sinks, resumed: Resumed) -> None:
+def _initialise(run: RunConfig, state: TrainState, resumed: Resumed) -> list[str]:
+    """Take the weights that a new run starts from, if it names any; what is to be said about it."""
+    if run.init_from is None:
+        return []
+    if resumed.step is not None:
+        return [f"not used: the run has a checkpoint of its own, step {resumed.step}"]
+    notes = initialise(state.network, run.model, run.init_from)
+    reload_main_weights(state.optimizer)
+    return notes
+
+
+def _tell(run: RunConfig, sinks: Sinks, resumed: Resumed, notes: list[str]) -> None:
     """What was found and what changed, in the run's own record."""
+    if run.init_from is not None:
+        if torch.distributed.get_rank() == 0:
+            for note in notes:
+                warn(f"init_from {run.init_from}: {note}")
+        sinks.event("init_from", step=resumed.step or 0, path=str(run.init_from), notes=notes)
     for problem in resumed.problems:
         sinks.event("checkpoint_problem", message=problem)
     if resumed.changes:

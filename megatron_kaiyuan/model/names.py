@@ -107,3 +107,16 @@ def split_gate_and_up(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """Megatron's gated first MLP matrix [2F, H], gate rows first, into gate [F, H] and up [F, H]."""
     gate, up = weight.chunk(2)
     return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
+
+
+def join_qkv(parts: dict[str, torch.Tensor], model: ModelConfig) -> torch.Tensor:
+    """The inverse of `split_qkv`."""
+    groups = model.num_query_groups
+    names = ("q_proj", "k_proj", "v_proj")
+    by_group = [parts[f"self_attn.{name}.weight"].reshape(groups, -1, model.hidden_size) for name in names]
+    return torch.cat(by_group, dim=1).reshape(-1, model.hidden_size)
+
+
+def join_gate_and_up(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The inverse of `split_gate_and_up`."""
+    return torch.cat([parts["mlp.gate_proj.weight"], parts["mlp.up_proj.weight"]])

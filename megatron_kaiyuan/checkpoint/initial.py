@@ -1,0 +1,121 @@
+"""Weights for a new run out of something finished: one of our checkpoints or averages, or a Hugging Face Qwen3 folder.
+
+Weights only: optimizer, position and schedule begin anew. What the source lacks and the network has (the gains of the
+norms that close a sub-layer, rows of the vocabulary's padding) keeps its initial value, and every such difference
+is told.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron.core.models.gpt import GPTModel
+
+from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.choose import verify_together
+from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
+from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
+from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.errors import UserError
+
+_SHAPE_FIELDS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "vocab_size",
+    "qk_layernorm",
+)
+_FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
+POST_NORM = ".post_norm."
+
+
+def initialise(network: GPTModel, model: ModelConfig, source: Path) -> list[str]:
+    """Put the weights of `source` into a network of any layout of ranks. Collective.
+
+    The optimizer's main weights are the caller's to renew.
+
+    Returns:
+        What is not as in the source, one line each.
+
+    Raises:
+        UserError: the source is missing or damaged, or its shapes are others.
+    """
+    kind = agreed(lambda: kind_of(source))
+    if kind == "qwen3":
+        folder = agreed(lambda: Qwen3Folder(source))
+        notes = agreed(lambda: folder.compare(model))
+        agreed(lambda: copy_into(network, folder, model))
+        return notes
+    if problems := verify_together(source):
+        raise UserError(f"init_from: {problems[0]}", every_rank=True)
+    notes = agreed(lambda: _compare(source, model))
+    _load_what_is_there(network, source)
+    return notes
+
+
+def kind_of(source: Path) -> str:
+    """`checkpoint` or `qwen3`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (source / layout.MANIFEST).is_file():
+        return "checkpoint"
+    if (source / "config.json").is_file():
+        return "qwen3"
+    if steps := layout.steps(source):
+        raise UserError(f"init_from: {source} is a run; name one of its steps, {layout.step_folder(source, steps[-1])}")
+    raise UserError(
+        f"init_from: {source} is neither a checkpoint (no {layout.MANIFEST}) nor a Hugging Face folder (no config.json)"
+    )
+
+
+def _compare(source: Path, model: ModelConfig) -> list[str]:
+    saved = ModelConfig.model_validate(load_common(source)["run"]["config"]["model"])
+    differences = [
+        f"model.{name} is {getattr(saved, name)!r} there, {getattr(model, name)!r} here"
+        for name in _SHAPE_FIELDS
+        if getattr(saved, name) != getattr(model, name)
+    ]
+    if saved.sandwich_norm and not model.sandwich_norm:
+        differences.append("model.sandwich_norm is on there, off here: its gains would be lost")
+    if differences:
+        raise UserError(f"init_from: {source}: {'; '.join(differences)}")
+    notes = [
+        f"model.{name} was {getattr(saved, name)!r} there, is {getattr(model, name)!r} here"
+        for name in _FUNCTION_FIELDS
+        if getattr(saved, name) != getattr(model, name)
+    ]
+    if model.sandwich_norm and not saved.sandwich_norm:
+        notes.append(f"the closing norms of the sub-layers start with gain {model.post_norm_initial_gain}")
+    return notes
+
+
+def _load_what_is_there(network: GPTModel, source: Path) -> None:
+    """Load every weight; only gains of closing norms may be missing in the source."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    described = network.sharded_state_dict(metadata={"dp_cp_group": group})
+    known = dist_checkpointing.load_tensors_metadata(str(source))
+    wanted = {name: value for name, value in described.items() if not _is_left_out(value, known)}
+    network.load_state_dict(load_sharded(source, {"network": wanted})["network"], strict=False)
+
+
+def _is_left_out(value: Any, known: dict[str, ShardedTensor]) -> bool:
+    if isinstance(value, ShardedObject):
+        return True
+    assert isinstance(value, (ShardedTensor, ShardedTensorFactory))
+    return value.key not in known and POST_NORM in value.key
+
+
+def reload_main_weights(optimizer: Any) -> None:
+    """Let the optimizer take its FP32 main weights from the network's."""
+    with torch.no_grad():
+        optimizer.reload_model_params()

@@ -1,0 +1,164 @@
+"""What lies in a run's checkpoints folder, for `kaiyuan checkpoint`. Needs neither torch nor a device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
+from megatron_kaiyuan.errors import UserError, describe
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One folder of a run's checkpoints.
+
+    Attributes:
+        step: None for a folder that was set aside.
+        tokens: position in the token stream, as far as the manifest says.
+        saved: when its manifest was written, ISO 8601, local time.
+        problem: what its manifest lacks; None does not mean that its files are whole.
+    """
+
+    name: str
+    step: int | None
+    tokens: int | None
+    bytes: int
+    saved: str | None
+    is_latest: bool
+    problem: str | None = None
+
+
+def list_checkpoints(run_dir: Path) -> list[Listed]:
+    """Steps, ascending, then what was set aside. Files are not read.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    folder = require_run(run_dir)
+    latest = layout.read_latest(run_dir)
+    steps = [_listed(layout.step_folder(run_dir, step), step, latest) for step in layout.all_steps(run_dir)]
+    others = sorted(path for path in folder.glob("step_*.*") if path.is_dir() and layout.step_of(path.name) is None)
+    return steps + [_listed(path, None, latest) for path in others]
+
+
+def verify_checkpoints(run_dir: Path, step: int | None = None) -> Iterator[tuple[Listed, list[str]]]:
+    """Read every file of all steps, or of one, and compare; each step with what is wrong with it.
+
+    Raises:
+        UserError: there is no such run or step.
+    """
+    listed = [found for found in list_checkpoints(run_dir) if found.step is not None]
+    if step is not None:
+        listed = [found for found in listed if found.step == step]
+        if not listed:
+            raise UserError(f"{layout.step_folder(run_dir, step)}: checkpoint not found; `list` says which there are")
+    for found in listed:
+        yield found, problems_in(layout.checkpoints_folder(run_dir) / found.name)
+
+
+def problems_in(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, every file of it read."""
+    try:
+        files = read_manifest(folder)["files"]
+    except (UserError, OSError) as error:
+        return [describe(error)]
+    return list(problems_of(folder, files, files).values())
+
+
+def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
+    """Verify, with a line for each step as it is done, or one JSON document.
+
+    Returns:
+        What is left to print.
+
+    Raises:
+        UserError: a step is damaged; also after the JSON document.
+    """
+    results = []
+    for found, problems in verify_checkpoints(run_dir, step):
+        results.append((found, problems))
+        if not as_json:
+            print(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}", flush=True)
+    damaged = [found.name for found, problems in results if problems]
+    if as_json:
+        rows = [{"name": found.name, "step": found.step, "problems": problems} for found, problems in results]
+        print(json.dumps({"run_dir": str(run_dir), "checkpoints": rows}, indent=1), flush=True)
+    if damaged:
+        raise UserError(
+            f"{run_dir}: {len(damaged)} of {len(results)} checkpoints damaged ({', '.join(damaged)}); training sets "
+            "them aside and goes on from the newest whole one, or restore them from a copy"
+        )
+    size = sum(found.bytes for found, _ in results)
+    return "" if as_json else f"checkpoint verify: {len(results)} checkpoints whole, {megabytes(size)}"
+
+
+def folder_of(run_dir: Path, name: str) -> Path:
+    """The checkpoint that a word on the command line means: a step of the run, or a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = layout.step_folder(run_dir, int(name)) if name.isdigit() else Path(name)
+    if not (folder / layout.MANIFEST).is_file():
+        raise UserError(f"{folder}: is no checkpoint; `kaiyuan checkpoint list {run_dir}` says which there are")
+    return folder
+
+
+def summary(listed: list[Listed]) -> str:
+    """One line about all of them."""
+    steps = [found for found in listed if found.step is not None]
+    latest = next((found.name for found in steps if found.is_latest), "none of them")
+    aside = f", {len(listed) - len(steps)} set aside" if len(listed) > len(steps) else ""
+    return f"{len(steps)} steps{aside}, {megabytes(sum(found.bytes for found in listed))}, latest is {latest}"
+
+
+def as_table(listed: list[Listed]) -> str:
+    """Lines for a terminal."""
+    rows = [("checkpoint", "tokens", "size", "saved", "")]
+    for found in listed:
+        tokens = "" if found.tokens is None else f"{found.tokens:,}"
+        note = found.problem or ("latest" if found.is_latest else "")
+        rows.append((found.name, tokens, megabytes(found.bytes), found.saved or "", note))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}".rstrip()
+        for row in rows
+    )
+
+
+def as_json(listed: list[Listed]) -> list[dict[str, Any]]:
+    return [asdict(found) for found in listed]
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def require_run(run_dir: Path) -> Path:
+    """The folder of a run's checkpoints.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = layout.checkpoints_folder(run_dir)
+    if not folder.is_dir():
+        raise UserError(f"{run_dir}: holds no checkpoints folder; name a run's folder")
+    return folder
+
+
+def _listed(folder: Path, step: int | None, latest: str | None) -> Listed:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    tokens, saved, problem = None, None, None
+    try:
+        tokens = read_manifest(folder).get("tokens")
+        written = (folder / layout.MANIFEST).stat().st_mtime
+        saved = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+    except (UserError, OSError) as error:
+        problem = describe(error)
+    return Listed(folder.name, step, tokens, size, saved, folder.name == latest, problem)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_checkpoint import make_step
+
+from megatron_kaiyuan.checkpoint import layout, listing
+from megatron_kaiyuan.errors import UserError
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    for step in (0, 10, 20):
+        make_step(tmp_path, step)
+    layout.point_latest(tmp_path, 20)
+    return tmp_path
+
+
+def test_list(run_dir: Path) -> None:
+    make_step(run_dir, 30)
+    layout.set_aside(layout.step_folder(run_dir, 30), "damaged")
+    (layout.step_folder(run_dir, 10) / layout.MANIFEST).write_text("{")
+    found = listing.list_checkpoints(run_dir)
+    assert [(one.name, one.step, one.is_latest) for one in found] == [
+        ("step_0", 0, False),
+        ("step_10", 10, False),
+        ("step_20", 20, True),
+        ("step_30.damaged", None, False),
+    ]
+    assert "not valid JSON" in str(found[1].problem) and found[0].problem is None
+    lines = listing.as_table(found).splitlines()
+    assert len(lines) == 5 and lines[3].endswith("latest")
+    assert listing.summary(found).startswith("3 steps, 1 set aside, 0.0 MB, latest is step_20")
+
+
+def test_verify(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listing.verify_and_tell(run_dir, None, as_json=False).startswith("checkpoint verify: 3 checkpoints whole")
+    victim = layout.step_folder(run_dir, 10) / "__0_0.distcp"
+    victim.write_bytes(b"other bytes")
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"1 of 3 checkpoints damaged \(step_10\)"):
+        listing.verify_and_tell(run_dir, None, as_json=False)
+    assert f"step_10: {victim}: damaged, 11 bytes instead of 10" in capsys.readouterr().out
+    assert "1 checkpoints whole" in listing.verify_and_tell(run_dir, 20, as_json=False)
+    # Looking moves nothing.
+    assert layout.all_steps(run_dir) == [0, 10, 20]
+
+
+def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
+    for action in (
+        lambda: listing.list_checkpoints(tmp_path / "absent"),
+        lambda: listing.verify_and_tell(run_dir, 15, as_json=False),
+        lambda: listing.folder_of(run_dir, "15"),
+        lambda: listing.folder_of(run_dir, "elsewhere"),
+    ):
+        with pytest.raises(UserError):
+            action()
+    assert listing.folder_of(run_dir, "10") == layout.step_folder(run_dir, 10)
+    assert listing.folder_of(run_dir, str(run_dir / "checkpoints" / "step_0")).name == "step_0"

@@ -1,0 +1,54 @@
+"""What may change between two starts of one run, and what is carried over; what makes it another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from small_run import SEQ_LENGTH, TOKENS_PER_STEP, metrics, start_from, train
+
+
+def test_batch_length_and_rate_change_and_the_position_is_carried_over(
+    recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path)
+    changes = ["train.global_batch_size=12", f"train.seq_length={2 * SEQ_LENGTH}", "data.phases.0.peak_lr=1e-3"]
+    done = train(2, recipe, f"run_dir={run_dir}", *changes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = metrics(run_dir)
+    batch = 12 * 2 * SEQ_LENGTH
+    # 5,120 tokens are left of 10,240: three whole batches of 1,536.
+    assert [rows[step]["tokens"] for step in sorted(rows)] == [10 * TOKENS_PER_STEP + n * batch for n in (1, 2, 3)]
+    assert rows[11]["lr"] == 1e-3 and rows[13]["loss"] < rows[11]["loss"]
+    assert "train: step 13/13, 9,728 tokens, finished" in done.stdout
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    (event,) = [row for row in events if row.get("event") == "config_change"]
+    assert event["changes"]["train.seq_length"] == {"was": 64, "now": 128}
+    assert event["changes"].keys() == {"train.seq_length", "train.global_batch_size", "data.phases.0.peak_lr"}
+    (line,) = [line for line in done.stderr.splitlines() if "goes on changed" in line]
+    assert "train.global_batch_size was 8, is 12" in line
+
+    # The same settings again: nothing has changed, nothing is left to do.
+    again = train(1, recipe, f"run_dir={run_dir}", *changes)
+    assert again.returncode == 0 and "goes on changed" not in again.stderr
+    assert "train: step 13/13" in again.stdout
+
+
+def test_another_run_is_refused_with_its_differences(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    """Network and precision; and a phase that has begun, but not one that is still ahead."""
+    run_dir = start_from(finished_run, 10, tmp_path / "run")
+    shutil.copytree(recipe.parent / "phases", tmp_path / "phases")
+    first, second = tmp_path / "phases" / "first", tmp_path / "phases" / "second"
+    for phase in (first, second):
+        manifest = json.loads((phase / "manifest.json").read_text())
+        corpora = [{**entry, "path": str(recipe.parent / "corpus" / "text")} for entry in manifest["corpora"]]
+        (phase / "manifest.json").write_text(json.dumps({**manifest, "corpora": corpora, "name": f"new {phase.name}"}))
+    other_first = ["data.phases.0.path=" + str(first), "model.num_layers=4", "train.precision=bf16"]
+    done = train(2, recipe, f"run_dir={run_dir}", *other_first)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1, done.stderr
+    for named in ("model.num_layers was 2, is 4", "train.precision was 'fp32', is 'bf16'", "data.phases.0 (content)"):
+        assert named in done.stderr
+    done = train(1, recipe, f"run_dir={run_dir}", f"data.phases.1.path={second}", "train.train_tokens=5120")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "data.phases.1 (content)" in done.stderr and "new second" in done.stderr
