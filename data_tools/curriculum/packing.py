@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from data_tools import _curriculum
 from megatron_kaiyuan.data.phase import SEQUENCE_BITS, SEQUENCE_MASK
 
-# Packs that the order of documents may be changed within. About one global batch of a large run, inside which order
-# means nothing; from 256 to 4,096 packs the padding falls by less than a half (benchmarks/packing.py).
-WINDOW = 1024
+# Packs that the order of documents may be changed within: about one global batch of a large run, inside which order
+# means nothing, and more of them save little (docs/data.md). A small phase keeps its order too: 3 % of it at most, but
+# with fewer packs than 16 to choose from there is more padding than order is worth.
+_MOST_WINDOW, _LEAST_WINDOW, _WINDOW_SHARE = 1024, 16, 32
 # Documents whose lengths are gathered at a time.
 _CHUNK = 1 << 20
 
@@ -26,6 +27,7 @@ class Packing(NamedTuple):
     seq_length: int
     packs: int
     padding_tokens: int
+    window: int
 
     @property
     def tokens(self) -> int:
@@ -37,7 +39,15 @@ class Packing(NamedTuple):
         return self.padding_tokens / self.tokens
 
     def as_json(self) -> dict[str, Any]:
-        return {"seq_length": self.seq_length, "padding_tokens": self.padding_tokens, "window": WINDOW}
+        return {"seq_length": self.seq_length, "padding_tokens": self.padding_tokens, "window": self.window}
+
+    def __str__(self) -> str:
+        return f"{self.packs:,} packs of {self.seq_length:,}, {100 * self.padding_share:.2f} % padding"
+
+
+def packing_window(tokens: int, seq_length: int) -> int:
+    """Packs of tokens that a document may be moved past, in a phase of so many tokens."""
+    return min(_MOST_WINDOW, max(_LEAST_WINDOW, tokens // seq_length // _WINDOW_SHARE))
 
 
 def pack_phase(
@@ -48,7 +58,7 @@ def pack_phase(
 ) -> Packing:
     """Replace order.bin, tokens.bin and checks.bin in a folder that is no phase yet by those of packs; add pieces.bin.
 
-    Memory does not grow with the phase: the documents of WINDOW packs, and 16 bytes for each 1,024 entries.
+    Memory does not grow with the phase: the documents of a window of packs, and 16 bytes for each 1,024 entries.
 
     Args:
         lengths: of the sequences of each dataset, in the order of the dataset index.
@@ -56,7 +66,8 @@ def pack_phase(
     """
     unpacked = folder / "order.unpacked"
     os.replace(folder / "order.bin", unpacked)
-    packed = _curriculum.PackedPhase(str(folder), seq_length, WINDOW)
+    window = packing_window(int(np.fromfile(folder / "tokens.bin", "<u8")[-1]), seq_length)
+    packed = _curriculum.PackedPhase(str(folder), seq_length, window)
     with open(unpacked, "rb") as file:
         while len(entries := np.fromfile(file, "<u8", _CHUNK)):
             packed.add(entries, _gather(entries, lengths))
@@ -64,7 +75,7 @@ def pack_phase(
                 progress(len(entries))
     packed.finish()
     unpacked.unlink()
-    return Packing(seq_length, packed.packs, packed.padding)
+    return Packing(seq_length, packed.packs, packed.padding, window)
 
 
 def stretch_profile(profile: dict[str, Any], packing: Packing) -> dict[str, Any]:

@@ -34,11 +34,14 @@ def test_files(lengths, tmp_path: Path, monkeypatch) -> None:
     entries = np.array([d << 48 | s for d in (0, 1) for s in range(len(lengths[d]))], np.uint64)
     np.random.default_rng(0).shuffle(entries)
     entries.tofile(tmp_path / "order.bin")
+    total = sum(int(part.sum()) for part in lengths)
+    np.array([0, total], "<u8").tofile(tmp_path / "tokens.bin")
     told: list[int] = []
     found = packing.pack_phase(tmp_path, lengths, 64, told.append)
     assert sum(told) == len(entries)
 
-    packer = _curriculum.Packer(64, packing.WINDOW)
+    window = packing.packing_window(total, 64)
+    packer = _curriculum.Packer(64, window)
     tokens = np.array([lengths[int(e) >> 48][int(e) & (1 << 48) - 1] for e in entries], np.int32)
     parts = [packer.add(entries, tokens), packer.finish()]
     order, pieces = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -56,10 +59,16 @@ def test_files(lengths, tmp_path: Path, monkeypatch) -> None:
     assert np.fromfile(tmp_path / "checks.bin", "<u8").tolist() == checks
 
     padding = pieces[order >> np.uint64(48) == PADDING, 1].sum()
-    assert found == (64, before[-1] // 64, padding) and found.tokens == before[-1]
+    assert found == (64, before[-1] // 64, padding, window) and found.tokens == before[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checks.bin", "order.bin", "pieces.bin", "tokens.bin"]
 
 
 def test_the_profile_ends_where_the_phase_ends() -> None:
-    stretched = packing.stretch_profile({"tokens": [10, 20, 33], "datasets": {}}, packing.Packing(8, 5, 7))
+    stretched = packing.stretch_profile({"tokens": [10, 20, 33], "datasets": {}}, packing.Packing(8, 5, 7, 16))
     assert stretched == {"tokens": [12, 24, 40], "datasets": {}}
+
+
+def test_the_window_is_a_small_part_of_the_phase() -> None:
+    assert packing.packing_window(10**12, 4096) == 1024
+    assert packing.packing_window(32 * 100 * 4096, 4096) == 100
+    assert packing.packing_window(5, 4096) == 16
