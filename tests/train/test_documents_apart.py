@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from documents_alone import loss_and_gradient_norm
 from small_run import SEQ_LENGTH, TOKENS_PER_STEP, losses, metrics, start_from, succeed, train
 
-from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 
@@ -52,30 +51,16 @@ def first_step(run: RunConfig, across: bool, labels_across: bool) -> tuple[float
         across: attention crosses documents.
         labels_across: the first token of a document counts as a label.
     """
-    device = platform.activate("cpu")
-    from megatron_kaiyuan.cluster.groups import single_process
-    from megatron_kaiyuan.model.build import build_model, transformer_config
-    from megatron_kaiyuan.train.start import build_state
-
     whole = documents(run)
     tokens = np.concatenate(whole)
     starts = {0, *np.cumsum([len(document) for document in whole]).tolist()}
-    with single_process(device):
-        network = build_model(run.model, transformer_config(run.model, run.parallel))
-        network.load_state_dict(build_state(run, device).network.state_dict())
-        total, count = torch.zeros(()), 0
-        for sample in range(0, TOKENS_PER_STEP, SEQ_LENGTH):
-            inside = [] if across else [at for at in range(sample + 1, sample + SEQ_LENGTH) if at in starts]
-            edges = [sample, *inside, sample + SEQ_LENGTH]
-            for first, last in pairwise(edges):
-                ids = torch.from_numpy(tokens[first : last + 1])
-                logits = network(ids[None, :-1], torch.arange(last - first)[None], None)[0]
-                nats = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
-                counts = torch.tensor([labels_across or at + 1 not in starts for at in range(first, last)])
-                total, count = total + nats[counts].sum(), count + int(counts.sum())
-        (total / count).backward()
-        norm = torch.stack([parameter.grad.square().sum() for parameter in network.parameters()]).sum().sqrt()
-    return (total / count).item(), norm.item()
+    pieces = []
+    for sample in range(0, TOKENS_PER_STEP, SEQ_LENGTH):
+        inside = [] if across else [at for at in range(sample + 1, sample + SEQ_LENGTH) if at in starts]
+        for first, last in pairwise([sample, *inside, sample + SEQ_LENGTH]):
+            counts = [labels_across or at + 1 not in starts for at in range(first, last)]
+            pieces.append((tokens[first : last + 1], counts))
+    return loss_and_gradient_norm(run, pieces)
 
 
 @pytest.mark.parametrize(
