@@ -10,7 +10,12 @@ import pytest
 
 from data_tools import _curriculum
 from data_tools.curriculum import packing
+from data_tools.curriculum.build import build_phase
+from data_tools.curriculum.recipe import PhaseRecipe
+from megatron_kaiyuan.data.stream import PADDING as PADDING_MARK
+from megatron_kaiyuan.data.stream import STARTS_ENTRY, TokenStream
 from tests.csrc.reference_algorithm1 import splitmix
+from tests.data.small_corpora import numbered_corpus
 
 PADDING = 65535
 
@@ -72,3 +77,48 @@ def test_the_window_is_a_small_part_of_the_phase() -> None:
     assert packing.packing_window(10**12, 4096) == 1024
     assert packing.packing_window(32 * 100 * 4096, 4096) == 100
     assert packing.packing_window(5, 4096) == 16
+
+
+@pytest.mark.parametrize("order", ["shuffle", "curriculum"])
+def test_a_built_phase_gives_every_token_once(order: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(8)
+    drawn = {name: generator.integers(1, limit, 500) for name, limit in (("code", 30), ("web", 300))}
+    corpora = {
+        name: numbered_corpus(tmp_path / name, lengths.tolist(), 0, scores={"score": generator.random(500).tolist()})
+        for name, lengths in drawn.items()
+    }
+    datasets = [{"corpus": "code", "repeat": 2}, {"corpus": "web", "score": "score", "keep": "top 0.5"}]
+    recipes = [
+        PhaseRecipe.model_validate({"name": "packed", "order": order, "datasets": datasets, "pack": pack})
+        for pack in (None, 128)
+    ]
+    plain, packed = (
+        build_phase(recipe, corpora, tmp_path / "phases" / str(recipe.pack), threads=1) for recipe in recipes
+    )
+    assert f"{packed.packing}" in str(packed) and "% padding" in str(packed)
+    stream, packs = (TokenStream([built.folder], 1000) for built in (plain, packed))
+    packs.phases[0].check(lengths=True)
+    tokens, marks = packs.read_batch(range(0, packs.tokens, 128), 128, starts=True)
+    padding = marks & PADDING_MARK != 0
+    assert packs.tokens % 128 == 0 and padding.sum() == packed.packing.padding_tokens > 0
+    assert np.array_equal(np.sort(tokens[~padding]), np.sort(stream.read(0, stream.tokens)))
+    # Documents of no more than a pack are whole: as many starts as in the stream, and the cuts of the longer ones.
+    starts = (marks & STARTS_ENTRY != 0) & ~padding
+    whole = np.fromfile(plain.folder / "order.bin", "<u8")
+    lengths = np.array([[*drawn.values()][int(entry) >> 48][int(entry) & (1 << 48) - 1] for entry in whole])
+    assert starts.sum() == (-(-lengths // 128)).sum()
+    # Padding ends a pack, and every pack begins with an entry.
+    assert starts[:, 0].all() and (np.diff(padding.astype(int), axis=1) >= 0).all()
+
+
+def test_quality_rises_from_window_to_window(tmp_path: Path) -> None:
+    generator = np.random.default_rng(9)
+    scores = generator.random(20_000)
+    prefix = numbered_corpus(tmp_path / "web", generator.integers(1, 60, 20_000).tolist(), 0, scores={"score": scores})
+    recipe = {"name": "p", "order": "curriculum", "datasets": [{"corpus": "web", "score": "score"}], "pack": 64}
+    built = build_phase(PhaseRecipe.model_validate(recipe), {"web": prefix}, tmp_path / "phase", threads=1)
+    entries = np.fromfile(built.folder / "order.bin", "<u8")
+    ranks = np.argsort(np.argsort(scores))[entries[entries >> np.uint64(48) == 0].astype(np.int64)]
+    behind = np.maximum.accumulate(ranks) - ranks
+    # A window is 1/32 of the phase; documents of a few tokens make it a little more in documents.
+    assert 0 < behind.max() < 20_000 / 32 * 1.2
