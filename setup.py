@@ -91,7 +91,7 @@ setup(
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=[
-        extension("data_tools._curriculum", CURRICULUM_SOURCES),
+        extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
         extension("data_tools._index", INDEX_SOURCES),
         extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
     ],

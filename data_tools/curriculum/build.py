@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_tools import _curriculum
 from data_tools.corpus import manifest_path, metadata_path
+from data_tools.curriculum.packing import Packing, pack_phase, stretch_profile
 from data_tools.curriculum.profile import PhaseProfile
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest, parse_keep
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
@@ -60,6 +61,7 @@ class BuiltPhase:
     Attributes:
         datasets: for each dataset its name, documents and tokens in the phase, and sequences in its corpus.
         absent: optional datasets that do not exist.
+        packing: how documents were packed, or None.
     """
 
     folder: Path
@@ -69,11 +71,14 @@ class BuiltPhase:
     seconds: float
     datasets: list[tuple[str, int, int, int]]
     absent: list[str]
+    packing: Packing | None
 
     def __str__(self) -> str:
         width = max(len(name) for name, *_ in self.datasets)
         head = f"{self.folder} ({self.order}): {self.documents:,} documents, {_brief(self.tokens)} tokens"
         lines = [f"{head}, {self.seconds:.2f} s"]
+        if self.packing:
+            lines.append(f"  {self.packing}")
         for name, documents, tokens, sequences in self.datasets:
             share = 100 * tokens / self.tokens
             lines.append(f"  {name:<{width}} {share:5.1f} % of tokens, {documents:,} documents from {sequences:,}")
@@ -126,14 +131,17 @@ def build_phase(phase: PhaseRecipe, corpora: Mapping[str, Path], folder: Path, t
         temporary.mkdir()
         order.astype("<u8", copy=False).tofile(temporary / "order.bin")
         _cumulative_tokens(order, sources, profile).astype("<u8", copy=False).tofile(temporary / "tokens.bin")
-        write_json(temporary / "profile.json", profile.as_json([source.recipe.corpus for source in sources]))
-        write_json(temporary / "manifest.json", _manifest(phase, sources, profile, folder, temporary))
+        packing = pack_phase(temporary, [s.corpus.lengths for s in sources], phase.pack) if phase.pack else None
+        shown = profile.as_json([source.recipe.corpus for source in sources])
+        write_json(temporary / "profile.json", stretch_profile(shown, packing) if packing else shown)
+        write_json(temporary / "manifest.json", _manifest(phase, sources, profile, packing, folder, temporary))
     seconds = time.perf_counter() - began
     names = [source.recipe.corpus for source in sources]
     sizes = [len(source.corpus) for source in sources]
     datasets = list(zip(names, profile.documents.tolist(), profile.tokens.tolist(), sizes, strict=True))
     absent = [dataset.corpus for dataset in phase.datasets if dataset not in present]
-    return BuiltPhase(folder, phase.order, len(order), profile.total, seconds, datasets, absent)
+    tokens = packing.tokens if packing else profile.total
+    return BuiltPhase(folder, phase.order, len(order), tokens, seconds, datasets, absent, packing)
 
 
 def _absent(prefix: Path) -> bool:
@@ -253,9 +261,14 @@ def _gathered(
 
 
 def _manifest(
-    phase: PhaseRecipe, sources: list[Source], profile: PhaseProfile, folder: Path, written: Path
+    phase: PhaseRecipe,
+    sources: list[Source],
+    profile: PhaseProfile,
+    packing: Packing | None,
+    folder: Path,
+    written: Path,
 ) -> dict[str, Any]:
-    names = ("order.bin", "tokens.bin", "profile.json")
+    names = sorted(path.name for path in written.iterdir())
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -263,8 +276,9 @@ def _manifest(
         "order": phase.order,
         "seed": phase.seed,
         "documents": int(profile.documents.sum()),
-        "tokens": profile.total,
+        "tokens": packing.tokens if packing else profile.total,
         "stride": STRIDE,
+        "packing": packing.as_json() if packing else None,
         "corpora": [
             {
                 "name": source.recipe.corpus,

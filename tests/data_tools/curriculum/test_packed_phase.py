@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import accumulate
 from pathlib import Path
 
@@ -95,12 +96,14 @@ def test_a_built_phase_gives_every_token_once(order: str, tmp_path: Path) -> Non
     plain, packed = (
         build_phase(recipe, corpora, tmp_path / "phases" / str(recipe.pack), threads=1) for recipe in recipes
     )
-    assert f"{packed.packing}" in str(packed) and "% padding" in str(packed)
+    manifest = json.loads((packed.folder / "manifest.json").read_text())
+    assert packed.tokens == manifest["tokens"] and packed.documents == plain.documents
+    assert f"{packed.tokens // 128:,} packs of 128, " in str(packed) and "% padding" in str(packed)
     stream, packs = (TokenStream([built.folder], 1000) for built in (plain, packed))
     packs.phases[0].check(lengths=True)
     tokens, marks = packs.read_batch(range(0, packs.tokens, 128), 128, starts=True)
     padding = marks & PADDING_MARK != 0
-    assert packs.tokens % 128 == 0 and padding.sum() == packed.packing.padding_tokens > 0
+    assert packs.tokens % 128 == 0 and padding.sum() == manifest["packing"]["padding_tokens"] > 0
     assert np.array_equal(np.sort(tokens[~padding]), np.sort(stream.read(0, stream.tokens)))
     # Documents of no more than a pack are whole: as many starts as in the stream, and the cuts of the longer ones.
     starts = (marks & STARTS_ENTRY != 0) & ~padding
