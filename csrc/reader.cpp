@@ -41,7 +41,9 @@ Phase::Phase(const PhaseFiles& files, std::vector<std::shared_ptr<const Corpus>>
       blocks_(files.entries / files.stride + (files.entries % files.stride != 0)),
       // No address: a new phase may lie where one was that a thread still remembers.
       id_(next_id++),
-      checked_((blocks_ + 63) / 64) {}
+      checked_((blocks_ + 63) / 64) {
+  for (const auto& corpus : corpora_) views_.push_back({corpus->lengths(), corpus->sequences()});
+}
 
 std::uint64_t Phase::entries_in(std::uint64_t number) const {
   return std::min(files_.stride, files_.entries - number * files_.stride);
@@ -66,18 +68,26 @@ void Phase::check_block(std::uint64_t number) const {
 std::uint64_t Phase::length(std::uint64_t entry) const {
   const std::uint64_t dataset = files_.order[entry] >> sequence_bits, sequence = files_.order[entry] & sequence_mask;
   if (files_.pieces != nullptr && dataset == padding_dataset) return files_.pieces[entry] >> 32;
-  const std::uint64_t known = dataset < corpora_.size() ? corpora_[dataset]->sequences() : 0;
-  if (sequence >= known)
-    throw Damage("order.bin", -1,
-                 "damaged at entry " + std::to_string(entry) + ": it names sequence " + std::to_string(sequence) +
-                     " of dataset " + std::to_string(dataset) + ", which has " + std::to_string(known));
+  const std::uint64_t known = dataset < views_.size() ? views_[dataset].sequences : 0;
+  if (sequence >= known) refuse_entry(entry, known);
   // A piece is compared with its sequence when it is read.
   if (files_.pieces != nullptr) return files_.pieces[entry] >> 32;
-  const std::int32_t length = corpora_[dataset]->length(sequence);
-  if (length < 0)
-    throw Damage(".idx", static_cast<std::int64_t>(dataset),
-                 "sequence " + std::to_string(sequence) + " has length " + std::to_string(length));
+  std::int32_t length;
+  std::memcpy(&length, views_[dataset].lengths + 4 * sequence, 4);
+  if (length < 0) refuse_length(dataset, sequence, length);
   return static_cast<std::uint64_t>(length);
+}
+
+void Phase::refuse_entry(std::uint64_t entry, std::uint64_t known) const {
+  throw Damage("order.bin", -1,
+               "damaged at entry " + std::to_string(entry) + ": it names sequence " +
+                   std::to_string(files_.order[entry] & sequence_mask) + " of dataset " +
+                   std::to_string(files_.order[entry] >> sequence_bits) + ", which has " + std::to_string(known));
+}
+
+void Phase::refuse_length(std::uint64_t dataset, std::uint64_t sequence, std::int32_t length) const {
+  throw Damage(".idx", static_cast<std::int64_t>(dataset),
+               "sequence " + std::to_string(sequence) + " has length " + std::to_string(length));
 }
 
 const Phase::Block& Phase::walk(std::uint64_t number, Block& block) const {
@@ -87,11 +97,15 @@ const Phase::Block& Phase::walk(std::uint64_t number, Block& block) const {
   block.first = number * files_.stride;
   block.starts.resize(entries + 1);
   std::uint64_t total = files_.tokens[number];
+  // The lengths lie anywhere in an index that is larger than any cache: ask for them ahead.
+  constexpr std::uint64_t ahead = 16;
+  std::uint64_t* const starts = block.starts.data();
   for (std::uint64_t i = 0; i < entries; ++i) {
-    block.starts[i] = total;
+    if (files_.pieces == nullptr && i + ahead < entries) prefetch(block.first + i + ahead);
+    starts[i] = total;
     total += length(block.first + i);
   }
-  block.starts[entries] = total;
+  starts[entries] = total;
   if (total != files_.tokens[number + 1])
     throw Damage("tokens.bin", -1,
                  entries_name(block.first, block.first + entries) + " of order.bin hold " +
@@ -100,6 +114,12 @@ const Phase::Block& Phase::walk(std::uint64_t number, Block& block) const {
                      "; it is damaged, or the corpora are others");
   block.phase = id_;
   return block;
+}
+
+void Phase::prefetch(std::uint64_t entry) const {
+  const std::uint64_t dataset = files_.order[entry] >> sequence_bits, sequence = files_.order[entry] & sequence_mask;
+  if (dataset < views_.size() && sequence < views_[dataset].sequences)
+    __builtin_prefetch(views_[dataset].lengths + 4 * sequence);
 }
 
 const Phase::Block& Phase::block_of(std::uint64_t offset) const {

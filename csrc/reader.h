@@ -44,7 +44,7 @@ class Corpus {
          std::uint64_t sequences, unsigned code);
 
   std::uint64_t sequences() const { return sequences_; }
-  std::int32_t length(std::uint64_t sequence) const;
+  const unsigned char* lengths() const { return lengths_; }
 
   // Copy `count` tokens from `first` of a sequence, widened. Throws Damage, with the dataset's number, when they do not
   // lie in the `.bin` or when an id is not below `vocab_size`.
@@ -52,6 +52,7 @@ class Corpus {
             std::int64_t dataset) const;
 
  private:
+  std::int32_t length(std::uint64_t sequence) const;
   std::int64_t pointer(std::uint64_t sequence) const;
 
   const unsigned char *lengths_, *pointers_, *tokens_;
@@ -85,18 +86,27 @@ class Phase {
 
  private:
   struct Block;
+  // What walking needs of a corpus, side by side.
+  struct View {
+    const unsigned char* lengths;
+    std::uint64_t sequences;
+  };
 
   static Block& last_block();
   const Block& block_of(std::uint64_t offset) const;
   const Block& walk(std::uint64_t number, Block& block) const;
   void check_block(std::uint64_t number) const;
   std::uint64_t length(std::uint64_t entry) const;
+  void prefetch(std::uint64_t entry) const;
+  [[noreturn]] void refuse_entry(std::uint64_t entry, std::uint64_t known) const;
+  [[noreturn]] void refuse_length(std::uint64_t dataset, std::uint64_t sequence, std::int32_t length) const;
   void read_entry(std::uint64_t entry, std::uint64_t first, std::size_t count, std::uint64_t vocab_size,
                   std::int64_t* tokens) const;
   std::uint64_t entries_in(std::uint64_t number) const;
 
   PhaseFiles files_;
   std::vector<std::shared_ptr<const Corpus>> corpora_;
+  std::vector<View> views_;
   std::uint64_t blocks_, id_;
   mutable std::vector<std::atomic<std::uint64_t>> checked_;  // one bit a block
 };
