@@ -1,7 +1,7 @@
-// Every random choice of the curriculum: a pure function of the seed, what the draw is for, and the row.
+// Every random choice of the curriculum: a pure function of the dataset's seed, what the draw is for, and the row.
 //
 // No generator runs from row to row, so a draw does not depend on the number of threads, on the order of
-// the work, or on which other rows exist.
+// the work, or on which other rows or datasets exist.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +23,17 @@ class Draws {
  public:
   Draws(std::uint64_t seed, Purpose purpose) : state_(mix(mix(seed) ^ static_cast<std::uint64_t>(purpose))) {}
 
-  // 64 uniform bits for one copy of one document.
-  std::uint64_t operator()(std::uint64_t document, std::uint64_t copy = 0) const {
-    return mix(mix(state_ ^ document) ^ copy);
-  }
+  // 64 uniform bits for one copy of one document (copy << 48 | sequence); different rows have different draws.
+  std::uint64_t operator()(std::uint64_t row) const { return mix(state_ ^ row); }
 
  private:
   std::uint64_t state_;
 };
+
+// A second draw from a row's first.
+inline std::uint64_t again(std::uint64_t draw, Purpose purpose) {
+  return mix(draw ^ static_cast<std::uint64_t>(purpose));
+}
 
 // The top 53 bits as a double in [0, 1): every value is exact.
 inline double uniform(std::uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1.0p-53; }

@@ -27,7 +27,7 @@ build() { # MODULE'S PATH, SOURCES...
 }
 build megatron_kaiyuan/data/_reader csrc/reader*.cpp csrc/index_format.cpp
 build data_tools/_index csrc/index*.cpp
-build data_tools/_curriculum csrc/{bindings,algorithm1,selection,index_file}.cpp csrc/packing*.cpp
+build data_tools/_curriculum csrc/{algorithm1,bindings,dataset,interleave,output,store,index_file}.cpp csrc/packing*.cpp
 
 # The interpreter is not built with the sanitizers: their library must be there before it, and libstdc++ too, or the
 # first exception is not found. Python itself leaks at exit.

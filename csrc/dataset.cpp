@@ -1,0 +1,253 @@
+#include "dataset.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace curriculum {
+namespace {
+
+// Gives rows, as they come in rising order, their percentile, and says which stay.
+class Ranks {
+ public:
+  Ranks(std::uint64_t rows, std::uint64_t first, std::uint64_t last, std::vector<Group>& groups)
+      : rows_(rows), first_(first), last_(last), groups_(groups) {}
+
+  // True when the row stays, which is then in `entry`.
+  bool next(const ScoredRow& row, Entry& entry) {
+    const std::uint64_t rank = rank_++;
+    while (rank >= next_percentile_) {
+      ++percentile_;
+      next_percentile_ = ((percentile_ + 1) * rows_ + percentiles - 1) / percentiles;
+    }
+    Group& group = groups_[percentile_ * groups_.size() / percentiles];
+    ++group.corpus_documents;
+    group.corpus_tokens += row.tokens;
+    if (rank < first_ || rank >= last_) return false;
+    const bool tied = rank > first_ && row.key == key_;
+    key_ = row.key;
+    entry.word = percentile_ << (sequence_bits + copy_bits) | row.sequence;
+    entry.tail = static_cast<std::uint32_t>(tied) << 31 | row.tokens;
+    return true;
+  }
+
+ private:
+  std::uint64_t rows_, first_, last_;
+  std::vector<Group>& groups_;
+  std::uint64_t rank_ = 0, percentile_ = 0, key_ = 0;
+  std::uint64_t next_percentile_ = (rows_ + percentiles - 1) / percentiles;
+};
+
+constexpr unsigned groups_of_scored = 10;
+
+}  // namespace
+
+Dataset::Dataset(Workshop& workshop, const DatasetSettings& settings, std::uint64_t expected)
+    : workshop_(workshop),
+      settings_(settings),
+      tie_draws_(settings.choice_seed, Purpose::selection),
+      row_draws_(settings.order_seed, Purpose::row),
+      keep_draws_(settings.order_seed, Purpose::selection),
+      repeat_draws_(settings.order_seed, Purpose::repetition),
+      groups_(settings.scored ? groups_of_scored : 1) {
+  if (settings.scored)
+    sorter_ = std::make_unique<ScoreSorter>(workshop.memory, workshop.runs, ByScore{tie_draws_}, workshop.threads,
+                                            expected);
+  else
+    store_ = std::make_unique<Store>(workshop.memory, workshop.chosen, expected);
+}
+
+void Dataset::add(std::uint64_t first, const std::int32_t* lengths, const double* scores, std::size_t size,
+                  bool drop_missing) {
+  if (settings_.scored != (scores != nullptr)) throw std::invalid_argument("scores are given, or not, for all documents");
+  if (settings_.scored ? !sorter_ : indexed()) throw std::logic_error("the dataset is finished");
+  if (first > sequence_mask || size > sequence_mask + 1 - first)
+    throw std::invalid_argument("sequence " + std::to_string(first + size - 1) + " does not fit in 48 bits");
+  if (std::any_of(lengths, lengths + size, [](std::int32_t length) { return length < 0; }))
+    throw std::invalid_argument("a length is negative");
+  for (std::size_t i = 0; i < size; ++i) {
+    const auto tokens = static_cast<std::uint32_t>(lengths[i]);
+    if (!scores) {
+      store_->append({std::uint64_t{unscored} << (sequence_bits + copy_bits) | (first + i), tokens});
+      ++groups_[0].corpus_documents;
+      groups_[0].corpus_tokens += tokens;
+    } else {
+      const bool missing = std::isnan(scores[i]);
+      missing_ += missing;
+      if (missing && drop_missing) continue;
+      sorter_->add({missing ? lowest_key : ascending_bits(scores[i]), first + i, tokens});
+    }
+    ++rows_;
+    tokens_ += tokens;
+  }
+}
+
+void Dataset::keep(std::uint64_t first, std::uint64_t last) {
+  if (!sorter_) throw std::logic_error("only a scored dataset has ranks, once");
+  if (first > last || last > rows_)
+    throw std::invalid_argument("ranks " + std::to_string(first) + " to " + std::to_string(last) + " of " +
+                                std::to_string(rows_));
+  Ranks ranks(rows_, first, last, groups_);
+  Entry entry;
+  rows_ = last - first;
+  tokens_ = 0;
+  if (!sorter_->in_memory()) {
+    auto kept = std::make_unique<Store>(workshop_.memory, workshop_.chosen, rows_);
+    sorter_->drain([&](const ScoredRow& row) {
+      if (!ranks.next(row, entry)) return;
+      kept->append(entry);
+      tokens_ += entry.tokens();
+    });
+    sorter_.reset();
+    store_ = std::move(kept);
+    return store_->finish();
+  }
+  // In place: an entry is shorter than the row that it was made from, so it never reaches a row not yet read.
+  const std::uint64_t size = sorter_->size();
+  Buffer buffer = sorter_->take();
+  sorter_.reset();
+  char *from = buffer.as<char>(), *to = from;
+  for (std::uint64_t i = 0; i < size; ++i, from += sizeof(ScoredRow)) {
+    ScoredRow row;
+    std::memcpy(&row, from, sizeof row);
+    if (!ranks.next(row, entry)) continue;
+    std::memcpy(to, &entry, sizeof entry);
+    to += sizeof entry;
+    tokens_ += entry.tokens();
+  }
+  store_ = std::make_unique<Store>(workshop_.memory, workshop_.chosen, std::move(buffer), rows_);
+}
+
+void Dataset::finish_adding() {
+  if (sorter_) throw std::logic_error("keep comes first");
+  if (indexed()) throw std::logic_error("the dataset has its copies already");
+  store_->finish();
+}
+
+// Rows that `take` takes, in their order.
+template <typename Take>
+void Dataset::filter(std::uint64_t expected, const Take& take) {
+  auto kept = std::make_unique<Store>(workshop_.memory, workshop_.chosen, expected);
+  tokens_ = 0;
+  store_->for_each([&](const Entry& entry) {
+    if (!take(entry)) return;
+    kept->append(entry);
+    tokens_ += entry.tokens();
+  });
+  kept->finish();
+  rows_ = kept->size();
+  store_ = std::move(kept);
+}
+
+// The bound below which the draws of rows lie that together weigh `target`, or as little more as can be: the sums of
+// 2^16 ranges of the draws show in which range the bound is, and the rows in that one are sorted.
+template <typename Weight>
+std::uint64_t Dataset::draw_below(const Draws& draw, std::uint64_t target, const Weight& weight) const {
+  if (target == 0) return 0;
+  constexpr unsigned range_bits = 16;
+  std::vector<std::uint64_t> sums(std::size_t{1} << range_bits);
+  store_->for_each([&](const Entry& entry) { sums[draw(entry.sequence()) >> (64 - range_bits)] += weight(entry); });
+  std::size_t range = 0;
+  for (; range < sums.size() && sums[range] < target; ++range) target -= sums[range];
+  if (range == sums.size())
+    throw std::invalid_argument("more is asked of the dataset than it holds, by " + std::to_string(target));
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> candidates;
+  store_->for_each([&](const Entry& entry) {
+    const std::uint64_t drawn = draw(entry.sequence());
+    if (drawn >> (64 - range_bits) == range) candidates.emplace_back(drawn, weight(entry));
+  });
+  std::sort(candidates.begin(), candidates.end());
+  for (const auto& [drawn, weighs] : candidates) {
+    if (weighs >= target) return drawn + 1;  // only the very last draw of 2^64 would be lost
+    target -= weighs;
+  }
+  return 0;
+}
+
+void Dataset::keep_random(std::uint64_t count) {
+  finish_adding();
+  if (count > rows_)
+    throw std::invalid_argument(std::to_string(count) + " documents asked of " + std::to_string(rows_));
+  const std::uint64_t below = draw_below(keep_draws_, count, [](const Entry&) { return std::uint64_t{1}; });
+  filter(count, [&](const Entry& entry) { return keep_draws_(entry.sequence()) < below; });
+}
+
+void Dataset::repeat(std::uint64_t whole, double probability) {
+  if (!(probability >= 0 && probability < 1))
+    throw std::invalid_argument("probability is " + std::to_string(probability) + "; it must be in [0, 1)");
+  finish_adding();
+  // uniform(draw) < probability, as a bound of the draw: a whole number below x is one below the next whole number.
+  const auto below = static_cast<std::uint64_t>(std::ceil(probability * 0x1.0p53)) << 11;
+  const double expected = static_cast<double>(rows_) * (static_cast<double>(whole) + probability);
+  expand(whole, below, static_cast<std::uint64_t>(expected) + 1);
+}
+
+void Dataset::repeat_to(std::uint64_t whole, std::uint64_t extra_tokens) {
+  finish_adding();
+  const std::uint64_t below = draw_below(repeat_draws_, extra_tokens, [](const Entry& e) { return std::uint64_t{e.tokens()}; });
+  const double part = tokens_ ? static_cast<double>(extra_tokens) / static_cast<double>(tokens_) : 0;
+  expand(whole, below, static_cast<std::uint64_t>(static_cast<double>(rows_) * (static_cast<double>(whole) + part)) + 1);
+}
+
+void Dataset::expand(std::uint64_t whole, std::uint64_t extra_below, std::uint64_t expected) {
+  if (whole >= most_copies)
+    throw std::invalid_argument(std::to_string(whole) + " copies; there can be " + std::to_string(most_copies - 1));
+  if (by_score() && whole + (extra_below > 0) <= 1) {  // in order as they are
+    if (!whole) filter(expected, [&](const Entry& e) { return repeat_draws_(e.sequence()) < extra_below; });
+  } else {
+    sort_copies(whole, extra_below, expected);
+  }
+  index();
+}
+
+// Copies of rows with equal scores come in the order of a hash of (sequence, copy); without scores, so do all.
+void Dataset::sort_copies(std::uint64_t whole, std::uint64_t extra_below, std::uint64_t expected) {
+  const bool grouped = by_score();
+  std::unique_ptr<Store> ordered;
+  const auto make_ordered = [&] {
+    ordered = std::make_unique<Store>(workshop_.memory, workshop_.ordered, expected);
+  };
+  if (grouped) make_ordered();
+  EntrySorter sorter(workshop_.memory, workshop_.runs, ByDraw{grouped ? tie_draws_ : row_draws_}, workshop_.threads,
+                     grouped ? 0 : expected);
+  const auto drain = [&] { sorter.drain([&](const Entry& entry) { ordered->append(entry); }); };
+  store_->for_each([&](Entry entry) {
+    if (grouped && !entry.tied()) drain();
+    const std::uint64_t copies = whole + (repeat_draws_(entry.sequence()) < extra_below);
+    for (std::uint64_t copy = 0; copy < copies; ++copy, entry.word += sequence_mask + 1) sorter.add(entry);
+  });
+  store_.reset();
+  if (!grouped && sorter.in_memory()) {
+    const std::uint64_t size = sorter.size();
+    store_ = std::make_unique<Store>(workshop_.memory, workshop_.ordered, sorter.take(), size);
+    return;
+  }
+  if (!ordered) make_ordered();
+  drain();
+  ordered->finish();
+  store_ = std::move(ordered);
+}
+
+// One pass over the finished rows.
+void Dataset::index() {
+  rows_ = store_->size();
+  tokens_ = 0;
+  std::uint64_t row = 0, weight = 0;
+  store_->for_each([&](const Entry& entry) {
+    if (row++ % stride == 0) {
+      tokens_before_.push_back(tokens_);
+      weight_before_.push_back(weight);
+    }
+    tokens_ += entry.tokens();
+    weight += std::max(1u, entry.tokens());
+    Group& group = groups_[entry.percentile() == unscored ? 0 : entry.percentile() * groups_.size() / percentiles];
+    ++group.documents;
+    group.tokens += entry.tokens();
+  });
+  tokens_before_.push_back(tokens_);
+  weight_before_.push_back(weight);
+}
+
+}  // namespace curriculum

@@ -1,0 +1,117 @@
+#include "output.h"
+
+#include <algorithm>
+#include <array>
+
+#include "hash.h"
+
+namespace curriculum {
+namespace {
+
+constexpr std::size_t words_at_once = 16 * block_entries;
+constexpr std::uint64_t no_end = ~std::uint64_t{0};
+
+// First token of a bucket.
+std::uint64_t bucket_start(std::uint64_t total, std::uint64_t buckets, std::uint64_t bucket) {
+  return (total / buckets) * bucket + ((total % buckets) * bucket + buckets - 1) / buckets;
+}
+
+}  // namespace
+
+std::uint64_t block_check(std::uint64_t block, const std::uint64_t* words, std::size_t count) {
+  std::uint64_t check = mix(block);
+  for (std::size_t i = 0; i < count; ++i) check = mix(check ^ words[i]);
+  return check;
+}
+
+Output::Output(const std::string& folder, std::uint64_t entries, std::uint64_t tokens, std::size_t datasets,
+               std::uint64_t buckets)
+    : folder_(folder),
+      entries_(entries),
+      total_tokens_(tokens),
+      order_(corpus_index::File::create(folder + "/order.bin")),
+      tokens_((entries + block_entries - 1) / block_entries + 1),
+      checks_(tokens_.size() - 1),
+      profile_{buckets, std::vector<std::uint64_t>(datasets * buckets), std::vector<std::uint64_t>(datasets * buckets)} {
+  tokens_.back() = tokens;
+}
+
+Profile Output::finish() {
+  check_blocks_between_parts();
+  order_.close();
+  const auto write = [&](const char* name, const std::vector<std::uint64_t>& words) {
+    auto file = corpus_index::File::create(folder_ + "/" + name);
+    file.write(words.data(), words.size() * sizeof words[0], 0);
+    file.close();
+  };
+  write("tokens.bin", tokens_);
+  write("checks.bin", checks_);
+  return std::move(profile_);
+}
+
+void Output::check_blocks_between_parts() {
+  std::array<std::uint64_t, block_entries> words;
+  for (const std::uint64_t block : split_blocks_) {
+    const std::uint64_t first = block * block_entries;
+    const auto count = static_cast<std::size_t>(std::min(block_entries, entries_ - first));
+    order_.read(words.data(), count * sizeof words[0], first * sizeof words[0]);
+    checks_[block] = block_check(block, words.data(), count);
+  }
+}
+
+PartWriter::PartWriter(Output& output, std::size_t datasets, std::uint64_t first, std::uint64_t tokens_before)
+    : output_(output), entry_(first), token_(tokens_before), bucket_end_(0), cells_(datasets), words_(words_at_once - first % block_entries) {}
+
+void PartWriter::next_bucket() {
+  add_cells();
+  const std::uint64_t buckets = output_.profile_.buckets;
+  // An empty document at the very end belongs to the last bucket.
+  while (bucket_end_ <= token_) {
+    if (bucket_end_) ++bucket_;
+    bucket_end_ = bucket_ + 1 == buckets ? no_end : bucket_start(output_.total_tokens_, buckets, bucket_ + 1);
+  }
+}
+
+void PartWriter::add_cells() {
+  const std::lock_guard lock(output_.mutex_);
+  Profile& profile = output_.profile_;
+  for (std::size_t dataset = 0; dataset < cells_.size(); ++dataset) {
+    Cell& cell = cells_[dataset];
+    profile.tokens[dataset * profile.buckets + bucket_] += cell.tokens;
+    profile.quality[dataset * profile.buckets + bucket_] += cell.quality;
+    cell = {};
+  }
+}
+
+// Blocks that are here as a whole are checked now, several side by side: one alone waits for each product in turn.
+void PartWriter::flush() {
+  if (held_ == 0) return;
+  const std::uint64_t first = entry_ - held_;
+  output_.order_.write(words_.data(), held_ * sizeof words_[0], first * sizeof words_[0]);
+  const std::uint64_t first_block = (first + block_entries - 1) / block_entries;
+  const std::uint64_t last_block = entry_ / block_entries;
+  constexpr std::uint64_t side_by_side = 4;
+  std::uint64_t block = first_block;
+  for (; block + side_by_side <= last_block; block += side_by_side) {
+    const std::uint64_t* words = words_.data() + (block * block_entries - first);
+    std::array<std::uint64_t, side_by_side> checks;
+    for (std::uint64_t b = 0; b < side_by_side; ++b) checks[b] = mix(block + b);
+    for (std::uint64_t i = 0; i < block_entries; ++i)
+      for (std::uint64_t b = 0; b < side_by_side; ++b) checks[b] = mix(checks[b] ^ words[b * block_entries + i]);
+    std::copy(checks.begin(), checks.end(), output_.checks_.begin() + static_cast<std::ptrdiff_t>(block));
+  }
+  for (; block < last_block; ++block)
+    output_.checks_[block] = block_check(block, words_.data() + (block * block_entries - first), block_entries);
+  const std::lock_guard lock(output_.mutex_);
+  if (first % block_entries) output_.split_blocks_.push_back(first / block_entries);
+  if (entry_ % block_entries) output_.split_blocks_.push_back(last_block);
+  held_ = 0;
+  words_.resize(words_at_once);
+}
+
+void PartWriter::finish() {
+  flush();
+  add_cells();
+}
+
+}  // namespace curriculum

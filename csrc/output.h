@@ -1,0 +1,78 @@
+// The files of a phase, written by threads that each have a part of its entries.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "index_file.h"
+#include "interleave.h"
+
+namespace curriculum {
+
+constexpr std::uint64_t block_entries = 1024;  // of one number in tokens.bin and in checks.bin
+
+// order.bin as it is written; tokens.bin and checks.bin, which are a thousandth of it, in memory until the end.
+class Output {
+ public:
+  Output(const std::string& folder, std::uint64_t entries, std::uint64_t tokens, std::size_t datasets,
+         std::uint64_t buckets);
+
+  // When all entries are written. Returns the profile.
+  Profile finish();
+
+ private:
+  friend class PartWriter;
+
+  void check_blocks_between_parts();
+
+  std::string folder_;
+  std::uint64_t entries_, total_tokens_;
+  corpus_index::File order_;
+  std::vector<std::uint64_t> tokens_, checks_;
+  std::mutex mutex_;
+  std::vector<std::uint64_t> split_blocks_;  // blocks that begin in one part and end in another
+  Profile profile_;
+};
+
+// Writes entries [first, ...) of the order; `tokens_before` come before them.
+class PartWriter {
+ public:
+  PartWriter(Output& output, std::size_t datasets, std::uint64_t first, std::uint64_t tokens_before);
+
+  void add(std::uint32_t dataset, const Entry& entry) {
+    if (entry_ % block_entries == 0) output_.tokens_[entry_ / block_entries] = token_;
+    if (token_ >= bucket_end_) next_bucket();
+    Cell& cell = cells_[dataset];
+    cell.tokens += entry.tokens();
+    if (entry.percentile() != unscored) cell.quality += entry.tokens() * (2 * std::uint64_t{entry.percentile()} + 1);
+    token_ += entry.tokens();
+    words_[held_++] = std::uint64_t{dataset} << sequence_bits | entry.sequence();
+    ++entry_;
+    if (held_ == words_.size()) flush();
+  }
+  void finish();
+
+ private:
+  struct Cell {
+    std::uint64_t tokens, quality;
+  };
+
+  void next_bucket();
+  void add_cells();
+  void flush();
+
+  Output& output_;
+  std::uint64_t entry_, token_;
+  std::uint64_t bucket_ = 0, bucket_end_;
+  std::vector<Cell> cells_;  // of the current bucket
+  std::vector<std::uint64_t> words_;
+  std::size_t held_ = 0;
+};
+
+// The fold of one block's words: h = mix(h ^ word), from mix(number of the block).
+std::uint64_t block_check(std::uint64_t block, const std::uint64_t* words, std::size_t count);
+
+}  // namespace curriculum

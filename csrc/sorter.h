@@ -1,0 +1,146 @@
+// Sorting more rows than memory holds: runs that are sorted in memory, written one after the other, and merged.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "radix_sort.h"
+#include "store.h"
+
+namespace curriculum {
+
+template <typename Row, typename Keys>
+class Sorter {
+ public:
+  // `expected`: rows that will be added, about; `scratch` is for this sorter alone while it holds rows.
+  Sorter(Memory& memory, ScratchFile& scratch, const Keys& keys, unsigned threads, std::uint64_t expected)
+      : memory_(memory),
+        scratch_(scratch),
+        sort_(keys),
+        keys_(keys),
+        threads_(threads),
+        most_(memory.sort_rows(sizeof(Row))) {
+    reserve(static_cast<std::size_t>(std::min<std::uint64_t>(expected, most_)));
+  }
+  Sorter(const Sorter&) = delete;
+  ~Sorter() { memory_.release(buffer_.bytes()); }
+
+  void add(const Row& row) {
+    if (held_ == capacity_) make_room();
+    rows_[held_++] = row;
+  }
+  std::uint64_t size() const { return spilled_ + held_; }
+  bool in_memory() const { return runs_.empty(); }
+
+  // The sorted rows, when all of them are in memory; the sorter is of no use after this.
+  Buffer take() {
+    sort_(rows_, held_, threads_);
+    memory_.release(buffer_.bytes());
+    return std::exchange(buffer_, Buffer());
+  }
+
+  // Calls visit(row) for every row, ascending; the sorter is empty after this.
+  template <typename Visit>
+  void drain(const Visit& visit) {
+    if (in_memory()) {
+      sort_(rows_, held_, threads_);
+      for (std::size_t i = 0; i < held_; ++i) visit(rows_[i]);
+    } else {
+      if (held_) spill();
+      merge(visit);
+      runs_.clear();
+      scratch_.clear();
+      spilled_ = 0;
+    }
+    held_ = 0;
+  }
+
+ private:
+  struct Run {
+    std::uint64_t offset, rows;  // what is not yet read of it
+  };
+  // A run that is being merged: its part of the buffer, and the first key of its first row.
+  struct Cursor {
+    std::uint64_t key;
+    const Row *row, *last;
+    std::size_t run;
+  };
+
+  void reserve(std::size_t rows) {
+    capacity_ = std::max<std::size_t>(rows, 1);
+    memory_.release(buffer_.bytes());
+    buffer_.resize(capacity_ * sizeof(Row));
+    memory_.hold(buffer_.bytes());
+    rows_ = buffer_.template as<Row>();
+  }
+
+  void make_room() {
+    if (capacity_ < most_) return reserve(std::min(most_, capacity_ + capacity_ / 4 + 1024));
+    spill();
+  }
+
+  void spill() {
+    sort_(rows_, held_, threads_);
+    runs_.push_back({scratch_.append(rows_, held_ * sizeof(Row)), held_});
+    spilled_ += held_;
+    held_ = 0;
+  }
+
+  // The buffer is cut into a part for each run.
+  template <typename Visit>
+  void merge(const Visit& visit) {
+    const std::size_t part = capacity_ / runs_.size();
+    if (part == 0)
+      throw std::invalid_argument(std::to_string(runs_.size()) + " sorted runs of " + std::to_string(capacity_) +
+                                  " rows cannot be merged in one pass; raise --memory");
+    const auto fill = [&](Cursor& cursor) {
+      Run& run = runs_[cursor.run];
+      const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(part, run.rows));
+      if (count == 0) return false;
+      Row* rows = rows_ + cursor.run * part;
+      scratch_.read(rows, count * sizeof(Row), run.offset);
+      run.offset += count * sizeof(Row);
+      run.rows -= count;
+      cursor = {keys_(rows[0], 0), rows, rows + count, cursor.run};
+      return true;
+    };
+    const auto later = [&](const Cursor& a, const Cursor& b) {  // the heap's top is the smallest
+      return a.key != b.key ? a.key > b.key : sort_.less(*b.row, *a.row, 1);
+    };
+    std::vector<Cursor> heap(runs_.size());
+    for (std::size_t run = 0; run < heap.size(); ++run) {
+      heap[run].run = run;
+      fill(heap[run]);
+    }
+    std::make_heap(heap.begin(), heap.end(), later);
+    while (!heap.empty()) {
+      std::pop_heap(heap.begin(), heap.end(), later);
+      Cursor& cursor = heap.back();
+      visit(*cursor.row);
+      if (++cursor.row == cursor.last && !fill(cursor)) {
+        heap.pop_back();
+        continue;
+      }
+      cursor.key = keys_(*cursor.row, 0);
+      std::push_heap(heap.begin(), heap.end(), later);
+    }
+  }
+
+  Memory& memory_;
+  ScratchFile& scratch_;
+  RadixSort<Row, Keys> sort_;
+  Keys keys_;
+  unsigned threads_;
+  std::size_t most_, capacity_ = 0, held_ = 0;
+  std::uint64_t spilled_ = 0;
+  Buffer buffer_;
+  Row* rows_ = nullptr;
+  std::vector<Run> runs_;
+};
+
+}  // namespace curriculum

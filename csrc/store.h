@@ -1,0 +1,139 @@
+// Where rows are held: in memory while they fit the bound, in a scratch file beyond. Explicit reads and writes, no maps,
+// so that what the process holds is what the system says it holds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "index_file.h"
+#include "rows.h"
+
+namespace curriculum {
+
+// Bytes that may grow without a copy: the system moves the pages of a large block, and untouched ones cost nothing.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t bytes) { resize(bytes); }
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+
+  void resize(std::size_t bytes);  // keeps what is there; throws std::bad_alloc
+  std::size_t bytes() const { return bytes_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// The bound of one build, and what of it is held.
+//
+// Finished rows take at most half, so that there is room to sort the next dataset; what does not fit goes to a file.
+class Memory {
+ public:
+  explicit Memory(std::uint64_t limit) : limit_(limit) {}
+
+  std::uint64_t limit() const { return limit_; }
+  std::uint64_t free() const { return limit_ > held_ ? limit_ - held_ : 0; }
+  // Rows that a sort may hold: seven eighths of what is free, and never so few that runs could not be merged.
+  std::size_t sort_rows(std::size_t row_bytes) const;
+  bool fits(std::uint64_t bytes) const { return held_ + bytes <= limit_ / 2; }
+  void hold(std::uint64_t bytes) { held_ += bytes; }
+  void release(std::uint64_t bytes) { held_ -= bytes; }
+
+ private:
+  std::uint64_t limit_, held_ = 0;
+};
+
+// One file that is only appended to. Its name is gone at once, so a killed build leaves nothing of it.
+class ScratchFile {
+ public:
+  explicit ScratchFile(std::string path) : path_(std::move(path)) {}
+
+  std::uint64_t append(const void* data, std::size_t bytes);  // returns the offset
+  void read(void* data, std::size_t bytes, std::uint64_t offset) const { file_->read(data, bytes, offset); }
+  std::uint64_t size() const { return end_; }
+  void clear() { end_ = 0; }  // what follows overwrites
+
+ private:
+  std::string path_;
+  std::optional<corpus_index::File> file_;
+  std::uint64_t end_ = 0;
+};
+
+// The rows of one dataset, appended once and then read.
+class Store {
+ public:
+  // `expected` rows decide where they go; only one store may be appended to a scratch file at a time.
+  Store(Memory& memory, ScratchFile& scratch, std::uint64_t expected);
+  // Rows that are in memory, and stay there if they fit.
+  Store(Memory& memory, ScratchFile& scratch, Buffer rows, std::uint64_t size);
+  Store(const Store&) = delete;
+  ~Store();
+
+  void append(const Entry& entry) {
+    if (tail_rows_ == tail_capacity_) make_room();
+    tail_[tail_rows_++] = entry;
+  }
+  void finish();  // no more is appended
+  std::uint64_t size() const { return written_ + tail_rows_; }
+  bool resident() const { return resident_; }
+  Entry* rows() const { return buffer_.as<Entry>(); }  // resident stores
+  void read(std::uint64_t first, std::size_t count, Entry* rows) const;
+
+  // Calls visit(entry) for every row, in order.
+  template <typename Visit>
+  void for_each(const Visit& visit) const;
+
+ private:
+  void make_room();
+  void account();
+
+  Memory& memory_;
+  ScratchFile& scratch_;
+  bool resident_;
+  Buffer buffer_;  // all rows, or those not yet written
+  Entry* tail_ = nullptr;
+  std::size_t tail_rows_ = 0, tail_capacity_ = 0;
+  std::uint64_t written_ = 0, offset_ = 0, accounted_ = 0;
+};
+
+// Reads a finished store from any row on, a piece at a time.
+class Reader {
+ public:
+  // `piece`: rows read from a file at once.
+  Reader(const Store& store, std::size_t piece) : store_(&store), piece_(piece) {}
+
+  // Rows from `row` on, at least one; `row` is below the store's size.
+  std::pair<const Entry*, std::size_t> from(std::uint64_t row);
+
+ private:
+  const Store* store_;
+  std::size_t piece_;
+  std::vector<Entry> rows_;
+  std::uint64_t first_ = 0;
+};
+
+constexpr std::size_t piece_rows = std::size_t{1} << 13;
+
+template <typename Visit>
+void Store::for_each(const Visit& visit) const {
+  Reader reader(*this, piece_rows);
+  for (std::uint64_t row = 0; row < size();) {
+    const auto [rows, count] = reader.from(row);
+    for (std::size_t i = 0; i < count; ++i) visit(rows[i]);
+    row += count;
+  }
+}
+
+}  // namespace curriculum
