@@ -126,13 +126,17 @@ void Dataset::finish_adding() {
   store_->finish();
 }
 
-// Rows that `take` takes, in their order.
+// Rows that `take` takes, in their order. Where the first of some equal scores goes, the next is first.
 template <typename Take>
 void Dataset::filter(std::uint64_t expected, const Take& take) {
   auto kept = std::make_unique<Store>(workshop_.memory, workshop_.chosen, expected);
   tokens_ = 0;
-  store_->for_each([&](const Entry& entry) {
+  bool follows = false;  // a row with the same score was taken
+  store_->for_each([&](Entry entry) {
+    follows = follows && entry.tied();
     if (!take(entry)) return;
+    entry.tail = static_cast<std::uint32_t>(follows) << 31 | entry.tokens();
+    follows = true;
     kept->append(entry);
     tokens_ += entry.tokens();
   });

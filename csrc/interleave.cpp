@@ -19,6 +19,7 @@ using Datasets = std::vector<std::unique_ptr<Dataset>>;
 constexpr std::uint64_t no_limit = ~std::uint64_t{0};
 constexpr double most_positions = 0x1.0p50;  // beyond, two rows of one dataset could get one R
 constexpr std::size_t window_least = 1024, window_default = 1 << 15, window_most = 1 << 17;
+constexpr double narrowest_window = 0x1.0p-48;  // of the range: a fraction of a token
 constexpr std::size_t fewest_piece_rows = 16;
 constexpr std::uint64_t least_memory = std::uint64_t{1} << 20;
 
@@ -160,7 +161,7 @@ class Part {
   template <typename Advance>
   void run(const Advance& advance) {
     PartWriter writer = start();
-    double width = static_cast<double>(plan_.window_rows) / static_cast<double>(plan_.rows);
+    double width = std::max(narrowest_window, static_cast<double>(plan_.window_rows) / static_cast<double>(plan_.rows));
     for (double low = first_; low < last_;) {
       const double high = gather(low, width);
       sort_(rows_.data(), rows_.size(), 1);
@@ -205,14 +206,14 @@ class Part {
     for (;;) {
       const double high = std::min(low + width, last_);
       const std::uint64_t limit = plan_.limit(high);
-      for (std::size_t dataset = 0; dataset < walks_.size(); ++dataset) {
+      const bool may_narrow = plan_.rank_by == RankBy::tokens && width > 4 * narrowest_window;
+      bool crowded = false;
+      for (std::size_t dataset = 0; dataset < walks_.size() && !crowded; ++dataset) {
         take(dataset, limit);
-        if (plan_.rank_by == RankBy::tokens && rows_.size() > waiting + 2 * plan_.window_rows) break;
+        crowded = may_narrow && rows_.size() > waiting + 2 * plan_.window_rows;
       }
-      const std::size_t gathered = rows_.size() - waiting;
-      const bool narrow = plan_.rank_by == RankBy::tokens && gathered > 2 * plan_.window_rows;
-      if (!narrow || low + width / 4 == low) {
-        if (gathered < plan_.window_rows / 2) width *= 2;
+      if (!crowded) {
+        if (2 * (rows_.size() - waiting) <= plan_.window_rows) width *= 2;
         return high;
       }
       width /= 4;
@@ -296,6 +297,7 @@ Plan make_plan(const Datasets& datasets, const Memory& memory, const InterleaveS
 
 Profile interleave(const Datasets& datasets, const Memory& memory, const InterleaveSettings& settings,
                    const std::string& folder, const std::function<void(std::uint64_t)>& progress) {
+  if (settings.buckets == 0) throw std::invalid_argument("a profile has one bucket or more");
   const Plan plan = make_plan(datasets, memory, settings);
   Output output(folder, plan.rows, plan.tokens, datasets.size(), settings.buckets);
   if (plan.rows == 0) return output.finish();

@@ -60,16 +60,17 @@ void Output::check_blocks_between_parts() {
 }
 
 PartWriter::PartWriter(Output& output, std::size_t datasets, std::uint64_t first, std::uint64_t tokens_before)
-    : output_(output), entry_(first), token_(tokens_before), bucket_end_(0), cells_(datasets), words_(words_at_once - first % block_entries) {}
+    : output_(output), entry_(first), token_(tokens_before), cells_(datasets), words_(words_at_once - first % block_entries) {
+  const std::uint64_t buckets = output.profile_.buckets;
+  bucket_end_ = buckets == 1 ? no_end : bucket_start(output.total_tokens_, buckets, 1);
+}
 
 void PartWriter::next_bucket() {
   add_cells();
   const std::uint64_t buckets = output_.profile_.buckets;
   // An empty document at the very end belongs to the last bucket.
-  while (bucket_end_ <= token_) {
-    if (bucket_end_) ++bucket_;
-    bucket_end_ = bucket_ + 1 == buckets ? no_end : bucket_start(output_.total_tokens_, buckets, bucket_ + 1);
-  }
+  for (; bucket_end_ <= token_; ++bucket_)
+    bucket_end_ = bucket_ + 2 >= buckets ? no_end : bucket_start(output_.total_tokens_, buckets, bucket_ + 2);
 }
 
 void PartWriter::add_cells() {

@@ -1,23 +1,42 @@
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-Sequences: TypeAlias = NDArray[np.uint64]
-Scores: TypeAlias = NDArray[np.float64] | None
-Copies: TypeAlias = NDArray[np.uint32] | None
+MOST_COPIES: int
 
-def order(
-    datasets: Sequence[tuple[str, Sequences, Scores, Copies]],
-    *,
-    shuffle: bool,
-    seed: int,
-    perturb: float = 0.0,
-    threads: int = 1,
-) -> NDArray[np.uint64]: ...
-def select(dataset: str, scores: Scores, size: int, count: int, seed: int) -> Sequences: ...
-def copies(sequences: Sequences, repeat: float, seed: int) -> NDArray[np.uint32]: ...
+class Builder:
+    def __init__(self, folder: str, *, memory: int, shuffle: bool, threads: int = 1) -> None: ...
+    def begin(self, *, scored: bool, choice_seed: int, order_seed: int, expected: int = 0) -> None: ...
+    def add(
+        self,
+        first: int,
+        lengths: NDArray[np.int32],
+        scores: NDArray[np.float64] | None,
+        drop_missing: bool = False,
+    ) -> None: ...
+    @property
+    def missing(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    def keep(self, first: int, last: int) -> None: ...
+    def keep_random(self, count: int) -> None: ...
+    def repeat(self, dataset: int, whole: int, probability: float = 0.0) -> None: ...
+    def repeat_to(self, dataset: int, whole: int, extra_tokens: int) -> None: ...
+    def count(self, dataset: int) -> tuple[int, int]: ...
+    def groups(self, dataset: int) -> list[tuple[int, int, int, int]]: ...
+    def interleave(
+        self,
+        folder: str,
+        *,
+        by_tokens: bool = False,
+        perturb: float = 0.0,
+        buckets: int = 50,
+        window_rows: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]: ...
 
 class Packer:
     def __init__(self, pack_length: int, window: int) -> None: ...

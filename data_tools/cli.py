@@ -230,6 +230,9 @@ def curriculum(
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, e.g. 'phases[0].seed=7'")] = None,
     phase: Annotated[str | None, typer.Option(help="build this phase only")] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
+    memory: Annotated[
+        str | None, typer.Option(help="as 4G; default: half of what is free. Same result for any")
+    ] = None,
     materialize: Annotated[
         str | None,
         typer.Option(
@@ -240,15 +243,17 @@ def curriculum(
 ) -> None:
     """Build the document order of each phase: shuffled, or quality ascending (Algorithm 1).
 
-    Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases
+    Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases --memory 4G
 
-    With --materialize stock Megatron opens OUTPUT/PHASE_text_document: the documents of the phase in its order.
+    A phase that does not fit the memory is sorted with files beside it, of up to about 60 bytes a document. With
+    --materialize stock Megatron opens OUTPUT/PHASE_text_document: the documents of the phase in its order.
     """
     from data_tools.curriculum.build import build_recipe
     from data_tools.curriculum.materialize import check_recipe, materialize_phases
+    from data_tools.curriculum.memory import parse_memory
 
     pairs = check_recipe(recipe, overrides or [], materialize, phase) if materialize else []
-    summary = build_recipe(recipe, overrides or [], output, phase, threads)
+    summary = build_recipe(recipe, overrides or [], output, phase, threads, parse_memory(memory) if memory else None)
     for line in materialize_phases(output, pairs, materialize, threads or os.cpu_count() or 1):
         print(line, flush=True)
     print(summary)

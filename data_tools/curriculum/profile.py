@@ -1,67 +1,64 @@
-"""Along the tokens of a phase: what share each dataset gives, and its mean score. For the report's figures."""
+"""Along the tokens of a phase: what share each dataset gives, and from which part of its corpus. For the reports."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 50
+# What the builder sums is tokens * (2 * percentile + 1): the middle of a hundredth of the corpus is that over 200.
+_PERCENTILE_STEPS = 200
+_GROUP = ("documents", "tokens", "corpus_documents", "corpus_tokens")
 
 
-class PhaseProfile:
-    """Sums over documents in equal buckets of the phase's tokens; a document belongs to its first token's bucket.
-
-    Args:
-        datasets: how many.
-        total: tokens of the phase.
+class DatasetProfile(NamedTuple):
+    """What the builder knows of one dataset.
 
     Attributes:
-        documents, tokens: int64[datasets], what each dataset gave so far.
+        score: the column, or None.
+        tokens: u64[buckets]; a document belongs to the bucket of its first token.
+        quality: u64[buckets], sums of tokens * (2 * percentile + 1), where percentile 0 is the lowest hundredth of the
+            corpus by score.
+        groups: documents and tokens, in the phase with every copy and in the corpus once, of each tenth of the corpus
+            by score (ascending), or of all of it.
     """
 
-    def __init__(self, datasets: int, total: int):
-        self.total = total
-        self.buckets = max(1, min(BUCKETS, total))
-        self.documents: NDArray[np.int64] = np.zeros(datasets, np.int64)
-        self._tokens: NDArray[np.int64] = np.zeros((datasets, self.buckets), np.int64)
-        self._scored = np.zeros((datasets, self.buckets))
+    name: str
+    score: str | None
+    tokens: NDArray[np.uint64]
+    quality: NDArray[np.uint64]
+    groups: Sequence[tuple[int, int, int, int]]
 
-    @property
-    def tokens(self) -> NDArray[np.int64]:
-        return self._tokens.sum(axis=1)
 
-    def add(
-        self,
-        datasets: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        scores: NDArray[np.float64],
-    ) -> None:
-        """Count documents: dataset index, first token in the phase, tokens, score (NaN: none)."""
-        # An empty document at the very end starts at the total.
-        buckets = np.minimum(starts * self.buckets // self.total, self.buckets - 1)
-        cells = datasets * self.buckets + buckets
-        shape = self._tokens.shape
-        self.documents += np.bincount(datasets, minlength=shape[0])
-        # bincount adds up in float64, which is exact below 2^53 tokens.
-        tokens = np.bincount(cells, weights=lengths, minlength=self._tokens.size)
-        self._tokens += tokens.astype(np.int64).reshape(shape)
-        self._scored += np.bincount(cells, weights=lengths * scores, minlength=self._tokens.size).reshape(shape)
-
-    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """`tokens`: upper edge of each bucket; for each dataset its tokens and token-weighted mean score in it."""
-        edges = [-(-self.total * (bucket + 1) // self.buckets) for bucket in range(self.buckets)]
-        means = np.full(self._scored.shape, np.nan)
-        np.divide(self._scored, self._tokens, out=means, where=self._tokens > 0)
-        datasets = {
-            name: {
-                "tokens": self._tokens[row].tolist(),
-                "mean_score": [mean if math.isfinite(mean) else None for mean in means[row].tolist()],
+def phase_profile(total: int, datasets: Sequence[DatasetProfile]) -> dict[str, Any]:
+    """profile.json: `tokens`, the upper edge of each bucket; for each dataset its tokens in it and their mean quantile,
+    rank by score / documents of the corpus, within half a hundredth; and how much of each tenth of it is seen."""
+    buckets = len(datasets[0].tokens)
+    return {
+        "tokens": [-(-total * (bucket + 1) // buckets) for bucket in range(buckets)],
+        "datasets": {
+            dataset.name: {
+                "score": dataset.score,
+                "tokens": dataset.tokens.tolist(),
+                "mean_quantile": _mean_quantiles(dataset),
             }
-            for row, name in enumerate(names)
-        }
-        return {"tokens": edges, "datasets": datasets}
+            for dataset in datasets
+        },
+        "exposure": {
+            dataset.name: {
+                "score": dataset.score,
+                "groups": [dict(zip(_GROUP, group, strict=True)) for group in dataset.groups],
+            }
+            for dataset in datasets
+        },
+    }
+
+
+def _mean_quantiles(dataset: DatasetProfile) -> list[float | None]:
+    if dataset.score is None:
+        return [None] * len(dataset.tokens)
+    pairs = zip(dataset.quality.tolist(), dataset.tokens.tolist(), strict=True)
+    return [quality / (_PERCENTILE_STEPS * tokens) if tokens else None for quality, tokens in pairs]

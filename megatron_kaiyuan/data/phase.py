@@ -26,7 +26,7 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus, share
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_json
 
-FORMAT, VERSION = "kaiyuan-phase", 1
+FORMAT, VERSION = "kaiyuan-phase", 2
 _READABLE = (1, 2)
 SEQUENCE_BITS = 48
 SEQUENCE_MASK = np.uint64((1 << SEQUENCE_BITS) - 1)

@@ -1,29 +1,48 @@
-"""Algorithm 1, selection and repetition once more: slow, in Python and NumPy, written from the report and not from
-csrc/. Even the hash is written again, from its published constants."""
+"""Algorithm 1, selection and repetition once more: slow, in plain Python, written from the report and not from csrc/.
+Even the hash is written again, from its published constants."""
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
-import numpy as np
-
 MASK = (1 << 64) - 1
 ROW, PERTURBATION, ORDER_TIE, SELECTION, REPETITION = range(5)
+BLOCK = 1024
 
 
-class Rows(NamedTuple):
-    """One dataset: sequences, scores (or None) and copies of each (or None)."""
+class Data(NamedTuple):
+    """One dataset and what becomes of it.
 
-    sequences: list[int]
+    Attributes:
+        scores: NaN is missing; None: unscored.
+        ranks: ascending ranks by score that stay; random: how many stay at random.
+        probability, extra_tokens: which rows are taken once more than `whole`; one of the two.
+    """
+
+    lengths: list[int]
     scores: list[float] | None = None
-    copies: list[int] | None = None
+    seeds: tuple[int, int] = (1, 2)
+    drop_missing: bool = False
+    ranks: tuple[float, float] = (0.0, 1.0)
+    random: float | None = None
+    whole: int = 1
+    probability: float = 0.0
+    extra: float | None = None
+    first: int = 0
 
-    def expanded(self) -> list[tuple[int, float | None, int]]:
-        """(sequence, score, copy) for every copy."""
-        copies = self.copies or [1] * len(self.sequences) if self.copies is None else self.copies
-        scores = self.scores if self.scores is not None else [None] * len(self.sequences)
-        return [(q, s, c) for q, s, n in zip(self.sequences, scores, copies, strict=True) for c in range(n)]
+
+class Row(NamedTuple):
+    sequence: int
+    tokens: int
+    score: float
+    percentile: int
+    copy: int = 0
+
+    @property
+    def number(self) -> int:
+        return self.copy << 48 | self.sequence
 
 
 def splitmix(x: int) -> int:
@@ -34,48 +53,141 @@ def splitmix(x: int) -> int:
     return z ^ (z >> 31)
 
 
-def draw(seed: int, purpose: int, document: int, copy: int = 0) -> int:
-    return splitmix(splitmix(splitmix(splitmix(seed) ^ purpose) ^ document) ^ copy)
+def draw(seed: int, purpose: int, row: int) -> int:
+    return splitmix(splitmix(splitmix(seed) ^ purpose) ^ row)
 
 
 def uniform(bits: int) -> float:
     return (bits >> 11) / 2**53
 
 
-def order(datasets: list[Rows], seed: int, perturb: float = 0.0) -> list[int]:
-    """Steps 1 to 4, one row at a time."""
-    total = sum(len(rows.expanded()) for rows in datasets)
-    rescaled = []
-    for dataset, rows in enumerate(datasets):
-        keyed = []
-        for sequence, score, copy in rows.expanded():
-            identifier = (dataset << 48) + sequence
-            tie = draw(seed, ROW, identifier, copy)
-            keyed.append((tie if score is None else score, tie, identifier))
-        for rank, (_, tie, identifier) in enumerate(sorted(keyed), start=1):
-            shift = perturb * uniform(splitmix(tie ^ PERTURBATION))
-            # float(Fraction) rounds the exact quotient once, so equal rationals are equal.
-            position = float(Fraction(rank, len(keyed))) * float(total) + shift
-            rescaled.append((position, splitmix(tie ^ ORDER_TIE), identifier))
-    return [identifier for _, _, identifier in sorted(rescaled)]
+def ranked(data: Data) -> list[Row]:
+    """All rows, ascending by (score, hash), missing scores below all; unscored ones as they are."""
+    rows = [Row(data.first + at, tokens, 0.0, 127) for at, tokens in enumerate(data.lengths)]
+    if data.scores is None:
+        return rows
+    rows = [row._replace(score=score) for row, score in zip(rows, data.scores, strict=True)]
+    if data.drop_missing:
+        rows = [row for row in rows if not math.isnan(row.score)]
+    rows.sort(
+        key=lambda row: (
+            not math.isnan(row.score),
+            0.0 if math.isnan(row.score) else row.score,
+            draw(data.seeds[0], SELECTION, row.sequence),
+        )
+    )
+    return [row._replace(percentile=rank * 100 // len(rows)) for rank, row in enumerate(rows)]
 
 
-def shuffle(datasets: list[Rows], seed: int) -> list[int]:
+def kept(data: Data) -> list[Row]:
+    rows = ranked(data)
+    if data.scores is not None:
+        first, last = (math.floor(part * len(rows)) for part in data.ranks)
+        rows = rows[first:last]
+    if data.random is not None:
+        count = math.floor(data.random * len(rows))
+        lowest = set(sorted(rows, key=lambda row: draw(data.seeds[1], SELECTION, row.sequence))[:count])
+        rows = [row for row in rows if row in lowest]
+    return rows
+
+
+def extra_tokens(data: Data, rows: list[Row]) -> int | None:
+    return None if data.extra is None else math.floor(data.extra * sum(row.tokens for row in rows))
+
+
+def repeated(data: Data) -> list[Row]:
+    """Every copy, in no order that matters."""
+    rows = kept(data)
+    drawn = {row.sequence: draw(data.seeds[1], REPETITION, row.sequence) for row in rows}
+    again = {sequence for sequence, bits in drawn.items() if uniform(bits) < data.probability}
+    if (left := extra_tokens(data, rows)) is not None:
+        again = set()
+        for row in sorted(rows, key=lambda row: drawn[row.sequence]):
+            if left <= 0:
+                break
+            again.add(row.sequence)
+            left -= row.tokens
+    return [row._replace(copy=c) for row in rows for c in range(data.whole + (row.sequence in again))]
+
+
+def ordered(data: Data, shuffle: bool) -> list[Row]:
+    """Step 2."""
+    rows = repeated(data)
+    if data.scores is None or shuffle:
+        return sorted(rows, key=lambda row: draw(data.seeds[1], ROW, row.number))
+    missing_last = [(not math.isnan(row.score), 0.0 if math.isnan(row.score) else row.score) for row in rows]
     keyed = [
-        (draw(seed, ROW, (dataset << 48) + sequence, copy), (dataset << 48) + sequence)
-        for dataset, rows in enumerate(datasets)
-        for sequence, _, copy in rows.expanded()
+        (key, draw(data.seeds[0], SELECTION, row.number), row) for key, row in zip(missing_last, rows, strict=True)
     ]
-    return [identifier for _, identifier in sorted(keyed)]
+    return [row for _, _, row in sorted(keyed)]
 
 
-def select(scores: list[float] | None, size: int, count: int, seed: int) -> list[int]:
-    """The last `count` rows in ascending order of (score, draw)."""
-    keys = np.zeros(size) if scores is None else np.asarray(scores, float)
-    draws = np.array([draw(seed, SELECTION, row) for row in range(size)], np.uint64)
-    return sorted(np.lexsort((draws, keys))[size - count :].tolist())
+def order(
+    datasets: list[Data], *, shuffle: bool = False, by_tokens: bool = False, perturb: float = 0.0
+) -> list[tuple[int, Row]]:
+    """Steps 3 and 4: (dataset, row) in the order of the phase."""
+    groups = [ordered(data, shuffle) for data in datasets]
+    weights = [[max(1, row.tokens) if by_tokens else 1 for row in rows] for rows in groups]
+    total = sum(map(sum, weights))
+    keyed = []
+    for dataset, (rows, own) in enumerate(zip(groups, weights, strict=True)):
+        reached = 0
+        for row, weight in zip(rows, own, strict=True):
+            reached += weight
+            drawn = draw(datasets[dataset].seeds[1], ROW, row.number)
+            shift = perturb * uniform(splitmix(drawn ^ PERTURBATION)) if perturb else 0.0
+            # float(Fraction) rounds the exact quotient once, so equal rationals are equal.
+            position = drawn if shuffle else float(Fraction(reached, sum(own))) * float(total) + shift
+            keyed.append((position, splitmix(drawn ^ ORDER_TIE), dataset << 48 | row.sequence, dataset, row))
+    return [(dataset, row) for *_, dataset, row in sorted(keyed)]
 
 
-def copies(sequences: list[int], repeat: float, seed: int) -> list[int]:
-    whole = int(repeat)
-    return [whole + (uniform(draw(seed, REPETITION, sequence)) < repeat - whole) for sequence in sequences]
+def words(entries: list[tuple[int, Row]]) -> list[int]:
+    return [dataset << 48 | row.sequence for dataset, row in entries]
+
+
+def cumulative_tokens(entries: list[tuple[int, Row]]) -> list[int]:
+    """tokens.bin."""
+    before, sums = 0, []
+    for at, (_, row) in enumerate(entries):
+        if at % BLOCK == 0:
+            sums.append(before)
+        before += row.tokens
+    return [*sums, before]
+
+
+def checks(numbers: list[int]) -> list[int]:
+    """checks.bin."""
+    found = []
+    for block in range(0, len(numbers), BLOCK):
+        check = splitmix(block // BLOCK)
+        for number in numbers[block : block + BLOCK]:
+            check = splitmix(check ^ number)
+        found.append(check)
+    return found
+
+
+def profile(entries: list[tuple[int, Row]], datasets: int, buckets: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens, and sums of tokens * (2 * percentile + 1), of each dataset in each bucket of the phase's tokens."""
+    total = sum(row.tokens for _, row in entries)
+    tokens = [[0] * buckets for _ in range(datasets)]
+    quality = [[0] * buckets for _ in range(datasets)]
+    before = 0
+    for dataset, row in entries:
+        bucket = min(before * buckets // total, buckets - 1)
+        tokens[dataset][bucket] += row.tokens
+        quality[dataset][bucket] += row.tokens * (2 * row.percentile + 1) if row.percentile < 100 else 0
+        before += row.tokens
+    return tokens, quality
+
+
+def groups(data: Data) -> list[tuple[int, int, int, int]]:
+    """Of each tenth by score, or of all: documents and tokens with every copy, and in the corpus."""
+    count = 1 if data.scores is None else 10
+    found = [[0, 0, 0, 0] for _ in range(count)]
+    for rows, at in ((repeated(data), 0), (ranked(data), 2)):
+        for row in rows:
+            group = found[0 if count == 1 else row.percentile // 10]
+            group[at] += 1
+            group[at + 1] += row.tokens
+    return [(a, b, c, d) for a, b, c, d in found]

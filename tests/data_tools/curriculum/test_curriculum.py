@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data_tools import _index
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
@@ -34,6 +37,16 @@ def corpora(tmp_path_factory) -> dict[str, Path]:
         scores = {"score": generator.integers(0, 20, size).astype(float).tolist()}
         prefixes[name] = numbered_corpus(folder / f"{name}_text_document", lengths, 100 * first, scores=scores)
     return prefixes
+
+
+def large_corpus(prefix: Path, lengths: np.ndarray, scores: np.ndarray) -> Path:
+    """What a build reads of a corpus of many documents; its tokens are a hole in a file."""
+    writer = _index.IndexWriter(os.fsencode(f"{prefix}.idx"), 8)
+    writer.add(lengths.astype(np.int32))
+    writer.finish()
+    os.truncate(os.open(f"{prefix}.bin", os.O_CREAT | os.O_RDWR), 2 * int(lengths.sum()))
+    pq.write_table(pa.table({"score": scores}), f"{prefix}.meta.parquet")
+    return prefix
 
 
 def phase_recipe(*datasets: dict, order: str = "curriculum", **more) -> PhaseRecipe:
@@ -100,9 +113,11 @@ def test_the_profile_adds_up(corpora, tmp_path):
     assert {name: sum(parts["tokens"]) for name, parts in profile["datasets"].items()} == {
         entry["name"]: entry["tokens"] for entry in manifest["corpora"]
     }
-    quality = profile["datasets"]["code"]["mean_score"]
+    quality = profile["datasets"]["code"]["mean_quantile"]
     assert np.all(np.diff(quality) >= -1e-9)
-    assert set(profile["datasets"]["wiki"]["mean_score"]) == {None}
+    assert 0.6 <= quality[0] <= quality[-1] <= 1
+    assert np.mean(quality) == pytest.approx(0.8, abs=0.01)
+    assert set(profile["datasets"]["wiki"]["mean_quantile"]) == {None}
     widths = np.diff([0, *profile["tokens"]])
     shares = np.sum([parts["tokens"] for parts in profile["datasets"].values()], axis=0)
     assert np.all(np.abs(shares - widths) <= 8)  # the longest document
@@ -152,18 +167,56 @@ def test_a_stock_megatron_corpus_without_metadata(corpora, tmp_path):
     [
         ({"corpus": "code", "score": "scroe"}, r"unknown score column 'scroe'; did you mean 'score'\?"),
         ({"corpus": "code", "score": "domain"}, "column 'domain' holds no numbers"),
-        ({"corpus": "maths", "keep": "random 0.4"}, "keep 'random 0.4' of 1 documents leaves 0"),
-        ({"corpus": "holed", "score": "score"}, "dataset holed: 1 of 2 scores are NaN"),
-        ({"corpus": "holed", "score": "score", "keep": "top 0.5"}, "dataset holed: 1 of 2 scores are NaN"),
+        ({"corpus": "maths", "keep": "random 0.4"}, "is empty after filtering: keep 'random 0.4' leaves 0"),
+        ({"corpus": "holed", "score": "score"}, "corpus 'holed': 1 of 3 scores 'score' are missing; score it again"),
         ({"corpus": "absent"}, r"absent\.idx: corpus index not found"),
     ],
 )
 def test_refuses(corpora, tmp_path, dataset, message):
-    holed = write_corpus(tmp_path / "holed", [[1], [2]], {"score": [1.0, float("nan")]})
+    holed = write_corpus(tmp_path / "holed", [[1], [2], [3]], {"score": [1.0, float("nan"), 0.5]})
     prefixes = {**corpora, "holed": holed, "absent": tmp_path / "absent"}
     with pytest.raises(UserError, match=message):
         build_phase(phase_recipe(dataset), prefixes, tmp_path / "phase", 1)
     assert not (tmp_path / "phase").exists()
+
+
+def test_missing_scores_are_left_out_or_lowest_and_counted(tmp_path):
+    scores = [1.0, float("nan"), 0.5, float("nan"), 2.0]
+    prefix = write_corpus(tmp_path / "holed", [[1]] * 5, {"score": scores})
+    for policy, expected in (("drop", [2, 0, 4]), ("lowest", [1, 3, 2, 0, 4])):
+        phase = phase_recipe({"corpus": "holed", "score": "score", "missing_scores": policy})
+        built = build_phase(phase, {"holed": prefix}, tmp_path / policy, 1)
+        _, sequences = read_order(tmp_path / policy)
+        assert sequences.tolist() in (expected, [3, 1, 2, 0, 4])
+        assert json.loads((tmp_path / policy / "manifest.json").read_text())["corpora"][0]["missing_scores"] == 2
+        assert "holed: 2 documents without score" in str(built)
+
+
+def test_exposure_counts_every_copy_by_tenths_of_the_corpus(corpora, tmp_path):
+    build_phase(CURRICULUM, corpora, tmp_path / "phase", threads=1)
+    exposure = json.loads((tmp_path / "phase/profile.json").read_text())["exposure"]
+    assert [group["corpus_documents"] for group in exposure["code"]["groups"]] == [260] * 10
+    assert [group["documents"] for group in exposure["code"]["groups"]] == [0] * 6 + [260] * 4
+    (wiki,) = exposure["wiki"]["groups"]
+    assert wiki["corpus_documents"] == 700
+    assert 2 < wiki["documents"] / 700 < 3
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"rank_by": "tokens", "perturb": 300.0}, {"order": "shuffle"}, {"tokens": 4000}],
+    ids=str,
+)
+def test_a_budget_of_memory_changes_no_byte(tmp_path, more):
+    """With the least memory, rows beyond 16 MiB go to files."""
+    generator = np.random.default_rng(6)
+    size = 1_500_000
+    prefix = large_corpus(tmp_path / "large", generator.integers(1, 9, size), generator.random(size))
+    phase = phase_recipe({"corpus": "large", "score": "score", "keep": "top 0.9"}, **more)
+    for memory, name in ((97 << 20, "small"), (4 << 30, "large_memory")):
+        build_phase(phase, {"large": prefix}, tmp_path / name, threads=2, memory=memory)
+    small, large = files(tmp_path / "small"), files(tmp_path / "large_memory")
+    assert small == large
 
 
 def test_an_optional_dataset_may_be_absent(corpora, tmp_path):
@@ -184,17 +237,65 @@ def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
     assert (tmp_path / "phase/thesis.tex").read_text() == "years of work"
 
 
+SETRLIMIT = """
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+signal.signal(signal.SIGXFSZ, signal.{action})
+from data_tools.cli import main
+main()
+"""
+
+
+def recipe_file(folder: Path, corpora: dict[str, Path], *phases: dict) -> Path:
+    recipe = folder / "order.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"corpora": {name: str(path) for name, path in corpora.items()}, "phases": list(phases)})
+    )
+    return recipe
+
+
+def test_a_killed_build_leaves_no_phase_and_the_next_one_takes_its_place(corpora, tmp_path):
+    recipe = recipe_file(tmp_path, corpora, CURRICULUM.model_dump(mode="json", exclude_unset=True))
+    arguments = ["curriculum", str(recipe), "--output", str(tmp_path / "phases"), "--threads", "1"]
+
+    def run(action: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", SETRLIMIT.format(action=action), *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    killed = run("SIG_DFL")  # the system ends the process where its file grows too large, in mid-write
+    assert killed.returncode < 0
+    assert [path.name for path in (tmp_path / "phases").iterdir()] == ["phase.tmp"]
+    with pytest.raises(UserError, match="not found"):
+        Phase(tmp_path / "phases/phase.tmp")
+
+    refused = run("SIG_IGN")  # the same as an error, as a full disk would be
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].endswith(
+        "cannot be written (File too large); free some space, or write elsewhere"
+    )
+    assert not list((tmp_path / "phases").iterdir())
+
+    assert run_command(*arguments[1:]).returncode == 0
+    assert [path.name for path in (tmp_path / "phases").iterdir()] == ["phase"]
+    assert Phase(tmp_path / "phases/phase").documents
+
+
+@pytest.mark.parametrize(("size", "message"), [("4X", "write a size such as 512M or 4G"), ("9M", "need at least 97M")])
+def test_memory_that_is_no_size_or_too_little(corpora, tmp_path, size, message):
+    recipe = recipe_file(tmp_path, corpora, CURRICULUM.model_dump(mode="json", exclude_unset=True))
+    done = run_command(recipe, "--output", tmp_path / "phases", "--memory", size)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from data_tools.cli import main; main()", "curriculum", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_the_command(corpora, tmp_path):
-    recipe = tmp_path / "order.yaml"
-    phases = [{**CURRICULUM.model_dump(mode="json"), "name": name} for name in ("first", "second")]
-    recipe.write_text(
-        yaml.safe_dump({"corpora": {name: str(path) for name, path in corpora.items()}, "phases": phases})
-    )
+    phases = [{**CURRICULUM.model_dump(mode="json", exclude_unset=True), "name": name} for name in ("first", "second")]
+    recipe = recipe_file(tmp_path, corpora, *phases)
 
     done = run_command(recipe, "--output", tmp_path / "phases")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,102 @@
+"""One corpus as the builder reads it: its lengths and scores, a piece at a time, never the whole of a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_tools import _index
+from data_tools.corpus import manifest_path, metadata_path
+from data_tools.curriculum.recipe import DatasetRecipe, nearest
+from megatron_kaiyuan.data.indexed import HEADER, IndexedCorpus, bin_path, idx_path
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import read_json
+
+# Rows read at a time: the lengths and scores of one piece are 3 MB.
+_ROWS = 1 << 18
+
+Rows = tuple[int, NDArray[np.int32], "NDArray[np.float64] | None"]
+
+
+class Source:
+    """A dataset of a phase and its corpus.
+
+    Attributes:
+        recipe: its line in the phase.
+        corpus: opened; no row of it is read through its map.
+
+    Raises:
+        UserError: the corpus is missing or damaged, or has no such score.
+    """
+
+    def __init__(self, recipe: DatasetRecipe, prefix: Path, threads: int):
+        self.recipe = recipe
+        self.corpus = IndexedCorpus(prefix, check=None)
+        self._index = idx_path(prefix)
+        try:
+            _index.check(os.fsencode(self._index), bin_path(prefix).stat().st_size, threads)
+        except ValueError as error:
+            raise UserError(f"{self._index}: {error}; make the corpus again") from error
+        if recipe.score is not None:
+            self._check_scores(metadata_path(prefix), recipe.score)
+
+    @property
+    def name(self) -> str:
+        return self.recipe.corpus
+
+    def rows(self) -> Iterator[Rows]:
+        """Number of the first sequence, int32 lengths and float64 scores (NaN: missing; None: unscored) of a piece."""
+        first = 0
+        with open(self._index, "rb") as file:
+            file.seek(HEADER.size)
+            for scores, size in self._scores() if self.recipe.score else self._sizes():
+                lengths = np.fromfile(file, "<i4", size).astype(np.int32, copy=False)
+                yield first, lengths, scores
+                first += size
+
+    def max_token_id(self) -> int | None:
+        """From the corpus manifest; a stock Megatron corpus has none, and scanning its tokens would take hours."""
+        path = manifest_path(self.corpus.prefix)
+        return read_json(path, "corpus manifest").get("max_token_id") if path.is_file() else None
+
+    def _sizes(self) -> Iterator[tuple[None, int]]:
+        for first in range(0, len(self.corpus), _ROWS):
+            yield None, min(_ROWS, len(self.corpus) - first)
+
+    def _scores(self) -> Iterator[tuple[NDArray[np.float64], int]]:
+        path = metadata_path(self.corpus.prefix)
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=[self.recipe.score]):
+                    column = batch.column(0).cast(pa.float64(), safe=False)
+                    yield column.to_numpy(zero_copy_only=False), len(column)
+        except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+            raise _unreadable(path, error) from error
+
+    def _check_scores(self, path: Path, column: str) -> None:
+        try:
+            with pq.ParquetFile(path) as file:
+                schema, rows = file.schema_arrow, file.metadata.num_rows
+        except FileNotFoundError as error:
+            message = f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess"
+            raise UserError(message) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        if column not in schema.names:
+            known = [field.name for field in schema if pa.types.is_floating(field.type)]
+            raise UserError(f"{path}: unknown score column {column!r}; {nearest(column, known)}")
+        kind = schema.field(column).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise UserError(f"{path}: column {column!r} holds no numbers; name a score column")
+        if rows != len(self.corpus):
+            raise UserError(f"{path}: {rows} rows for {len(self.corpus)} sequences; make the corpus again")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read as Parquet ({error}); make the corpus again")
