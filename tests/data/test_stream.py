@@ -135,10 +135,10 @@ def test_an_id_outside_the_vocabulary_of_a_corpus_without_manifest(tmp_path):
 
 
 def test_a_negative_id(tmp_path):
-    """A flipped bit in a 32-bit corpus."""
+    """A 32-bit corpus that was damaged before its order was built."""
     prefix = write_corpus(tmp_path / "web", [[1, 2, 3]], vocab=100_000)
-    folder = phase_of(prefix, tmp_path / "phase")
     np.array([1, -2, 3], "<i4").tofile(f"{prefix}.bin")
+    folder = phase_of(prefix, tmp_path / "phase")
     with pytest.raises(UserError, match="sequence 0 holds token id -2"):
         TokenStream([folder], 100_000).read(0, 3)
 
