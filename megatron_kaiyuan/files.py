@@ -15,6 +15,7 @@ import xxhash
 from megatron_kaiyuan.errors import UserError
 
 _CHUNK_BYTES = 1 << 22
+DIGEST_PREFIX = "xxh3:"
 
 
 def fsync_path(path: Path) -> None:
@@ -85,7 +86,7 @@ def checksum(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    return f"xxh3:{digest.hexdigest()}"
+    return f"{DIGEST_PREFIX}{digest.hexdigest()}"
 
 
 def _remove(path: Path) -> None:

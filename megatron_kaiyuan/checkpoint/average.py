@@ -30,5 +30,5 @@ def average_checkpoints(run_dir: Path, last: int, output: Path) -> str:
     folders = [layout.step_folder(run_dir, step) for step in steps]
     mean = equal_mean(load_weights(folder) for folder in folders)
     newest = load_common(folders[-1])
-    save_folder(output, {**whole(mean), "run": newest["run"], "averaged_steps": steps})
+    save_folder(output, {**whole(mean), "run": newest["run"], "averaged_steps": steps}, averaged_steps=steps)
     return f"average: mean of steps {', '.join(map(str, steps))} in {output}"

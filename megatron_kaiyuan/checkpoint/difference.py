@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, load_common
+from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, load_common, stored_tensors
 from megatron_kaiyuan.checkpoint.verify import verify
 from megatron_kaiyuan.config.compare import Change, compare, flatten
 from megatron_kaiyuan.errors import UserError
@@ -150,7 +150,7 @@ def _layers(name: str, before: torch.Tensor, after: torch.Tensor) -> Iterator[tu
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    known = dist_checkpointing.load_tensors_metadata(str(folder))
+    known = stored_tensors(folder)
     return {name: tuple(value.global_shape) for name, value in known.items() if not name.startswith(OPTIMIZER_PREFIX)}
 
 

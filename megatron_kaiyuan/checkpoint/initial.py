@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import verify_together
-from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
+from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, stored_tensors
 from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
@@ -103,7 +103,7 @@ def _load_what_is_there(network: GPTModel, source: Path) -> None:
     """Load every weight; only gains of closing norms may be missing in the source."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     described = network.sharded_state_dict(metadata={"dp_cp_group": group})
-    known = dist_checkpointing.load_tensors_metadata(str(source))
+    known = stored_tensors(source)
     wanted = {name: value for name, value in described.items() if not _is_left_out(value, known)}
     network.load_state_dict(load_sharded(source, {"network": wanted})["network"], strict=False)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 from megatron_kaiyuan.files import checksum, fsync_path, write_json, write_text
 
@@ -34,13 +34,21 @@ def steps(run_dir: Path) -> list[int]:
     return [step for step in all_steps(run_dir) if (folder / f"step_{step}" / MANIFEST).is_file()]
 
 
-def write_manifest(folder: Path) -> None:
-    """Record size and checksum of every file of a checkpoint; the last file written into it."""
+def write_manifest(folder: Path, known: dict[str, dict[str, Any]] | None = None, **about: Any) -> None:
+    """Record size and checksum of every file of a checkpoint; the last file written into it.
+
+    Args:
+        known: sizes and checksums of files that were hashed when they were written; the others are read.
+        about: what the checkpoint is (step, tokens, ...).
+    """
+    known = known or {}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    names = [str(path.relative_to(folder)) for path in files]
     entries = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "checksum": checksum(path)} for path in files
+        name: known.get(name) or {"bytes": path.stat().st_size, "checksum": checksum(path)}
+        for name, path in zip(names, files, strict=True)
     }
-    write_json(folder / MANIFEST, {"format": "kaiyuan-checkpoint", "version": 1, "files": entries})
+    write_json(folder / MANIFEST, {"format": "kaiyuan-checkpoint", "version": 1, **about, "files": entries})
 
 
 def all_steps(run_dir: Path) -> list[int]:
@@ -87,9 +95,3 @@ def set_aside(folder: Path, why: str) -> Path:
 def point_latest(run_dir: Path, step: int) -> None:
     """Move `latest` to a finished step."""
     write_text(run_dir / "latest", f"step_{step}\n")
-
-
-def prune(run_dir: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` steps; step 0, the untrained weights, stays."""
-    for step in [step for step in steps(run_dir) if step > 0][:-keep_last]:
-        shutil.rmtree(step_folder(run_dir, step))

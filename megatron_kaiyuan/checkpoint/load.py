@@ -10,6 +10,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_kaiyuan.checkpoint.plain import require_plain
 from megatron_kaiyuan.checkpoint.verify import verify
 from megatron_kaiyuan.errors import UserError
 
@@ -18,12 +19,20 @@ OPTIMIZER_PREFIX = "optimizer."
 
 def load_common(folder: Path) -> dict[str, Any]:
     """What is the same on every rank: counters, configuration, versions. The caller has verified `folder`."""
+    require_plain(folder)
     return dist_checkpointing.load_common_state_dict(str(folder))
 
 
 def load_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
     """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective."""
+    require_plain(folder)
     return dist_checkpointing.load(sharded_state, str(folder))
+
+
+def stored_tensors(folder: Path) -> dict[str, ShardedTensor]:
+    """Names, shapes and types of all tensors, without their values. The caller has verified `folder`."""
+    require_plain(folder)
+    return dist_checkpointing.load_tensors_metadata(str(folder))
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -35,7 +44,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
     verify(folder)
-    everything = dist_checkpointing.load_tensors_metadata(str(folder))
+    everything = stored_tensors(folder)
     wanted = {key: value for key, value in everything.items() if not key.startswith(OPTIMIZER_PREFIX)}
     # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.
     loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)

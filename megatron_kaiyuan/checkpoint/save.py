@@ -1,87 +1,332 @@
-"""Writing a checkpoint: temporary folder, flush, manifest, rename. Collective: every rank calls."""
+"""Writing checkpoints, while training goes on or not.
+
+    begin    every rank copies its part to host memory; a thread of it writes and hashes the copy
+    advance  after each step: once no rank is writing any more, rank 0 gets the ranks' parts of the manifest, and a
+             thread of it writes metadata and manifest, renames `step_N.<token>.tmp` to `step_N` and moves `latest`
+    wait     the same, now: for an exit, or because the next save is due
+
+Who has finished, and who has failed, travels with the votes of each step (`train/votes.py`): a save costs no
+collective while training goes on, and a rank that has died ends the step, not the save. The temporary name is another
+for each save, so that a rank of a job that is being killed cannot write into the save of the next job.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import queue
+import secrets
 import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from torch.distributed.checkpoint.api import CheckpointException
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.checkpoint.part import HostCopies, Part, Task
+from megatron_kaiyuan.checkpoint.verify import Files
+from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path
 
+COMMON = "common.pt"
+# What torch.save puts round each tensor, and what a file system needs for itself.
+_BYTES_A_TENSOR = 2048
+_SPARE_SHARE, _SPARE_BYTES = 0.02, 1 << 20
 
-def save_step(run_dir: Path, step: int, sharded_state: dict[str, Any], keep_last: int) -> Path:
-    """Save one step of a run, move `latest` to it and prune older ones.
 
-    Args:
-        sharded_state: megatron-core sharded tensors and objects; the rest is common to all ranks.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is whole on the disk.
 
-    Returns:
-        The folder of the step.
+    Attributes:
+        about: what `begin` was told about it.
+        bytes: of all files.
+        seconds: from `begin` until it was whole.
+        stall_seconds: of these, how long training stood still on this rank.
     """
-    folder = layout.step_folder(run_dir, step)
-    save_folder(folder, sharded_state)
-    if torch.distributed.get_rank() == 0:
-        layout.point_latest(run_dir, step)
-        layout.prune(run_dir, keep_last)
-    torch.distributed.barrier()
-    return folder
+
+    folder: Path
+    about: dict[str, Any]
+    bytes: int
+    seconds: float
+    stall_seconds: float
 
 
-def save_folder(folder: Path, sharded_state: dict[str, Any]) -> None:
-    """Write a whole checkpoint folder; on failure `folder` is as it was before.
+class _Strategy(TorchDistSaveShardedStrategy):
+    """megatron-core's plan of a save, without its forked writers; `planned` is what finishing it needs."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)
+        self.planned: tuple[Any, Any, Any] | None = None
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
+        self.planned = tuple(save_state_dict_ret)
+        return AsyncRequest(None, (), [])
+
+
+@dataclass
+class _Flight:
+    """One save between `begin` and its end. `task` is this rank's thread, None when it has nothing to do."""
+
+    folder: Path
+    temporary: Path
+    about: dict[str, Any]
+    after: Callable[[], None]
+    part: Part
+    task: Task | None
+    writer: Any
+    metadata: Any
+    started: float
+    stall: float = 0.0
+    bytes: int = 0
+    closing: bool = False
+
+
+class Saver:
+    """The saves of one process, one at a time. Collective: every rank calls the same methods."""
+
+    def __init__(self) -> None:
+        self._copies = HostCopies()
+        self._strategy = _Strategy()
+        self._spread: FullyParallelSaveStrategyWrapper | None = None
+        self._flight: _Flight | None = None
+
+    @property
+    def busy(self) -> bool:
+        """This rank is still writing."""
+        return self._flight is not None and self._flight.task is not None and self._flight.task.is_alive()
+
+    @property
+    def failed(self) -> bool:
+        """This rank could not write."""
+        return self._error() is not None and not self.busy
+
+    def begin(
+        self,
+        folder: Path,
+        sharded_state: dict[str, Any],
+        about: dict[str, Any],
+        copy: bool = True,
+        started: float | None = None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy the state and start to write it into `folder`.
+
+        Args:
+            sharded_state: megatron-core sharded tensors and objects; the rest is common to all ranks.
+            about: goes into the manifest.
+            copy: the state may change before `wait()` has returned.
+            started: when collecting the state began, on `time.perf_counter()`'s clock; now when None.
+            after: called by rank 0's thread when the checkpoint is whole.
+
+        Raises:
+            UserError: there is not enough room on the disk.
+        """
+        if self._flight is not None:
+            raise RuntimeError("the save before has not been waited for")
+        started = time.perf_counter() if started is None else started
+        tensors, common = save_preprocess(sharded_state, validate_access_integrity=self._spread is None)
+        self._share_out(tensors)
+        own = _own_shards(tensors)
+        temporary = _make_folder(folder, sum(_bytes_of(shard) for shard in own))
+        if copy:
+            for shard in own:
+                shard.data = self._copies.of((shard.key, shard.global_offset), shard.data)
+        writer, metadata, buckets = self._plan(tensors, temporary)
+        extra = {COMMON: _serialized(common)} if torch.distributed.get_rank() == 0 else {}
+        part = Part(temporary, buckets, [writer.transforms] if hasattr(writer, "transforms") else [], extra)
+        flight = _Flight(folder, temporary, about, after, part, Task(part.write), writer, metadata, started)
+        flight.stall = time.perf_counter() - started
+        self._flight = flight
+
+    def advance(self, writing: int, failed: int) -> Saved | None:
+        """Go on with a save as far as that needs no waiting.
+
+        Args:
+            writing: how many ranks were busy, the same number on every rank.
+            failed: how many ranks had failed.
+
+        Returns:
+            The checkpoint, once it is whole.
+
+        Raises:
+            UserError: a rank could not write.
+        """
+        if self._flight is None or (writing and not failed):
+            return None
+        if failed:
+            self._check()
+        return self._go_on(self._flight)
+
+    def wait(self) -> Saved | None:
+        """Finish the save that is under way, if there is one.
+
+        Raises:
+            UserError: a rank could not write.
+        """
+        saved = None
+        while flight := self._flight:
+            started = time.perf_counter()
+            if flight.task is not None:
+                flight.task.join()
+            self._check()
+            flight.stall += time.perf_counter() - started
+            saved = self._go_on(flight)
+        return saved
+
+    def _share_out(self, tensors: dict[str, Any]) -> None:
+        """Weights that several data-parallel ranks hold are written by all of them, a share each."""
+        if self._spread is None:
+            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+            self._spread = FullyParallelSaveStrategyWrapper(self._strategy, group, do_cache_distribution=True)
+        self._spread.apply_saving_parallelization(tensors)
+
+    def _plan(self, tensors: dict[str, Any], temporary: Path) -> tuple[Any, Any, list[Any]]:
+        """megatron-core's writer, the metadata (on rank 0) and this rank's files with their items, in host memory."""
+        # The writers report to a queue; megatron-core would start a manager process for it.
+        filesystem_async._results_queue = queue.SimpleQueue()
+        self._strategy.async_save(tensors, str(temporary))
+        assert self._strategy.planned is not None
+        (writer, metadata, _), self._strategy.planned = self._strategy.planned, None
+        buckets, writer.write_buckets = writer.write_buckets or [], []
+        return writer, metadata, writer.preload_tensors(buckets, non_blocking=False)
+
+    def _go_on(self, flight: _Flight) -> Saved | None:
+        """From writing to closing, or from closing to the end; no rank is busy."""
+        if flight.closing:
+            self._flight = None
+            return Saved(flight.folder, flight.about, flight.bytes, time.perf_counter() - flight.started, flight.stall)
+        started = time.perf_counter()
+        flight.closing, flight.task = True, None
+        everyone: list[Any] | None = None
+        if torch.distributed.get_rank() == 0:
+            everyone = [None] * torch.distributed.get_world_size()
+        torch.distributed.gather_object((flight.part.results, flight.part.files), everyone)
+        if everyone is not None:
+            results = [result for result, _ in everyone]
+            files = {name: entry for _, part in everyone for name, entry in part.items()}
+            flight.bytes = sum(entry["bytes"] for entry in files.values())
+            flight.task = Task(lambda: _close(flight, results, files))
+        flight.stall += time.perf_counter() - started
+        return None
+
+    def _error(self) -> Exception | None:
+        return self._flight.task.error if self._flight is not None and self._flight.task is not None else None
+
+    def _check(self) -> None:
+        """Raise on every rank what any rank's thread has met."""
+        assert self._flight is not None
+        error = self._error()
+        message = None if error is None else _describe(error)
+        messages: list[str | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(messages, message)
+        causes = [f"rank {rank}: {text}" for rank, text in enumerate(messages) if text]
+        if not causes:
+            return
+        flight, self._flight = self._flight, None
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(flight.temporary, ignore_errors=True)
+        raise UserError(
+            f"{flight.folder}: the checkpoint could not be written ({'; '.join(causes)}); older ones are "
+            "as they were; make room or choose another run_dir, and start again",
+            every_rank=True,
+        )
+
+
+def save_folder(folder: Path, sharded_state: dict[str, Any], **about: Any) -> Saved:
+    """Write a whole checkpoint folder and wait for it; on failure `folder` is as it was before. Collective.
 
     Raises:
         UserError: the files could not be written, for a full disk say.
     """
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    is_writer = torch.distributed.get_rank() == 0
-    if is_writer:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    torch.distributed.barrier()
-    _collect_results_in_this_process()
-    try:
-        dist_checkpointing.save(sharded_state, str(temporary))
-    except CheckpointException as error:
-        if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)
-        # Raised on every rank; the first one knows the causes.
-        causes = {f"rank {rank}: {' '.join(str(cause[0]).split())}" for rank, cause in error.failures.items()}
-        raise UserError(
-            f"{folder}: the checkpoint could not be written ({'; '.join(sorted(causes))}); older ones are "
-            "as they were; make room or choose another run_dir, and start again",
-            every_rank=True,
-        ) from error
-    torch.distributed.barrier()
-    if is_writer:
-        layout.write_manifest(temporary)
-        for path in [*temporary.rglob("*"), temporary]:
+    saver = Saver()
+    saver.begin(folder, sharded_state, about, copy=False)
+    saved = saver.wait()
+    assert saved is not None
+    return saved
+
+
+def _close(flight: _Flight, results: list[Any], files: Files) -> None:
+    """Make a checkpoint of the ranks' parts: metadata, manifest, name."""
+    # Every rank's plan, which megatron-core keeps for caching it: half of the file, and of no use here.
+    flight.metadata.__dict__.pop("all_local_plans", None)
+    flight.writer.finish(flight.metadata, results)
+    save_config(CheckpointingConfig("torch_dist", 1), str(flight.temporary))
+    for path in flight.temporary.iterdir():
+        if path.name not in files:
             fsync_path(path)
-        if folder.exists():
-            # Only a step that was found damaged, or an average made again, can stand there.
-            aside = folder.with_name(f"{folder.name}.replaced")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(folder, aside)
-        os.rename(temporary, folder)
-        fsync_path(folder.parent)
-    torch.distributed.barrier()
+    layout.write_manifest(flight.temporary, files, **flight.about)
+    fsync_path(flight.temporary)
+    aside = layout.set_aside(flight.folder, "replaced") if flight.folder.exists() else None
+    os.rename(flight.temporary, flight.folder)
+    fsync_path(flight.folder.parent)
+    if aside is not None and layout.step_of(flight.folder.name) is None:
+        # An average that was made again. A step is not removed here: it was whole once.
+        shutil.rmtree(aside)
+    flight.after()
 
 
-def _collect_results_in_this_process() -> None:
-    """Give megatron-core's writers a queue of this process to report to, instead of a helper process.
+def _make_folder(folder: Path, needed: int) -> Path:
+    """A new temporary folder, of one name on every rank, on a disk that has room for `needed` bytes in all."""
+    parts: list[int] = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, needed)
 
-    It starts a manager process for that queue, which asynchronous saving needs and this one does not. The
-    manager dies of the SIGTERM that torchrun sends to the whole process group of a rank, and takes the last
-    checkpoint with it; protected from the signal, it outlives a rank that is killed.
+    def make() -> str:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        require_room(folder, sum(parts))
+        temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+        temporary.mkdir()
+        return str(temporary)
+
+    return Path(told_by_rank_0(make))
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what would fill the disk.
+
+    Raises:
+        UserError: with the numbers.
     """
-    if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.SimpleQueue()
+    disk = os.statvfs(folder.parent)
+    wanted, free = int(needed * (1 + _SPARE_SHARE)) + _SPARE_BYTES, disk.f_bavail * disk.f_frsize
+    if wanted > free:
+        raise UserError(
+            f"{folder}: the checkpoint needs {wanted / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free there; make "
+            "room (checkpoint.keep_last says how many are kept), or choose another run_dir",
+            every_rank=True,
+        )
+
+
+def _own_shards(tensors: dict[str, Any]) -> list[ShardedTensor]:
+    """The shards that this rank writes."""
+    shards = [value for value in nested_values(tensors) if isinstance(value, ShardedTensor)]
+    return [shard for shard in shards if is_main_replica(shard.replica_id)]
+
+
+def _bytes_of(shard: ShardedTensor) -> int:
+    return shard.data.numel() * shard.data.element_size() + _BYTES_A_TENSOR
+
+
+def _serialized(common: dict[str, Any]) -> io.BytesIO:
+    content = io.BytesIO()
+    torch.save(common, content)
+    return content
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, (UserError, OSError)):
+        return describe(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -5,7 +5,8 @@
 Takes torchrun's own arguments. Exit codes:
     0    every worker exited with 0
     2    a worker met a user's mistake; it has printed its `error:` line already
-    128 + signal   the launcher got the signal (143 for SIGTERM) or a worker died of it (137: SIGKILL, often no memory)
+    128 + signal   the launcher got the signal (143 for SIGTERM, 138 for SIGUSR1) or a worker died of it (137: SIGKILL,
+                   often no memory)
     otherwise      the exit code of the first worker that failed
 
 A signal to the launcher goes on to the workers. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _USER_ERROR = 2
+# torchrun's own, and the one that clusters send before the time is up; unhandled it would end the launcher alone.
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _SHUTDOWN_SECONDS = 120
 
 
@@ -52,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The workers are no business of this process's log level, and the lines below say what elastic would log.
         del os.environ["LOGLEVEL"]
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(parse_args(list(sys.argv[1:] if arguments is None else arguments)))
+        # Options may be given twice; the last one counts.
+        run(parse_args([f"--signals-to-handle={_SIGNALS}", *given]))
     except ChildFailedError as error:
         return report_failures(error.failures)
     except SignalException as error:

@@ -1,43 +1,18 @@
-"""Everything round the step: stop signals, bad steps, checkpoints, metrics."""
+"""Round the step: bad steps and metrics."""
 
 from __future__ import annotations
 
 import math
-import signal
 import statistics
 import time
-from types import FrameType
 
 import torch
 
-from megatron_kaiyuan.checkpoint.save import save_step
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult
-from megatron_kaiyuan.train.votes import Votes
-
-
-class StopOnSignal(Hook):
-    """SIGTERM and SIGINT end the run after the current step, with a checkpoint.
-
-    The handler only sets a flag: the launcher also sends SIGTERM to healthy ranks when another one is dead,
-    and a collective in the handler would hang then.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def start(self, session: Session) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
-
-    def vote(self, session: Session) -> Votes:
-        return Votes(stop=int(self.requested))
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
 
 
 class Heartbeat(Hook):
@@ -124,38 +99,3 @@ class ReportBadSteps(Hook):
 def _finite(number: float) -> float | None:
     """JSON knows no other numbers."""
     return number if math.isfinite(number) else None
-
-
-class Checkpoints(Hook):
-    """A checkpoint before the first step of a new run, every `save_every_steps`, and at the end."""
-
-    def __init__(self, sinks: Sinks):
-        self._sinks = sinks
-        self._saved_step: int | None = None
-
-    def start(self, session: Session) -> None:
-        if session.resumed:
-            self._saved_step = session.state.progress.step
-        else:
-            # Step 0 proves that the disk takes a checkpoint before a month depends on it, and keeps the
-            # untrained weights for comparison.
-            self._save(session)
-
-    def after_step(self, session: Session, result: StepResult) -> None:
-        if session.state.progress.step % session.run.checkpoint.save_every_steps == 0:
-            self._save(session)
-
-    def rolled_back(self, session: Session) -> None:
-        self._saved_step = session.state.progress.step
-
-    def finish(self, session: Session) -> None:
-        if self._saved_step != session.state.progress.step:
-            self._save(session)
-
-    def _save(self, session: Session) -> None:
-        started = time.perf_counter()
-        step = session.state.progress.step
-        content = {**session.state.sharded(), "run": session.identity}
-        save_step(session.run.run_dir, step, content, session.run.checkpoint.keep_last)
-        self._saved_step = step
-        self._sinks.event("checkpoint", step=step, seconds=round(time.perf_counter() - started, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.build import set_step_options
 from megatron_kaiyuan.train.rollback import went_back
 from megatron_kaiyuan.train.session import Session
@@ -11,6 +12,16 @@ from megatron_kaiyuan.train.votes import either
 
 def fit(session: Session) -> None:
     """Train to the end of the session. Collective: every rank calls it and takes the same steps."""
+    try:
+        _fit(session)
+    except UserError as error:
+        if error.every_rank:
+            for hook in session.hooks:
+                hook.give_up(session)
+        raise
+
+
+def _fit(session: Session) -> None:
     state, train = session.state, session.run.train
     for hook in session.hooks:
         hook.start(session)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import platform as host
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import __version__ as megatron_version
 
-from megatron_kaiyuan import __version__
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
-from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.groups import agreed, told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import Change, compare, flatten, is_structural
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.train.state import TrainState
+from megatron_kaiyuan.versions import git_state, versions
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def restore_step(state: TrainState, folder: Path) -> None:
 
 
 def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
-    """What a checkpoint says about the run that wrote it."""
+    """What a checkpoint says about the run that wrote it. Collective."""
     return {
         "config": run.model_dump(mode="json"),
         "phases": [
@@ -82,12 +80,9 @@ def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
             }
             for phase in stream.phases
         ],
-        "versions": {
-            "megatron_kaiyuan": __version__,
-            "megatron_core": megatron_version,
-            "torch": str(torch.__version__),
-            "python": host.python_version(),
-        },
+        "versions": versions(),
+        "git": told_by_rank_0(git_state),
+        "world_size": torch.distributed.get_world_size(),
     }
 
 

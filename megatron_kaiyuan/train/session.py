@@ -79,3 +79,6 @@ class Hook:
 
     def finish(self, session: Session) -> None:
         """After the last step, also when the run was asked to stop; not after an error."""
+
+    def give_up(self, session: Session) -> None:
+        """After an error that every rank has raised at the same place: the last chance to end what was begun."""

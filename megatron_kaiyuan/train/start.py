@@ -21,12 +21,14 @@ from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
-from megatron_kaiyuan.train.hooks import Checkpoints, Heartbeat, Metrics, ReportBadSteps, StopOnSignal
+from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
+from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import Progress, TrainState
+from megatron_kaiyuan.train.stop import StopOnSignal
 
 
 def train(run: RunConfig, who: Rank, platform: Platform) -> str:
@@ -61,6 +63,8 @@ def start(run: RunConfig, platform: Platform) -> Session:
     state = build_state(run, platform)
     bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
     state.monitors["bad_steps"] = bad_steps
+    # Only now: a start that fails on its input leaves no run folder behind.
+    only_job = OnlyJob(run.run_dir)
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
     notes = _initialise(run, state, resumed)
@@ -84,7 +88,13 @@ def start(run: RunConfig, platform: Platform) -> Session:
         end=end,
         identity=identity,
         resumed=resumed.step is not None,
-        hooks=[StopOnSignal(), ReportBadSteps(sinks), Checkpoints(sinks), Metrics(sinks)],
+        hooks=[
+            StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+            ReportBadSteps(sinks),
+            Checkpoints(sinks),
+            Metrics(sinks),
+            only_job,
+        ],
         bad_steps=bad_steps,
     )
 

@@ -22,11 +22,12 @@ def one_process() -> Iterator[None]:
 
 
 def save(run_dir: Path, step: int, value: float) -> None:
+    from megatron_kaiyuan.checkpoint import layout
     from megatron_kaiyuan.checkpoint.load import whole
-    from megatron_kaiyuan.checkpoint.save import save_step
+    from megatron_kaiyuan.checkpoint.save import save_folder
 
     weights = {"layer.weight": torch.full((3, 2), value), "optimizer.state.exp_avg.layer.weight": torch.zeros(3, 2)}
-    save_step(run_dir, step, {**whole(weights), "run": {"config": {"model": {}}}}, keep_last=10)
+    save_folder(layout.step_folder(run_dir, step), {**whole(weights), "run": {"config": {"model": {}}}}, step=step)
 
 
 def test_mean_of_the_last_without_optimizer_state(tmp_path: Path) -> None:
@@ -56,21 +57,3 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         load_weights(folder)
     with pytest.raises(UserError, match="not found"):
         load_weights(tmp_path / "checkpoints" / "step_11")
-
-
-def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_kaiyuan.checkpoint import layout
-    from megatron_kaiyuan.checkpoint import save as saving
-    from megatron_kaiyuan.checkpoint.verify import verify
-
-    save(tmp_path, 10, 1.0)
-
-    def disk_full(folder: Path) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(saving.layout, "write_manifest", disk_full)
-    with pytest.raises(OSError, match="No space"):
-        save(tmp_path, 20, 2.0)
-    assert layout.steps(tmp_path) == [10]
-    verify(layout.step_folder(tmp_path, 10))
-    assert (tmp_path / "latest").read_text() == "step_10\n"

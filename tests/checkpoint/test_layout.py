@@ -17,13 +17,6 @@ def test_steps_are_those_with_a_manifest(tmp_path: Path) -> None:
     assert layout.all_steps(tmp_path) == [9, 10, 100, 200]
 
 
-def test_prune_keeps_the_newest_and_step_0(tmp_path: Path) -> None:
-    for step in (0, 10, 20, 30):
-        make_step(tmp_path, step)
-    layout.prune(tmp_path, keep_last=2)
-    assert layout.steps(tmp_path) == [0, 20, 30]
-
-
 def test_latest(tmp_path: Path) -> None:
     assert layout.read_latest(tmp_path) is None
     layout.point_latest(tmp_path, 7)

@@ -1,0 +1,128 @@
+"""One job in one run folder.
+
+Rank 0 holds a lock of the kernel's (POSIX, which NFS knows too) on `run_dir/lock` as long as it lives: when its
+process ends, however it ends, the lock is gone, so that there is nothing stale to remove and nothing to guess.
+
+Mounts without lock service keep such locks on their own machine, and some file systems refuse them. For these the
+holder also rewrites the file every few seconds. Who gets the kernel's lock, or cannot have one, and finds another
+machine's note in the file, watches it for a while: if it changes, its owner lives. No clocks are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_kaiyuan.errors import UserError
+
+LOCK = "lock"
+_BEAT_SECONDS = 5.0
+# Longer than a beat and than the attribute cache of an NFS client keeps (3 s for files that change).
+_WATCH_SECONDS = 12.0
+_HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
+
+
+class RunLock:
+    """The right to write into a run folder; `release()` or the end of the process gives it up.
+
+    Args:
+        run_dir: made if it is not there.
+
+    Raises:
+        UserError: another job holds it; the message says which.
+    """
+
+    def __init__(self, run_dir: Path, beat_seconds: float = _BEAT_SECONDS, watch_seconds: float = _WATCH_SECONDS):
+        self.path = run_dir / LOCK
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # One descriptor for the process's life: closing any other one of this file would give the lock up.
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._is_kernels = True
+        self._beats = 0
+        self._started = time.time()
+        self._stop = threading.Event()
+        self._beat_seconds = beat_seconds
+        try:
+            self._acquire()
+            self._refuse_living_owner(watch_seconds)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._write_note()
+        self._heart = threading.Thread(target=self._beat, daemon=True, name="run lock")
+        self._heart.start()
+
+    def release(self) -> None:
+        """Leave an empty file: nobody has to watch for an owner."""
+        self._stop.set()
+        self._heart.join()
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def _acquire(self) -> None:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD_ELSEWHERE:
+                raise self._refusal(self._note()) from error
+            # A file system without locks: the watch is all there is.
+            self._is_kernels = False
+
+    def _refuse_living_owner(self, watch_seconds: float) -> None:
+        before = self._note()
+        # On this machine the kernel has answered already.
+        if before is None or (self._is_kernels and before.get("boot") == _boot()):
+            return
+        deadline = time.monotonic() + watch_seconds
+        while time.monotonic() < deadline:
+            time.sleep(watch_seconds / 10)
+            # Asking for the lock again makes an NFS client read the file anew.
+            self._acquire()
+            if self._note() not in (before, None):
+                raise self._refusal(before)
+
+    def _refusal(self, owner: dict[str, Any] | None) -> UserError:
+        who = "another job"
+        if owner is not None:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("started", 0)))
+            who = f"process {owner.get('pid')} on {owner.get('host')}, since {since}"
+        return UserError(
+            f"{self.path.parent}: is in use by {who}; wait for it, stop it, or choose another run_dir", every_rank=True
+        )
+
+    def _note(self) -> dict[str, Any] | None:
+        try:
+            note = json.loads(os.pread(self._descriptor, 4096, 0))
+        except (ValueError, OSError):
+            return None
+        return note if isinstance(note, dict) else None
+
+    def _write_note(self) -> None:
+        self._beats += 1
+        who = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+        note = {**who, "started": self._started, "beats": self._beats}
+        content = json.dumps(note).encode().ljust(256)
+        os.pwrite(self._descriptor, content, 0)
+        os.ftruncate(self._descriptor, len(content))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._beat_seconds):
+            # A full disk is no reason to give the run up; the kernel's lock still holds.
+            with contextlib.suppress(OSError):
+                self._write_note()
+
+
+def _boot() -> str:
+    """What tells this machine's kernel from all others; host names may be the same in containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,98 @@
+"""Nothing in a checkpoint runs code: its pickles may only build plain data.
+
+torch reads `.metadata` with `pickle.load`, megatron-core reads the objects among the shards with
+`weights_only=False`, and both trust what they find. Checksums find damage, not malice: who can write a shard can write
+a manifest. So each pickle is read here first, by an unpickler that knows the few classes that torch_dist is made of;
+a name of anything else refuses the checkpoint before megatron-core opens it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+
+from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.errors import UserError
+
+METADATA, COMMON = ".metadata", "common.pt"
+_DCP = "torch.distributed.checkpoint"
+_CLASSES = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    (f"{_DCP}.filesystem", "_StorageInfo"),
+    *((f"{_DCP}.planner", name) for name in ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")),
+    *(
+        (f"{_DCP}.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = (module, name) in _CLASSES
+        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def require_plain(folder: Path) -> None:
+    """Refuse a checkpoint whose pickles are more than data, or whose metadata name files that are not its own.
+
+    Raises:
+        UserError: naming the file and what was found in it.
+    """
+    metadata = _read_metadata(folder / METADATA)
+    listed = read_manifest(folder)["files"]
+    for index, place in (metadata.storage_data or {}).items():
+        if place.relative_path not in listed:
+            raise _refusal(folder / METADATA, f"it places {index.fqn} in {place.relative_path!r}, not in the manifest")
+        if getattr(place, "transform_descriptors", None):
+            raise _refusal(folder / METADATA, f"it wants {index.fqn} to be decoded by an extension")
+    _read_weights_only(folder / COMMON, folder / COMMON)
+    for index, place in (metadata.storage_data or {}).items():
+        if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
+            path = folder / place.relative_path
+            with open(path, "rb") as file:
+                file.seek(place.offset)
+                _read_weights_only(io.BytesIO(file.read(place.length)), path)
+
+
+def _read_metadata(path: Path) -> Metadata:
+    try:
+        with open(path, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError) as error:
+        raise _refusal(path, str(error)) from error
+    if not isinstance(metadata, Metadata):
+        raise _refusal(path, f"it holds a {type(metadata).__name__}")
+    return metadata
+
+
+def _read_weights_only(source: Path | io.BytesIO, path: Path) -> None:
+    try:
+        torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise _refusal(path, str(error).splitlines()[0]) from error
+
+
+def _refusal(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path}: is not what a checkpoint of this project holds ({why}); use it only if you know where it is from",
+        every_rank=True,
+    )

@@ -1,0 +1,103 @@
+"""Which checkpoints stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.errors import UserError
+
+# One to go on from, and one more for the day when it turns out to be damaged.
+_FEWEST = 2
+_REMOVING = ".removed.tmp"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What to keep besides step 0, the untrained weights.
+
+    Attributes:
+        keep_last: the newest ones, which averaging needs too.
+        keep_every_steps: multiples of it stay for ever.
+        keep_every_tokens: the first checkpoint at or behind each multiple of it stays for ever.
+    """
+
+    keep_last: int
+    keep_every_steps: int | None = None
+    keep_every_tokens: int | None = None
+
+
+def removable(run_dir: Path, retention: Retention) -> list[int]:
+    """Steps that may go, ascending. At least two that look whole are left, whatever the rule says."""
+    steps = [step for step in layout.steps(run_dir) if step > 0]
+    kept = set(steps[-retention.keep_last :]) | _kept_for_ever(run_dir, steps, retention)
+    whole = sum(_looks_whole(layout.step_folder(run_dir, step)) for step in kept)
+    removed = []
+    for step in reversed(steps):
+        if step in kept:
+            continue
+        if whole < _FEWEST and _looks_whole(layout.step_folder(run_dir, step)):
+            whole += 1
+        else:
+            removed.append(step)
+    return removed[::-1]
+
+
+def prune(run_dir: Path, retention: Retention) -> list[int]:
+    """Remove what may go.
+
+    A step loses its name before its first file, so that one which is removed only in part is never taken for a
+    checkpoint.
+
+    Returns:
+        The steps that were removed.
+    """
+    steps = removable(run_dir, retention)
+    for step in steps:
+        folder = layout.step_folder(run_dir, step)
+        doomed = folder.with_name(folder.name + _REMOVING)
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+    return steps
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """Remove what a job that died left half written or half removed. The caller holds the run's lock."""
+    for path in layout.checkpoints_folder(run_dir).glob("step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept_for_ever(run_dir: Path, steps: list[int], retention: Retention) -> set[int]:
+    kept = set()
+    if every := retention.keep_every_steps:
+        kept |= {step for step in steps if step % every == 0}
+    if every := retention.keep_every_tokens:
+        multiples = 0
+        for step in steps:
+            tokens = _tokens(layout.step_folder(run_dir, step))
+            if tokens is not None and tokens // every > multiples:
+                multiples = tokens // every
+                kept.add(step)
+    return kept
+
+
+def _tokens(folder: Path) -> int | None:
+    try:
+        tokens = read_manifest(folder).get("tokens")
+    except UserError:
+        return None
+    return tokens if isinstance(tokens, int) else None
+
+
+def _looks_whole(folder: Path) -> bool:
+    """Every file is there in its size; hashing all checkpoints at each save would cost more than the save."""
+    try:
+        files = read_manifest(folder)["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (UserError, OSError):
+        return False
