@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_ap
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
 
-checkpoints = make_app("List, verify and compare the checkpoints of a run.")
+checkpoints = make_app("List, verify, compare and prune the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
@@ -182,6 +183,28 @@ def diff(
     else:
         print(*found.lines(), sep="\n")
         print(f"checkpoint diff: {found.summary()}")
+
+
+@checkpoints.command()
+def prune(
+    run_dir: RunFolder,
+    keep_last: Annotated[int, typer.Option(min=2, help="the newest ones")],
+    keep_every_steps: Annotated[int | None, typer.Option(min=1, help="multiples of it stay too")] = None,
+    keep_every_tokens: Annotated[
+        int | None, typer.Option(min=1, help="the first one at or behind each multiple stays too")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove checkpoints; step 0 stays, and so do two that have been read through and are whole.
+
+    Example: kaiyuan checkpoint prune runs/quickstart/train --keep-last 4 --dry-run
+    """
+    from megatron_kaiyuan.checkpoint.pruning import prune as prune_run
+    from megatron_kaiyuan.checkpoint.retention import Retention
+
+    found = prune_run(run_dir, Retention(keep_last, keep_every_steps, keep_every_tokens), dry_run)
+    print(json.dumps(dataclasses.asdict(found)) if as_json else found.summary())
 
 
 @contextlib.contextmanager
