@@ -55,8 +55,9 @@ class Engine(Protocol):
 class Gigatoken:
     """gigatoken, on the calling thread: processes are the parallelism here.
 
-    The reference encodes the few texts on which two versions of Unicode, or two implementations of its normal forms,
-    may disagree, since a sample is unlikely to hold them: see `depends_on_tables`.
+    A sample is unlikely to hold the few texts on which two versions of Unicode, or two implementations of its normal
+    forms, may disagree: see `depends_on_tables`. Those are composed by the reference where that is enough, and else
+    encoded by it.
     """
 
     name = "gigatoken"
@@ -72,18 +73,25 @@ class Gigatoken:
             raise _unsupported(error) from None
 
     def encode(self, texts: Sequence[str]) -> Ids:
-        doubtful = np.fromiter(map(depends_on_tables, texts), np.bool_, len(texts))
+        ready = [self._ready(text) for text in texts]
+        doubtful = np.fromiter((text is None for text in ready), np.bool_, len(texts))
+        tokens, lengths = self._encode([text for text in ready if text is not None])
         if not doubtful.any():
-            return self._encode(texts)
-        lengths: NDArray[np.int32] = np.zeros(len(texts), np.int32)
-        parts = []
-        for encode, mine in ((self._encode, ~doubtful), (self._reference.encode, doubtful)):
-            flat, lengths[mine] = encode([text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine])
-            parts.append(flat)
-        tokens: NDArray[np.uint32] = np.empty(sum(map(len, parts)), np.uint32)
-        of_doubtful: NDArray[np.bool_] = np.repeat(doubtful, lengths)
-        tokens[~of_doubtful], tokens[of_doubtful] = parts
-        return tokens, lengths
+            return tokens, lengths
+        slow, slow_lengths = self._reference.encode([texts[i] for i in np.flatnonzero(doubtful).tolist()])
+        all_lengths: NDArray[np.int32] = np.empty(len(texts), np.int32)
+        all_lengths[~doubtful], all_lengths[doubtful] = lengths, slow_lengths
+        of_doubtful: NDArray[np.bool_] = np.repeat(doubtful, all_lengths)
+        all_tokens: NDArray[np.uint32] = np.empty(len(of_doubtful), np.uint32)
+        all_tokens[~of_doubtful], all_tokens[of_doubtful] = tokens, slow
+        return all_tokens, all_lengths
+
+    def _ready(self, text: str) -> str | None:
+        """What to give the engine for a text; None where only the reference is sure to know."""
+        if not depends_on_tables(text):
+            return text
+        composed = self._reference.composed(text) if isinstance(self._reference, HuggingFace) else None
+        return None if composed is None or depends_on_tables(composed) else composed
 
     def _encode(self, texts: Sequence[str]) -> Ids:
         # One by one: for a batch the library imports awkward, which takes longer than the proof's sample.

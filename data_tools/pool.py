@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+
 from data_tools.progress import Meter, meter_path
 from data_tools.shards import KEPT, Record, Shards, ShardWriter
 from data_tools.tasks import Settings, Task
@@ -60,6 +62,7 @@ class Pool:
         context: Any = multiprocessing.get_context("fork" if forked else "spawn")
         if forked:
             tokenizer.load()
+            pa.array([])  # at its first array Arrow imports pandas, where that is installed
         # Nothing is ever sent. The system closes our end when we die, and that tells the workers.
         alive, self._alive = context.Pipe(duplex=False)
         self._workers: dict[Connection, BaseProcess] = {}

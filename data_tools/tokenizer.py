@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ from megatron_kaiyuan.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<EOD>")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """While a vocabulary is loaded: hundreds of thousands of objects, and none of them is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class TextTokenizer:
@@ -51,6 +64,7 @@ class TextTokenizer:
             text, or the engine cannot take this tokenizer.
     """
 
+    @_without_collector()
     def __init__(self, path: Path, eod_token: str | None = None, engine: str = "auto"):
         self._reference = open_reference(path, eod_token)
         self.path = self._reference.path
@@ -99,6 +113,7 @@ class TextTokenizer:
             raise UserError(f"--engine {engine}: {error}; use --engine auto or reference") from None
         self.engine = engine
 
+    @_without_collector()
     def load(self) -> None:
         """Load what `prove` and encoding may need, so that a forked process shares it."""
         self._reference.encode(["a"])

@@ -110,6 +110,17 @@ class HuggingFace:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return flatten(encoding.ids for encoding in encodings)
 
+    def composed(self, text: str) -> str | None:
+        """The text in normal form C as this library knows it, which gets the same ids; None where that is not sure.
+
+        The library looks for added tokens before or after it composes, and then composing might add or break one.
+        """
+        if self.content.get("normalizer") != {"type": "NFC"}:
+            return None
+        composed: str = self._tokenizer.normalizer.normalize_str(text)
+        added = [token["content"] for token in self.content.get("added_tokens") or []]
+        return None if any(token in text or token in composed for token in added) else composed
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
