@@ -30,9 +30,9 @@ def counted(bench: Bench, name: str, faults: int = 1) -> Iterator[None]:
     try:
         yield
         count.survived += faults
-    except (Lost, TimeoutError) as error:
+    except Exception as error:
         count.lost += faults
-        print(f"LOST {name}: {error}", flush=True)
+        print(f"LOST {name}: {type(error).__name__}: {error}", flush=True)
 
 
 def kills_in_saves(bench: Bench, layout: str, asynchronous: bool, everybody: bool, most: int) -> None:
@@ -42,20 +42,20 @@ def kills_in_saves(bench: Bench, layout: str, asynchronous: bool, everybody: boo
     who = "all ranks" if everybody else "one rank"
     name = f"SIGKILL of {who} in a save, {'asynchronous' if asynchronous else 'synchronous'}"
     hits = misses = 0
-    finished = False
-    while hits < most and not finished:
+    codes = [-signal.SIGKILL]
+    while hits < most and -signal.SIGKILL in codes:
         job = bench.job(layout, run_dir, *overrides)
         if _wait_for_a_save(bench, job, run_dir):
             time.sleep(bench.drawn.random() * _LONGEST_DELAY_SECONDS)
             victims = range(ranks) if everybody else [bench.drawn.randrange(ranks)]
             job.kill(victims, signal.SIGKILL)
         codes = job.wait()
-        finished = set(codes) == {0}
-        if -signal.SIGKILL in codes and saving(run_dir):
-            hits += 1
-        elif not finished:
-            misses += 1
+        if -signal.SIGKILL in codes:
+            hits, misses = (hits + 1, misses) if saving(run_dir) else (hits, misses + 1)
     with counted(bench, name, hits):
+        # The run may be through already; another end than by a kill is none that it may have.
+        if set(codes) != {0} and -signal.SIGKILL not in codes:
+            raise Lost(f"exit codes {codes}: {log_of(run_dir)[-1500:]}")
         bench.finish(layout, run_dir, *overrides)
         bench.done_with(run_dir)
     if misses:
