@@ -31,7 +31,9 @@ def counted(bench: Bench, name: str, faults: int = 1) -> Iterator[None]:
         yield
         count.survived += faults
     except Exception as error:
-        count.lost += faults
+        # A run that fails without a fault of ours is lost as well.
+        count.injected += not faults
+        count.lost += faults or 1
         print(f"LOST {name}: {type(error).__name__}: {error}", flush=True)
 
 
