@@ -12,9 +12,9 @@
 
 namespace curriculum {
 
-constexpr std::uint64_t block_entries = 1024;  // of one number in tokens.bin and in checks.bin
+constexpr std::uint64_t block_entries = 256;  // of one number in tokens.bin and in checks.bin
 
-// order.bin as it is written; tokens.bin and checks.bin, which are a thousandth of it, in memory until the end.
+// order.bin as it is written; tokens.bin and checks.bin, which are a hundredth of it, in memory until the end.
 class Output {
  public:
   Output(const std::string& folder, std::uint64_t entries, std::uint64_t tokens, std::size_t datasets,

@@ -3,11 +3,10 @@
 #include <algorithm>
 
 #include "hash.h"
+#include "output.h"
 
 namespace curriculum {
 namespace {
-
-constexpr std::size_t block_entries = 1024;  // of one number in tokens.bin and in checks.bin
 
 std::uint64_t fold(std::uint64_t check, const std::uint64_t* words, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) check = mix(check ^ words[i]);

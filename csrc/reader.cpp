@@ -50,7 +50,6 @@ std::uint64_t Phase::entries_in(std::uint64_t number) const {
 }
 
 void Phase::check_block(std::uint64_t number) const {
-  if (files_.checks == nullptr) return;
   std::atomic<std::uint64_t>& bits = checked_[number / 64];
   const std::uint64_t bit = std::uint64_t{1} << (number % 64);
   if (bits.load(std::memory_order_relaxed) & bit) return;

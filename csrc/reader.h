@@ -60,7 +60,7 @@ class Corpus {
   unsigned code_;
 };
 
-// The files of a phase as they are mapped; `checks` is null where the phase has none, `pieces` where it is not packed.
+// The files of a phase as they are mapped; `pieces` is null where the phase is not packed.
 struct PhaseFiles {
   const std::uint64_t *order, *tokens, *checks, *pieces;
   std::uint64_t entries, stride;

@@ -27,20 +27,19 @@ std::shared_ptr<Corpus> open_corpus(const Bytes& index, const Bytes& tokens, std
                                   static_cast<std::uint64_t>(tokens.size()), sequences, code);
 }
 
-const std::uint64_t* sized(const std::optional<Words>& words, std::uint64_t size) {
-  if (!words) return nullptr;
-  if (static_cast<std::uint64_t>(words->size()) != size) throw std::invalid_argument("a file of another size");
-  return words->data();
+const std::uint64_t* sized(const Words& words, std::uint64_t size) {
+  if (static_cast<std::uint64_t>(words.size()) != size) throw std::invalid_argument("a file of another size");
+  return words.data();
 }
 
-std::shared_ptr<Phase> open_phase(const Words& order, const Words& tokens, const std::optional<Words>& checks,
+std::shared_ptr<Phase> open_phase(const Words& order, const Words& tokens, const Words& checks,
                                   const std::optional<Words>& pieces, std::uint64_t stride,
                                   const std::vector<std::shared_ptr<Corpus>>& corpora) {
   if (stride == 0) throw std::invalid_argument("a stride of 0");
   const auto entries = static_cast<std::uint64_t>(order.size());
   const std::uint64_t blocks = entries / stride + (entries % stride != 0);
-  const PhaseFiles files{order.data(), sized(tokens, blocks + 1), sized(checks, blocks), sized(pieces, entries),
-                         entries,      stride};
+  const PhaseFiles files{order.data(), sized(tokens, blocks + 1), sized(checks, blocks),
+                         pieces ? sized(*pieces, entries) : nullptr, entries, stride};
   return std::make_shared<Phase>(files, std::vector<std::shared_ptr<const Corpus>>(corpora.begin(), corpora.end()));
 }
 

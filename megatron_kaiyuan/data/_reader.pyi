@@ -13,7 +13,7 @@ class Phase:
         self,
         order: NDArray[np.uint64],
         tokens: NDArray[np.uint64],
-        checks: NDArray[np.uint64] | None,
+        checks: NDArray[np.uint64],
         pieces: NDArray[np.uint64] | None,
         stride: int,
         corpora: Sequence[Corpus],

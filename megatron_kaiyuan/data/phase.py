@@ -27,16 +27,16 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_json
 
 FORMAT, VERSION = "kaiyuan-phase", 2
-_READABLE = (1, 2)
 SEQUENCE_BITS = 48
 SEQUENCE_MASK = np.uint64((1 << SEQUENCE_BITS) - 1)
 MANIFEST = "manifest.json"
 # The dataset of an entry that holds no tokens of a corpus, only places.
 PADDING_DATASET = 65535
 # Entries between two entries of tokens.bin: the most that a lookup has to walk.
-STRIDE = 1024
+STRIDE = 256
 _FIELDS = {"name", "documents", "tokens", "stride", "corpora", "files"}
-_CORPUS_FIELDS = {"name", "path", "fingerprint", "sequences"}
+_CORPUS_FIELDS = {"name", "path", "fingerprint", "sample", "sequences"}
+_FILES = {"order.bin", "tokens.bin", "checks.bin"}
 _REMEDY = "build it again with kaiyuan-data curriculum"
 
 
@@ -78,7 +78,7 @@ class Phase:
         blocks = -(-self.entries // self.stride)
         self._order = _map(self.folder / "order.bin", self.entries)
         cumulative = _map(self.folder / "tokens.bin", blocks + 1)
-        checks = _map(self.folder / "checks.bin", blocks) if "checks.bin" in files else None
+        checks = _map(self.folder / "checks.bin", blocks)
         pieces = _map(self.folder / "pieces.bin", self.entries) if "pieces.bin" in files else None
         if int(cumulative[-1]) != self.tokens:
             raise UserError(f"{self.folder / 'tokens.bin'}: ends at {cumulative[-1]}, not {self.tokens}; {_REMEDY}")
@@ -106,9 +106,6 @@ class Phase:
             corpus.check(part, parts)
         if part == 0:
             self.check_seals("tokens.bin", "checks.bin")
-            if self.manifest["version"] == 1:  # knows no samples and no checks of blocks
-                self.check_seals("order.bin")
-                self.compare_fingerprints()
         try:
             self.reader.check(*share(self.reader.blocks, part, parts), lengths)
         except _reader.Damage as damage:
@@ -169,9 +166,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, "phase manifest")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is no phase manifest; name a folder that kaiyuan-data curriculum wrote")
-    if manifest.get("version") not in _READABLE:
-        raise UserError(f"{path}: version {manifest.get('version')}, but only {_READABLE} can be read; {_REMEDY}")
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{path}: version {manifest.get('version')}, but only {VERSION} can be read; {_REMEDY}")
     missing = _FIELDS - manifest.keys()
+    missing |= _FILES - manifest.get("files", {}).keys()
     for entry in manifest.get("corpora", []):
         missing |= _CORPUS_FIELDS - entry.keys()
     if missing:
@@ -199,7 +197,7 @@ def _open_corpus(folder: Path, entry: dict[str, Any], opened: dict[Path, Indexed
     except UserError as error:
         raise UserError(f"{error} (corpus {entry['name']!r} of phase {folder})") from error
     same = len(corpus) == entry["sequences"] and entry["fingerprint"].endswith(f"+{corpus.token_bytes.size}")
-    if not same or ("sample" in entry and entry["sample"] != corpus.sample_fingerprint()):
+    if not same or entry["sample"] != corpus.sample_fingerprint():
         raise _changed(folder, entry, corpus)
     return corpus
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 MASK = (1 << 64) - 1
 ROW, PERTURBATION, ORDER_TIE, SELECTION, REPETITION = range(5)
-BLOCK = 1024
+BLOCK = 256
 
 
 class Data(NamedTuple):

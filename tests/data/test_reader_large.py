@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from megatron_kaiyuan.data.indexed import HEADER, MAGIC, IndexedCorpus
-from megatron_kaiyuan.data.phase import Phase
+from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from tests.data.phase_files import block_check
 
-DOCUMENTS, STRIDE, VOCAB = 2_200_000_000, 1024, 50_000
+DOCUMENTS, VOCAB = 2_200_000_000, 50_000
 FIRST_LENGTH, LENGTH = 700, 40
 BLOCKS = -(-DOCUMENTS // STRIDE)
 
@@ -82,7 +82,7 @@ def large(tmp_path_factory) -> tuple[Path, dict[int, list[int]], np.ndarray]:
     write_corpus(root / "corpus", [row for rows in named.values() for row in rows], tokens)
     folder = root / "phase"
     folder.mkdir()
-    sparse(folder / "order.bin", 8 * DOCUMENTS, {8 * STRIDE * at: struct.pack("<1024Q", *named[at]) for at in named})
+    sparse(folder / "order.bin", 8 * DOCUMENTS, {8 * STRIDE * at: struct.pack(f"<{STRIDE}Q", *named[at]) for at in named})
     sizes = np.full(BLOCKS, STRIDE * FIRST_LENGTH, np.int64)
     sizes[-1] = (DOCUMENTS - (BLOCKS - 1) * STRIDE) * FIRST_LENGTH
     checks = checks_of_zeros()

@@ -13,6 +13,7 @@ from data_tools import _curriculum
 from data_tools.curriculum import packing
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import PhaseRecipe
+from megatron_kaiyuan.data.phase import STRIDE
 from megatron_kaiyuan.data.stream import PADDING as PADDING_MARK
 from megatron_kaiyuan.data.stream import STARTS_ENTRY, TokenStream
 from tests.csrc.reference_algorithm1 import splitmix
@@ -55,11 +56,11 @@ def test_files(lengths, tmp_path: Path, monkeypatch) -> None:
     assert np.array_equal(np.fromfile(tmp_path / "pieces.bin", "<u4").reshape(-1, 2), pieces)
 
     before = [0, *accumulate(pieces[:, 1].tolist())]
-    blocks = range(0, len(order), 1024)
-    assert np.fromfile(tmp_path / "tokens.bin", "<u8").tolist() == [*before[:-1][::1024], before[-1]]
+    blocks = range(0, len(order), STRIDE)
+    assert np.fromfile(tmp_path / "tokens.bin", "<u8").tolist() == [*before[:-1][::STRIDE], before[-1]]
     words = pieces.view("<u8").ravel()
     checks = [
-        fold(number, [*order[at : at + 1024].tolist(), *words[at : at + 1024].tolist()])
+        fold(number, [*order[at : at + STRIDE].tolist(), *words[at : at + STRIDE].tolist()])
         for number, at in enumerate(blocks)
     ]
     assert np.fromfile(tmp_path / "checks.bin", "<u8").tolist() == checks
