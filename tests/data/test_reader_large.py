@@ -82,7 +82,8 @@ def large(tmp_path_factory) -> tuple[Path, dict[int, list[int]], np.ndarray]:
     write_corpus(root / "corpus", [row for rows in named.values() for row in rows], tokens)
     folder = root / "phase"
     folder.mkdir()
-    sparse(folder / "order.bin", 8 * DOCUMENTS, {8 * STRIDE * at: struct.pack(f"<{STRIDE}Q", *named[at]) for at in named})
+    entries = struct.Struct(f"<{STRIDE}Q")
+    sparse(folder / "order.bin", 8 * DOCUMENTS, {8 * STRIDE * at: entries.pack(*named[at]) for at in named})
     sizes = np.full(BLOCKS, STRIDE * FIRST_LENGTH, np.int64)
     sizes[-1] = (DOCUMENTS - (BLOCKS - 1) * STRIDE) * FIRST_LENGTH
     checks = checks_of_zeros()
