@@ -6,8 +6,8 @@
 NumPy makes the same three files, compared by their checksums: one sort for each dataset, AVX-512 where NumPy has it,
 and one of all rows that makes use of the sorted runs in it. A second line is NumPy making the order alone, with ties as
 they fall, which nobody can repeat or read; it shows what the rest costs. The builder runs with one thread and with all,
-and once more at a tenth of the memory: equal bytes or an error. Spark makes the order alone too, from scores that it has
-cached, and writes nothing; its session is started before its time begins.
+and once more at a tenth of the memory: equal bytes or an error. Spark makes the order alone too, from scores that it
+has cached, and writes nothing; its session is started before its time begins.
 
 Each side has its data in memory and a process of its own. Memory is what the process holds at most beyond what it held
 before: its peak resident set. The best of --rounds counts, since other work on the machine only ever slows a round.
@@ -29,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools._curriculum import Builder
+from megatron_kaiyuan.data.phase import STRIDE
 from megatron_kaiyuan.files import checksum
 
 CHUNK = 1 << 18
 FILES = ("order.bin", "tokens.bin", "checks.bin")
 # What the rows may take at most: the benchmark's own memory limits come from it.
 BYTES_PER_DOCUMENT = 24
-BLOCK = 1024
 
 
 class Dataset(NamedTuple):
@@ -153,10 +153,10 @@ def numpy_files(datasets: list[Dataset], folder: Path) -> int:
     firsts = np.cumsum([0] + [len(dataset.lengths) for dataset in datasets])
     lengths = np.concatenate([dataset.lengths for dataset in datasets])
     ends = np.cumsum(lengths[firsts[owner.view(np.int64)] + sequences.view(np.int64)], dtype=np.int64)
-    np.concatenate([[0], ends[BLOCK - 1 : -1 : BLOCK], ends[-1:]]).tofile(folder / "tokens.bin")
-    whole = len(order) // BLOCK * BLOCK
-    checks = splitmix(np.arange(-(-len(order) // BLOCK), dtype=np.uint64))
-    columns = np.ascontiguousarray(order[:whole].reshape(-1, BLOCK).T)
+    np.concatenate([[0], ends[STRIDE - 1 : -1 : STRIDE], ends[-1:]]).tofile(folder / "tokens.bin")
+    whole = len(order) // STRIDE * STRIDE
+    checks = splitmix(np.arange(-(-len(order) // STRIDE), dtype=np.uint64))
+    columns = np.ascontiguousarray(order[:whole].reshape(-1, STRIDE).T)
     for words in columns:
         checks[: len(words)] = splitmix(checks[: len(words)] ^ words)
     for word in order[whole:]:

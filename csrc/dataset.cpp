@@ -252,6 +252,7 @@ void Dataset::index() {
   });
   tokens_before_.push_back(tokens_);
   weight_before_.push_back(weight);
+  workshop_.memory.hold((tokens_before_.capacity() + weight_before_.capacity()) * sizeof weight);
 }
 
 }  // namespace curriculum

@@ -16,6 +16,10 @@ std::uint64_t bucket_start(std::uint64_t total, std::uint64_t buckets, std::uint
   return (total / buckets) * bucket + ((total % buckets) * bucket + buckets - 1) / buckets;
 }
 
+void write_words(const corpus_index::File& file, const std::uint64_t* words, std::size_t count, std::uint64_t at) {
+  file.write(words, count * sizeof *words, at * sizeof *words);
+}
+
 }  // namespace
 
 std::uint64_t block_check(std::uint64_t block, const std::uint64_t* words, std::size_t count) {
@@ -26,26 +30,20 @@ std::uint64_t block_check(std::uint64_t block, const std::uint64_t* words, std::
 
 Output::Output(const std::string& folder, std::uint64_t entries, std::uint64_t tokens, std::size_t datasets,
                std::uint64_t buckets)
-    : folder_(folder),
-      entries_(entries),
+    : entries_(entries),
       total_tokens_(tokens),
       order_(corpus_index::File::create(folder + "/order.bin")),
-      tokens_((entries + block_entries - 1) / block_entries + 1),
-      checks_(tokens_.size() - 1),
+      tokens_(corpus_index::File::create(folder + "/tokens.bin")),
+      checks_(corpus_index::File::create(folder + "/checks.bin")),
       profile_{buckets, std::vector<std::uint64_t>(datasets * buckets), std::vector<std::uint64_t>(datasets * buckets)} {
-  tokens_.back() = tokens;
+  write_words(tokens_, &total_tokens_, 1, (entries + block_entries - 1) / block_entries);
 }
 
 Profile Output::finish() {
   check_blocks_between_parts();
   order_.close();
-  const auto write = [&](const char* name, const std::vector<std::uint64_t>& words) {
-    auto file = corpus_index::File::create(folder_ + "/" + name);
-    file.write(words.data(), words.size() * sizeof words[0], 0);
-    file.close();
-  };
-  write("tokens.bin", tokens_);
-  write("checks.bin", checks_);
+  tokens_.close();
+  checks_.close();
   return std::move(profile_);
 }
 
@@ -55,7 +53,8 @@ void Output::check_blocks_between_parts() {
     const std::uint64_t first = block * block_entries;
     const auto count = static_cast<std::size_t>(std::min(block_entries, entries_ - first));
     order_.read(words.data(), count * sizeof words[0], first * sizeof words[0]);
-    checks_[block] = block_check(block, words.data(), count);
+    const std::uint64_t check = block_check(block, words.data(), count);
+    write_words(checks_, &check, 1, block);
   }
 }
 
@@ -88,9 +87,12 @@ void PartWriter::add_cells() {
 void PartWriter::flush() {
   if (held_ == 0) return;
   const std::uint64_t first = entry_ - held_;
-  output_.order_.write(words_.data(), held_ * sizeof words_[0], first * sizeof words_[0]);
+  write_words(output_.order_, words_.data(), held_, first);
   const std::uint64_t first_block = (first + block_entries - 1) / block_entries;
   const std::uint64_t last_block = entry_ / block_entries;
+  write_words(output_.tokens_, block_tokens_.data(), block_tokens_.size(), first_block);
+  block_tokens_.clear();
+  checks_.clear();
   constexpr std::uint64_t side_by_side = 4;
   std::uint64_t block = first_block;
   for (; block + side_by_side <= last_block; block += side_by_side) {
@@ -99,10 +101,11 @@ void PartWriter::flush() {
     for (std::uint64_t b = 0; b < side_by_side; ++b) checks[b] = mix(block + b);
     for (std::uint64_t i = 0; i < block_entries; ++i)
       for (std::uint64_t b = 0; b < side_by_side; ++b) checks[b] = mix(checks[b] ^ words[b * block_entries + i]);
-    std::copy(checks.begin(), checks.end(), output_.checks_.begin() + static_cast<std::ptrdiff_t>(block));
+    checks_.insert(checks_.end(), checks.begin(), checks.end());
   }
   for (; block < last_block; ++block)
-    output_.checks_[block] = block_check(block, words_.data() + (block * block_entries - first), block_entries);
+    checks_.push_back(block_check(block, words_.data() + (block * block_entries - first), block_entries));
+  write_words(output_.checks_, checks_.data(), checks_.size(), first_block);
   const std::lock_guard lock(output_.mutex_);
   if (first % block_entries) output_.split_blocks_.push_back(first / block_entries);
   if (entry_ % block_entries) output_.split_blocks_.push_back(last_block);

@@ -14,7 +14,7 @@ namespace curriculum {
 
 constexpr std::uint64_t block_entries = 256;  // of one number in tokens.bin and in checks.bin
 
-// order.bin as it is written; tokens.bin and checks.bin, which are a hundredth of it, in memory until the end.
+// order.bin, tokens.bin and checks.bin, each written where its part belongs.
 class Output {
  public:
   Output(const std::string& folder, std::uint64_t entries, std::uint64_t tokens, std::size_t datasets,
@@ -28,10 +28,8 @@ class Output {
 
   void check_blocks_between_parts();
 
-  std::string folder_;
   std::uint64_t entries_, total_tokens_;
-  corpus_index::File order_;
-  std::vector<std::uint64_t> tokens_, checks_;
+  corpus_index::File order_, tokens_, checks_;
   std::mutex mutex_;
   std::vector<std::uint64_t> split_blocks_;  // blocks that begin in one part and end in another
   Profile profile_;
@@ -43,7 +41,7 @@ class PartWriter {
   PartWriter(Output& output, std::size_t datasets, std::uint64_t first, std::uint64_t tokens_before);
 
   void add(std::uint32_t dataset, const Entry& entry) {
-    if (entry_ % block_entries == 0) output_.tokens_[entry_ / block_entries] = token_;
+    if (entry_ % block_entries == 0) block_tokens_.push_back(token_);
     if (token_ >= bucket_end_) next_bucket();
     Cell& cell = cells_[dataset];
     cell.tokens += entry.tokens();
@@ -70,6 +68,8 @@ class PartWriter {
   std::vector<Cell> cells_;  // of the current bucket
   std::vector<std::uint64_t> words_;
   std::size_t held_ = 0;
+  std::vector<std::uint64_t> block_tokens_;  // before each block that begins among them
+  std::vector<std::uint64_t> checks_;        // of each block that is whole among them
 };
 
 // The fold of one block's words: h = mix(h ^ word), from mix(number of the block).
