@@ -32,8 +32,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def launched(recipe: Path, run_dir: Path, *options: str) -> Iterator[subprocess.Popen]:
     interpreter = Path(sys.executable).parent
+    # Tests in this process may have been a rank themselves.
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     environment = {
-        **os.environ,
+        **inherited,
         "PATH": f"{interpreter}:{os.environ['PATH']}",
         "VIRTUAL_ENV": str(interpreter.parent),
         "PYTHONPATH": str(ROOT),
