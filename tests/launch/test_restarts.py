@@ -115,6 +115,7 @@ def test_it_stops_when_asked_to(recipe: Path, tmp_path: Path) -> None:
     assert (run_dir / "latest").read_text().strip() == f"step_{max(metrics(run_dir))}"
 
 
+@pytest.mark.slow
 def test_it_stops_at_a_mistake(recipe: Path, tmp_path: Path) -> None:
     """One that only training itself can find: the folder holds a checkpoint, but none that is whole."""
     step = tmp_path / "run" / "checkpoints" / "step_0"

@@ -99,6 +99,7 @@ def test_rollback_leaves_out_the_tokens(recipe: Path, finished_run: Path, tmp_pa
     assert_same_state(run_dir / "checkpoints" / "step_18", reference / "checkpoints" / "step_18")
 
 
+@pytest.mark.slow
 def test_no_endless_rollbacks(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
     run_dir = start_from(finished_run, 10, tmp_path / "run")
     overrides = ["faults.on_bad_step=rollback", "faults.rollback_batches=1", "faults.max_rollbacks=2"]
