@@ -140,7 +140,7 @@ def merge_ours(prefix: str, parts: list[str], threads: int) -> float:
 
 
 def merge_command(prefix: str, parts: list[str], threads: int) -> float:
-    from data_tools.merge import merge_corpora
+    from data_tools.corpora.merge import merge_corpora
 
     measure.begin()
     began = time.perf_counter()
@@ -150,7 +150,7 @@ def merge_command(prefix: str, parts: list[str], threads: int) -> float:
 
 def make_part(prefix: str, first: int, last: int) -> float:
     """A part with manifest and metadata."""
-    from data_tools.corpus import CorpusWriter, Documents
+    from data_tools.corpora.corpus import CorpusWriter, Documents
 
     measure.begin()
     with CorpusWriter(Path(prefix), TOKENIZER) as writer:

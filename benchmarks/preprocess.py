@@ -93,7 +93,7 @@ def peer_main(arguments: argparse.Namespace) -> None:
     """The Megatron-style pipeline."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    from data_tools.tokenizer import TextTokenizer
+    from data_tools.tokenizers.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer(arguments.tokenizer, engine="reference")
     builder = IndexedDatasetBuilder(f"{arguments.peer}.bin", dtype=DType.optimal_dtype(tokenizer.vocab_size))

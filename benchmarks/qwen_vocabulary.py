@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_tools.tiktoken_files import KNOWN
+from data_tools.tokenizers.tiktoken_files import KNOWN
 
 Ranks = dict[bytes, int]
 

@@ -27,7 +27,7 @@ def harvest(
 
     Example: kaiyuan-data harvest runs/text --megabytes 3
     """
-    from data_tools.harvest import harvest as collect
+    from data_tools.harvesting.harvest import harvest as collect
 
     results = []
     for result in collect(output, megabytes, held_out, seed):
@@ -50,9 +50,9 @@ def tokenizer_train(
 
     Example: kaiyuan-data tokenizer train --input runs/text/*.train.jsonl --vocab-size 8192 --output runs/tokenizer.json
     """
-    from data_tools.text import texts
-    from data_tools.tokenizer import TextTokenizer
-    from data_tools.train_tokenizer import save_tokenizer, train_tokenizer
+    from data_tools.reading.text import texts
+    from data_tools.tokenizers.tokenizer import TextTokenizer
+    from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
 
     save_tokenizer(train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size), output)
     single = sum(len(token) == 1 for token in TextTokenizer(output).vocabulary)
@@ -70,7 +70,7 @@ def tokenizer_inspect(
 
     Example: kaiyuan-data tokenizer inspect runs/tokenizer.json runs/text/*.heldout.jsonl
     """
-    from data_tools.fit import measure
+    from data_tools.tokenizers.fit import measure
 
     fits = measure(tokenizer, inputs, json_key)
     if as_json:
@@ -117,9 +117,9 @@ def preprocess(
     --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`. When all have ended, give it once more,
     anywhere, with --merge-only.
     """
-    from data_tools.place import default_workers, find_place
-    from data_tools.preprocess import Settings
-    from data_tools.preprocess import preprocess as write
+    from data_tools.preprocessing.preprocess import Settings
+    from data_tools.preprocessing.preprocess import preprocess as write
+    from data_tools.reading.place import default_workers, find_place
 
     place = find_place(os.environ)
     if merge_only and place.rank:
@@ -155,7 +155,7 @@ def merge(
 
     Example: kaiyuan-data merge runs/part_0_text_document runs/part_1_text_document --output-prefix runs/all
     """
-    from data_tools.merge import merge_corpora
+    from data_tools.corpora.merge import merge_corpora
 
     print(merge_corpora(prefixes, output_prefix, threads or os.cpu_count() or 1))
 
@@ -173,8 +173,8 @@ def verify(
 
     Example: kaiyuan-data verify runs/code_text_document runs/phases/first
     """
+    from data_tools.corpora.verify import verify as verify_corpus
     from data_tools.curriculum.verify import is_phase, verify_phase
-    from data_tools.verify import verify as verify_corpus
 
     threads = threads or os.cpu_count() or 1
     phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path)]
@@ -212,7 +212,8 @@ def inspect(
 
     Example: kaiyuan-data inspect runs/code_text_document --sequence 3
     """
-    from data_tools.inspect import decode_sample, describe_corpus, inspect_corpus
+    from data_tools.corpora.inspect import describe_corpus, inspect_corpus
+    from data_tools.tokenizers.decoding import decode_sample
 
     found = inspect_corpus(prefix)
     found["sample"] = decode_sample(prefix, sequence, tokenizer_model) if found["sequences"] else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from data_tools._curriculum import Builder
-from data_tools.corpus_files import write_errors
+from data_tools.corpora.corpus_files import write_errors
 from data_tools.curriculum.artefact import MissingScores, phase_manifest
 from data_tools.curriculum.memory import default_memory, rows_memory
 from data_tools.curriculum.packing import Packing, pack_phase, stretch_profile

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_tools import _index
-from data_tools.corpus_files import manifest_path, write_errors
+from data_tools.corpora.corpus_files import manifest_path, write_errors
 from data_tools.curriculum.recipe import PhaseRecipe, load_order
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_tools import _index
-from data_tools.corpus import manifest_path, metadata_path
+from data_tools.corpora.corpus import manifest_path, metadata_path
 from data_tools.curriculum.recipe import DatasetRecipe, nearest
 from megatron_kaiyuan.data.indexed import HEADER, IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.corpus import CorpusWriter, Documents
+from data_tools.corpora.corpus import CorpusWriter, Documents
 
 
 def write_corpus(

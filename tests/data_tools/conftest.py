@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.harvest import harvest
-from data_tools.text import texts
-from data_tools.train_tokenizer import save_tokenizer, train_tokenizer
+from data_tools.harvesting.harvest import harvest
+from data_tools.reading.text import texts
+from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

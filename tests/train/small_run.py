@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from data_tools.corpus import CorpusWriter, Documents
+from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 
 VOCAB = 256

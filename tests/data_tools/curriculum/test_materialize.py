@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from data_tools.corpus import CorpusWriter, Documents
+from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.materialize import check_materialize, materialize, output_prefix
 from data_tools.curriculum.recipe import PhaseRecipe

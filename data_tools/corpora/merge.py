@@ -1,0 +1,232 @@
+"""Joining corpora: the same bytes that one writer would have given for all their documents, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+from tqdm import tqdm
+
+from data_tools import _index
+from data_tools.corpora.corpus import manifest_of
+from data_tools.corpora.corpus_files import (
+    AGAIN,
+    NewCorpus,
+    manifest_path,
+    metadata_path,
+    read_manifest,
+    replace_corpus,
+    write_errors,
+)
+from data_tools.corpora.sidecar import SidecarWriter, sidecar_rows, sidecar_schema
+from data_tools.corpora.verify import check_sealed_index
+from megatron_kaiyuan.data.indexed import bin_path, idx_path
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import checksum
+
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Part:
+    """One corpus to join, with its manifest."""
+
+    prefix: Path
+    manifest: dict[str, Any]
+
+    def sealed(self, path: Path) -> dict[str, Any]:
+        """Bytes and checksum that the manifest gives for a file."""
+        return self.manifest["files"][path.name]
+
+
+def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1) -> str:
+    """Join corpora in the order given into a new one at `output`; return a summary of one line.
+
+    Everything that is read is compared with its manifest on the way. A merge that was killed leaves nothing under a
+    final name and is simply done again.
+
+    Args:
+        inputs: prefixes of corpora that the same tokenizer made.
+        output: prefix; an older corpus there is replaced.
+        threads: for the index; they change the speed, never the bytes.
+
+    Raises:
+        UserError: an input is missing, damaged or of another tokenizer; or the disk is full.
+    """
+    parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
+    _check_alike(parts)
+    _check_space(parts, output)
+    for part in parts:
+        _check_small_files(part)
+    with replace_corpus(Path(output)) as new:
+        digest = _join_files(parts, new, threads)
+        content = _joined_content(parts)
+        new.manifest = manifest_of(new, content, digest)
+    plural = "corpus" if len(parts) == 1 else "corpora"
+    counts = f"{content['sequences']:,} sequences, {content['tokens']:,} tokens"
+    return f"merge: {len(parts)} {plural} joined, {counts}, in {output}"
+
+
+def _open_parts(inputs: Sequence[Path], output: Path) -> list[Part]:
+    if not inputs:
+        raise UserError("merge: name at least one corpus to join")
+    seen = set()
+    for prefix in inputs:
+        place = prefix.resolve()
+        if place == output.resolve():
+            raise UserError(f"{prefix}: is the output too; give the joined corpus another --output-prefix")
+        if place in seen:
+            raise UserError(f"{prefix}: is named twice; name each corpus once")
+        seen.add(place)
+    return [Part(prefix, read_manifest(prefix)) for prefix in inputs]
+
+
+def _check_alike(parts: Sequence[Part]) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        for field in ("fingerprint", "vocab_size", "eod_id"):
+            ours, theirs = part.manifest["tokenizer"][field], first.manifest["tokenizer"][field]
+            if ours != theirs:
+                raise UserError(
+                    f"{manifest_path(part.prefix)}: made by another tokenizer than {first.prefix} "
+                    f"({field} {ours}, not {theirs}); only corpora of one tokenizer can be joined"
+                )
+        for field in ("scores", "columns"):
+            ours, theirs = part.manifest.get(field, []), first.manifest.get(field, [])
+            if ours != theirs:
+                raise UserError(
+                    f"{manifest_path(part.prefix)}: has the {field} {', '.join(ours) or 'none'}, but {first.prefix} "
+                    f"has {', '.join(theirs) or 'none'}; make both with the same"
+                )
+
+
+def _check_space(parts: Sequence[Part], output: Path) -> None:
+    needed = sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values())
+    with write_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise UserError(
+            f"{output}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} are free; free some, or go elsewhere"
+        )
+
+
+def _check_small_files(part: Part) -> None:
+    """All but the `.bin`, whose checksum is taken when it is copied."""
+    for path in (idx_path(part.prefix), metadata_path(part.prefix)):
+        if not path.is_file():
+            raise UserError(f"{path}: named in the manifest but not found; {AGAIN}")
+        _check_seal(path, checksum(path), part)
+
+
+def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
+    """Write the three files, the metadata beside the others because it is bound by the processor, not by the disk."""
+    total = sum(part.sealed(bin_path(part.prefix))["bytes"] for part in parts)
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        metadata = pool.submit(_join_metadata, parts, new, stop)
+        try:
+            with tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=not sys.stderr.isatty()) as bar:
+                digest = _join_tokens(parts, new, bar)
+            _join_indexes(parts, new, threads)
+            metadata.result()
+        except BaseException:
+            stop.set()
+            raise
+    return digest
+
+
+def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: tqdm) -> str:
+    """Copy the `.bin` files one after another; both sides' checksums come from the one pass."""
+    whole = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with ExitStack() as stack:
+        with write_errors(new.prefix):
+            output = stack.enter_context(open(new.bin, "wb", buffering=0))
+        for part in parts:
+            path, own = bin_path(part.prefix), xxhash.xxh3_128()
+            with _opened(path) as file:
+                while size := file.readinto(buffer):
+                    chunk = buffer[:size]
+                    own.update(chunk)
+                    whole.update(chunk)
+                    with write_errors(new.prefix):
+                        _write_all(output, chunk)
+                    bar.update(size)
+            _check_seal(path, f"xxh3:{own.hexdigest()}", part)
+    return f"xxh3:{whole.hexdigest()}"
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found, although its manifest is there; {AGAIN}") from error
+
+
+def _write_all(file: Any, chunk: memoryview) -> None:
+    while chunk:
+        chunk = chunk[file.write(chunk) :]
+
+
+def _check_seal(path: Path, found: str, part: Part) -> None:
+    if found != part.sealed(path)["checksum"]:
+        raise UserError(f"{path}: its checksum is not the one in its manifest, so it was changed; {AGAIN}")
+
+
+def _join_indexes(parts: Sequence[Part], new: NewCorpus, threads: int) -> None:
+    for part in parts:
+        check_sealed_index(part.prefix, part.manifest, threads)
+    pairs = [(os.fsencode(idx_path(part.prefix)), part.sealed(bin_path(part.prefix))["bytes"]) for part in parts]
+    try:
+        with write_errors(new.prefix):
+            _index.merge(os.fsencode(new.index), pairs, threads)
+    except ValueError as error:
+        raise UserError(f"{new.prefix}: its index cannot be made ({error}); {AGAIN}") from error
+
+
+def _join_metadata(parts: Sequence[Part], new: NewCorpus, stop: Event) -> None:
+    first = parts[0].manifest
+    schema = sidecar_schema(first["scores"], first.get("columns", []))
+    with write_errors(new.prefix), SidecarWriter(new.metadata, schema) as writer:
+        for part in parts:
+            path, rows = metadata_path(part.prefix), 0
+            for batch in sidecar_rows(path):
+                if stop.is_set():
+                    return
+                if batch.schema != schema:
+                    raise UserError(f"{path}: its columns are not those of its manifest; {AGAIN}")
+                writer.write(pa.Table.from_batches([batch]))
+                rows += len(batch)
+            if rows != part.manifest["sequences"]:
+                raise UserError(f"{path}: has {rows} rows for {part.manifest['sequences']} sequences; {AGAIN}")
+
+
+def _joined_content(parts: Sequence[Part]) -> dict[str, Any]:
+    manifests = [part.manifest for part in parts]
+    skipped: Counter[str] = Counter()
+    for manifest in manifests:
+        skipped.update(manifest["skipped"])
+    first = manifests[0]
+    return {
+        "sequences": sum(manifest["sequences"] for manifest in manifests),
+        "tokens": sum(manifest["tokens"] for manifest in manifests),
+        "dtype": first["dtype"],
+        "max_token_id": max(manifest["max_token_id"] for manifest in manifests),
+        "tokenizer": first["tokenizer"],
+        "scores": first["scores"],
+        "columns": first.get("columns", []),
+        "sources": list(dict.fromkeys(source for manifest in manifests for source in manifest["sources"])),
+        "skipped": skipped,
+    }

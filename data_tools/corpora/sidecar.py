@@ -1,0 +1,130 @@
+"""The metadata sidecar of a corpus: Parquet, row i for sequence i."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_tools.corpora.corpus_files import AGAIN
+from megatron_kaiyuan.errors import UserError
+
+ROWS_PER_GROUP = 1 << 16
+_FIXED = {"tokens": pa.int32(), "bytes": pa.int32(), "domain": pa.string(), "source": pa.string()}
+
+
+def sidecar_schema(scores: Sequence[str], columns: Sequence[str] = ()) -> pa.Schema:
+    """Tokens and UTF-8 bytes of each sequence, domain, source, then text `columns` and float `scores`.
+
+    Raises:
+        UserError: a name appears twice, or is one of the first four.
+    """
+    names = [*_FIXED, *columns, *scores]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"metadata column {name!r}: there are two of that name; rename or leave out one of them")
+    fields = [*_FIXED.items(), *((name, pa.string()) for name in columns), *((name, pa.float64()) for name in scores)]
+    return pa.schema(fields)
+
+
+class SidecarWriter:
+    """Writes full row groups only, so that the file does not depend on how the rows came in batches.
+
+    A context manager: the file is whole when the block ends well.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.schema = schema
+        # Given a path, pyarrow looks for a file system that fits, and imports fsspec for it.
+        self._file = open(path, "wb")  # noqa: SIM115
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+        self._pending = schema.empty_table()
+
+    def __enter__(self) -> SidecarWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+            return
+        with suppress(OSError):  # the disk that was full is still full, and the first error is the one to see
+            self._writer.close()
+        with suppress(OSError):
+            self._file.close()
+
+    def finish(self) -> None:
+        """Write what is left, and the footer. Once is enough."""
+        if self._writer.is_open:
+            self._writer.write_table(self._pending.combine_chunks())
+            self._writer.close()
+            self._file.close()
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows of the schema."""
+        rows = pa.concat_tables([self._pending, rows])
+        while len(rows) >= ROWS_PER_GROUP:
+            self._writer.write_table(rows.slice(0, ROWS_PER_GROUP).combine_chunks())
+            rows = rows.slice(ROWS_PER_GROUP)
+        self._pending = rows
+
+
+def open_sidecar(path: Path) -> pq.ParquetFile:
+    """Read the footer.
+
+    Raises:
+        UserError: the file is missing or no Parquet.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        _ = file.schema_arrow  # a damaged schema is found only when it is asked for
+        return file
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; {AGAIN}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def sidecar_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """All rows, a row group's worth at a time.
+
+    Raises:
+        UserError: a column is missing, or a page is damaged.
+    """
+    with open_sidecar(path) as file:
+        missing = set(columns or ()) - set(file.schema_arrow.names)
+        if missing:
+            raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; {AGAIN}")
+        try:
+            yield from file.iter_batches(ROWS_PER_GROUP, columns=None if columns is None else list(columns))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def check_sidecar(path: Path, lengths: NDArray[np.int32]) -> None:
+    """Compare the tokens of each row with the lengths in the index.
+
+    Raises:
+        UserError: there are more or fewer rows, or one differs.
+    """
+    row = 0
+    for batch in sidecar_rows(path, ["tokens"]):
+        found = batch.column(0)
+        if found.type != pa.int32() or found.null_count:
+            raise UserError(f"{path}: its token counts are not int32, or some are missing; {AGAIN}")
+        expected = lengths[row : row + len(batch)]
+        if len(expected) == len(batch):
+            differ = found.to_numpy() != expected
+            if differ.any():
+                at = int(differ.argmax())
+                raise UserError(f"{path}: row {row + at} says {found[at]} tokens, the index {expected[at]}; {AGAIN}")
+        row += len(batch)
+    if row != len(lengths):
+        raise UserError(f"{path}: has {row} rows for {len(lengths)} sequences; {AGAIN}")

@@ -1,0 +1,1 @@
+"""Text for demonstrations, from what a Python installation holds."""

@@ -1,0 +1,1 @@
+"""Text to corpora: a pool of workers writes shards, which are joined."""

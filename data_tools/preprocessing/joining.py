@@ -1,0 +1,126 @@
+"""From shards to corpora: whether all is there, the bad rows with their places, and the order of the last steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data_tools.corpora.merge import merge_corpora
+from data_tools.preprocessing.progress import METERS
+from data_tools.preprocessing.shards import Record, Shards, is_there, record_from, too_many
+from data_tools.reading.tasks import Task
+from data_tools.reading.text import BadPlace
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import atomic_path, read_json, write_json
+
+_JOINED = "joined.json"
+
+Done = tuple[Task, Record]
+
+
+def within_limit(shards: Shards, done: Iterable[Done], max_bad_rows: int) -> Iterator[Done]:
+    """Pass on what is done.
+
+    Raises:
+        UserError: together they have more bad rows than are allowed; the message names the first one beyond.
+    """
+    count = 0
+    for task, record in done:
+        if count + record.bad_rows > max_bad_rows:
+            place = next(place for i, place in enumerate(_bad_places(shards, task)) if i == max_bad_rows - count)
+            raise too_many(task, place, count + record.bad_rows, max_bad_rows)
+        count += record.bad_rows
+        yield task, record
+
+
+def finished_tasks(shards: Shards, tasks: Sequence[Task]) -> list[Done]:
+    """All tasks with their records.
+
+    Raises:
+        UserError: one is not finished.
+    """
+    found = [(task, shards.finished(task)) for task in tasks]
+    done = [(task, record) for task, record in found if record]
+    if len(done) < len(tasks):
+        first = next(task for task, record in found if record is None)
+        raise UserError(
+            f"--merge-only: {len(tasks) - len(done)} of {len(tasks)} shards are not finished, the first is of "
+            f"{first.file.name}; run the ranks again with the same arguments"
+        )
+    return done
+
+
+def join(shards: Shards, prefixes: Sequence[Path], done: Sequence[Done], bad_rows: Path) -> None:
+    """Make the corpora and, when there is a bad row, the file `bad_rows`; then note in the shards that this is done."""
+    for i, prefix in enumerate(prefixes):
+        merge_corpora([shards.corpora(task)[i] for task, _ in done], prefix)
+    _write_bad_rows(shards, done, bad_rows)
+    records = [vars(record) for _, record in done]
+    write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(task for task, _ in done), "records": records})
+
+
+def joined_earlier(shards: Shards, prefixes: Sequence[Path], tasks: Sequence[Task]) -> list[Record] | None:
+    """The records of the same tasks, when a run that was killed while it removed its shards had joined them."""
+    try:
+        note = read_json(shards.folders[0] / _JOINED, "note of joined shards")
+        records = [record_from(record) for record in note["records"]]
+    except (UserError, KeyError, TypeError):
+        return None
+    same = note.get("work") == _fingerprint(tasks) and all(is_there(prefix) for prefix in prefixes)
+    return records if same else None
+
+
+def remove(shards: Shards) -> None:
+    """Remove the shard folders: first the manifests, so that none names files that are gone, and the note last."""
+    for folder in reversed(shards.folders):
+        shutil.rmtree(folder / METERS, ignore_errors=True)
+        for path in sorted(folder.glob("*"), key=_turn):
+            path.unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()
+
+
+def _turn(path: Path) -> int:
+    return 0 if path.name.endswith(".manifest.json") else 2 if path.name == _JOINED else 1
+
+
+def tidy(shards: Shards) -> None:
+    """After a failure: remove what no later run can use."""
+    if not any(shards.folders[0].glob("*.task.json")):
+        remove(shards)
+
+
+def _fingerprint(tasks: Iterable[Task]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(task.name for task in tasks).encode())
+
+
+def _bad_places(shards: Shards, task: Task) -> Iterator[BadPlace]:
+    with open(shards.bad_rows_path(task), encoding="utf-8") as file:
+        for line in file:
+            yield BadPlace(**json.loads(line))
+
+
+def _write_bad_rows(shards: Shards, done: Sequence[Done], path: Path) -> None:
+    """Places in whole files from those within tasks; without a bad row no file, also none of an earlier run."""
+    path.unlink(missing_ok=True)
+    if not any(record.bad_rows for _, record in done):
+        return
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        name, before = "", 0
+        for task, record in done:
+            name, before = task.file.name, before if task.file.name == name else 0
+            for place in _bad_places(shards, task):
+                file.write(json.dumps(_entry(task, place, before), ensure_ascii=False) + "\n")
+            before += record.rows
+
+
+def _entry(task: Task, place: BadPlace, before: int) -> dict[str, Any]:
+    number = place.row + before
+    if place.offset is None:
+        return {"file": task.file.name, "row": number, "reason": place.reason}
+    return {"file": task.file.name, "line": number, "offset": place.offset, "reason": place.reason}

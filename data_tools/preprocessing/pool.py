@@ -1,0 +1,237 @@
+"""A pool of processes that prove engines and write shards. They end at once when the process that started them ends,
+however it does.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from data_tools.preprocessing.progress import Meter, meter_path
+from data_tools.preprocessing.shards import KEPT, Record, Shards, ShardWriter
+from data_tools.reading.tasks import Settings, Task
+from data_tools.tokenizers.tokenizer import TextTokenizer
+from megatron_kaiyuan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to know."""
+
+    settings: Settings
+    prefixes: tuple[Path, ...]
+    rank: int
+    max_bad_rows: int
+
+    def writer(self, tokenizer: TextTokenizer) -> ShardWriter:
+        """For the process that asks."""
+        shards = Shards(self.prefixes)
+        meter = Meter(meter_path(shards.folders[0], self.rank, os.getpid()))
+        return ShardWriter(self.settings, shards, self.max_bad_rows, meter, tokenizer)
+
+
+class Pool:
+    """Processes with a tokenizer each, which share its memory where they can be forked.
+
+    A context manager: at its end, in whatever way, no process is left.
+
+    Raises:
+        UserError: from every method, a process died.
+    """
+
+    def __init__(self, job: Job, workers: int, tokenizer: TextTokenizer):
+        # A forked process shares what is loaded. But where other threads run here, one may hold a lock for ever there.
+        forked = sys.platform == "linux" and threading.active_count() == 1
+        context: Any = multiprocessing.get_context("fork" if forked else "spawn")
+        if forked:
+            tokenizer.load()
+            pa.array([])  # at its first array Arrow imports pandas, where that is installed
+        # Nothing is ever sent. The system closes our end when we die, and that tells the workers.
+        alive, self._alive = context.Pipe(duplex=False)
+        self._workers: dict[Connection, BaseProcess] = {}
+        try:
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                worker = _Worker(job, tokenizer) if forked else _Worker(job)
+                not_theirs = (*self._workers, ours, self._alive) if forked else ()
+                process = context.Process(target=_work, args=(worker, theirs, alive, not_theirs), daemon=True)
+                self._workers[ours] = process
+                with theirs, _one_thread():
+                    _start(process)
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            alive.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def difference(self, engine: str, texts: Sequence[str]) -> str | None:
+        """What `TextTokenizer.difference` says, the texts divided among the processes."""
+        step = max(-(-len(texts) // (4 * len(self._workers))), 1)
+        calls = [(engine, texts[start : start + step], start) for start in range(0, max(len(texts), 1), step)]
+        found = dict(self._run("difference", calls))
+        return next((found[i] for i in sorted(found) if found[i] is not None), None)
+
+    def write(self, tasks: Sequence[Task], engine: str) -> Iterator[tuple[Task, Record]]:
+        """Do tasks; each comes with its record when it is done, in any order.
+
+        Raises:
+            UserError: the first failing task's error.
+        """
+        for number, record in self._run("write", [(task, engine) for task in tasks]):
+            yield tasks[number], record
+
+    def _run(self, method: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Call a method of the workers with the arguments of each call: its number and what it returned.
+
+        After an error the pool is of no more use, for other calls may still be under way.
+        """
+        left = iter(enumerate(calls))
+        busy: dict[Connection, int] = {}
+
+        def give(ours: Connection) -> None:
+            for number, arguments in left:
+                busy[ours] = number
+                self._send(ours, (method, arguments))
+                break
+
+        for ours in self._workers:
+            give(ours)
+        while busy:
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                number, result = busy.pop(ready), self._receive(ready)
+                give(ready)
+                yield number, result
+
+    def _send(self, ours: Connection, call: tuple[str, tuple[Any, ...]]) -> None:
+        try:
+            ours.send(call)
+        except OSError as error:
+            raise _died(self._workers[ours]) from error
+
+    def _receive(self, ours: Connection) -> Any:
+        try:
+            result = ours.recv()
+        except (EOFError, OSError) as error:
+            raise _died(self._workers[ours]) from error
+        if isinstance(result, _Failure):
+            raise result.error from RuntimeError(result.trace)
+        return result
+
+    def _end(self) -> None:
+        self._alive.close()
+        for ours, process in self._workers.items():
+            ours.close()
+            if process.pid is not None:
+                process.join()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For what is started in the block: the processes are the parallelism, and threads would only compete with it."""
+    names = ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(zip(names, ("false", "1"), strict=True))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
+
+
+def _start(process: BaseProcess) -> None:
+    try:
+        with warnings.catch_warnings():
+            # That native threads run here: those are of libraries which prepare for a fork, or wait for work for ever.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+    except OSError as error:  # killed while it is given what it needs to know, or no memory for it
+        raise _died(process) from error
+
+
+def _died(process: BaseProcess) -> UserError:
+    return UserError(f"a worker process died, most likely for lack of memory; use fewer --workers, {KEPT}")
+
+
+@dataclass
+class _Failure:
+    """What a call raised."""
+
+    error: Exception
+    trace: str
+
+
+class _Worker:
+    """What a process of the pool can be asked for."""
+
+    def __init__(self, job: Job, tokenizer: TextTokenizer | None = None):
+        self._job, self._shared = job, tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        settings = self._job.settings
+        return self._shared or TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
+
+    @cached_property
+    def _writer(self) -> ShardWriter:
+        return self._job.writer(self._tokenizer)
+
+    def difference(self, engine: str, texts: Sequence[str], before: int) -> str | None:
+        return self._tokenizer.difference(engine, texts, before)
+
+    def write(self, task: Task, engine: str) -> Record:
+        self._tokenizer.use(engine)
+        return self._writer.write(task)
+
+
+def _work(worker: _Worker, calls: Connection, alive: Connection, not_mine: Sequence[Connection]) -> None:
+    for other in not_mine:
+        other.close()
+    # Ctrl-C goes to the whole process group; the first process says what is to be said.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    # A vocabulary is a million objects that stay; the collector need not look at them again and again.
+    gc.freeze()
+    # When the first process has gone, so may we.
+    with suppress(EOFError, ConnectionError):
+        while True:
+            method, arguments = calls.recv()
+            calls.send(_answer(worker, method, arguments))
+
+
+def _answer(worker: _Worker, method: str, arguments: tuple[Any, ...]) -> Any:
+    try:
+        return getattr(worker, method)(*arguments)
+    except Exception as error:
+        return _Failure(error, traceback.format_exc())
+
+
+def _end_with(alive: Connection) -> None:
+    alive.poll(None)
+    os._exit(1)

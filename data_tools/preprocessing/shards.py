@@ -1,0 +1,202 @@
+"""Shards: what one task leaves behind. Whole or absent, and never made twice.
+
+Beside each corpus `P` to come lies a folder `P.shards` with, for each task, a corpus under the task's name. The folder
+of the first json key also holds `NAME.bad_rows.jsonl` and, written last, the record `NAME.task.json`: a task with a
+record is finished. The name is a fingerprint of the input and the settings, so a record never stands for other content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
+from data_tools.preprocessing.locks import lock
+from data_tools.preprocessing.long_text import encode_texts
+from data_tools.preprocessing.progress import Meter
+from data_tools.reading.columns import column_rows, rows_before
+from data_tools.reading.inputs import require_unchanged
+from data_tools.reading.tasks import Settings, Task
+from data_tools.reading.text import BadPlace, Rows, line_rows, lines_before
+from data_tools.tokenizers.tokenizer import TextTokenizer
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import atomic_path, read_json, write_json
+
+KEPT = "finished shards are kept: run the command again"
+
+
+@dataclass
+class Record:
+    """What a finished task tells.
+
+    Attributes:
+        rows: lines or Parquet rows that were read.
+        sequences, tokens, text_bytes: sums over the json keys.
+        skipped: rows that are in no corpus, by reason; an empty text counts for each json key.
+        bad_rows: how many of them were bad.
+    """
+
+    file: str
+    start: int
+    stop: int
+    rows: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    bad_rows: int = 0
+
+
+def record_from(content: dict[str, Any]) -> Record:
+    """The record that was written as JSON.
+
+    Raises:
+        TypeError: it is none.
+    """
+    record = Record(**content)
+    record.skipped = Counter(record.skipped)
+    return record
+
+
+class Shards:
+    """The shard folders of one run.
+
+    Args:
+        prefixes: the corpora to come, one for each json key.
+    """
+
+    def __init__(self, prefixes: Sequence[Path]):
+        self.folders = [prefix.with_name(f"{prefix.name}.shards") for prefix in prefixes]
+
+    def corpora(self, task: Task) -> list[Path]:
+        """Prefix of the task's corpus for each json key."""
+        return [folder / task.name for folder in self.folders]
+
+    @property
+    def lock_path(self) -> Path:
+        """Shared by the ranks that write shards; held by one process alone while it joins them."""
+        return self.folders[0] / "run.lock"
+
+    def bad_rows_path(self, task: Task) -> Path:
+        return self.folders[0] / f"{task.name}.bad_rows.jsonl"
+
+    def record_path(self, task: Task) -> Path:
+        return self.folders[0] / f"{task.name}.task.json"
+
+    def finished(self, task: Task) -> Record | None:
+        """The record of the task, when it was done before and its corpora are still there."""
+        path = self.record_path(task)
+        if not path.exists() or not all(is_there(prefix) for prefix in self.corpora(task)):
+            return None
+        try:
+            return record_from(read_json(path, "record of a shard"))
+        except (UserError, TypeError):
+            return None
+
+
+class ShardWriter:
+    """Does tasks one after another; each worker has one, with its own tokenizer.
+
+    Args:
+        max_bad_rows: a task that has more stops at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shards: Shards,
+        max_bad_rows: int,
+        meter: Meter,
+        tokenizer: TextTokenizer,
+    ):
+        self.settings, self.shards, self.meter, self.tokenizer = settings, shards, meter, tokenizer
+        self._description = self.tokenizer.description()
+        self._max_bad_rows = max_bad_rows
+
+    def write(self, task: Task) -> Record:
+        """Do a task, unless it is finished.
+
+        Raises:
+            UserError: the input cannot be read, has too many bad rows, or the shard cannot be written.
+        """
+        with lock(self.shards.folders[0] / f"{task.name}.lock"):
+            record = self.shards.finished(task)
+            if record is None:
+                try:
+                    record = self._write(task)
+                except OSError as error:
+                    reason = os.strerror(error.errno) if error.errno else str(error)
+                    place = self.shards.folders[0]
+                    raise UserError(f"{place}: cannot be written ({reason}); make room, {KEPT}") from error
+        self.meter.finish(task.size)
+        return record
+
+    def _write(self, task: Task) -> Record:
+        # Before the corpora change, so that there is never a record of others than are there.
+        self.shards.record_path(task).unlink(missing_ok=True)
+        record = Record(task.file.name, task.start, task.stop)
+        with ExitStack() as stack:
+            bad_rows = stack.enter_context(atomic_path(self.shards.bad_rows_path(task)))
+            bad_file = stack.enter_context(open(bad_rows, "w", encoding="utf-8"))
+            columns = self.settings.score_keys, [task.file.name], self.settings.meta_keys
+            writers = [
+                stack.enter_context(CorpusWriter(prefix, self._description, *columns))
+                for prefix in self.shards.corpora(task)
+            ]
+            read = column_rows if task.file.format == "parquet" else line_rows
+            for rows in read(task, self.settings):
+                self._note(rows, task, record, bad_file)
+                for key, writer in zip(self.settings.json_keys, writers, strict=True):
+                    self._add(key, rows, writer, record)
+                self.meter.advance(rows.read - task.start, len(rows.domains), record.tokens)
+            require_unchanged(task.file)
+            for writer in writers:
+                writer.skipped.update(record.skipped)
+        record.sequences = sum(writer.sequences for writer in writers)
+        record.skipped["empty text"] += sum(writer.skipped["empty text"] for writer in writers)
+        write_json(self.shards.record_path(task), vars(record))
+        return record
+
+    def _add(self, key: str, rows: Rows, writer: CorpusWriter, record: Record) -> None:
+        if not rows.texts[key]:
+            return
+        tokens, lengths = encode_texts(self.tokenizer, rows.texts[key], self.settings.append_eod)
+        labels = rows.domains, rows.sources, rows.scores, rows.meta
+        writer.add(Documents(tokens, lengths, rows.text_bytes[key], *labels))
+        record.tokens += len(tokens)
+        record.text_bytes += sum(rows.text_bytes[key])
+
+    def _note(self, rows: Rows, task: Task, record: Record, bad_file: IO[str]) -> None:
+        record.rows += rows.count
+        record.skipped.update(rows.left_out)
+        for place in rows.bad:
+            record.bad_rows += 1
+            record.skipped[place.reason] += 1
+            bad_file.write(json.dumps(place._asdict(), ensure_ascii=False) + "\n")
+            if record.bad_rows > self._max_bad_rows:
+                raise too_many(task, place, record.bad_rows, self._max_bad_rows)
+
+
+def too_many(task: Task, place: BadPlace, count: int, allowed: int) -> UserError:
+    """The error for the first bad row beyond the allowed ones; looks up its number in the whole file."""
+    number = place.row + (rows_before if task.file.format == "parquet" else lines_before)(task)
+    beyond = f"{count} bad rows so far, --max-bad-rows is {allowed}" if allowed else "a bad row"
+    return UserError(
+        f"{task.file.name}:{number}: {place.reason} ({beyond}); mend it, or leave such rows out with a higher "
+        f"--max-bad-rows: {KEPT}"
+    )
+
+
+def is_there(prefix: Path) -> bool:
+    """Whether the files that the manifest of a corpus names have the sizes that it says."""
+    try:
+        files = json.loads(manifest_path(prefix).read_bytes())["files"]
+        return all(prefix.with_name(name).stat().st_size == about["bytes"] for name, about in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,111 @@
+"""Rows that come in: Parquet files, by row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.reading.inputs import InputFile, open_stored
+from data_tools.reading.tasks import Settings, Task
+from data_tools.reading.text import Rows
+from megatron_kaiyuan.errors import UserError
+
+# Few, because a row may be a book.
+_ROWS_AT_ONCE = 128
+_LABELS = ("domain", "source")
+
+
+def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
+    """The rows of a task over a Parquet file. A null text is a bad row.
+
+    Raises:
+        UserError: the file is no Parquet file, is damaged, or lacks a column.
+    """
+    with _open(task.file) as parquet:
+        fields = _fields(task.file, parquet.schema_arrow, settings)
+        groups, _ = _row_groups(parquet.metadata, task)
+        columns = sorted({column for column, _ in fields.values()})
+        first = 1
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns) if groups else ():
+            yield _rows(batch, fields, settings, first)
+            first += len(batch)
+
+
+def rows_before(task: Task) -> int:
+    """Rows of the file that belong to earlier tasks, for messages about a place in its middle."""
+    with _open(task.file) as parquet:
+        return _row_groups(parquet.metadata, task)[1]
+
+
+@contextmanager
+def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
+    try:
+        with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
+            yield parquet
+    except pa.ArrowException as error:
+        raise UserError(f"{file.name}: cannot be read ({error}); check or copy the file again") from error
+
+
+def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:
+    """The row groups that begin in the task, counting their stored bytes one by one, and the rows before them."""
+    mine, before, start = [], 0, 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if task.start <= start < task.stop:
+            mine.append(index)
+        elif start < task.start:
+            before += group.num_rows
+        start += sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    return mine, before
+
+
+def _fields(file: InputFile, schema: pa.Schema, settings: Settings) -> dict[str, tuple[str, pa.DataType | None]]:
+    """For each field of a row, its column and the type to turn it into."""
+    fields: dict[str, tuple[str, pa.DataType | None]] = {}
+    for key in (*_LABELS, *settings.meta_keys):
+        if key in schema.names:
+            fields[key] = key, None
+    for key in settings.score_keys:
+        fields[key] = key, pa.float64()
+    for key in settings.json_keys:
+        fields[key] = settings.text_column or key, pa.large_string()
+    for key, (column, wanted) in fields.items():
+        if column not in schema.names:
+            raise UserError(f"{file.name}: has no column {column!r}; it has {', '.join(schema.names)}")
+        found = schema.field(column).type
+        if wanted and not (_is_text(found) if key in settings.json_keys else _is_number(found)):
+            kind = "text" if key in settings.json_keys else "numbers"
+            raise UserError(f"{file.name}: column {column!r} is {found}, not {kind}; name another one")
+    return fields
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _rows(
+    batch: pa.RecordBatch, fields: Mapping[str, tuple[str, pa.DataType | None]], settings: Settings, first: int
+) -> Rows:
+    columns = {
+        name: batch.column(column).cast(kind) if kind else batch.column(column)
+        for name, (column, kind) in fields.items()
+    }
+    table = pa.RecordBatch.from_pydict(columns)
+    rows = Rows.empty(settings)
+    for number in range(len(table)):
+        try:
+            row = table.slice(number, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            rows.add_bad((first + number, None), "not text in UTF-8")
+        else:
+            rows.add(row, settings, (first + number, None))
+    return rows

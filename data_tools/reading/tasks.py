@@ -1,0 +1,123 @@
+"""How the work is cut: tasks of some bytes of a file, who does which, and what makes a finished one still valid."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data_tools.reading.inputs import InputFile
+from data_tools.reading.place import Place
+
+# Goes up when a shard of the same input and settings would get other content than before.
+_SHARD_VERSION = 1
+# Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.
+_TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
+# What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.
+_PARQUET_FACTOR = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What becomes of a row.
+
+    Attributes:
+        tokenizer: file or folder, as TextTokenizer takes it.
+        json_keys: fields to tokenize; each gives a corpus of its own.
+        score_keys: number fields that go into the metadata.
+        meta_keys: other fields that go into the metadata, as text.
+        append_eod: end each document with the tokenizer's end-of-document id.
+        text_column: column of Parquet files that holds the one json key's text, where its name is another.
+        text_documents: what is a document in plain text, "line" or "file".
+        max_characters: rows with a longer text are left out; 0 for no limit.
+        engine: how to encode; the result does not depend on it.
+    """
+
+    tokenizer: Path
+    json_keys: tuple[str, ...] = ("text",)
+    score_keys: tuple[str, ...] = ()
+    append_eod: bool = True
+    eod_token: str | None = None
+    meta_keys: tuple[str, ...] = ()
+    text_column: str | None = None
+    text_documents: str = "line"
+    max_characters: int = 0
+    engine: str = "auto"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of a file; parts of one file follow each other and leave nothing out.
+
+    Attributes:
+        start, stop: bytes as stored. To it belong the lines and the row groups that begin at start <= byte < stop.
+        name: fingerprint of the input and of the settings, so that a changed one has no finished shard.
+    """
+
+    file: InputFile
+    start: int
+    stop: int
+    name: str
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+def cut_tasks(
+    files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], task_bytes: int = 0
+) -> list[Task]:
+    """All tasks in the order of their documents. They do not depend on who will do them.
+
+    Args:
+        tokenizer: its description, for the fingerprint.
+        task_bytes: wanted size; 0 takes one that fits the inputs.
+    """
+    total = sum(file.size for file in files)
+    wanted = task_bytes or min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
+    about = _about(settings, tokenizer)
+    tasks = []
+    for file in files:
+        step = wanted * (_PARQUET_FACTOR if file.format == "parquet" and not task_bytes else 1)
+        whole = is_whole(file, settings)
+        # An empty file has one empty task, so that the corpus names it among its sources.
+        for start in range(0, max(file.size, 1), max(file.size, 1) if whole else step):
+            stop = file.size if whole else min(start + step, file.size)
+            tasks.append(Task(file, start, stop, _name(file, start, stop, about)))
+    return tasks
+
+
+def is_whole(file: InputFile, settings: Settings) -> bool:
+    """Whether a file can only be read from its beginning to its end."""
+    return bool(file.packing) or (file.format == "text" and settings.text_documents == "file")
+
+
+def share(tasks: Sequence[Task], place: Place) -> list[Task]:
+    """The tasks of one rank: the largest first, each to the rank with the fewest bytes so far.
+
+    Every rank works out the same.
+    """
+    loads = [(0, rank) for rank in range(place.world)]
+    mine = []
+    for task in sorted(tasks, key=lambda task: -task.size):
+        load, rank = heapq.heappop(loads)
+        heapq.heappush(loads, (load + task.size + 1, rank))
+        if rank == place.rank:
+            mine.append(task)
+    return mine
+
+
+def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the content of shards depends on beside the input; the tokenizer's description stands for its settings."""
+    about = {**asdict(settings), **tokenizer, "version": _SHARD_VERSION}
+    return {name: value for name, value in about.items() if name not in ("tokenizer", "eod_token", "engine")}
+
+
+def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:
+    content = json.dumps([asdict(file), start, stop, about], sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(content.encode())

@@ -1,0 +1,281 @@
+"""Tokenizer files and the library that defines what each of them means: the reference for every faster engine.
+
+A tokenizer.json is read by Hugging Face tokenizers, a sentencepiece model by sentencepiece, a tiktoken rank file by
+tiktoken. All three leave special tokens that are spelt out in a text as ordinary text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+import xxhash
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import checksum
+
+# The ids of all texts, one after another, and how many each text has.
+Ids = tuple[NDArray[np.uint32], NDArray[np.int32]]
+
+
+class Reference(Protocol):
+    """A tokenizer as its own library sees it.
+
+    Attributes:
+        name: the library, for messages.
+        path: the file it was read from.
+        vocabulary: id of each token by its text; the bytes of a token that is no text stand as the library shows them.
+        vocab_size: the largest id + 1.
+        byte_ids: ids of tokens that are one byte which alone is no character.
+        ends: tokens that the files name as the end of a document, the surest first.
+    """
+
+    name: str
+    path: Path
+    vocabulary: dict[str, int]
+    vocab_size: int
+    byte_ids: list[int]
+    ends: list[str]
+
+    def encode(self, texts: Sequence[str]) -> Ids: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def open_reference(path: Path, eod_token: str | None = None) -> Reference:
+    """Read a tokenizer.json, a sentencepiece model or a tiktoken file, or the folder that holds one of them.
+
+    Args:
+        eod_token: a token that is to be special, whatever the file says, so that no text can contain it.
+
+    Raises:
+        UserError: there is none, it cannot be read, or the library that reads it is not installed.
+    """
+    path = _file_in(path) if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"{path}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
+    if path.suffix == ".json":
+        return HuggingFace(path, eod_token)
+    with open(path, "rb") as file:
+        start = file.read(1 << 12)
+    if RANK_LINE.match(start):
+        return Tiktoken(path)
+    return SentencePiece(path)
+
+
+class HuggingFace:
+    """tokenizer.json; the special tokens that it names are never found in texts."""
+
+    name = "Hugging Face tokenizers"
+
+    def __init__(self, path: Path, eod_token: str | None = None):
+        self.path = path
+        self.ends = _configured_end(path)
+        self.content = _read_tokenizer_json(path)
+        _make_special(self.content, eod_token or next(iter(self.ends), None))
+        self.vocabulary = _vocabulary(path, self.content)
+        self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
+        self.byte_ids = [self.vocabulary[token] for token in _byte_tokens(self.content) if token in self.vocabulary]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Made when it is needed: a worker that encodes with a faster engine never needs it, and it loads slowly."""
+        try:
+            tokenizer = Tokenizer.from_str(orjson.dumps(self.content).decode())
+        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+            raise _unreadable(self.path, error) from error
+        # The model's own tokens are read as they stand; the library numbers added ones itself.
+        added = {token["content"]: token["id"] for token in self.content.get("added_tokens") or []}
+        same_size = tokenizer.get_vocab_size(with_added_tokens=True) == len(self.vocabulary)
+        if not same_size or any(tokenizer.token_to_id(token) != number for token, number in added.items()):
+            raise _unreadable(self.path, ValueError("added tokens have ids that the library does not give them"))
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def encode(self, texts: Sequence[str]) -> Ids:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return flatten(encoding.ids for encoding in encodings)
+
+    def composed(self, text: str) -> str | None:
+        """The text in normal form C as this library knows it, which gets the same ids; None where that is not sure.
+
+        The library looks for added tokens before or after it composes, and then composing might add or break one.
+        """
+        if self.content.get("normalizer") != {"type": "NFC"}:
+            return None
+        composed: str = self._tokenizer.normalizer.normalize_str(text)
+        added = [token["content"] for token in self.content.get("added_tokens") or []]
+        return None if any(token in text or token in composed for token in added) else composed
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def fingerprint(self) -> str:
+        return checksum(self.path)
+
+
+class SentencePiece:
+    """A sentencepiece model; its normalisation may make the round trip of a text lossy."""
+
+    name = "sentencepiece"
+
+    def __init__(self, path: Path):
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise _not_installed(path, "sentencepiece") from error
+        self.path = path
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(path.read_bytes())
+            self.vocab_size = self._processor.GetPieceSize()
+        except Exception as error:  # the library raises what its binding makes of a C++ status
+            raise UserError(
+                f"{path}: neither a tokenizer.json, nor a sentencepiece model, nor a tiktoken file; check the path"
+            ) from error
+        self.vocabulary = {self._processor.IdToPiece(token): token for token in range(self.vocab_size)}
+        self.byte_ids = [token for token in range(self.vocab_size) if self._processor.IsByte(token)]
+        end = self._processor.eos_id()
+        self.ends = [self._processor.IdToPiece(end)] if end >= 0 else []
+
+    def encode(self, texts: Sequence[str]) -> Ids:
+        return flatten(self._processor.encode(list(texts), out_type=int, num_threads=1))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(token) for token in ids])
+
+    def fingerprint(self) -> str:
+        return checksum(self.path)
+
+
+class Tiktoken:
+    """A tiktoken rank file, with the pattern and special tokens that `read_tiktoken` finds for it."""
+
+    name = "tiktoken"
+
+    def __init__(self, path: Path):
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise _not_installed(path, "tiktoken") from error
+        self.path = path
+        self.file: TiktokenFile = read_tiktoken(path)
+        try:
+            self._encoding = tiktoken.Encoding(
+                path.name,
+                pat_str=self.file.pattern,
+                mergeable_ranks=self.file.ranks,
+                special_tokens=self.file.special_tokens,
+            )
+        except Exception as error:  # a pattern its engine cannot compile, or ranks without the 256 bytes
+            raise UserError(f"{path}: tiktoken refuses its ranks or pattern ({error}); check the files") from error
+        shown = {token.decode("utf-8", "backslashreplace"): rank for token, rank in self.file.ranks.items()}
+        self.vocabulary = {**shown, **self.file.special_tokens}
+        self.vocab_size = self._encoding.max_token_value + 1
+        self.byte_ids = [rank for token, rank in self.file.ranks.items() if len(token) == 1 and token >= b"\x80"]
+        self.ends = self.file.ends
+
+    def encode(self, texts: Sequence[str]) -> Ids:
+        # Nothing allowed and nothing disallowed: special tokens that are spelt out are ordinary text.
+        return join_arrays([self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode([int(token) for token in ids])
+
+    def fingerprint(self) -> str:
+        """Covers the pattern and the special tokens too, wherever they come from."""
+        rest = json.dumps([self.file.pattern, sorted(self.file.special_tokens.items())])
+        return f"xxh3:{xxhash.xxh3_128((checksum(self.path) + rest).encode()).hexdigest()}"
+
+
+def flatten(lists: Iterable[list[int]]) -> Ids:
+    """One array of all lists. `array` converts a list several times faster than NumPy does."""
+    flat, lengths = array("I"), array("i")
+    for ids in lists:
+        flat.extend(array("I", ids))
+        lengths.append(len(ids))
+    return np.frombuffer(flat, np.uint32), np.frombuffer(lengths, np.int32)
+
+
+def join_arrays(parts: Sequence[NDArray[np.uint32]]) -> Ids:
+    """One array of all."""
+    lengths = np.fromiter(map(len, parts), np.int32, len(parts))
+    return np.concatenate([np.zeros(0, np.uint32), *parts], dtype=np.uint32), lengths
+
+
+def _file_in(folder: Path) -> Path:
+    """The tokenizer of a Hugging Face folder; tokenizer.json first, for it says the most."""
+    candidates = [folder / "tokenizer.json", folder / "tokenizer.model", *sorted(folder.glob("*.tiktoken"))]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def _read_tokenizer_json(path: Path) -> dict[str, Any]:
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise _unreadable(path, ValueError("it has no 'model'"))
+    return content
+
+
+def _vocabulary(path: Path, content: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the model's tokens and of the added ones; a unigram model lists its tokens in the order of their ids."""
+    model = content["model"].get("vocab", {})
+    try:
+        found = {token: at for at, (token, _) in enumerate(model)} if isinstance(model, list) else dict(model)
+        found.update((added["content"], added["id"]) for added in content.get("added_tokens") or [])
+    except (TypeError, ValueError, KeyError) as error:
+        raise _unreadable(path, ValueError(f"its vocabulary is broken: {error}")) from error
+    if not all(isinstance(token_id, int) for token_id in found.values()):
+        raise _unreadable(path, ValueError("its vocabulary has ids that are no numbers"))
+    return found
+
+
+def _make_special(content: dict[str, Any], token: str | None) -> None:
+    """Make an added token special, in case the file only calls it an added one."""
+    for added in content.get("added_tokens") or []:
+        if isinstance(added, dict) and added.get("content") == token:
+            added["special"] = True
+
+
+def _byte_tokens(content: Mapping[str, Any]) -> list[str]:
+    if content["model"].get("byte_fallback"):
+        return [f"<0x{byte:02X}>" for byte in range(256)]
+    if '"ByteLevel"' not in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
+        return []
+    # The byte-level alphabet of GPT-2: a byte that is printable in Latin-1 stands for itself, others move up by 256.
+    hidden = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
+    return [chr(256 + hidden.index(byte)) if byte in hidden else chr(byte) for byte in range(0x80, 0x100)]
+
+
+def _configured_end(path: Path) -> list[str]:
+    try:
+        token = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return []
+    token = token.get("content") if isinstance(token, dict) else token
+    return [token] if isinstance(token, str) else []
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = re.sub(r"\s+", " ", str(error))
+    return UserError(f"{path}: not a readable tokenizer.json ({reason}); make or copy it again")
+
+
+def _not_installed(path: Path, package: str) -> UserError:
+    return UserError(f"{path}: to read it, install {package} (pip install 'megatron-kaiyuan[tokenizers]')")

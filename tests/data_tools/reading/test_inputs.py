@@ -1,0 +1,157 @@
+"""What `--input` may name: files, folders, patterns, URLs; and that damaged or packed files are told."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from json_lines import write_rows
+
+from data_tools.preprocessing.preprocess import Settings, preprocess
+from data_tools.reading.inputs import find_inputs, open_stored, unpack
+from data_tools.reading.text import texts
+from megatron_kaiyuan.errors import UserError
+
+
+def names(*words: object) -> list[str]:
+    return [file.name for file in find_inputs([str(word) for word in words])]
+
+
+def touch(folder: Path, *parts: str) -> list[str]:
+    for part in parts:
+        path = folder / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}\n")
+    return [str(folder / part) for part in parts]
+
+
+def test_a_folder_gives_what_it_knows_in_the_order_of_names(tmp_path: Path):
+    known = touch(tmp_path, "a.jsonl", "b/c.json.gz", "b/d.parquet", "e.txt.zst", "f.ndjson.bz2")
+    touch(tmp_path, "README.md", "_temporary/x.jsonl", ".hidden.jsonl", "b/.git/y.txt", "z.jsonl.tmp", "a.csv")
+    assert names(tmp_path) == sorted(known)
+    assert names(f"file://{tmp_path}") == sorted(known)
+    assert names(tmp_path / "**/*.parquet", tmp_path / "a.jsonl") == [known[2], known[0]]
+    assert [file.format for file in find_inputs([tmp_path])] == ["json", "json", "parquet", "text", "json"]
+    # Named itself, a file of any name is JSON lines; a name with the signs of a pattern is still a name.
+    assert names(*touch(tmp_path, "corpus.part-1", "set[1].jsonl")) == [
+        str(tmp_path / "corpus.part-1"),
+        str(tmp_path / "set[1].jsonl"),
+    ]
+
+
+def test_wrong_inputs_are_told_by_name(tmp_path: Path):
+    touch(tmp_path, "only/notes.md", "a.xz", "b.parquet.gz", "c.jsonl")
+    for words, message in (
+        ([], "--input: name at least one"),
+        ([tmp_path / "no.jsonl"], r"no\.jsonl: input not found"),
+        ([tmp_path / "*.tar"], "no file matches"),
+        ([tmp_path / "only"], "is a folder without files of"),
+        ([tmp_path / "a.xz"], r"\.xz cannot be read; unpack it"),
+        ([tmp_path / "b.parquet.gz"], "packed once more"),
+        ([tmp_path / "c.jsonl", tmp_path / "c.json*"], "is named twice"),
+        (["memory://nowhere/a.jsonl"], "memory://nowhere/a.jsonl: input not found"),
+        (["nosuch://x/a.jsonl"], "cannot be opened"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_inputs(words)
+
+
+def test_readers_of_json_lines_refuse_other_files(tmp_path: Path):
+    write_rows(tmp_path / "a.jsonl", [{"text": "a"}, "", {"text": "b", "domain": "d"}])
+    assert [text for text, _ in texts([tmp_path], "text")] == ["a", "b"]
+    touch(tmp_path, "b.txt")
+    with pytest.raises(UserError, match=r"b\.txt: only JSON lines can be read here"):
+        list(texts([tmp_path], "text"))
+
+
+PACKERS = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
+    ".lz4": lambda content: pa.compress(content, "lz4", asbytes=True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packed")
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@given(share=st.floats(0, 1, exclude_max=True), data=st.binary(min_size=1, max_size=50))
+def test_a_file_that_is_cut_off_anywhere_is_refused(folder: Path, suffix: str, share: float, data: bytes):
+    packed = PACKERS[suffix](data * 1000)
+    path = folder / f"in.txt{suffix}"
+    path.write_bytes(packed)
+    file = find_inputs([path])[0]
+    with open_stored(file) as stored:
+        assert unpack(file, stored).read() == data * 1000
+    path.write_bytes(packed[: max(int(share * len(packed)), 1)])
+    with pytest.raises(UserError, match="cannot be read"), open_stored(file) as stored:
+        unpack(file, stored).read()
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKERS])
+def test_any_file_system_of_fsspec(tokenizer_path: Path, tmp_path: Path, suffix: str):
+    rows = [{"text": f"row {i} of some"} for i in range(50)]
+    content = write_rows(tmp_path / "in.jsonl", rows).read_bytes()
+    settings = Settings(tokenizer_path)
+    preprocess([tmp_path / "in.jsonl"], tmp_path / "local", settings, task_bytes=100)
+    with fsspec.open(f"memory://folder{suffix}/part.jsonl{suffix}", "wb") as file:
+        file.write(PACKERS.get(suffix, bytes)(content))
+    for word in (f"memory://folder{suffix}", f"memory://folder{suffix}/*.jsonl{suffix}"):
+        assert names(word) == [f"memory:///folder{suffix}/part.jsonl{suffix}"]
+        preprocess([word], tmp_path / "remote", settings, task_bytes=100)
+        for end in (".bin", ".idx", ".meta.parquet"):
+            local, remote = (tmp_path / f"{name}_text_document{end}" for name in ("local", "remote"))
+            assert local.read_bytes() == remote.read_bytes()
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """The standard server, and parts of files as any web store gives them."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        content = Path(self.translate_path(self.path)).read_bytes()
+        part = content[int(first) : int(last) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *arguments: RangeHandler(*arguments, directory=str(tmp_path))
+    ) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+def test_a_web_server_and_worker_processes(tokenizer_path: Path, tmp_path: Path, server: str, command):
+    write_rows(tmp_path / "in.jsonl", [{"text": f"row {i} of some"} for i in range(300)])
+    common = ("--tokenizer-model", tokenizer_path, "--workers", 2, "--task-bytes", 3000)
+    for word, name in ((f"{server}/in.jsonl", "remote"), (tmp_path / "in.jsonl", "local")):
+        done = command("preprocess", "--input", word, "--output-prefix", tmp_path / name, *common)
+        assert done.returncode == 0, done.stderr
+    local, remote = (tmp_path / f"{name}_text_document.bin" for name in ("local", "remote"))
+    assert local.read_bytes() == remote.read_bytes()
+    failed = command("preprocess", "--input", f"{server}/no.jsonl", "--output-prefix", tmp_path / "no", *common)
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: {server}/no.jsonl: input not found; check the path\n"

@@ -1,0 +1,59 @@
+"""Sequences of a corpus as text, by the tokenizer that made it and no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.tokenizers.decoding import decode_sample
+from data_tools.tokenizers.tokenizer import TextTokenizer
+from megatron_kaiyuan.errors import UserError
+
+TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
+
+
+@pytest.fixture
+def prefix(tokenizer_path: Path, tmp_path: Path) -> Path:
+    tokenizer = TextTokenizer(tokenizer_path)
+    ids = [[*tokenizer.encode_batch([text])[0], tokenizer.eod_id] for text in TEXTS]
+    with CorpusWriter(tmp_path / "c", tokenizer.description(), ["score"]) as writer:
+        labels = ["code", "web", "code"]
+        lengths, flat = [len(part) for part in ids], [token for part in ids for token in part]
+        sizes = [len(text.encode()) for text in TEXTS]
+        writer.add(Documents(np.array(flat), lengths, sizes, labels, labels, {"score": [0.0, 0.25, 0.5]}))
+    return tmp_path / "c"
+
+
+def test_with_and_without_a_manifest(prefix: Path):
+    assert decode_sample(prefix, 1) == TEXTS[1] + "<|endoftext|>"
+    manifest_path(prefix).unlink()
+    metadata_path(prefix).unlink()
+    assert decode_sample(prefix, 1).split()[-1] == "0"
+    with pytest.raises(UserError, match="give one of 0 to 2"):
+        decode_sample(prefix, 3)
+
+
+def test_another_tokenizer_is_not_used_to_decode(prefix: Path, tokenizer_path: Path, tmp_path: Path):
+    manifest = json.loads(manifest_path(prefix).read_text())
+    manifest["tokenizer"]["path"] = str(tmp_path / "gone.json")
+    manifest_path(prefix).write_text(json.dumps(manifest))
+    assert decode_sample(prefix, 0).split()[0].isdigit()
+    assert decode_sample(prefix, 0, tokenizer_path).startswith("def f")
+    manifest["tokenizer"].update(path=str(tokenizer_path), fingerprint="xxh3:0")
+    manifest_path(prefix).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is not the tokenizer that made"):
+        decode_sample(prefix, 0)
+
+
+def test_inspect_shows_a_sequence(prefix: Path, command):
+    found = json.loads(command("inspect", prefix, "--json", "--sequence", 2).stdout)
+    assert found["sample"] == "x = 1<|endoftext|>"
+    assert found["lengths"]["100%"] > 1
+    printed = command("inspect", prefix).stdout
+    assert "score: 0 to 0.5, mean 0.25" in printed
+    assert "#" * 40 in printed
+    assert printed.splitlines()[-1].startswith("inspect: 3 sequences")
