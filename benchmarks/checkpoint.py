@@ -8,7 +8,9 @@ each thing once, the disk idle before each; printed are medians, with the fastes
     save, Megatron Core      dist_checkpointing.save of the very same shards: no checksums, no manifest, no rename
     save, fully_reshardable  the same with Megatron Core's own reshardable optimizer state, gathered first
     save, ours, waiting      checksums, manifest, fsync of files and folders, rename
-    save, ours, asynchronous seconds until the checkpoint is whole; `stall` is how long training stood still
+    save, ours, for stall    asynchronous, until the checkpoint is whole. Training stands still while it is planned,
+                             and when an update comes before the state is copied: `stall` with --step-seconds of forward
+                             and backward before the update, as on an accelerator; `stall, no step` with none
     load, Megatron Core      dist_checkpointing.load of our folder; load, ours: verify every byte, then load
     plain write, read        one process, the same number of bytes, one file, fsync
 """
@@ -47,14 +49,14 @@ def recipe(run_dir: Path, layers: int) -> Any:
 class Bench:
     """The measurements of one rank; times are rank 0's between two barriers."""
 
-    def __init__(self, folder: Path, layers: int):
+    def __init__(self, folder: Path, layers: int, step_seconds: float):
         import torch
 
         from megatron_kaiyuan import platform
         from megatron_kaiyuan.cluster import discover
         from megatron_kaiyuan.cluster.groups import process_groups
 
-        self.folder, self.torch = folder, torch
+        self.folder, self.torch, self.step_seconds = folder, torch, step_seconds
         run, device = recipe(folder, layers), platform.activate("cpu")
         self._groups = process_groups(discover(os.environ), device, run.parallel)
         self._groups.__enter__()
@@ -85,9 +87,10 @@ class Bench:
         self.measure("load, Megatron Core", lambda: self._load_with_megatron(folder))
         self.measure("load, ours", lambda: self._load(folder))
         self._remove(folder)
-        asynchronous = self.measure("save, ours, asynchronous", lambda: self._save_aside(folder))
-        self.seconds["stall"].append(asynchronous.stall_seconds)
-        self._remove(folder)
+        for name, seconds in (("stall", self.step_seconds), ("stall, no step", 0.0)):
+            saved = self.measure(f"save, ours, for {name}", lambda seconds=seconds: self._save_aside(folder, seconds))
+            self.seconds[name].append(saved.stall_seconds)
+            self._remove(folder)
         if self.is_first:
             self._plain(saved.bytes)
         self.torch.distributed.barrier()
@@ -119,12 +122,13 @@ class Bench:
         self.saver.begin(folder, self.state.sharded(), {})
         return self.saver.wait()
 
-    def _save_aside(self, folder: Path) -> Any:
-        """As training does: between steps, here of 20 ms, the ranks tell each other who is still writing."""
+    def _save_aside(self, folder: Path, step_seconds: float) -> Any:
+        """As training does: it waits for the copy before its update; the votes of each step tell who is writing."""
         started = time.perf_counter()
         self.saver.begin(folder, self.state.sharded(), {}, started=started)
         while True:
-            time.sleep(0.02)
+            time.sleep(step_seconds)
+            self.saver.wait_for_copy()
             votes = self.torch.tensor([float(self.saver.busy), float(self.saver.failed)])
             self.torch.distributed.all_reduce(votes)
             if saved := self.saver.advance(int(votes[0]), int(votes[1])):
@@ -182,19 +186,21 @@ def compare_checksums() -> str:
 def tell(seconds: dict[str, list[float]], size: int) -> None:
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():
-        rate = "" if name == "stall" else f"{size / middle[name] / 1e6:8,.0f} MB/s"
+        rate = "" if name.startswith("stall") else f"{size / middle[name] / 1e6:8,.0f} MB/s"
         print(f"{name:26} {middle[name]:7.3f} s  ({min(values):.3f} to {max(values):.3f}) {rate}")
     ours, theirs = "save, ours, waiting", "save, Megatron Core"
     rounds = statistics.median(one / other for one, other in zip(seconds[ours], seconds[theirs], strict=True))
-    print(f"stall, asynchronous against waiting: {middle['stall'] / middle[ours]:.3f}")
+    for name in ("stall", "stall, no step"):
+        to_ours, to_theirs = middle[name] / middle[ours], middle[name] / middle[theirs]
+        print(f"{name}: {to_ours:.3f} of our waiting save, {to_theirs:.3f} of Megatron Core's")
     print(f"save, ours against Megatron Core: {middle[ours] / middle[theirs]:.3f} (each round's: median {rounds:.3f})")
     print(f"load and verify against Megatron Core's load: {middle['load, ours'] / middle['load, Megatron Core']:.3f}")
     print(f"save against plain write: {middle[ours] / middle['plain write']:.3f}")
     print(f"load and verify against plain read: {middle['load, ours'] / middle['plain read']:.3f}")
 
 
-def run_rank(folder: Path, rounds: int, layers: int) -> None:
-    bench = Bench(folder, layers)
+def run_rank(folder: Path, rounds: int, layers: int, step_seconds: float) -> None:
+    bench = Bench(folder, layers, step_seconds)
     bench.round()
     bench.seconds.clear()
     size = [bench.round() for _ in range(rounds)][-1]
@@ -210,15 +216,17 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=6, help="54 MB of state each, besides 134 MB")
+    parser.add_argument("--step-seconds", type=float, default=0.5)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; some hundred MB for a while")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        run_rank(given.rank, given.rounds, given.layers)
+        run_rank(given.rank, given.rounds, given.layers, given.step_seconds)
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(given.ranks)]
-        options = ["--rounds", str(given.rounds), "--layers", str(given.layers), "--rank", folder]
+        options = ["--rounds", str(given.rounds), "--layers", str(given.layers)]
+        options += ["--step-seconds", str(given.step_seconds), "--rank", folder]
         done = subprocess.run([*launcher, "-m", "benchmarks.checkpoint", *options], check=False)
     sys.exit(done.returncode)
 

@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint: copied to host memory, then written and hashed by a thread of this process.
+"""One rank's part of a checkpoint: copied to host memory, written and hashed by a thread of this process.
 
 The thread only writes files. It calls no collective, so it can neither wait for another rank nor be waited for in
 one, and it dies with the process: a rank that is killed leaves nothing running behind.
@@ -39,14 +39,14 @@ class HostCopies:
     def __init__(self) -> None:
         self._buffers: dict[Hashable, torch.Tensor] = {}
 
-    def of(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor, which may change afterwards. The next copy under the same key takes its place."""
+    def room_for(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor:
+        """Where a copy of a tensor goes. The next copy under the same key takes its place."""
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             pinned = tensor.device.type != "cpu"
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
             self._buffers[key] = buffer
-        return buffer.copy_(tensor)
+        return buffer
 
 
 class Task(threading.Thread):
@@ -72,23 +72,40 @@ class Part:
         buckets: megatron-core's files with their items; the tensors are in host memory and stay as they are.
         transforms: of torch's storage writer.
         extra: further files by name, each with its content.
+        copies: host memory and the tensor that `write()` copies into it first.
 
     Attributes:
+        copied: the tensors may change from here on.
         results: for megatron-core's metadata, after `write()`.
         files: sizes and checksums for the manifest, after `write()`.
     """
 
-    def __init__(self, folder: Path, buckets: list[WriteBucket], transforms: list[Any], extra: dict[str, io.BytesIO]):
+    def __init__(
+        self,
+        folder: Path,
+        buckets: list[WriteBucket],
+        transforms: list[Any],
+        extra: dict[str, io.BytesIO],
+        copies: list[tuple[torch.Tensor, torch.Tensor]],
+    ):
         self._folder, self._buckets, self._transforms, self._extra = folder, buckets, transforms, extra
+        self._copies = copies
+        self.copied = threading.Event()
         self.results: list[WriteResult] = []
         self.files: Files = {}
 
     def write(self) -> None:
-        """Write and flush every file.
+        """Copy the tensors, then write and flush every file.
 
         Raises:
             OSError: the disk is full, or the folder is gone.
         """
+        try:
+            for room, tensor in self._copies:
+                room.copy_(tensor.detach())
+        finally:
+            self._copies = []
+            self.copied.set()
         for name, content in self._extra.items():
             with HashingFile(self._folder / name) as file:
                 file.write(content.getbuffer())

@@ -1,6 +1,7 @@
 """Writing checkpoints, while training goes on or not.
 
-    begin    every rank copies its part to host memory; a thread of it writes and hashes the copy
+    begin    every rank plans its part; a thread of it copies the part to host memory, then writes and hashes the copy
+    wait_for_copy  before the next update of the weights, which is the first thing that changes what is copied
     advance  after each step: once no rank is writing any more, rank 0 gets the ranks' parts of the manifest, and a
              thread of it writes metadata and manifest, renames `step_N.<token>.tmp` to `step_N` and moves `latest`
     wait     the same, now: for an exit, or because the next save is due
@@ -123,12 +124,12 @@ class Saver:
         started: float | None = None,
         after: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copy the state and start to write it into `folder`.
+        """Start to write the state into `folder`. Common state is taken now, tensors until `wait_for_copy()`.
 
         Args:
             sharded_state: megatron-core sharded tensors and objects; the rest is common to all ranks.
             about: goes into the manifest.
-            copy: the state may change before `wait()` has returned.
+            copy: the tensors may change after `wait_for_copy()`, else only after `wait()`.
             started: when collecting the state began, on `time.perf_counter()`'s clock; now when None.
             after: called by rank 0's thread when the checkpoint is whole.
 
@@ -142,15 +143,26 @@ class Saver:
         self._share_out(tensors)
         own = _own_shards(tensors)
         temporary = _make_folder(folder, sum(_bytes_of(shard) for shard in own))
+        copies = []
         if copy:
             for shard in own:
-                shard.data = self._copies.of((shard.key, shard.global_offset), shard.data)
+                room = self._copies.room_for((shard.key, shard.global_offset), shard.data)
+                copies.append((room, shard.data))
+                shard.data = room
         writer, metadata, buckets = self._plan(tensors, temporary)
         extra = {COMMON: _serialized(common)} if torch.distributed.get_rank() == 0 else {}
-        part = Part(temporary, buckets, [writer.transforms] if hasattr(writer, "transforms") else [], extra)
+        transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+        part = Part(temporary, buckets, transforms, extra, copies)
         flight = _Flight(folder, temporary, about, after, part, Task(part.write), writer, metadata, started)
         flight.stall = time.perf_counter() - started
         self._flight = flight
+
+    def wait_for_copy(self) -> None:
+        """Return when the tensors of the save that is under way may change. Not collective."""
+        if self._flight is not None and not self._flight.part.copied.is_set():
+            started = time.perf_counter()
+            self._flight.part.copied.wait()
+            self._flight.stall += time.perf_counter() - started
 
     def advance(self, writing: int, failed: int) -> Saved | None:
         """Go on with a save as far as that needs no waiting.

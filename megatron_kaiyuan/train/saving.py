@@ -63,6 +63,7 @@ class Checkpoints(Hook):
         self._last_save = time.monotonic()
 
     def start(self, session: Session) -> None:
+        session.state.before_update = self._saver.wait_for_copy
         if session.resumed:
             self._saved_step = session.state.progress.step
             if _is_first_rank():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -51,7 +52,11 @@ class Monitor(Protocol):
 
 @dataclass
 class TrainState:
-    """Weights, optimizer (with loss scaler), progress, monitors and random generators of this rank."""
+    """Weights, optimizer (with loss scaler), progress, monitors and random generators of this rank.
+
+    Attributes:
+        before_update: called before weights and moments change: a save may still be copying them.
+    """
 
     network: GPTModel
     model: DistributedDataParallel
@@ -59,6 +64,7 @@ class TrainState:
     platform: Platform
     progress: Progress
     monitors: dict[str, Monitor] = field(default_factory=dict)
+    before_update: Callable[[], None] = lambda: None
 
     def sharded(self, is_loading: bool = False) -> dict[str, Any]:
         """The state as megatron-core's sharded tensors plus common objects. Collective."""

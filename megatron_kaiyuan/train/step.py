@@ -84,6 +84,7 @@ def training_step(
     fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase))
     updated = fault is None and not overflow
     if updated:
+        state.before_update()
         apply_update(state.optimizer, gradient_norm)
     return StepResult(
         loss=loss,

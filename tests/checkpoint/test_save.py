@@ -63,6 +63,7 @@ def test_what_was_there_at_the_beginning_is_saved(tmp_path: Path) -> None:
     for step in (1, 2):
         before = weight.clone()
         saver.begin(layout.step_folder(tmp_path, step), state(weight), {"step": step, "tokens": 7}, after=called.set)
+        saver.wait_for_copy()
         weight += 1000
         assert layout.steps(tmp_path) == list(range(1, step))
         saved = finish(saver)
