@@ -70,7 +70,8 @@ class _Strategy(TorchDistSaveShardedStrategy):
     """megatron-core's plan of a save, without its forked writers; `planned` is what finishing it needs."""
 
     def __init__(self) -> None:
-        super().__init__("torch_dist", 1, thread_count=1)
+        # A state has the same shards at each save: from the third one on, nobody asks the others for their plans.
+        super().__init__("torch_dist", 1, thread_count=1, cached_metadata=True)
         self.planned: tuple[Any, Any, Any] | None = None
 
     def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
@@ -104,6 +105,7 @@ class Saver:
         self._strategy = _Strategy()
         self._spread: FullyParallelSaveStrategyWrapper | None = None
         self._flight: _Flight | None = None
+        self._bytes = 0
 
     @property
     def busy(self) -> bool:
@@ -142,7 +144,9 @@ class Saver:
         tensors, common = save_preprocess(sharded_state, validate_access_integrity=self._spread is None)
         self._share_out(tensors)
         own = _own_shards(tensors)
-        temporary = _make_folder(folder, sum(_bytes_of(shard) for shard in own))
+        if not self._bytes:
+            self._bytes = _total(sum(_bytes_of(shard) for shard in own))
+        temporary = _make_folder(folder, self._bytes)
         copies = []
         if copy:
             for shard in own:
@@ -291,14 +295,19 @@ def _close(flight: _Flight, results: list[Any], files: Files) -> None:
     flight.after()
 
 
+def _total(own: int) -> int:
+    """The sum over all ranks."""
+    parts = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return sum(parts)
+
+
 def _make_folder(folder: Path, needed: int) -> Path:
     """A new temporary folder, of one name on every rank, on a disk that has room for `needed` bytes in all."""
-    parts: list[int] = [0] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, needed)
 
     def make() -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        require_room(folder, sum(parts))
+        require_room(folder, needed)
         temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
         temporary.mkdir()
         return str(temporary)

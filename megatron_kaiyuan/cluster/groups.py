@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -83,9 +83,17 @@ def told_by_rank_0(action: Callable[[], Result]) -> Result:
     Raises:
         UserError: what stopped rank 0.
     """
-    answer = [agreed(lambda: action() if torch.distributed.get_rank() == 0 else None)]
+    answer: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            answer[0] = action()
+        except (UserError, OSError) as error:
+            answer[1] = describe(error)
     torch.distributed.broadcast_object_list(answer, src=0)
-    return answer[0]  # type: ignore[return-value]
+    result, message = answer
+    if message is not None:
+        raise UserError(message, every_rank=True)
+    return result
 
 
 @contextlib.contextmanager

@@ -59,8 +59,8 @@ def test_what_was_there_at_the_beginning_is_saved(tmp_path: Path) -> None:
 
     saver, called = Saver(), threading.Event()
     weight = torch.arange(10_000, dtype=torch.float32).view(100, 100)
-    # Twice: the second save uses the first one's memory.
-    for step in (1, 2):
+    # The second save uses the first one's memory, the third one its plan too.
+    for step in (1, 2, 3, 4):
         before = weight.clone()
         saver.begin(layout.step_folder(tmp_path, step), state(weight), {"step": step, "tokens": 7}, after=called.set)
         saver.wait_for_copy()
