@@ -1,4 +1,9 @@
-"""Preprocessing under a real Slurm: an array, and the tasks of one `srun`, give what one process gives."""
+"""Preprocessing under a real Slurm: an array, and the tasks of one `srun`, give what one process gives.
+
+    bash tests/run.sh -m slow tests/data_tools/preprocessing/test_slurm_ranks.py
+
+Slow, since its daemons answer late on a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,10 @@ import pytest
 from slurm_cluster import is_installed, slurm_cluster, wait_for_job
 
 ROOT = Path(__file__).parents[3]
-pytestmark = pytest.mark.skipif(not is_installed(), reason="needs Slurm and munge (Debian: slurm-wlm munge)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_installed(), reason="needs Slurm and munge (Debian: slurm-wlm munge)"),
+]
 
 
 @pytest.fixture(scope="module")
