@@ -16,6 +16,7 @@ from megatron_kaiyuan.errors import UserError
 
 _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
+_SEAL = "seal"
 
 
 def fsync_path(path: Path) -> None:
@@ -80,6 +81,33 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: {what} is not valid JSON ({error}); make it again") from error
 
 
+def write_sealed_json(target: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object atomically; its last entry, `seal`, is the checksum of the file with that entry empty."""
+    fields = {name: value for name, value in content.items() if name != _SEAL}
+    blank = json.dumps({**fields, _SEAL: ""}, indent=1, ensure_ascii=False) + "\n"
+    head, _, tail = blank.rpartition('""')
+    write_text(target, f'{head}"{_digest(blank.encode())}"{tail}')
+
+
+def read_sealed_json(path: Path, what: str) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote, whole to the bit.
+
+    Args:
+        what: what the file is, for the error ("phase manifest").
+
+    Raises:
+        UserError: it is missing, is not JSON, or is not the file that was written.
+    """
+    content = read_json(path, what)
+    seal = content.get(_SEAL) if isinstance(content, dict) else None
+    if not isinstance(seal, str):
+        raise UserError(f"{path}: is no {what}, or one of an older version: it has no {_SEAL!r}; make it again")
+    head, _, tail = path.read_bytes().rpartition(seal.encode())
+    if (found := _digest(head + tail)) != seal:
+        raise UserError(f"{path}: damaged, its checksum is {found} instead of {seal}; restore it, or make it again")
+    return content
+
+
 def checksum(path: Path) -> str:
     """XXH3-128 of a file as `xxh3:<hex>`. It finds accidents (flipped bits, lost pages), not malice."""
     digest = xxhash.xxh3_128()
@@ -87,6 +115,10 @@ def checksum(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return f"{DIGEST_PREFIX}{digest.hexdigest()}"
+
+
+def _digest(content: bytes) -> str:
+    return f"{DIGEST_PREFIX}{xxhash.xxh3_128_hexdigest(content)}"
 
 
 def _remove(path: Path) -> None:

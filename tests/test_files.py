@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.files import atomic_path, checksum, read_json, write_json
+from megatron_kaiyuan.files import (
+    atomic_path,
+    checksum,
+    read_json,
+    read_sealed_json,
+    write_json,
+    write_sealed_json,
+)
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -38,6 +46,26 @@ def test_reading_what_is_not_there_or_not_json(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b'{"a": \xff')
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "torn", "phase manifest")
+
+
+def test_any_flipped_bit_of_a_sealed_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    content = {"name": 'Ä "" 1e-05', "empty": "", "seal": "ours", "rate": 1e-05, "files": {"a": {"bytes": 4096}}}
+    write_sealed_json(path, content)
+    assert read_sealed_json(path, "manifest") == {**content, "seal": read_json(path, "manifest")["seal"]}
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            read_sealed_json(path, "manifest")
+
+
+def test_a_file_without_a_seal_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "old.json", {"version": 1})
+    with pytest.raises(UserError, match="is no phase manifest, or one of an older version: it has no 'seal'"):
+        read_sealed_json(tmp_path / "old.json", "phase manifest")
 
 
 def test_checksum_is_xxh3(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import fsync_path, read_json, write_json
+from megatron_kaiyuan.files import fsync_path, read_sealed_json, write_sealed_json
 
 FORMAT, VERSION = "kaiyuan-corpus", 1
 AGAIN = "make the corpus again, or copy it again from where it came"
@@ -87,10 +87,10 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     """
     path = manifest_path(prefix)
     try:
-        manifest = read_json(path, "corpus manifest")
+        manifest = read_sealed_json(path, "corpus manifest")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
         raise UserError(f"{path}: corpus manifest is not usable JSON ({error}); {AGAIN}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise UserError(f"{path}: is no corpus manifest of version {VERSION}; {AGAIN}")
     try:
         _check_agreement(prefix, _Manifest.model_validate(manifest))
@@ -154,7 +154,7 @@ class NewCorpus:
         fsync_path(folder)
         os.replace(self.index, idx_path(self.prefix))
         fsync_path(folder)
-        write_json(manifest_path(self.prefix), self.manifest)
+        write_sealed_json(manifest_path(self.prefix), self.manifest)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from data_tools.curriculum.source import Source
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.data.phase import FORMAT
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, read_json, write_json
+from megatron_kaiyuan.files import atomic_path, read_json, write_json, write_sealed_json
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def build_phase(
         shown = phase_profile(tokens, profiles)
         write_json(temporary / "profile.json", stretch_profile(shown, packing) if packing else shown)
         manifest = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
-        write_json(temporary / "manifest.json", manifest)
+        write_sealed_json(temporary / "manifest.json", manifest)
     notes += [str(found) for found in missing if found.documents] + plan.warnings
     datasets = [(source.name, *count, len(source.corpus)) for source, count in zip(sources, counts, strict=True)]
     seconds = time.perf_counter() - began

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan.files import checksum, fsync_path, write_json, write_text
+from megatron_kaiyuan.files import checksum, fsync_path, write_sealed_json, write_text
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step_(0|[1-9]\d*)")
@@ -48,7 +48,7 @@ def write_manifest(folder: Path, known: dict[str, dict[str, Any]] | None = None,
         name: known.get(name) or {"bytes": path.stat().st_size, "checksum": checksum(path)}
         for name, path in zip(names, files, strict=True)
     }
-    write_json(folder / MANIFEST, {"format": "kaiyuan-checkpoint", "version": 1, **about, "files": entries})
+    write_sealed_json(folder / MANIFEST, {"format": "kaiyuan-checkpoint", "version": 1, **about, "files": entries})
 
 
 def all_steps(run_dir: Path) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum, read_json
+from megatron_kaiyuan.files import checksum, read_sealed_json
 
 FORMAT, VERSION = "kaiyuan-checkpoint", 1
 # What megatron-core opens by these names; the shards are named in `.metadata`.
@@ -32,8 +32,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         UserError: it is missing or damaged, or names a file outside the folder.
     """
     path = folder / MANIFEST
-    manifest = read_json(path, "checkpoint manifest")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_sealed_json(path, "checkpoint manifest")
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is not a checkpoint's manifest")
     if manifest.get("version") != VERSION:
         raise UserError(f"{path}: version {manifest.get('version')!r}, but only {VERSION} can be read")

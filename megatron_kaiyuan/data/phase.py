@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.data.indexed import IndexedCorpus, share
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum, read_json
+from megatron_kaiyuan.files import checksum, read_sealed_json
 
 FORMAT, VERSION = "kaiyuan-phase", 2
 SEQUENCE_BITS = 48
@@ -163,8 +163,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path}: not found, so {folder} is no finished phase; build it with kaiyuan-data curriculum")
-    manifest = read_json(path, "phase manifest")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_sealed_json(path, "phase manifest")
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is no phase manifest; name a folder that kaiyuan-data curriculum wrote")
     if manifest.get("version") != VERSION:
         raise UserError(f"{path}: version {manifest.get('version')}, but only {VERSION} can be read; {_REMEDY}")

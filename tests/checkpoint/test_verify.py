@@ -11,7 +11,7 @@ from small_checkpoint import FILES, make_step
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import read_manifest, shares, verify
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, write_sealed_json
 
 
 @given(st.binary(min_size=1, max_size=200), st.data())
@@ -78,7 +78,7 @@ def test_each_file_removed_cut_or_unreadable(name: str, tmp_path: Path) -> None:
 def test_manifests_that_are_refused(change: dict, message: str, tmp_path: Path) -> None:
     folder = make_step(tmp_path, 1)
     path = folder / layout.MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    write_sealed_json(path, {**json.loads(path.read_text()), **change})
     with pytest.raises(UserError, match=message):
         verify(folder)
 
@@ -90,7 +90,7 @@ def test_a_manifest_cannot_name_what_lies_outside(name: str, tmp_path: Path) -> 
     (folder / "link").symlink_to(folder.parent)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 1, "checksum": checksum(folder.parent / "secret")}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed_json(folder / "manifest.json", manifest)
     with pytest.raises(UserError, match="not inside the checkpoint"):
         verify(folder)
 

@@ -5,7 +5,6 @@ Independent of the builder and of the reader: plain Python, one entry after anot
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import xxhash
 
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.files import write_sealed_json
 
 CODES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 PADDING = 65535
@@ -98,7 +98,7 @@ def write_phase(
         "recipe": {},
         "files": {name: _seal(folder / name) for name in columns},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed_json(folder / "manifest.json", manifest)
     return folder
 
 

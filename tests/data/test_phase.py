@@ -13,6 +13,7 @@ from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_sealed_json
 from tests.data.small_corpora import numbered_corpus
 
 RECIPE = PhaseRecipe.model_validate(
@@ -71,7 +72,7 @@ def truncate(path: Path, cut: int) -> None:
 
 def edit_manifest(folder: Path, **changes) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_sealed_json(path, {**json.loads(path.read_text()), **changes})
 
 
 def refusal(folder: Path, **settings) -> str:
@@ -108,7 +109,7 @@ def test_manifest(copy):
     assert "version 3, but only" in refusal(copy)
     edit_manifest(copy, format="kaiyuan-corpus")
     assert "is no phase manifest" in refusal(copy)
-    (copy / "manifest.json").write_text('{"format": "kaiyuan-phase", "version": 2, "name": "phase"}')
+    write_sealed_json(copy / "manifest.json", {"format": "kaiyuan-phase", "version": 2, "name": "phase"})
     assert "lacks checks.bin, corpora, documents, files, order.bin, stride, tokens, tokens.bin" in refusal(copy)
     (copy / "manifest.json").write_text("{")
     assert "is not valid JSON" in refusal(copy)

@@ -6,7 +6,6 @@ sequences, up to the last one. Cumulative tokens and checksums are written for a
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
@@ -19,7 +18,7 @@ from megatron_kaiyuan.data.indexed import HEADER, MAGIC, IndexedCorpus
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, write_sealed_json
 from tests.data.phase_files import block_check
 
 DOCUMENTS, VOCAB = 2_200_000_000, 50_000
@@ -112,7 +111,7 @@ def write_manifest(folder: Path, tokens: int) -> None:
         files[name]["checksum"] = checksum(folder / name)
     manifest = {"format": "kaiyuan-phase", "version": 2, "name": "large", "documents": DOCUMENTS, "tokens": tokens}
     manifest |= {"stride": STRIDE, "packing": None, "corpora": [entry], "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed_json(folder / "manifest.json", manifest)
 
 
 def test_it_opens_in_under_a_second_and_reads_anywhere(large, capsys):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from small_run import SEQ_LENGTH, TOKENS_PER_STEP, metrics, start_from, train
 
+from megatron_kaiyuan.files import write_sealed_json
+
 
 def test_batch_length_and_rate_change_and_the_position_is_carried_over(
     recipe: Path, finished_run: Path, tmp_path: Path
@@ -41,7 +43,7 @@ def test_a_phase_that_is_still_ahead_may_be_built_anew(recipe: Path, finished_ru
     shutil.copytree(recipe.parent / "phases" / "second", phase)
     manifest = json.loads((phase / "manifest.json").read_text())
     corpora = [{**entry, "path": str(recipe.parent / "corpus" / "text")} for entry in manifest["corpora"]]
-    (phase / "manifest.json").write_text(json.dumps({**manifest, "corpora": corpora, "name": "new second"}))
+    write_sealed_json(phase / "manifest.json", {**manifest, "corpora": corpora, "name": "new second"})
     done = train(1, recipe, f"run_dir={run_dir}", f"data.phases.1.path={phase}", "train.train_tokens=5120")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "name of phase 'second' was 'second', is 'new second'" in done.stderr

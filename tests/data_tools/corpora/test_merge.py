@@ -24,6 +24,7 @@ from data_tools.corpora.corpus_files import sealed_paths
 from data_tools.corpora.merge import merge_corpora
 from data_tools.corpora.verify import verify
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_sealed_json
 
 TOKENIZER = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
 documents_lists = st.lists(st.lists(st.integers(0, 99), max_size=4), max_size=6)
@@ -94,7 +95,7 @@ def test_merging_as_megatron_does(tmp_path: Path):
 
 def change_manifest(prefix: Path, **changes) -> None:
     manifest = json.loads(manifest_path(prefix).read_text())
-    manifest_path(prefix).write_text(json.dumps({**manifest, **changes}))
+    write_sealed_json(manifest_path(prefix), {**manifest, **changes})
 
 
 def refuse(prefixes: list[Path], output: Path, message: str) -> None:

@@ -15,7 +15,7 @@ from data_tools.corpora.corpus_files import sealed_paths
 from data_tools.corpora.verify import verify
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, write_sealed_json
 
 TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
 
@@ -30,7 +30,7 @@ def prefix(tokenizer_path: Path, tmp_path: Path) -> Path:
 def edit_manifest(prefix: Path, change) -> None:
     manifest = json.loads(manifest_path(prefix).read_text())
     change(manifest)
-    manifest_path(prefix).write_text(json.dumps(manifest))
+    write_sealed_json(manifest_path(prefix), manifest)
 
 
 def seal_again(prefix: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from data_tools.curriculum.verify import is_phase, verify_phase
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, write_sealed_json
 from tests.data.phase_files import PADDING, Entry, write_pair, write_phase
 from tests.data.small_corpora import numbered_corpus
 
@@ -82,7 +82,7 @@ def test_an_order_of_other_lengths_is_found_behind_sound_checksums(phase: Path):
     tokens.tofile(path)
     manifest = json.loads((phase / "manifest.json").read_text())
     manifest["files"]["tokens.bin"]["checksum"] = checksum(path)
-    (phase / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed_json(phase / "manifest.json", manifest)
     with pytest.raises(UserError, match=r"tokens\.bin: entries 64 to 96 of order\.bin hold"):
         verify_phase(phase)
 
@@ -90,7 +90,7 @@ def test_an_order_of_other_lengths_is_found_behind_sound_checksums(phase: Path):
 def test_documents_must_add_up(phase: Path):
     manifest = json.loads((phase / "manifest.json").read_text())
     manifest["corpora"][0]["documents"] += 1
-    (phase / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed_json(phase / "manifest.json", manifest)
     with pytest.raises(UserError, match=r"manifest\.json: says 400 documents, but its corpora give 401"):
         verify_phase(phase)
 

@@ -12,6 +12,7 @@ from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, me
 from data_tools.tokenizers.decoding import decode_sample
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_sealed_json
 
 TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
 
@@ -40,11 +41,11 @@ def test_with_and_without_a_manifest(prefix: Path):
 def test_another_tokenizer_is_not_used_to_decode(prefix: Path, tokenizer_path: Path, tmp_path: Path):
     manifest = json.loads(manifest_path(prefix).read_text())
     manifest["tokenizer"]["path"] = str(tmp_path / "gone.json")
-    manifest_path(prefix).write_text(json.dumps(manifest))
+    write_sealed_json(manifest_path(prefix), manifest)
     assert decode_sample(prefix, 0).split()[0].isdigit()
     assert decode_sample(prefix, 0, tokenizer_path).startswith("def f")
     manifest["tokenizer"].update(path=str(tokenizer_path), fingerprint="xxh3:0")
-    manifest_path(prefix).write_text(json.dumps(manifest))
+    write_sealed_json(manifest_path(prefix), manifest)
     with pytest.raises(UserError, match="is not the tokenizer that made"):
         decode_sample(prefix, 0)
 
