@@ -18,10 +18,10 @@ using Datasets = std::vector<std::unique_ptr<Dataset>>;
 
 constexpr std::uint64_t no_limit = ~std::uint64_t{0};
 constexpr double most_positions = 0x1.0p50;  // beyond, two rows of one dataset could get one R
-constexpr std::size_t window_least = 1024, window_default = 1 << 15, window_most = 1 << 17;
+constexpr std::size_t window_least = 1024, window_default = 1 << 13, window_most = 1 << 17;
 constexpr double narrowest_window = 0x1.0p-48;  // of the range: a fraction of a token
 constexpr std::size_t fewest_piece_rows = 16;
-constexpr std::uint64_t least_memory = std::uint64_t{1} << 20;
+constexpr std::uint64_t least_memory = std::uint64_t{2} << 20;
 
 struct WindowRow {
   std::uint64_t key;  // R with its perturbation, as ascending bits; in a shuffled phase the draw
@@ -39,6 +39,8 @@ struct ByPosition {
     return std::uint64_t{row.dataset} << sequence_bits | row.entry.sequence();
   }
 };
+
+using WindowSort = RadixSort<WindowRow, ByPosition>;
 
 std::uint64_t bits_of(double position) {  // of one that is not negative
   std::uint64_t bits;
@@ -164,7 +166,7 @@ class Part {
     double width = std::max(narrowest_window, static_cast<double>(plan_.window_rows) / static_cast<double>(plan_.rows));
     for (double low = first_; low < last_;) {
       const double high = gather(low, width);
-      sort_(rows_.data(), rows_.size(), 1);
+      sort_(rows_.data(), rows_.size(), scratch_);
       const std::uint64_t limit = plan_.limit(high);
       const auto end = limit == no_limit ? rows_.end() : std::partition_point(rows_.begin(), rows_.end(), [&](auto& row) {
         return row.key < limit;
@@ -242,7 +244,8 @@ class Part {
   const Plan& plan_;
   double first_, last_;
   Output& output_;
-  RadixSort<WindowRow, ByPosition> sort_;
+  WindowSort sort_;
+  WindowSort::Scratch scratch_;
   std::vector<Walk> walks_;
   std::vector<WindowRow> rows_;
 };
@@ -256,10 +259,12 @@ void fit(Plan& plan, const Memory& memory, const InterleaveSettings& settings) {
   const auto on_disk = static_cast<std::uint64_t>(std::count_if(
       plan.datasets.begin(), plan.datasets.end(), [](const auto& dataset) { return !dataset->store().resident(); }));
   constexpr std::uint64_t window_bytes = 2 * 2 * sizeof(WindowRow);  // twice as planned, in an array that doubles
+  const auto sort_bytes = [](std::uint64_t rows) { return WindowSort::scratch_bytes(2 * rows); };
   plan.window_rows = std::clamp<std::size_t>(2 * datasets, window_default, window_most);
   plan.window_rows = std::clamp<std::size_t>(available / 4 / window_bytes, window_least, plan.window_rows);
   if (settings.window_rows) plan.window_rows = settings.window_rows;
-  const std::uint64_t fixed = datasets * (sizeof(Walk) + sizeof(Place) + 16) + window_bytes * (plan.window_rows + waiting);
+  const std::uint64_t fixed = datasets * (sizeof(Walk) + sizeof(Place) + 16) +
+                              window_bytes * (plan.window_rows + waiting) + sort_bytes(plan.window_rows + waiting);
   const std::uint64_t least = fixed + on_disk * fewest_piece_rows * sizeof(Entry);
   plan.threads = std::max(1u, settings.threads);
   while (plan.threads > 1 && least > available / plan.threads) --plan.threads;

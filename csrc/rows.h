@@ -1,4 +1,5 @@
-// What is held of a document: 12 bytes once its place in its dataset is known, 20 while its dataset is sorted by score.
+// What is held of a document: 12 bytes once its place in its dataset is known; while its dataset is sorted by score 20, and
+// 40 where the bound has room for a second buffer (sorter.h).
 #pragma once
 
 #include <cstdint>

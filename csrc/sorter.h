@@ -23,7 +23,7 @@ class Sorter {
         scratch_(scratch),
         sort_(keys),
         keys_(keys),
-        threads_(threads),
+        threads_(memory.sort_threads(threads, Sort::scratch_bytes(Sort::cached_rows))),
         most_(memory.sort_rows(sizeof(Row))) {
     reserve(static_cast<std::size_t>(std::min<std::uint64_t>(expected, most_)));
   }
@@ -39,7 +39,7 @@ class Sorter {
 
   // The sorted rows, when all of them are in memory; the sorter is of no use after this.
   Buffer take() {
-    sort_(rows_, held_, threads_);
+    sort();
     memory_.release(buffer_.bytes());
     return std::exchange(buffer_, Buffer());
   }
@@ -48,7 +48,7 @@ class Sorter {
   template <typename Visit>
   void drain(const Visit& visit) {
     if (in_memory()) {
-      sort_(rows_, held_, threads_);
+      sort();
       for (std::size_t i = 0; i < held_; ++i) visit(rows_[i]);
     } else {
       if (held_) spill();
@@ -61,6 +61,7 @@ class Sorter {
   }
 
  private:
+  using Sort = RadixSort<Row, Keys>;
   struct Run {
     std::uint64_t offset, rows;  // what is not yet read of it
   };
@@ -84,8 +85,21 @@ class Sorter {
     spill();
   }
 
+  // From one buffer to another where the second one fits too.
+  void sort() {
+    const std::uint64_t bytes = held_ * sizeof(Row);
+    if (held_ <= Sort::cached_rows || !memory_.fits(bytes)) return sort_(rows_, held_, threads_);
+    Buffer sorted(static_cast<std::size_t>(bytes));
+    memory_.hold(bytes);
+    sort_(rows_, sorted.template as<Row>(), held_, threads_);
+    memory_.release(buffer_.bytes());
+    buffer_ = std::move(sorted);
+    rows_ = buffer_.template as<Row>();
+    capacity_ = held_;
+  }
+
   void spill() {
-    sort_(rows_, held_, threads_);
+    sort();
     runs_.push_back({scratch_.append(rows_, held_ * sizeof(Row)), held_});
     spilled_ += held_;
     held_ = 0;
@@ -133,7 +147,7 @@ class Sorter {
 
   Memory& memory_;
   ScratchFile& scratch_;
-  RadixSort<Row, Keys> sort_;
+  Sort sort_;
   Keys keys_;
   unsigned threads_;
   std::size_t most_, capacity_ = 0, held_ = 0;

@@ -2,6 +2,7 @@
 // so that what the process holds is what the system says it holds.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -47,6 +48,10 @@ class Memory {
   std::uint64_t free() const { return limit_ > held_ ? limit_ - held_ : 0; }
   // Rows that a sort may hold: seven eighths of what is free, and never so few that runs could not be merged.
   std::size_t sort_rows(std::size_t row_bytes) const;
+  // Threads that sort at once, of which each takes so much of what `sort_rows` leaves.
+  unsigned sort_threads(unsigned threads, std::size_t thread_bytes) const {
+    return static_cast<unsigned>(std::clamp<std::uint64_t>(free() / 8 / thread_bytes, 1, std::max(1u, threads)));
+  }
   bool fits(std::uint64_t bytes) const { return held_ + bytes <= limit_ / 2; }
   void hold(std::uint64_t bytes) { held_ += bytes; }
   void release(std::uint64_t bytes) { held_ -= bytes; }
