@@ -88,7 +88,7 @@ class Sorter {
   // From one buffer to another where the second one fits too.
   void sort() {
     const std::uint64_t bytes = held_ * sizeof(Row);
-    if (held_ <= Sort::cached_rows || !memory_.fits(bytes)) return sort_(rows_, held_, threads_);
+    if (held_ <= Sort::cached_rows || !memory_.has_room_for_two(held_, bytes)) return sort_(rows_, held_, threads_);
     Buffer sorted(static_cast<std::size_t>(bytes));
     memory_.hold(bytes);
     sort_(rows_, sorted.template as<Row>(), held_, threads_);

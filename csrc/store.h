@@ -53,6 +53,12 @@ class Memory {
     return static_cast<unsigned>(std::clamp<std::uint64_t>(free() / 8 / thread_bytes, 1, std::max(1u, threads)));
   }
   bool fits(std::uint64_t bytes) const { return held_ + bytes <= limit_ / 2; }
+  // Whether rows that are held may lie in a second buffer as large for a moment: within the bound, and so that all rows,
+  // these and the finished ones, take 24 bytes each at the most.
+  bool has_room_for_two(std::uint64_t rows, std::uint64_t bytes) const {
+    const std::uint64_t finished = (held_ - bytes) / sizeof(Entry);
+    return fits(bytes) && held_ + bytes <= 2 * sizeof(Entry) * (rows + finished);
+  }
   void hold(std::uint64_t bytes) { held_ += bytes; }
   void release(std::uint64_t bytes) { held_ -= bytes; }
 
