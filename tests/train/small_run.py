@@ -35,7 +35,7 @@ def write_corpus(prefix: Path, documents: int = 400, vocab: int = VOCAB, seed: i
         writer.add(Documents(tokens.astype(np.int64), lengths.tolist(), [1] * documents, names, names, scores))
 
 
-def write_recipe(folder: Path) -> Path:
+def write_recipe(folder: Path, save_every_steps: int = 10) -> Path:
     """A corpus, its two phases and a training recipe for 20 steps, two of them in the second phase."""
     write_corpus(folder / "corpus" / "text")
     order = {
@@ -76,7 +76,7 @@ def write_recipe(folder: Path) -> Path:
             "train_tokens": STEPS * TOKENS_PER_STEP,
         },
         "optimizer": {"warmup_tokens": 4 * TOKENS_PER_STEP},
-        "checkpoint": {"save_every_steps": 10},
+        "checkpoint": {"save_every_steps": save_every_steps},
         "monitor": {"log_every_steps": 1},
     }
     path = folder / "train.yaml"

@@ -91,8 +91,8 @@ def alive(beats: int, waiting: bool) -> Alive:
         ({0: alive(5, False), 1: alive(4, False)}, [], "rank 1 is at file.py:7 (read) (host node, process 42)"),
         ({0: alive(5, False), 1: alive(5, False)}, [], "none stands out, as the stacks of all show"),
         ({0: alive(5, True), 1: alive(5, True)}, [], "none stands out, as the stacks of all show"),
-        ({}, [1], "the store does not answer, which rank 0 or its launcher holds"),
+        ({}, [1], "the store at node0:29500 does not answer, which rank 0 or its launcher holds"),
     ],
 )
 def test_who_is_to_blame(said: dict[int, Alive], silent: list[int], named: str) -> None:
-    assert blame(said, silent) == named
+    assert blame(said, silent, "node0:29500") == named
