@@ -13,8 +13,8 @@ from small_run import losses, write_recipe
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 steps over real artefacts, with a checkpoint after every second one."""
-    return write_recipe(tmp_path_factory.mktemp("launch"), save_every_steps=2)
+    """20 steps over real artefacts, with a checkpoint after every second one; there are tokens for hundreds."""
+    return write_recipe(tmp_path_factory.mktemp("launch"), save_every_steps=2, documents=8000)
 
 
 @pytest.fixture(scope="session")
