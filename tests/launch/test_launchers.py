@@ -2,7 +2,7 @@
 
     bash tests/run.sh -m slow tests/launch/test_launchers.py    # four ranks, nodes that number themselves
 
-`test_slurm.py`, `test_msrun.py` and `test_mpich.py` do the same under what has to be installed first.
+`test_slurm_job.py`, `test_msrun.py` and `test_mpich.py` do the same under what has to be installed first.
 """
 
 from __future__ import annotations
@@ -25,16 +25,8 @@ def _free_port() -> int:
 
 def _train_on_two_nodes(recipe: Path, run_dir: Path, processes: int, numbered: bool, *overrides: str) -> list[str]:
     """Two scripts as on two machines; what each of them prints."""
-    options = [
-        "--log-dir",
-        run_dir / "logs",
-        "--nnodes",
-        2,
-        "--nproc-per-node",
-        processes,
-        "--rdzv-endpoint",
-        f"localhost:{_free_port()}",
-    ]
+    options = ["--nnodes", 2, "--nproc-per-node", processes, "--rdzv-endpoint", f"localhost:{_free_port()}"]
+    options += ["--log-dir", run_dir / "logs"]
     numbers: Sequence[Sequence[object]] = [["--node-rank", 1], ["--node-rank", 0]] if numbered else [[], []]
     with contextlib.ExitStack() as stack:
         nodes = [

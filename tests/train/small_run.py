@@ -36,7 +36,7 @@ def write_corpus(prefix: Path, documents: int = 400, vocab: int = VOCAB, seed: i
 
 
 def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400) -> Path:
-    """A corpus, its two phases and a training recipe for 20 steps, with 400 documents two of them in the second phase."""
+    """A corpus, its two phases and a training recipe for 20 steps, two of them in the second phase of 400 documents."""
     write_corpus(folder / "corpus" / "text", documents)
     order = {
         "corpora": {"text": str(folder / "corpus" / "text")},
