@@ -9,9 +9,33 @@ fail() {
 }
 
 require_number() { # NAME VALUE LEAST
-    if [[ ! $2 =~ ^[0-9]{1,6}$ ]] || ((10#$2 < $3)); then
+    # Without leading zeros, which mean octal here.
+    if [[ ! $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3)); then
         fail "$1 must be a whole number of at least $3, not '$2'"
     fi
+}
+
+# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, and dry_run; what follows the
+# options is left in arguments.
+parse_options() { # ARGUMENT...
+    dry_run=''
+    while (($#)); do
+        case "$1" in
+            -h | --help) usage; exit ;;
+            --dry-run) dry_run=yes; shift ;;
+            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+            -*)
+                [[ -n ${options[$1]:-} ]] || fail "unknown option $1"
+                (($# > 1)) || fail "$1 needs a value"
+                printf -v "${options[$1]}" %s "$2"
+                shift 2
+                ;;
+            *) break ;;
+        esac
+    done
+    (($#)) || fail "name a recipe"
+    # shellcheck disable=SC2034 # for the script
+    arguments=("$@")
 }
 
 # Sets platform (cuda, npu or cpu) and devices, how many accelerators this process may use; settings that they need.
@@ -55,9 +79,10 @@ check_recipe() { # WORLD_SIZE RECIPE [key=value ...]
     python -m megatron_kaiyuan.cli train "${@:2}" --check --world-size "$1"
 }
 
-# The command as it will run, so that it can be repeated by hand.
+# The command as it will run, so that it can be repeated by hand; the end of a dry run.
 show() { # COMMAND...
     echo "launch: OMP_NUM_THREADS=${OMP_NUM_THREADS:-} ${*@Q}"
+    [[ -z ${dry_run:-} ]] || exit 0
 }
 
 run_dir_of() { # RECIPE [key=value ...]

@@ -24,21 +24,10 @@ a rank was killed, else a rank's own.
 END
 }
 
-processes="${NPROC_PER_NODE:-}" hosts="${HOSTS:-localhost}" port="${MASTER_PORT:-$((15000 + $$ % 15000))}" dry_run=''
-while (($#)); do
-    [[ $1 == --*=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
-    case "$1" in
-        --nproc-per-node | --hosts | --master-port) (($# > 1)) || fail "$1 needs a value" ;;&
-        --nproc-per-node) processes="$2"; shift 2 ;;
-        --hosts) hosts="$2"; shift 2 ;;
-        --master-port) port="$2"; shift 2 ;;
-        --dry-run) dry_run=yes; shift ;;
-        -h | --help) usage; exit ;;
-        -*) fail "unknown option $1" ;;
-        *) break ;;
-    esac
-done
-(($#)) || fail "name a recipe"
+processes="${NPROC_PER_NODE:-}" hosts="${HOSTS:-localhost}" port="${MASTER_PORT:-$((15000 + $$ % 15000))}"
+declare -A options=([--nproc-per-node]=processes [--hosts]=hosts [--master-port]=port)
+parse_options "$@"
+set -- "${arguments[@]}"
 
 find_devices
 processes="${processes:-$((devices ? devices : 1))}"
@@ -83,7 +72,6 @@ command+=(-m megatron_kaiyuan.cli train "$@")
 
 check_recipe "$world_size" "$@"
 show "${command[@]}"
-[[ -z $dry_run ]] || exit 0
 
 forward() { # SIGNAL
     kill -USR1 "$child"

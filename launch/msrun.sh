@@ -26,26 +26,13 @@ for any other failure: msrun does not pass on a rank's own exit code.
 END
 }
 
-processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-}" dry_run=''
+processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-}"
 address="${MASTER_ADDR:-}" port="${MASTER_PORT:-8118}" log_dir="${LOG_DIR:-}"
-while (($#)); do
-    [[ $1 == --*=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
-    case "$1" in
-        --nproc-per-node | --nnodes | --node-rank | --master-addr | --master-port | --log-dir)
-            (($# > 1)) || fail "$1 needs a value" ;;&
-        --nproc-per-node) processes="$2"; shift 2 ;;
-        --nnodes) nodes="$2"; shift 2 ;;
-        --node-rank) node_rank="$2"; shift 2 ;;
-        --master-addr) address="$2"; shift 2 ;;
-        --master-port) port="$2"; shift 2 ;;
-        --log-dir) log_dir="$2"; shift 2 ;;
-        --dry-run) dry_run=yes; shift ;;
-        -h | --help) usage; exit ;;
-        -*) fail "unknown option $1" ;;
-        *) break ;;
-    esac
-done
-(($#)) || fail "name a recipe"
+declare -A options=(
+    [--nproc-per-node]=processes [--nnodes]=nodes [--node-rank]=node_rank [--master-addr]=address
+    [--master-port]=port [--log-dir]=log_dir)
+parse_options "$@"
+set -- "${arguments[@]}"
 
 find_devices
 processes="${processes:-$((devices ? devices : 1))}"
@@ -74,7 +61,6 @@ command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node
     --master_addr "${address:-127.0.0.1}" --master_port "$port" --log_dir "$log_dir" --join True
     python -m megatron_kaiyuan.cli train "$@")
 show "${command[@]}"
-[[ -z $dry_run ]] || exit 0
 
 forward() { # SIGNAL
     local workers

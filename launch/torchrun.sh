@@ -35,26 +35,12 @@ END
 }
 
 processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-${SLURM_NODEID:-}}"
-endpoint="${RDZV_ENDPOINT:-}" log_dir="${LOG_DIR:-}" dry_run='' restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
-while (($#)); do
-    [[ $1 == --*=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
-    case "$1" in
-        --nproc-per-node | --nnodes | --node-rank | --rdzv-endpoint | --log-dir | --restarts | --restart-delay)
-            (($# > 1)) || fail "$1 needs a value" ;;&
-        --nproc-per-node) processes="$2"; shift 2 ;;
-        --nnodes) nodes="$2"; shift 2 ;;
-        --node-rank) node_rank="$2"; shift 2 ;;
-        --rdzv-endpoint) endpoint="$2"; shift 2 ;;
-        --log-dir) log_dir="$2"; shift 2 ;;
-        --restarts) restarts="$2"; shift 2 ;;
-        --restart-delay) delay="$2"; shift 2 ;;
-        --dry-run) dry_run=yes; shift ;;
-        -h | --help) usage; exit ;;
-        -*) fail "unknown option $1" ;;
-        *) break ;;
-    esac
-done
-(($#)) || fail "name a recipe"
+endpoint="${RDZV_ENDPOINT:-}" log_dir="${LOG_DIR:-}" restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
+declare -A options=(
+    [--nproc-per-node]=processes [--nnodes]=nodes [--node-rank]=node_rank [--rdzv-endpoint]=endpoint
+    [--log-dir]=log_dir [--restarts]=restarts [--restart-delay]=delay)
+parse_options "$@"
+set -- "${arguments[@]}"
 
 find_devices
 processes="${processes:-$((devices ? devices : 1))}"
@@ -64,7 +50,6 @@ require_number --nnodes "$fewest" 1
 require_number --nnodes "$most" "$fewest"
 require_number --restarts "$restarts" 0
 require_number --restart-delay "$delay" 0
-restarts=$((10#$restarts)) delay=$((10#$delay))
 
 ((most == 1)) || [[ $endpoint == *:* ]] || fail "with several nodes, give --rdzv-endpoint HOST:PORT of node 0"
 if ((most == 1)); then
@@ -91,7 +76,6 @@ check_recipe $((fewest * processes)) "$@"
 command=(python -m megatron_kaiyuan.cluster.torchrun "${where[@]}" --nproc-per-node "$processes"
     -m megatron_kaiyuan.cli train "$@")
 show "${command[@]}"
-[[ -z $dry_run ]] || exit 0
 # In place of this shell, so that a signal to its process id reaches the launcher.
 ((restarts)) || exec "${command[@]}"
 
