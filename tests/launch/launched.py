@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,12 @@ ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 30
 _MARK = "KAIYUAN_TEST_JOB"
 _RANK_NAMES = {"LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MS_ROLE"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @dataclass
@@ -43,6 +50,11 @@ class Job:
     def launcher(self) -> int:
         """The process that has started the ranks: torchrun's agent, mpirun, msrun."""
         return psutil.Process(self.ranks()[0]).ppid()
+
+    def listens_at(self, port: int) -> bool:
+        """Whether its launcher does."""
+        connections = psutil.Process(self.launcher()).net_connections()
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
 
     def wait_for(self, happened: Callable[[], object]) -> None:
         deadline = time.monotonic() + 200

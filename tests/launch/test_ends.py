@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import Job, launched
+from launched import Job, free_port, launched
 from small_run import metrics
 
 # Hundreds of steps.
@@ -112,7 +112,7 @@ def test_killed_script_takes_its_launcher_along(script: str, options: list, reci
 @pytest.mark.slow
 def test_killed_node_ends_the_other(recipe: Path, tmp_path: Path) -> None:
     """kill -9 of one of two agents: the other one's ranks lose their peers, and say so."""
-    options = ["--nnodes", 2, "--rdzv-endpoint", "localhost:29571"]
+    options = ["--nnodes", 2, "--rdzv-endpoint", f"localhost:{free_port()}"]
     first = _training("torchrun.sh", recipe, tmp_path, *options, "--node-rank", 0, processes=1)
     second = _training("torchrun.sh", recipe, tmp_path, *options, "--node-rank", 1, processes=1)
     with first as node_0, second as node_1:

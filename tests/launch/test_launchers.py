@@ -8,24 +8,17 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from launched import launched, succeed
+from launched import free_port, launched, succeed
 from small_run import losses
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _train_on_two_nodes(recipe: Path, run_dir: Path, processes: int, numbered: bool, *overrides: str) -> list[str]:
     """Two scripts as on two machines; what each of them prints."""
-    options = ["--nnodes", 2, "--nproc-per-node", processes, "--rdzv-endpoint", f"localhost:{_free_port()}"]
+    options = ["--nnodes", 2, "--nproc-per-node", processes, "--rdzv-endpoint", f"localhost:{free_port()}"]
     options += ["--log-dir", run_dir / "logs"]
     numbers: Sequence[Sequence[object]] = [["--node-rank", 1], ["--node-rank", 0]] if numbered else [[], []]
     with contextlib.ExitStack() as stack:
