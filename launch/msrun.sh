@@ -63,10 +63,12 @@ command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node
 show "${command[@]}"
 
 forward() { # SIGNAL
-    local workers
-    workers="$(cat "/proc/$child/task/"*/children)"
-    # shellcheck disable=SC2086
-    [[ -z $workers ]] || kill "-$1" $workers
+    local processes process
+    read -r -a processes < <(cat "/proc/$child/task/"*/children | tr '\n' ' ')
+    for process in "${processes[@]}"; do
+        # msrun shows the ranks' logs through tail, which goes on until they have ended.
+        [[ $(<"/proc/$process/comm") == tail ]] || kill "-$1" "$process"
+    done
 }
 
 handle_signals

@@ -22,9 +22,8 @@ def test_nodes_that_know_their_number_meet_as_such(recipe: Path) -> None:
     options = ["--nproc-per-node=1", "--rdzv-endpoint=node0:29500"]
     command = _command("torchrun.sh", *options, "--nnodes=2", "--node-rank=1", recipe)
     assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint node0:29500" in command
-    for nodes in ("2", "1:2"):
-        command = _command("torchrun.sh", *options, f"--nnodes={nodes}", recipe)
-        assert f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint node0:29500" in command
+    command = _command("torchrun.sh", *options, "--nnodes=1:2", recipe)
+    assert "--nnodes 1:2 --rdzv-backend c10d --rdzv-endpoint node0:29500" in command
 
 
 def test_several_hosts_of_open_mpi(recipe: Path) -> None:
@@ -73,4 +72,5 @@ def test_manifest_of_kubernetes_starts_what_it_says(recipe: Path) -> None:
     with started([*container["command"], dry], environ, ROOT) as pod:
         code, output, errors = pod.finish()
     assert code == 0, errors
-    assert "--nnodes '2' --node-rank '1' --rdzv-backend 'static' --rdzv-endpoint 'kaiyuan-master-0:23456'" in output
+    command = output.replace("'", "")
+    assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint kaiyuan-master-0:23456" in command

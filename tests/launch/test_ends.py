@@ -64,6 +64,8 @@ def test_torchrun_killed_while_its_ranks_meet(recipe: Path, tmp_path: Path) -> N
         # It has opened its store, or waits for the other's.
         job.wait_for(lambda: psutil.Process(rank_0).net_connections())
         os.kill(job.launcher(), signal.SIGKILL)
+        # It was stopped before it could ask for its end, and has to find out for itself.
+        os.kill(other, signal.SIGCONT)
         job.require_gone()
 
 
