@@ -22,7 +22,7 @@ check() { # COMMAND...
 check ruff check .
 check ruff format --check .
 check mypy
-check shellcheck launch/*.sh csrc/*.sh tests/run.sh .ci/run
+check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/run.sh .ci/run
 check python -m pytest -m "not slow and not gpu" -n "${TEST_PROCESSES:-2}" --dist loadfile
 
 if ((${#failed[@]})); then

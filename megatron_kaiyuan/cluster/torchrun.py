@@ -13,7 +13,9 @@ A signal to the launcher goes on to the workers. They have TORCH_ELASTIC_SHUTDOW
 set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. torchrun signals the whole
 process group of a worker, helper processes too. After a signal it does not tell how the workers ended: the run's
 `latest` does. When one rank fails, torchrun sends SIGTERM to the healthy ones and waits 30 seconds, which cannot be
-changed.
+changed. When the launcher itself is killed, training ranks end with it (`cluster/parent.py`).
+
+With --log-dir, the trace of a rank's exception stays there in an `error.json`, and the line about the rank names it.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from megatron_kaiyuan.cluster import parent
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -56,9 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del os.environ["LOGLEVEL"]
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ[parent.VARIABLE] = str(os.getpid())
     try:
-        # Options may be given twice; the last one counts.
-        run(parse_args([f"--signals-to-handle={_SIGNALS}", *given]))
+        # torchrun always makes a folder for error files, and leaves it.
+        with tempfile.TemporaryDirectory(prefix="torchrun_") as scratch:
+            # Options may be given twice; the last one counts.
+            run(parse_args([f"--signals-to-handle={_SIGNALS}", f"--log-dir={scratch}", *given]))
     except ChildFailedError as error:
         return report_failures(error.failures)
     except SignalException as error:
@@ -82,7 +90,8 @@ def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
     causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in sorted(causes.items()):
         if failure.exitcode != _USER_ERROR:
-            print(f"error: rank {rank} {_ending(failure.exitcode)}", file=sys.stderr, flush=True)
+            trace = f", its trace is in {failure.error_file}" if os.path.exists(failure.error_file) else ""
+            print(f"error: rank {rank} {_ending(failure.exitcode)}{trace}", file=sys.stderr, flush=True)
     if any(failure.exitcode == _USER_ERROR for failure in causes.values()):
         return _USER_ERROR
     first = min(causes.values(), key=lambda failure: failure.timestamp)

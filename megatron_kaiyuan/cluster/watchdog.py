@@ -69,6 +69,7 @@ class Watchdog:
         self._period = min(_LONGEST_PERIOD_SECONDS, timeout / 10)
         self._beats, self._count, self._last_beat = 0, 0, time.monotonic()
         self._main = threading.main_thread().ident or 0
+        self._master = f"{who.master_address}:{who.master_port}"
         self._self = {"host": socket.gethostname(), "process": os.getpid(), "born": _born(os.getpid())}
         # A connection of its own: another thread's call on a shared one would keep this thread waiting.
         self._store = torch.distributed.TCPStore(
@@ -160,7 +161,7 @@ class Watchdog:
         silent = [rank for rank in silent if rank != self._rank]
         speaker = min(rank for rank in range(self._world) if rank not in silent) == self._rank
         if speaker:
-            _write(f"error: no rank has come further for {self._timeout:g} seconds: {blame(now, silent)}")
+            _write(f"error: no rank has come further for {self._timeout:g} seconds: {blame(now, silent, self._master)}")
         self._write_stacks()
         for rank in silent:
             if rank in now:
@@ -189,10 +190,10 @@ class Watchdog:
                 os.kill(other.process, signal.SIGCONT)
 
 
-def blame(said: dict[int, Alive], silent: list[int]) -> str:
-    """Which ranks the others wait for, in words."""
+def blame(said: dict[int, Alive], silent: list[int], master: str) -> str:
+    """Which ranks the others wait for, in words; `master` is where the store listens."""
     if not said:
-        return "the store does not answer, which rank 0 or its launcher holds"
+        return f"the store at {master} does not answer, which rank 0 or its launcher holds"
     if silent:
         return "; ".join(f"rank {rank} does not answer{_address(said.get(rank))}" for rank in silent)
     guilty = {rank: one for rank, one in said.items() if not one.waiting}

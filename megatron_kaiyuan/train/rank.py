@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster import Rank, discover
+from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe
 
@@ -28,6 +29,7 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     A mistake is printed once: by rank 0 when every rank sees it, else by the rank that found it. The exit code is 2
     then, and 1 after an exception, with its trace, or when another rank has gone.
     """
+    end_with_launcher(os.environ)
     who = discover(os.environ)
     if who.is_scheduler:
         return
@@ -56,9 +58,12 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank) -> str:
         error.every_rank = True
         raise
     # Only now: a platform has to be active before megatron-core is imported.
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     from megatron_kaiyuan.train.start import train
 
-    return train(run, who, device)
+    # Leaves an exception with its trace where torchrun looks for it; elsewhere it does nothing.
+    return record(train)(run, who, device)  # type: ignore[return-value]
 
 
 def _let_rank_0_speak() -> None:

@@ -35,9 +35,9 @@ def write_corpus(prefix: Path, documents: int = 400, vocab: int = VOCAB, seed: i
         writer.add(Documents(tokens.astype(np.int64), lengths.tolist(), [1] * documents, names, names, scores))
 
 
-def write_recipe(folder: Path) -> Path:
-    """A corpus, its two phases and a training recipe for 20 steps, two of them in the second phase."""
-    write_corpus(folder / "corpus" / "text")
+def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400) -> Path:
+    """A corpus, its two phases and a training recipe for 20 steps, two of them in the second phase of 400 documents."""
+    write_corpus(folder / "corpus" / "text", documents)
     order = {
         "corpora": {"text": str(folder / "corpus" / "text")},
         "phases": [
@@ -76,7 +76,7 @@ def write_recipe(folder: Path) -> Path:
             "train_tokens": STEPS * TOKENS_PER_STEP,
         },
         "optimizer": {"warmup_tokens": 4 * TOKENS_PER_STEP},
-        "checkpoint": {"save_every_steps": 10},
+        "checkpoint": {"save_every_steps": save_every_steps},
         "monitor": {"log_every_steps": 1},
     }
     path = folder / "train.yaml"
@@ -88,17 +88,17 @@ def command(processes: int, recipe: Path, *overrides: str) -> list[str]:
     return _torchrun(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides])
 
 
-def _torchrun(processes: int, program: Sequence[object]) -> list[str]:
-    launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone"]
+def _torchrun(processes: int, program: Sequence[object], options: Sequence[str] = ()) -> list[str]:
+    launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", *options]
     return [*launcher, "--nproc-per-node", str(processes), *map(str, program)]
 
 
 def launch(
-    processes: int, program: Sequence[object], largest_file: int | None = None
+    processes: int, program: Sequence[object], largest_file: int | None = None, options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program (`-m module` or a file, and its arguments) on ranks, to its end."""
+    """Run a program (`-m module` or a file, and its arguments) on ranks, to its end; `options` are torchrun's."""
     return subprocess.run(
-        _torchrun(processes, program),
+        _torchrun(processes, program, options),
         capture_output=True,
         text=True,
         timeout=240,
@@ -115,11 +115,11 @@ def train(
 
 
 def train_on_bad_machine(
-    processes: int, faults: list[dict], recipe: Path, *overrides: str
+    processes: int, faults: list[dict], recipe: Path, *overrides: str, options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end with faults, see faulty_train.py."""
     script = Path(__file__).with_name("faulty_train.py")
-    return launch(processes, [script, json.dumps(faults), recipe, *overrides])
+    return launch(processes, [script, json.dumps(faults), recipe, *overrides], options=options)
 
 
 def succeed(processes: int, recipe: Path, *overrides: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -65,8 +66,14 @@ def test_rank_that_never_comes(recipe: Path, tmp_path: Path) -> None:
 def test_exception_ends_all_with_one_trace(recipe: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     fault = {"kind": "raise", "from": 512, "to": 1024, "rank": 1}
-    done = train_on_bad_machine(2, [fault], recipe, f"run_dir={tmp_path}")
+    logs = ["--log-dir", str(tmp_path / "logs"), "--tee", "3"]
+    done = train_on_bad_machine(2, [fault], recipe, f"run_dir={tmp_path}/run", options=logs)
     assert done.returncode == 1
+    (recorded,) = tmp_path.glob("logs/*/attempt_0/1/error.json")
+    assert f"error: rank 1 ended with exit code 1, its trace is in {recorded}\n" in done.stderr
+    assert "in fit\n" in json.loads(recorded.read_text())["message"]["extraInfo"]["py_callstack"]
+    (written,) = tmp_path.glob("logs/*/attempt_0/1/stderr.log")
+    assert "ZeroDivisionError: a fault of this test" in written.read_text()
     assert done.stderr.count("Traceback (most recent call last)") == 1
     assert done.stderr.count("ZeroDivisionError: a fault of this test") == 1
     # Without the watchdog and the launcher, rank 0 would wait ten minutes.
@@ -91,8 +98,8 @@ def alive(beats: int, waiting: bool) -> Alive:
         ({0: alive(5, False), 1: alive(4, False)}, [], "rank 1 is at file.py:7 (read) (host node, process 42)"),
         ({0: alive(5, False), 1: alive(5, False)}, [], "none stands out, as the stacks of all show"),
         ({0: alive(5, True), 1: alive(5, True)}, [], "none stands out, as the stacks of all show"),
-        ({}, [1], "the store does not answer, which rank 0 or its launcher holds"),
+        ({}, [1], "the store at node0:29500 does not answer, which rank 0 or its launcher holds"),
     ],
 )
 def test_who_is_to_blame(said: dict[int, Alive], silent: list[int], named: str) -> None:
-    assert blame(said, silent) == named
+    assert blame(said, silent, "node0:29500") == named

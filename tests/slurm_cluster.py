@@ -25,7 +25,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# A job that is queued again waits until its credential has expired.
+AuthInfo=socket={folder}/munge.socket,cred_expire=30
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool

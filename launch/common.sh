@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+# What the launch scripts share. To be sourced after `set -euo pipefail`.
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+fail() {
+    echo "error: $*; see ${script:-launch/${0##*/}} --help" >&2
+    exit 2
+}
+
+require_number() { # NAME VALUE LEAST
+    # Without leading zeros, which mean octal here.
+    if [[ ! $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3)); then
+        fail "$1 must be a whole number of at least $3, not '$2'"
+    fi
+}
+
+# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, and dry_run; what follows the
+# options is left in arguments.
+parse_options() { # ARGUMENT...
+    dry_run=''
+    while (($#)); do
+        case "$1" in
+            -h | --help) usage; exit ;;
+            --dry-run) dry_run=yes; shift ;;
+            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+            -*)
+                [[ -n ${options[$1]:-} ]] || fail "unknown option $1"
+                (($# > 1)) || fail "$1 needs a value"
+                printf -v "${options[$1]}" %s "$2"
+                shift 2
+                ;;
+            *) break ;;
+        esac
+    done
+    (($#)) || fail "name a recipe"
+    # shellcheck disable=SC2034 # for the script
+    arguments=("$@")
+}
+
+# Sets platform (cuda, npu or cpu) and devices, how many accelerators this process may use; settings that they need.
+find_devices() {
+    local visible=''
+    platform=cpu devices=0
+    if [[ -v CUDA_VISIBLE_DEVICES ]]; then
+        platform=cuda visible="$CUDA_VISIBLE_DEVICES"
+    elif [[ -v ASCEND_RT_VISIBLE_DEVICES ]]; then
+        platform=npu visible="$ASCEND_RT_VISIBLE_DEVICES"
+    elif command -v nvidia-smi >/dev/null && devices="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')"; then
+        platform=cuda
+    elif devices="$(find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l)" && ((devices)); then
+        platform=npu
+    fi
+    [[ -z $visible || $visible == -1 ]] || devices="$(awk -F, '{print NF}' <<<"$visible")"
+    ((devices)) || platform=cpu
+    # shellcheck source=launch/env_nccl.sh
+    [[ $platform != cuda ]] || source "$root/launch/env_nccl.sh"
+    # shellcheck source=launch/env_ascend.sh
+    [[ $platform != npu ]] || source "$root/launch/env_ascend.sh"
+}
+
+use_project_environment() {
+    local venv="${KAIYUAN_VENV:-$root/.venv}"
+    if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $venv/bin/python ]]; then
+        export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+    fi
+    python -c 'import megatron_kaiyuan' 2>/dev/null ||
+        fail "this Python has no megatron_kaiyuan: run 'source launch/setup_env.sh' or 'pip install -e .' first"
+}
+
+# The cores of this node, shared among its processes.
+share_cores() { # PROCESSES
+    local cores
+    cores="$(nproc)"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"
+}
+
+check_recipe() { # WORLD_SIZE RECIPE [key=value ...]
+    python -m megatron_kaiyuan.cli train "${@:2}" --check --world-size "$1"
+}
+
+# The command as it will run, so that it can be repeated by hand; the end of a dry run.
+show() { # COMMAND...
+    echo "launch: OMP_NUM_THREADS=${OMP_NUM_THREADS:-} ${*@Q}"
+    [[ -z ${dry_run:-} ]] || exit 0
+}
+
+run_dir_of() { # RECIPE [key=value ...]
+    python -c 'import sys
+from pathlib import Path
+from megatron_kaiyuan.config import load_run
+print(load_run(Path(sys.argv[1]), sys.argv[2:]).run_dir)' "$@"
+}
+
+# What runs, the signal that this script got, and the exit code of what ran.
+child='' stopped='' status=0
+
+# How a signal goes on to what runs. A script whose launcher wants it otherwise defines this anew.
+forward() { # SIGNAL
+    kill "-$1" "$child"
+}
+
+stop() { # SIGNAL
+    stopped="$1"
+    [[ -z $child ]] || forward "$1" 2>/dev/null || true
+}
+
+exit_if_stopped() {
+    [[ -z $stopped ]] || exit $((128 + $(kill -l "$stopped")))
+}
+
+end_group() {
+    [[ -z $child ]] || kill -KILL -- "-$child" 2>/dev/null || true
+    child=''
+}
+
+# From here on signals go to what runs, and nothing that runs is left when the script ends.
+handle_signals() {
+    local signal
+    for signal in TERM INT USR1; do
+        # shellcheck disable=SC2064
+        trap "stop $signal" "$signal"
+    done
+    trap end_group EXIT
+}
+
+# Runs a command and sets status. In a process group of its own, so that ctrl-C reaches it once, from here; it gets
+# SIGTERM also when this script is killed.
+run() { # COMMAND...
+    exit_if_stopped
+    set -m
+    python -m megatron_kaiyuan.cluster.parent "$$" "$@" </dev/null &
+    child=$!
+    set +m
+    [[ -z $stopped ]] || forward "$stopped" 2>/dev/null || true
+    # A trap ends `wait` early.
+    while kill -0 "$child" 2>/dev/null; do wait "$child" 2>/dev/null || true; done
+    status=0
+    # shellcheck disable=SC2034 # for the script
+    wait "$child" 2>/dev/null || status=$?
+    end_group
+}

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'END'
+Starts a training recipe through Open MPI, MPICH or Intel MPI, whichever mpirun is, after checking the recipe.
+
+  launch/mpirun.sh [options] RECIPE [key=value ...]
+
+  --nproc-per-node N     processes on each host (NPROC_PER_NODE; default: the accelerators found here, else 1)
+  --hosts HOST[,HOST...] the hosts, which mpirun reaches by ssh or the site's scheduler (HOSTS; default: this one). The
+                         first one holds rank 0
+  --master-port PORT     a free port on the first host (MASTER_PORT; default: from the process id)
+  --dry-run              check the recipe and print the command, start nothing
+
+Example: launch/mpirun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+
+SIGTERM, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
+same command resumes it. mpirun itself would kill them within a second, so it gets SIGUSR1 for all of these.
+Exit code: 0, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 138 after SIGUSR1, 130 after ctrl-C, 137 when
+a rank was killed, else a rank's own.
+END
+}
+
+processes="${NPROC_PER_NODE:-}" hosts="${HOSTS:-localhost}" port="${MASTER_PORT:-$((15000 + $$ % 15000))}"
+declare -A options=([--nproc-per-node]=processes [--hosts]=hosts [--master-port]=port)
+parse_options "$@"
+set -- "${arguments[@]}"
+
+find_devices
+processes="${processes:-$((devices ? devices : 1))}"
+require_number --nproc-per-node "$processes" 1
+require_number --master-port "$port" 1
+[[ $hosts =~ ^[^,:\ ]+(,[^,:\ ]+)*$ ]] || fail "--hosts must be names with commas between them, not '$hosts'"
+IFS=, read -r -a host_list <<<"$hosts"
+
+use_project_environment
+command -v mpirun >/dev/null ||
+    fail "there is no mpirun on PATH: load the site's MPI, or 'pip install -e .[mpi]' for Open MPI on one machine"
+share_cores "$processes"
+export MASTER_PORT="$port"
+((${#host_list[@]} == 1)) || export MASTER_ADDR="${host_list[0]}"
+# The parent of a rank may be a daemon of another host.
+export KAIYUAN_PARENT=0
+
+# What ranks on other hosts have to know too. MPICH and Intel MPI send them everything.
+forwarded='^(PATH|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH'
+forwarded+='|(KAIYUAN|MASTER|OMP|NCCL|HCCL|GLOO|TORCH|PYTORCH|CUDA|ASCEND|HF|WANDB)_.*)$'
+
+world_size=$((processes * ${#host_list[@]}))
+version="$(mpirun --version 2>&1 || true)"
+case "$version" in
+    *"Open MPI"* | *OpenRTE*)
+        # Unbound: a rank has threads. Oversubscribed: how many ranks a host takes is for the user to say.
+        command=(mpirun -n "$world_size" --host "${hosts//,/:$processes,}:$processes" --bind-to none
+            --map-by slot:OVERSUBSCRIBE)
+        ((EUID)) || command+=(--allow-run-as-root)
+        mapfile -t names < <(compgen -e | grep -E "$forwarded")
+        for name in "${names[@]}"; do command+=(-x "$name"); done
+        ;;
+    *HYDRA* | *Intel*)
+        command=(mpirun -n "$world_size" -hosts "$hosts" -ppn "$processes")
+        ;;
+    *) fail "mpirun is neither Open MPI nor MPICH nor Intel MPI, as 'mpirun --version' says: ${version%%$'\n'*}" ;;
+esac
+command+=("$(command -v python)")
+# It ends all ranks after an exception in one, also in code of the user's that calls MPI.
+! python -c 'import mpi4py' 2>/dev/null || command+=(-m mpi4py)
+command+=(-m megatron_kaiyuan.cli train "$@")
+
+check_recipe "$world_size" "$@"
+show "${command[@]}"
+
+forward() { # SIGNAL
+    kill -USR1 "$child"
+}
+
+handle_signals
+run "${command[@]}"
+exit_if_stopped
+exit "$status"

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'END'
+Starts a training recipe through MindSpore's msrun, for Ascend sites that use it, after checking the recipe.
+
+  launch/msrun.sh [options] RECIPE [key=value ...]
+
+  --nproc-per-node N     processes on each node (NPROC_PER_NODE; default: the accelerators found, else 1)
+  --nnodes N             nodes (NNODES; default 1); run the same command on each of them
+  --node-rank R          this node's number from 0 (NODE_RANK); needed with several nodes
+  --master-addr ADDRESS  node 0's IP address (MASTER_ADDR; default 127.0.0.1); needed with several nodes
+  --master-port PORT     a port on it that is free, and the next one too (MASTER_PORT; default 8118)
+  --log-dir FOLDER       where msrun writes what the ranks print (LOG_DIR; default RUN_DIR/msrun)
+  --dry-run              check the recipe and print the command, start nothing
+
+Example: launch/msrun.sh --nproc-per-node 8 launch/recipes/kaiyuan-2b/train.yaml train.precision=fp16
+
+SIGTERM, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
+same command resumes it. msrun itself would die and leave them, so they get the signal in its place.
+Exit code: 0, 2 for a mistake that is found before the start, 143 after SIGTERM, 138 after SIGUSR1, 130 after ctrl-C, 1
+for any other failure: msrun does not pass on a rank's own exit code.
+END
+}
+
+processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-}"
+address="${MASTER_ADDR:-}" port="${MASTER_PORT:-8118}" log_dir="${LOG_DIR:-}"
+declare -A options=(
+    [--nproc-per-node]=processes [--nnodes]=nodes [--node-rank]=node_rank [--master-addr]=address
+    [--master-port]=port [--log-dir]=log_dir)
+parse_options "$@"
+set -- "${arguments[@]}"
+
+find_devices
+processes="${processes:-$((devices ? devices : 1))}"
+require_number --nproc-per-node "$processes" 1
+require_number --nnodes "$nodes" 1
+require_number --master-port "$port" 1
+if ((nodes > 1)); then
+    # Without it msrun gives two workers the same rank.
+    require_number --node-rank "$node_rank" 0
+    ((node_rank < nodes)) || fail "--node-rank $node_rank is not below --nnodes $nodes"
+    [[ -n $address ]] || fail "with several nodes, give --master-addr, the IP address of node 0"
+fi
+
+use_project_environment
+command -v msrun >/dev/null || fail "there is no msrun on PATH: install mindspore, or use launch/torchrun.sh"
+share_cores "$processes"
+# Ranks make their own port of msrun's.
+unset MASTER_ADDR MASTER_PORT
+# msrun is the parent of its workers, with a process id that is not known yet.
+export KAIYUAN_PARENT=0
+world_size=$((nodes * processes))
+check_recipe "$world_size" "$@"
+log_dir="${log_dir:-$(run_dir_of "$@")/msrun}"
+# --join: else msrun returns at once and leaves its workers.
+command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node_rank "${node_rank:-0}"
+    --master_addr "${address:-127.0.0.1}" --master_port "$port" --log_dir "$log_dir" --join True
+    python -m megatron_kaiyuan.cli train "$@")
+show "${command[@]}"
+
+forward() { # SIGNAL
+    local processes process
+    read -r -a processes < <(cat "/proc/$child/task/"*/children | tr '\n' ' ')
+    for process in "${processes[@]}"; do
+        # msrun shows the ranks' logs through tail, which goes on until they have ended.
+        [[ $(<"/proc/$process/comm") == tail ]] || kill "-$1" "$process"
+    done
+}
+
+handle_signals
+run "${command[@]}"
+exit_if_stopped
+exit "$((status ? 1 : 0))"

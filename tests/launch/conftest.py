@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
+
+from launched import succeed
+from small_run import losses, write_recipe
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 steps over real artefacts, with a checkpoint after every second one; there are tokens for hundreds."""
+    return write_recipe(tmp_path_factory.mktemp("launch"), save_every_steps=2, documents=8000)
+
+
+@pytest.fixture(scope="session")
+def losses_under_torchrun(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Of two ranks on one node."""
+    run_dir = tmp_path_factory.mktemp("torchrun")
+    succeed("torchrun.sh", "--nproc-per-node", 2, recipe, f"run_dir={run_dir}")
+    found = losses(run_dir)
+    assert len(found) == 20
+    return found

@@ -1,0 +1,76 @@
+"""What the launch scripts would start on sites that are not here, as they print it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from launched import ROOT, launched, started, succeed
+
+MANIFEST = ROOT / "launch" / "k8s" / "pytorchjob.yaml"
+
+
+def _command(script: str, *arguments: object, **environ: str) -> str:
+    output = succeed(script, "--dry-run", *arguments, environ=environ)
+    return next(line for line in output.splitlines() if line.startswith("launch: ")).replace("'", "")
+
+
+def test_nodes_that_know_their_number_meet_as_such(recipe: Path) -> None:
+    options = ["--nproc-per-node=1", "--rdzv-endpoint=node0:29500"]
+    command = _command("torchrun.sh", *options, "--nnodes=2", "--node-rank=1", recipe)
+    assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint node0:29500" in command
+    command = _command("torchrun.sh", *options, "--nnodes=1:2", recipe)
+    assert "--nnodes 1:2 --rdzv-backend c10d --rdzv-endpoint node0:29500" in command
+
+
+def test_several_hosts_of_open_mpi(recipe: Path) -> None:
+    command = _command("mpirun.sh", "--nproc-per-node", 2, "--hosts", "a,b", recipe, KAIYUAN_VENV="/venv")
+    assert "mpirun -n 4 --host a:2,b:2 --bind-to none" in command
+    assert ("--allow-run-as-root" in command) == (os.geteuid() == 0)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "PATH", "PYTHONPATH", "KAIYUAN_VENV", "KAIYUAN_PARENT"):
+        assert f"-x {name} " in command
+
+
+@pytest.mark.parametrize(
+    ("environ", "devices", "settings"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2, "1  INFO"),
+        ({"ASCEND_RT_VISIBLE_DEVICES": "5"}, 1, " 1200 INFO"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0, "  INFO"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0, "  INFO"),
+    ],
+)
+def test_devices_bring_their_settings_and_the_users_stay(
+    environ: dict[str, str], devices: int, settings: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "show.sh"
+    shown = "${CUDA_DEVICE_MAX_CONNECTIONS:-} ${HCCL_CONNECT_TIMEOUT:-} $NCCL_DEBUG"
+    script.write_text(f'set -euo pipefail; source {ROOT}/launch/common.sh; find_devices; echo "$devices {shown}"')
+    with launched(str(script), environ={"NCCL_DEBUG": "INFO", **environ}) as job:
+        assert job.finish() == (0, f"{devices} {settings}\n", "")
+
+
+def test_manifest_of_kubernetes_starts_what_it_says(recipe: Path) -> None:
+    """Its shell line is run as the operator would have it run, but for --dry-run."""
+    job = yaml.safe_load(MANIFEST.read_text())
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    (container,) = replicas["Worker"]["template"]["spec"]["containers"]
+    assert replicas["Master"]["template"] == replicas["Worker"]["template"]
+    chosen = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert int(chosen["NNODES"]) == replicas["Master"]["replicas"] + replicas["Worker"]["replicas"]
+    assert int(chosen["NPROC_PER_NODE"]) == container["resources"]["limits"]["nvidia.com/gpu"]
+    (line,) = container["args"]
+    operator = {"MASTER_ADDR": "kaiyuan-master-0", "MASTER_PORT": "23456", "RANK": "1", "WORLD_SIZE": "2"}
+    environ = {**chosen, **operator, "NPROC_PER_NODE": "1", "RECIPE": str(recipe)}
+    words = shlex.split(line)
+    assert words[:2] == ["exec", "launch/torchrun.sh"]
+    dry = line.replace("torchrun.sh", "torchrun.sh --dry-run")
+    with started([*container["command"], dry], environ, ROOT) as pod:
+        code, output, errors = pod.finish()
+    assert code == 0, errors
+    command = output.replace("'", "")
+    assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint kaiyuan-master-0:23456" in command
