@@ -21,9 +21,10 @@ from torch_npu.npu.random import (
 
 __all__ = [
     "Event", "FloatTensor", "HalfTensor", "Stream", "_is_in_bad_fork", "_lazy_call", "_lazy_init", "current_device",
-    "current_stream", "default_generators", "default_stream", "device_count", "empty_cache", "get_device_capability", "get_device_name",
-    "get_rng_state", "is_available", "is_bf16_supported", "is_initialized", "manual_seed", "manual_seed_all",
-    "max_memory_allocated", "memory_allocated", "set_device", "set_rng_state", "stream", "synchronize",
+    "current_stream", "default_generators", "default_stream", "device_count", "empty_cache", "get_device_capability",
+    "get_device_name", "get_rng_state", "is_available", "is_bf16_supported", "is_initialized", "manual_seed",
+    "manual_seed_all", "max_memory_allocated", "memory_allocated", "set_device", "set_rng_state", "stream",
+    "synchronize",
 ]  # fmt: skip
 
 FloatTensor, HalfTensor = torch.FloatTensor, torch.HalfTensor
