@@ -87,7 +87,7 @@ class NpuPlatform(Platform):
             "overflow": "float status of the device" if self.keeps_overflow else "inf and NaN in gradients",
         }
         if self._mindspeed:
-            self.findings["megatron-core"] = "MindSpeed's adaptor was loaded over it"
+            self.findings["megatron-core"] = "mindspeed is set, and its adaptor was loaded"
 
 
 def _import_torch_npu() -> Any:

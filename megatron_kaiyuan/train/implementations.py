@@ -34,8 +34,11 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
         ("clipping", clipping, _NO_LIBRARY if clipping == "Megatron Core" else "first that could be imported"),
         ("loss scaling", f"dynamic{overflow}" if scaled else "none", f"precision {precision}"),
         ("collectives", platform.collective_backend, f"platform {platform.name}"),
-        ("threads", str(torch.get_num_threads()), "torch's default"),
     ]
+    if "threads" in platform.findings:
+        rows.append(("threads", f"{torch.get_num_threads()} a rank", ""))
+    if "megatron-core" in platform.findings:
+        rows.append(("megatron-core", "changed by MindSpeed", ""))
     return [
         {"op": op, "implementation": implementation, "why": platform.findings.get(op, why)}
         for op, implementation, why in rows

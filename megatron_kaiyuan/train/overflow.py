@@ -10,7 +10,7 @@ from megatron_kaiyuan.platform import Platform
 class BackwardOverflow:
     """Whether the backward passes of one step overflowed on this rank.
 
-    Forward passes do not count: they overflow harmlessly where scores are masked. The register is cleared when a
+    Forward passes do not count: where scores are masked they may overflow without harm. The register is cleared when a
     backward pass begins, and read before the next forward pass and at the end, as Ascend's adaptors of Megatron-LM and
     DeepSpeed do. On other devices nothing happens, and the gradients themselves tell.
     """

@@ -139,7 +139,7 @@ def test_a_910b_with_mindspeed(tmp_path: Path) -> None:
         npu.clear_overflow()
         assert not npu.overflowed()
         assert npu.findings["overflow"] == "inf and NaN in gradients"
-        assert "MindSpeed" in npu.findings["megatron-core"]
+        assert "adaptor was loaded" in npu.findings["megatron-core"]
         assert npu.has_fused_adamw
 
         from megatron_kaiyuan.config import ModelConfig, ParallelConfig
