@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -220,6 +221,9 @@ def _alone() -> Iterator[None]:
 
 
 def main() -> None:
+    # torch would load torch_npu by itself, and fail to start where the driver's libraries are not to be found, whatever
+    # the platform. It is left to platform npu, which says what is missing.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     run_app(app)
 
 

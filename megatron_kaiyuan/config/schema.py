@@ -207,6 +207,9 @@ class RunConfig(Section):
 
     run_dir: Path
     platform: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    mindspeed: Annotated[
+        bool, Field(description="on platform npu: load MindSpeed's adaptor over Megatron Core, see docs/npu.md")
+    ] = False
     init_from: Annotated[
         Path | None, Field(description="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
     ] = None

@@ -11,9 +11,13 @@ import torch
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_kaiyuan import platform
+
 
 class RMSNorm(torch.nn.RMSNorm):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; half precision is computed in FP32.
+
+    The device's own kernel computes it where the platform has found one that agrees with torch.
 
     With sequence parallelism each tensor-parallel rank sees other tokens, so that the gradient of the
     weight is summed over them: megatron-core does that for parameters that say `sequence_parallel`.
@@ -22,6 +26,13 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.fused, self._epsilon = platform.fused_rms_norm(), eps
+
+    def forward(self, input_h: torch.Tensor) -> torch.Tensor:
+        """[..., h] to [..., h]."""
+        if self.fused is None:
+            return super().forward(input_h)
+        return self.fused(input_h, self.weight, self._epsilon)
 
 
 class PostNormLinear(RowParallelLinear):

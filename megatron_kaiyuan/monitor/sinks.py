@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Sink(ABC):
         """Record one step's metrics."""
 
     def event(self, row: Row) -> None:
-        """Record a start, resume, checkpoint or stop."""
+        """Record a start, resume, checkpoint or stop; under `table` an event may hold rows of texts."""
         return
 
     def close(self) -> None:
@@ -79,8 +79,9 @@ class Terminal(Sink):
         print(" | ".join(parts), flush=True)
 
     def event(self, row: Row) -> None:
-        details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("event", "time", "documents"))
-        print(f"{row['event']}: {details}", flush=True)
+        told_otherwise = ("event", "time", "documents", "table")
+        details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in told_otherwise)
+        print("\n".join([f"{row['event']}: {details}".rstrip(), *_aligned(row.get("table", []))]), flush=True)
 
 
 class TensorBoard(Sink):
@@ -170,6 +171,13 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
 def warn(message: str) -> None:
     """One line of warning on standard error."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:
+    """A table's rows as lines, each column as wide as its widest text."""
+    columns = zip(*(row.values() for row in table), strict=True)
+    padded = [[text.ljust(max(map(len, column))) for text in column] for column in map(list, columns)]
+    return ["  " + "  ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
 def _numbers(row: Row) -> dict[str, float]:

@@ -16,23 +16,27 @@ from torch.optim.adamw import adamw
 
 
 class AdamW(torch.optim.AdamW):
-    """Decoupled weight decay Adam (Loshchilov and Hutter, arXiv 1711.05101), one fused kernel a group.
+    """Decoupled weight decay Adam (Loshchilov and Hutter, arXiv 1711.05101).
 
     State of a parameter: `exp_avg` and `exp_avg_sq`, FP32, of its shape. State of a group: `step`.
+
+    Args:
+        fused: one kernel a group; without it a dozen a parameter, which any device has.
     """
 
-    def __init__(self, params: Any, **options: Any):
-        super().__init__(params, fused=True, **options)
+    def __init__(self, params: Any, fused: bool = True, **options: Any):
+        super().__init__(params, fused=fused, foreach=False, **options)
+        self.fused = fused
         self._init_state()
 
     @classmethod
-    def in_place_of(cls, other: torch.optim.Optimizer) -> AdamW:
+    def in_place_of(cls, other: torch.optim.Optimizer, fused: bool = True) -> AdamW:
         """An AdamW with the param groups of an optimizer that has not stepped yet.
 
         The distributed optimizer's parameters are views into its buffers, which an optimizer's constructor
         refuses; so, as megatron-core does itself, the groups are set afterwards.
         """
-        optimizer = cls([torch.nn.Parameter(torch.empty(0))])
+        optimizer = cls([torch.nn.Parameter(torch.empty(0))], fused=fused)
         optimizer.state.clear()
         optimizer.param_groups = other.param_groups
         optimizer._init_state()
@@ -47,8 +51,10 @@ class AdamW(torch.optim.AdamW):
             if not params:
                 continue
             beta1, beta2 = group["betas"]
-            # The kernel adds one to each parameter's step tensor; these are made anew and thrown away.
-            steps = list(torch.full((len(params),), float(group["step"] - 1), device=params[0].device).unbind())
+            # torch adds one to each parameter's step tensor; these are made anew and thrown away. Only the fused kernel
+            # wants them on the device: the other form would wait for the device to read each.
+            place = params[0].device if self.fused else "cpu"
+            steps = list(torch.full((len(params),), float(group["step"] - 1), device=place).unbind())
             adamw(
                 params,
                 [param.grad for param in params],
@@ -56,7 +62,8 @@ class AdamW(torch.optim.AdamW):
                 [self.state[param]["exp_avg_sq"] for param in params],
                 [],
                 steps,
-                fused=True,
+                fused=self.fused,
+                foreach=False,
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,

@@ -6,6 +6,7 @@ import megatron.core.optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.optim.adamw import AdamW
 
@@ -39,7 +40,7 @@ def build_optimizer(run: RunConfig, model: DistributedDataParallel) -> MegatronO
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         # Without Apex or Transformer Engine megatron-core takes torch's AdamW, which does not survive a resume.
         for part in optimizer.chained_optimizers:
-            part.optimizer = AdamW.in_place_of(part.optimizer)
+            part.optimizer = AdamW.in_place_of(part.optimizer, platform.current().has_fused_adamw)
     return optimizer
 
 

@@ -11,11 +11,22 @@ import megatron.core.optimizer.optimizer as megatron_optimizer
 from megatron.core.optimizer import ChainedOptimizer
 
 
-def measure_gradients(optimizer: ChainedOptimizer) -> tuple[bool, float]:
+def measure_gradients(optimizer: ChainedOptimizer, overflowed: bool) -> tuple[bool, float]:
     """Unscale the gradients; whether the loss scaler found them not finite, and their norm (NaN then).
 
     Collective. Without a loss scaler the norm alone tells. The scaler has lowered or raised its scale afterwards.
+
+    Args:
+        overflowed: the devices say that these gradients are the result of an overflow, though they look finite; the
+            same on every rank, also of the data-parallel ones, whose gradients are reduced already. They count as not
+            finite then.
     """
+    if overflowed:
+        # megatron-core looks at gradients alone, so its scaler is told here what it would not find.
+        scalers = [scaler for part in optimizer.chained_optimizers if (scaler := getattr(part, "grad_scaler", None))]
+        for scaler in scalers:
+            scaler.update(True)
+        return bool(scalers), math.nan
     if optimizer.prepare_grads():
         return True, math.nan
     return False, float(optimizer.get_grad_norm())

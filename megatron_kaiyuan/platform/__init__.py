@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import warnings
 
-from megatron_kaiyuan.platform.base import Platform
+from megatron_kaiyuan.platform.base import Platform, RmsNorm
 
-__all__ = ["Platform", "activate", "current"]
+__all__ = ["Platform", "activate", "current", "fused_rms_norm"]
 
 # megatron-core 0.16 says these on every start; none of them is for the user to act on.
 _KNOWN_WARNINGS = (
@@ -27,12 +27,14 @@ _KNOWN_WARNINGS = (
 _current: Platform | None = None
 
 
-def activate(name: str = "auto", local_rank: int = 0) -> Platform:
+def activate(name: str = "auto", local_rank: int = 0, local_world_size: int = 1, mindspeed: bool = False) -> Platform:
     """Make a platform current and return it.
 
     Args:
         name: `cpu`, `cuda`, `npu`, or `auto` for the first accelerator that is there, else `cpu`.
         local_rank: index of this process on its node; selects the device.
+        local_world_size: processes on this node, which share its cores.
+        mindspeed: on `npu`, load MindSpeed's adaptor over megatron-core.
 
     Raises:
         UserError: the named device or the package that drives it is missing, or another platform is active.
@@ -43,8 +45,8 @@ def activate(name: str = "auto", local_rank: int = 0) -> Platform:
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}")
     if _current is None:
-        _current = choose.platform_named(name)
-        _current.activate(local_rank)
+        _current = choose.platform_named(name, mindspeed)
+        _current.activate(local_rank, local_world_size)
     elif name not in ("auto", _current.name):
         from megatron_kaiyuan.errors import UserError
 
@@ -61,3 +63,8 @@ def current() -> Platform:
     if _current is None:
         raise RuntimeError("megatron_kaiyuan.platform.activate() must run first")
     return _current
+
+
+def fused_rms_norm() -> RmsNorm | None:
+    """The device's own RMSNorm; None where torch's is to be used, as in a process that activated no platform."""
+    return None if _current is None else _current.fused_rms_norm

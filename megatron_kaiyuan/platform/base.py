@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from megatron_kaiyuan.errors import UserError
+
+RmsNorm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 class Platform(ABC):
@@ -18,15 +21,25 @@ class Platform(ABC):
         collective_backend: the torch.distributed backend of its collectives.
         device: where this rank's tensors live; set by `activate()`.
         precisions: the training precisions that it computes in.
+        fused_rms_norm: the device's own kernel, of input, weight and epsilon; None: torch's is used.
+        has_fused_adamw: whether torch's fused AdamW has a kernel for this device.
+        keeps_overflow: overflows are kept in a register of the device and leave finite numbers, no infinity or NaN.
+        findings: what was found on this machine, by what it would serve (`norm`, `optimizer`, ...), as a phrase.
     """
 
     name: str
     collective_backend: str
     device: torch.device
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    fused_rms_norm: RmsNorm | None = None
+    has_fused_adamw: bool = True
+    keeps_overflow: bool = False
+
+    def __init__(self) -> None:
+        self.findings: dict[str, str] = {}
 
     @abstractmethod
-    def activate(self, local_rank: int) -> None:
+    def activate(self, local_rank: int, local_world_size: int) -> None:
         """Select the device of this rank and prepare megatron-core for it."""
 
     @abstractmethod
@@ -45,6 +58,14 @@ class Platform(ABC):
     def set_rng_state(self, state: Any) -> None:
         """Restore what `rng_state()` gave."""
 
+    def clear_overflow(self) -> None:
+        """Forget the overflows so far, where `keeps_overflow`."""
+        return
+
+    def overflowed(self) -> bool:
+        """Whether arithmetic overflowed since `clear_overflow()`, where `keeps_overflow`. Waits for the device."""
+        return False
+
     def require_precision(self, precision: str) -> None:
         """Refuse a precision that this device does not compute in.
 
@@ -55,3 +76,18 @@ class Platform(ABC):
             raise UserError(
                 f"train.precision: {precision} does not run on platform {self.name}; use {' or '.join(self.precisions)}"
             )
+
+
+class NoDevice(UserError):
+    """This rank has no device, though others on its node have."""
+
+    def __init__(self, platform: str, kind: str, local_rank: int, count: int):
+        super().__init__(
+            f"platform {platform}: local rank {local_rank} has no {kind}, this node shows {count}; "
+            "start fewer processes a node, or set platform=cpu"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

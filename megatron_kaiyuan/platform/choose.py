@@ -10,10 +10,12 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.base import Platform
 
 
-def platform_named(name: str) -> Platform:
+def platform_named(name: str, mindspeed: bool) -> Platform:
     """Build the platform `name`; see `megatron_kaiyuan.platform.activate`."""
     if name == "auto":
         name = _detect()
+    if mindspeed and name != "npu":
+        raise UserError(f"mindspeed: it is for platform npu, and this is {name}; set mindspeed=false")
     if name == "cpu":
         from megatron_kaiyuan.platform.cpu import CpuPlatform
 
@@ -25,7 +27,7 @@ def platform_named(name: str) -> Platform:
     if name == "npu":
         from megatron_kaiyuan.platform.npu import NpuPlatform
 
-        return NpuPlatform()
+        return NpuPlatform(mindspeed)
     raise UserError(f"platform {name!r} is unknown; use auto, cpu, cuda or npu")
 
 

@@ -4,7 +4,7 @@ The modules of megatron-core listed here see, in place of the module `torch`, a 
 answers for the CPU and whose tensor factories read `device="cuda"` as `"cpu"`. torch itself, as everybody
 else sees it, keeps its meaning, and no call is intercepted on the hot path. Two methods of `torch.Tensor`
 cannot be reached that way: `cuda()` returns the tensor itself for the whole process, and `type()` names
-CUDA types only while the three functions run that compare with these names.
+CUDA types only while the three functions run that compare with these names (`type_names.py`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import resource
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from megatron_kaiyuan.platform.base import Platform
+from megatron_kaiyuan.platform.cores import cores_for_rank
+from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 # Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
 _MODULES_THAT_NAME_CUDA = (
@@ -45,11 +48,6 @@ _MODULES_THAT_NAME_CUDA = (
     "utils",
 )
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "rand", "randn", "tensor", "zeros", "zeros_like")
-_CUDA_NAMES = {
-    "torch.FloatTensor": "torch.cuda.FloatTensor",
-    "torch.HalfTensor": "torch.cuda.HalfTensor",
-    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
-}
 
 
 class CpuPlatform(Platform):
@@ -58,8 +56,9 @@ class CpuPlatform(Platform):
     name = "cpu"
     collective_backend = "gloo"
 
-    def activate(self, local_rank: int) -> None:
+    def activate(self, local_rank: int, local_world_size: int) -> None:
         self.device = torch.device("cpu")
+        self._choose_threads(local_world_size)
         _point_megatron_at_cpu()
 
     def synchronize(self) -> None:
@@ -74,6 +73,15 @@ class CpuPlatform(Platform):
 
     def set_rng_state(self, state: Any) -> None:
         pass
+
+    def _choose_threads(self, local_world_size: int) -> None:
+        if os.environ.get("OMP_NUM_THREADS"):
+            self.findings["threads"] = "OMP_NUM_THREADS is set"
+            return
+        # In every rank torch takes all cores of the affinity mask, and it knows no control groups.
+        torch.set_num_threads(min(torch.get_num_threads(), cores_for_rank(local_world_size)))
+        ranks = "rank" if local_world_size == 1 else "ranks"
+        self.findings["threads"] = f"the cores of this node, for {local_world_size} {ranks}"
 
 
 class _Stream:
@@ -163,11 +171,7 @@ def _point_megatron_at_cpu() -> None:
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
 
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
-    optimizer: Any = importlib.import_module("megatron.core.optimizer.optimizer")
-    optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(optimizer.clip_grad_by_total_norm_fp32)
-    distributed_optimizer = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
-    for kind in (distributed_optimizer, optimizer.Float16OptimizerWithFloat16Params):
-        kind.__init__ = _with_cuda_type_names(kind.__init__)
+    answer_with_cuda_type_names()
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -178,27 +182,3 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         return factory(*args, **kwargs)
 
     return make
-
-
-def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with _cuda_type_names():
-            return function(*args, **kwargs)
-
-    return call
-
-
-@contextlib.contextmanager
-def _cuda_type_names() -> Iterator[None]:
-    original = torch.Tensor.type
-
-    def renamed(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        answer = original(self, *args, **kwargs)
-        return _CUDA_NAMES.get(answer, answer) if isinstance(answer, str) else answer
-
-    torch.Tensor.type = renamed  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.Tensor.type = original  # type: ignore[method-assign]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 from typing import Any
 
 import torch
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.platform.base import Platform
+from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
 
 
 class CudaPlatform(Platform):
@@ -16,15 +19,17 @@ class CudaPlatform(Platform):
     name = "cuda"
     collective_backend = "nccl"
 
-    def activate(self, local_rank: int) -> None:
+    def activate(self, local_rank: int, local_world_size: int) -> None:
         count = torch.cuda.device_count()
-        if local_rank >= count:
+        if count == 0:
             raise UserError(
-                f"platform cuda: local rank {local_rank} has no GPU, this node shows {count}; "
-                "start fewer processes a node, or set platform=cpu"
+                "platform cuda: torch finds no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or set platform=cpu"
             )
+        if local_rank >= count:
+            raise NoDevice("cuda", "GPU", local_rank, count)
         self.device = torch.device("cuda", local_rank)
         torch.cuda.set_device(self.device)
+        self.findings = _findings()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
@@ -37,3 +42,36 @@ class CudaPlatform(Platform):
 
     def set_rng_state(self, state: Any) -> None:
         torch.cuda.set_rng_state(state, self.device)
+
+
+def _findings() -> dict[str, str]:
+    """Transformer Engine and Apex, from which megatron-core takes optimizer and clipping, and what goes unused."""
+    transformer_engine, found = _import("Transformer Engine", "transformer_engine.pytorch")
+    # Not `apex` itself: PyPI has an unrelated package of that name.
+    apex, _ = _import("Apex", "apex.optimizers")
+    findings = dict.fromkeys(("optimizer", "clipping"), f"{transformer_engine}; {apex}")
+    unused = [transformer_engine] if found else []
+    if importlib.util.find_spec("liger_kernel") is not None:
+        unused.append(_with_version("Liger Kernel", "liger_kernel"))
+    if unused:
+        findings |= dict.fromkeys(("norm", "attention", "cross-entropy"), f"{' and '.join(unused)} not used for it")
+    return findings
+
+
+def _import(label: str, module: str) -> tuple[str, bool]:
+    """What came of importing an optional library, as a phrase and as yes or no."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            return f"{label} not installed", False
+        return f"{label} not importable ({error})", False
+    except Exception as error:  # compiled extensions that do not fit fail in many ways
+        return f"{label} not importable ({first_line(error)})", False
+    return _with_version(label, module.partition(".")[0]), True
+
+
+def _with_version(label: str, package: str) -> str:
+    for name in importlib.metadata.packages_distributions().get(package, ()):
+        return f"{label} {importlib.metadata.version(name)}"
+    return label

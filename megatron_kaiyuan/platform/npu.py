@@ -1,38 +1,61 @@
-"""Huawei Ascend NPUs through torch_npu. Written from documentation; never run on the hardware yet."""
+"""Huawei Ascend NPUs through torch_npu. Written from its sources and documentation; never run on the hardware.
+
+docs/npu.md says what was read where, what is probed, and what falls back.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 import sys
+import warnings
 from typing import Any
 
 import torch
 
-from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.platform.base import Platform
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
+from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe_rms_norm
+from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 
 class NpuPlatform(Platform):
     """One NPU a rank, HCCL between them.
 
-    `transfer_to_npu` redirects torch.cuda to torch.npu, which is how megatron-core runs there; it must
-    come before megatron-core is imported.
+    Args:
+        mindspeed: load MindSpeed's adaptor, which replaces parts of megatron-core.
     """
 
     name = "npu"
     collective_backend = "hccl"
 
-    def activate(self, local_rank: int) -> None:
+    def __init__(self, mindspeed: bool = False):
+        super().__init__()
+        self._mindspeed = mindspeed
+
+    def activate(self, local_rank: int, local_world_size: int) -> None:
         if "megatron.core" in sys.modules:
             raise RuntimeError("platform npu must be activated before megatron.core is imported")
-        torch_npu = require("torch_npu", extra="npu", purpose="platform npu")
-        require("torch_npu.contrib.transfer_to_npu", extra="npu", purpose="platform npu")
-        if not torch_npu.npu.is_available():
-            raise UserError("platform npu: torch_npu finds no device; check the driver and CANN's set_env.sh")
-        torch_npu.npu.set_device(local_rank)
-        self.device = torch.device("npu", local_rank)
+        torch_npu = _import_torch_npu()
         self._npu = torch_npu.npu
-        if not torch_npu.npu.is_bf16_supported():
+        _require_device(self._npu, local_rank)
+        with warnings.catch_warnings(record=True):
+            # From here on torch.cuda is torch.npu, `device="cuda"` an NPU, and `nccl` HCCL. It says so at length, and
+            # would have every warning shown from then on.
+            importlib.import_module("torch_npu.contrib.transfer_to_npu")
+        self._npu.set_device(local_rank)
+        self.device = torch.device("npu", local_rank)
+        if not self._npu.is_bf16_supported():
             self.precisions = ("fp32", "fp16")
+        # In saturation mode, the only one of a 910A, an overflow becomes the largest number instead of an infinity.
+        self.keeps_overflow = not self._npu.utils.is_support_inf_nan()
+        if self._mindspeed:
+            _load_mindspeed()
+        # Compiled functions need a compiler for NPUs. The modules imported later take the fuser they find there.
+        importlib.import_module("megatron.core.jit").disable_jit_fuser()
+        answer_with_cuda_type_names()
+        self._choose_kernels(torch_npu)
 
     def synchronize(self) -> None:
         self._npu.synchronize()
@@ -45,3 +68,77 @@ class NpuPlatform(Platform):
 
     def set_rng_state(self, state: Any) -> None:
         self._npu.set_rng_state(state)
+
+    def clear_overflow(self) -> None:
+        if self.keeps_overflow:
+            self._npu.utils.clear_npu_overflow_flag()
+
+    def overflowed(self) -> bool:
+        return self.keeps_overflow and bool(self._npu.utils.get_npu_overflow_flag())
+
+    def _choose_kernels(self, torch_npu: Any) -> None:
+        self.fused_rms_norm, found = probe_rms_norm(torch_npu, self.device, self.precisions)
+        self.has_fused_adamw = has_kernel("aten::_fused_adamw_")
+        kernel = "has a" if self.has_fused_adamw else "has no"
+        self.findings = {
+            "norm": found,
+            "attention": "torch_npu answers with what this device has",
+            "optimizer": f"torch_npu {kernel} fused AdamW kernel",
+            "overflow": "float status of the device" if self.keeps_overflow else "inf and NaN in gradients",
+        }
+        if self._mindspeed:
+            self.findings["megatron-core"] = "mindspeed is set, and its adaptor was loaded"
+
+
+def _import_torch_npu() -> Any:
+    if importlib.util.find_spec("torch_npu") is None:
+        wanted = torch.__version__.partition("+")[0]
+        raise UserError(
+            f"platform npu needs the package torch_npu in the version of torch: pip install torch-npu=={wanted}, "
+            "or set platform=cpu"
+        )
+    try:
+        return importlib.import_module("torch_npu")
+    except Exception as error:  # what fails are compiled extensions, with errors of several kinds
+        raise UserError(
+            f"platform npu: torch_npu {_version('torch-npu')} cannot be imported with torch {torch.__version__} "
+            f"({first_line(error)}); source CANN's set_env.sh, install the torch_npu of torch's own version, or set "
+            "platform=cpu"
+        ) from error
+
+
+def _require_device(npu: Any, local_rank: int) -> None:
+    count = npu.device_count() if npu.is_available() else 0
+    if count == 0:
+        raise UserError(
+            "platform npu: torch_npu finds no device; check npu-smi info, CANN's set_env.sh and "
+            "ASCEND_RT_VISIBLE_DEVICES, or set platform=cpu"
+        )
+    if local_rank >= count:
+        raise NoDevice("npu", "NPU", local_rank, count)
+
+
+def _load_mindspeed() -> None:
+    """Its adaptor has to come behind transfer_to_npu and before the rest of megatron-core."""
+    try:
+        importlib.import_module("mindspeed.megatron_adaptor")
+    except ModuleNotFoundError as error:
+        if error.name not in ("mindspeed", "mindspeed.megatron_adaptor"):
+            raise UserError(f"mindspeed: its adaptor needs the package {error.name!r}; install that") from error
+        raise UserError(
+            "mindspeed: there is no mindspeed.megatron_adaptor (PyPI's mindspeed is an empty package); install "
+            "MindSpeed from Ascend's repository, see docs/npu.md, or set mindspeed=false"
+        ) from error
+    except Exception as error:  # it replaces functions by name, and what fails is what another version has not got
+        megatron = _version("megatron-core")
+        raise UserError(
+            f"mindspeed: its adaptor does not load with megatron-core {megatron} ({first_line(error)}); install a "
+            "MindSpeed for that version, or set mindspeed=false"
+        ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"

@@ -32,7 +32,8 @@ class Measured:
         loss: mean over the global batch, nats per token.
         gradient_norm: over all parameters, without the loss scale; NaN after an overflow.
         loss_scale: the scale that the step used.
-        overflow: the loss scaler found gradients that are not finite (FP16 only) and has answered by itself.
+        overflow: gradients are not finite, or would not be if the device had infinities; the loss scaler (FP16 only)
+            has answered by itself.
         phase: index of the phase in which the batch starts.
     """
 

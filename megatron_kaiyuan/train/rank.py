@@ -17,6 +17,7 @@ from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.platform.base import NoDevice
 
 _WAIT_FOR_RANK_0_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
@@ -52,10 +53,12 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
 def _train(recipe: Path, overrides: Sequence[str], who: Rank) -> str:
     try:
         run = load_run(recipe, overrides)
-        device = platform.activate(run.platform, who.local_rank)
+        # Where a launcher does not say how many ranks a node has, all of them may be on this one.
+        neighbours = who.local_world_size or who.world_size
+        device = platform.activate(run.platform, who.local_rank, neighbours, run.mindspeed)
     except UserError as error:
-        # All processes read the same recipe: one of them speaks.
-        error.every_rank = True
+        # All processes read the same recipe on like nodes: one of them speaks. Only a missing device is a rank's own.
+        error.every_rank = not isinstance(error, NoDevice)
         raise
     # Only now: a platform has to be active before megatron-core is imported.
     from torch.distributed.elastic.multiprocessing.errors import record

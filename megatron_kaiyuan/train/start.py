@@ -22,6 +22,7 @@ from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps
+from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
@@ -80,6 +81,7 @@ def start(run: RunConfig, platform: Platform) -> Session:
         platform=platform.name,
         parameters=_count_parameters(state),
     )
+    sinks.event("implementations", table=implementations(state, run.train.precision))
     return Session(
         run=run,
         state=state,

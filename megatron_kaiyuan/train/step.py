@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.optim.update import apply_update, measure_gradients
 from megatron_kaiyuan.train.bad_steps import Fault, Measured
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
+from megatron_kaiyuan.train.overflow import BackwardOverflow
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.votes import Votes
 
@@ -63,10 +64,11 @@ def training_step(
     train = run.train
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
     loss_scale = float(state.optimizer.get_loss_scale())
+    overflows = BackwardOverflow(state.platform)
     state.model.zero_grad_buffer()
     state.optimizer.zero_grad()
     losses = get_forward_backward_func()(
-        forward_step_func=_forward,
+        forward_step_func=partial(_forward, overflows),
         data_iterator=batches,
         model=[state.model],
         num_microbatches=_micro_batches(train),
@@ -78,8 +80,9 @@ def training_step(
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
         state.model.scale_gradients(weight)
+    votes = replace(votes, overflow=int(overflows.found()))
     loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
-    overflow, gradient_norm = measure_gradients(state.optimizer)
+    overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
     phase, _ = stream.phase_at(state.progress.tokens)
     fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase))
     updated = fault is None and not overflow
@@ -101,9 +104,13 @@ def _micro_batches(train: TrainConfig) -> int:
     return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
 
 
-def _forward(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
+def _forward(
+    overflows: BackwardOverflow, batches: Iterator[Batch], model: torch.nn.Module
+) -> tuple[torch.Tensor, Callable]:
     batch = next(batches)
+    overflows.before_forward()
     output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
+    overflows.after_forward(output)
     return output, partial(_mean_loss, batch["loss_mask"])
 
 

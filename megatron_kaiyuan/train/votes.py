@@ -15,12 +15,14 @@ class Votes:
         save: wants a checkpoint of this step.
         writing: still writes its part of an earlier checkpoint.
         failed: could not write its part of an earlier checkpoint.
+        overflow: this step overflowed on its device, which left neither infinity nor NaN (`BackwardOverflow`).
     """
 
     stop: int = 0
     save: int = 0
     writing: int = 0
     failed: int = 0
+    overflow: int = 0
 
 
 def either(votes: Iterable[Votes]) -> Votes:

@@ -46,6 +46,14 @@ def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> No
     assert "step skipped" in line and "loss scale 1024" in line
 
 
+def test_a_table_is_aligned_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    table = [{"op": "norm", "why": "tried"}, {"op": "cross-entropy", "why": ""}]
+    Terminal(10).event({"event": "implementations", "table": table, "time": 1.0})
+    assert capsys.readouterr().out == "implementations:\n  norm           tried\n  cross-entropy\n"
+    Terminal(10).event({"event": "resume", "step": 5, "time": 1.0})
+    assert capsys.readouterr().out == "resume: step 5\n"
+
+
 class Broken(Sink):
     def __init__(self) -> None:
         self.calls = 0

@@ -20,11 +20,12 @@ def step(params: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, see
     optimizer.step()
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_same_as_torch_bit_for_bit(weight_decay: float) -> None:
+def test_same_as_torch_bit_for_bit(weight_decay: float, fused: bool) -> None:
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": weight_decay}
     mine, theirs = parameters(0), parameters(0)
-    ours, reference = AdamW(mine, **options), torch.optim.AdamW(theirs, fused=True, **options)
+    ours, reference = AdamW(mine, fused, **options), torch.optim.AdamW(theirs, fused=fused, foreach=False, **options)
     for seed in range(10):
         step(mine, ours, seed)
         step(theirs, reference, seed)

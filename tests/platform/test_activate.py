@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environ = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environ)
 
 
-def succeeds(code: str) -> None:
-    done = run(code)
+def succeeds(code: str, **environment: str) -> None:
+    done = run(code, **environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -29,7 +33,7 @@ def test_importing_the_platforms_patches_nothing() -> None:
         import torch
         before = torch.Tensor.cuda, torch.Tensor.type
         from megatron_kaiyuan import platform
-        from megatron_kaiyuan.platform import base, choose, cpu, cuda, npu
+        from megatron_kaiyuan.platform import base, choose, cores, cpu, cuda, npu, npu_kernels, type_names
         import megatron.core.optimizer.optimizer as optimizer
         assert optimizer.torch is torch
         assert (torch.Tensor.cuda, torch.Tensor.type) == before
@@ -43,10 +47,12 @@ def test_importing_the_platforms_patches_nothing() -> None:
 
 
 def test_cpu_leaves_torch_itself_alone() -> None:
-    succeeds("""
+    succeeds(
+        """
         import torch
         from megatron_kaiyuan import platform
-        cpu = platform.activate("cpu")
+        threads = torch.get_num_threads()
+        cpu = platform.activate("cpu", local_world_size=1000)
         assert cpu.device.type == "cpu" and platform.current() is platform.activate("auto")
         import megatron.core.optimizer.optimizer as optimizer
         assert optimizer.torch is not torch and optimizer.torch.nn is torch.nn
@@ -59,7 +65,25 @@ def test_cpu_leaves_torch_itself_alone() -> None:
         else:
             assert torch.cuda.is_available()
         assert torch.zeros(1).type() == "torch.FloatTensor"
-    """)
+        assert torch.get_num_threads() == threads and cpu.findings["threads"] == "OMP_NUM_THREADS is set"
+    """,
+        OMP_NUM_THREADS="2",
+    )
+
+
+def test_ranks_of_a_node_share_its_cores() -> None:
+    """Nobody said otherwise: a thousand ranks get one thread each, whatever torch would have taken."""
+    succeeds(
+        """
+        import torch
+        from megatron_kaiyuan import platform
+        torch.set_num_threads(2)
+        cpu = platform.activate("cpu", local_rank=7, local_world_size=1000)
+        assert torch.get_num_threads() == 1 and cpu.findings["threads"] == "the cores of this node, for 1000 ranks"
+        assert not cpu.overflowed() and cpu.clear_overflow() is None
+    """,
+        OMP_NUM_THREADS="",
+    )
 
 
 def test_cuda_patches_nothing() -> None:
@@ -81,8 +105,36 @@ def test_cuda_patches_nothing() -> None:
     """)
 
 
+def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
+    """PyPI's `apex` is another package; a Transformer Engine that does not fit says why; liger_kernel is only told."""
+    files = {
+        "apex/__init__.py": "",
+        "transformer_engine/__init__.py": "",
+        "transformer_engine/pytorch.py": "raise OSError('libcudnn.so.9: cannot open shared object file')",
+        "liger_kernel/__init__.py": "raise SystemExit('nobody needs to import this')",
+        "liger_kernel-0.5.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: liger_kernel\nVersion: 0.5.2\n",
+        "liger_kernel-0.5.2.dist-info/top_level.txt": "liger_kernel\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    succeeds(f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import torch
+        torch.cuda.device_count = lambda: 1
+        torch.cuda.set_device = lambda device: None
+        from megatron_kaiyuan import platform
+        findings = platform.activate("cuda").findings
+        problem = "Transformer Engine not importable (libcudnn.so.9: cannot open shared object file)"
+        assert findings["optimizer"] == findings["clipping"] == problem + "; Apex not installed"
+        assert findings["norm"] == findings["attention"] == "Liger Kernel 0.5.2 not used for it"
+    """)
+
+
 def test_missing_devices_and_packages_are_one_line() -> None:
-    for name, expected in (("cuda", "no GPU"), ("npu", "[npu]"), ("tpu", "unknown")):
+    for name, expected in (("cuda", "no GPU"), ("npu", "torch-npu=="), ("tpu", "unknown")):
         done = run(f"""
             import torch
             torch.cuda.device_count = lambda: 0

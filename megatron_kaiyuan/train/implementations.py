@@ -1,0 +1,67 @@
+"""Which implementation computes what in this run; where there is a choice, read off the objects that compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import megatron.core.optimizer.clip_grads as clip_grads
+import torch
+
+from megatron_kaiyuan.model.norm import RMSNorm
+from megatron_kaiyuan.optim.adamw import AdamW
+from megatron_kaiyuan.train.state import TrainState
+
+_NO_LIBRARY = "Transformer Engine and Apex cannot be imported"
+
+
+def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
+    """Rows of `op`, `implementation` and `why`; why is what the platform found, or the only reason there is."""
+    platform = state.platform
+    optimizer = state.optimizer.chained_optimizers[0].optimizer
+    clipping = _library(clip_grads.multi_tensor_applier)
+    scaled = precision == "fp16"
+    overflow = f", told by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
+    rows = [
+        ("norm", _norm(state.network), "of the network"),
+        ("attention", "torch scaled_dot_product_attention", "of the network"),
+        ("cross-entropy", _cross_entropy(state.network.config), "of the network"),
+        (
+            "optimizer",
+            _optimizer(optimizer),
+            _NO_LIBRARY if isinstance(optimizer, AdamW) else "first that could be imported",
+        ),
+        ("clipping", clipping, _NO_LIBRARY if clipping == "Megatron Core" else "first that could be imported"),
+        ("loss scaling", f"dynamic{overflow}" if scaled else "none", f"precision {precision}"),
+        ("collectives", platform.collective_backend, f"platform {platform.name}"),
+    ]
+    if "threads" in platform.findings:
+        rows.append(("threads", f"{torch.get_num_threads()} a rank", ""))
+    if "megatron-core" in platform.findings:
+        rows.append(("megatron-core", "changed by MindSpeed", ""))
+    return [
+        {"op": op, "implementation": implementation, "why": platform.findings.get(op, why)}
+        for op, implementation, why in rows
+    ]
+
+
+def _norm(network: torch.nn.Module) -> str:
+    fused = next(module.fused for module in network.modules() if isinstance(module, RMSNorm))
+    return "torch rms_norm" if fused is None else fused.__name__
+
+
+def _cross_entropy(config: Any) -> str:
+    return f"Megatron Core, {config.cross_entropy_fusion_impl if config.cross_entropy_loss_fusion else 'not fused'}"
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> str:
+    if isinstance(optimizer, AdamW):
+        return "AdamW, torch's fused kernel" if optimizer.fused else "AdamW, torch's kernel for each operation"
+    return f"{type(optimizer).__name__} of {_library(type(optimizer))}"
+
+
+def _library(part: type | Callable[..., Any]) -> str:
+    """The library that a class or function comes from."""
+    names = {"transformer_engine": "Transformer Engine", "apex": "Apex", "megatron": "Megatron Core"}
+    package = part.__module__.partition(".")[0]
+    return names.get(package, package)
