@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.errors import UserError
+
+if TYPE_CHECKING:
+    # Planning reads the figures of devices and needs no torch.
+    import torch
 
 
 class Platform(ABC):
