@@ -37,21 +37,16 @@ SHAPE = {
     "max_position_embeddings": SEQ_LENGTH,
 }
 # The same layers, of no weight.
-NEXT_TO_NOTHING = {
-    "hidden_size": 16,
-    "ffn_hidden_size": 16,
-    "kv_channels": 2,
-    "vocab_size": 128,
-}
+NEXT_TO_NOTHING = {"hidden_size": 16, "ffn_hidden_size": 16, "kv_channels": 2, "vocab_size": 128}
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 CASES: dict[str, list[str]] = {
     "dp2": ["train.micro_batch_size=4"],
+    "tp2": [TENSOR, "train.micro_batch_size=4"],
+    "pp2": [PIPELINE, "train.micro_batch_size=4"],
+    "dp2, bf16": ["train.micro_batch_size=4", "train.precision=bf16"],
     "dp2, micro-batch 1": ["train.micro_batch_size=1"],
     "dp2, plain optimizer": ["train.micro_batch_size=4", "parallel.use_distributed_optimizer=false"],
-    "dp2, bf16": ["train.micro_batch_size=4", "train.precision=bf16"],
-    "tp2": [TENSOR, "train.micro_batch_size=4"],
     "tp2, sequence parallel": [TENSOR, "parallel.sequence_parallel=true", "train.micro_batch_size=2"],
-    "pp2": [PIPELINE, "train.micro_batch_size=4"],
     "pp2, micro-batch 2": [PIPELINE, "train.micro_batch_size=2"],
 }
 
@@ -128,22 +123,17 @@ def planned(recipe: Path, overrides: Sequence[str], device_name: str) -> list[An
     return [stage_memory(Stage(run, RANKS, index), DEVICES[device_name]).device for index in indices]
 
 
-def compare(name: str, recipe: Path, folder: Path, platform: str) -> list[float]:
+def compare(name: str, recipe: Path, bases: list[int], folder: Path, platform: str) -> list[float]:
     """Measure one case and print a row for each rank; planned over measured."""
     overrides = [*CASES[name], f"platform={platform}"]
-    small = [f"model.{field}={value}" for field, value in NEXT_TO_NOTHING.items()]
-    bases = [0] * RANKS if platform == "cuda" else measure(recipe, [*overrides, *small], folder / "base")
-    ratios = []
     plans = planned(recipe, overrides, "h100" if platform == "cuda" else "cpu")
-    for rank, (peak, base, plan) in enumerate(
-        zip(measure(recipe, overrides, folder / "full"), bases, plans, strict=True)
-    ):
-        ratios.append(plan.total / (peak - base))
+    ratios = []
+    for rank, (peak, base, plan) in enumerate(zip(measure(recipe, overrides, folder), bases, plans, strict=True)):
+        measured = peak - base
+        ratios.append(plan.total / measured)
         parts = ", ".join(f"{part} {size / 1e6:,.0f}" for part, size in vars(plan).items())
-        print(
-            f"{name:24} {rank}  {plan.total / 1e6:8,.0f} {(peak - base) / 1e6:9,.0f}  {ratios[-1]:.3f}   {parts}",
-            flush=True,
-        )
+        row = f"{name:24} {rank}  {plan.total / 1e6:8,.0f} {measured / 1e6:9,.0f}  {ratios[-1]:.3f}   {parts}"
+        print(row, flush=True)
     return ratios
 
 
@@ -163,10 +153,14 @@ def main() -> None:
         parser.error(f"unknown: {' '.join(overrides)}")
     print(f"{'MB':24}      planned  measured  ratio   of the planned", flush=True)
     ratios = []
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        recipe = write_recipe(Path(folder), given.steps)
+    with tempfile.TemporaryDirectory(dir=given.folder) as name_of_folder:
+        folder = Path(name_of_folder)
+        recipe = write_recipe(folder, given.steps)
+        small = [f"model.{field}={value}" for field, value in NEXT_TO_NOTHING.items()]
+        bases = [0] * RANKS if given.platform == "cuda" else measure(recipe, small, folder / "base")
+        print("taken off, MB: " + ", ".join(f"{base / 1e6:,.0f}" for base in bases))
         for index, name in enumerate(given.case or CASES):
-            ratios += compare(name, recipe, Path(folder) / str(index), given.platform)
+            ratios += compare(name, recipe, bases, folder / str(index), given.platform)
     print(f"planned over measured: {min(ratios):.3f} to {max(ratios):.3f}")
 
 

@@ -86,9 +86,10 @@ class MicroBatch:
         groups = model.num_query_groups // self.tensor_ranks
         query, keys = tokens * heads * size * element, tokens * groups * size * element
         total = self._sub_layer()
-        # The projected queries, keys and values, which the view of the values keeps, and the input of the output
-        # projection, which is the attention's result.
-        total += query + 2 * keys + query
+        # The attention's result, which the output projection saves as its input.
+        total += query
+        if self._keeps_projection:
+            total += query + 2 * keys
         if model.qk_layernorm:
             # Queries are copied out of the projection where a group has several; keys are normed in place there.
             copied = heads > groups
@@ -104,6 +105,15 @@ class MicroBatch:
         # torch's own attention computes in FP32, which it copies queries, keys and values for, and saves the softmax.
         copies = 0 if self.stage.run.train.precision == "fp32" else 3 * tokens * heads * size * _FP32
         return total + copies + tokens * heads * self.stage.run.train.seq_length * _FP32
+
+    @property
+    def _keeps_projection(self) -> bool:
+        """The projected queries, keys and values stay for a view of them: the values', or what the keys' norm saved."""
+        run = self.stage.run
+        if not run.data.reset_attention_mask:
+            return True
+        # Values are copied to all heads then.
+        return run.model.qk_layernorm and (self.device.fused_norm or run.train.precision == "fp32")
 
     def _mlp(self) -> int:
         # Both halves of the first projection, the gate behind SiLU, the other half once more (megatron-core adds an

@@ -46,9 +46,9 @@ _MODULES_THAT_NAME_CUDA = (
 )
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "rand", "randn", "tensor", "zeros", "zeros_like")
 _CUDA_NAMES = {
-    "torch.FloatTensor": "torch.cuda.FloatTensor",
-    "torch.HalfTensor": "torch.cuda.HalfTensor",
-    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
+    f"torch.{place}{kind}Tensor": f"torch.cuda.{kind}Tensor"
+    for place in ("", "meta.")
+    for kind in ("Float", "Half", "BFloat16")
 }
 
 
@@ -75,6 +75,18 @@ class CpuPlatform(Platform):
     def set_rng_state(self, state: Any) -> None:
         pass
 
+    @contextlib.contextmanager
+    def without_memory(self) -> Iterator[None]:
+        """Networks and optimizers that are built meanwhile have shapes and types, and no storage."""
+        self.device = torch.device("meta")
+        _CpuForCuda.target = "meta"
+        try:
+            with self.device:
+                yield
+        finally:
+            self.device = torch.device("cpu")
+            _CpuForCuda.target = "cpu"
+
 
 class _Stream:
     """A CUDA stream where there is none: work is done when it is called."""
@@ -93,13 +105,15 @@ class _CpuForCuda(types.ModuleType):
     """What `torch.cuda` means on a machine without one; names that are not here stay torch.cuda's."""
 
     Stream = _Stream
+    # What `cuda` means as a device.
+    target = "cpu"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cuda, name)
 
-    @staticmethod
-    def current_device() -> str:
-        return "cpu"
+    @classmethod
+    def current_device(cls) -> str:
+        return cls.target
 
     @staticmethod
     def is_available() -> bool:
@@ -174,7 +188,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("device") == "cuda":
-            kwargs["device"] = "cpu"
+            kwargs["device"] = _CpuForCuda.target
         return factory(*args, **kwargs)
 
     return make

@@ -1,7 +1,7 @@
 """`kaiyuan train --dry-run`: the network and the optimizer of a world of any size, in one process, without memory.
 
-The ranks' own code builds them (`train/start.py`), on torch's fake process group and fake tensors, which have shapes
-and types but no storage. What it counts is what `kaiyuan plan` computes.
+The ranks' own code builds them (`train/start.py`), on torch's fake process group and the meta device, whose tensors
+have shapes and types but no storage. What it counts is what `kaiyuan plan` computes.
 """
 
 from __future__ import annotations
@@ -37,22 +37,18 @@ def dry_run(recipe: Path, overrides: Sequence[str], world_size: int) -> str:
     """
     run = load_run(recipe, overrides)
     check_world_size(run, world_size)
-    counts = {stage: count(stage) for stage in distinct_stages(run, world_size)}
+    counts = [(stage, count(stage)) for stage in distinct_stages(run, world_size)]
     return "\n".join([*_table(run, counts), _summary(run, world_size)])
 
 
 def count(stage: Stage) -> Held:
     """Bytes of the tensors that the first rank of a stage builds; the world needs not be there."""
-    # The platform whose way through megatron-core needs no device; sizes are the same on every one.
+    # The platform that can do without devices and memory; sizes are the same on every one.
     device = platform.activate("cpu")
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     from megatron_kaiyuan.cluster.pretended import pretended_groups
     from megatron_kaiyuan.train.start import build_state
 
-    # States of random generators are real tensors.
-    without_memory = FakeTensorMode(allow_non_fake_inputs=True)
-    with pretended_groups(stage.first_rank, stage.world_size, stage.run.parallel), without_memory:
+    with pretended_groups(stage.first_rank, stage.world_size, stage.run.parallel), device.without_memory():
         return _count(build_state(stage.run, device))
 
 
@@ -80,10 +76,10 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {storage._cdata: storage.nbytes() for storage in storages}
 
 
-def _table(run: RunConfig, counts: dict[Stage, Held]) -> list[str]:
+def _table(run: RunConfig, counts: Sequence[tuple[Stage, Held]]) -> list[str]:
     head = ["stage", "", "rank", "parameters", "weights", "grads", "optim", "activ", "logits", "buffers"]
     rows = [head]
-    for stage, held in counts.items():
+    for stage, held in counts:
         guessed = stage_memory(stage, DEVICES[_KERNELS[run.platform]]).device
         sizes = [held.weights, held.gradients, held.optimizer, guessed.activations, guessed.logits, guessed.buffers]
         name = [str(stage.index), stage.role, str(stage.first_rank), f"{held.parameters:,}"]

@@ -56,9 +56,9 @@ def test_waiting_costs_time() -> None:
 
     pipeline, tensor = "parallel.pipeline_model_parallel_size=", "parallel.tensor_model_parallel_size="
     assert seconds(64) < seconds(64, pipeline + "2") < seconds(64, pipeline + "4")
-    assert seconds(64) < seconds(64, tensor + "2") < seconds(64, tensor + "8") < seconds(64, tensor + "8") * 1.01
-    # The same micro-batches on half of the ranks.
-    assert seconds(32) == pytest.approx(2 * seconds(64), rel=0.02)
+    assert seconds(64) < seconds(64, tensor + "2") < seconds(64, tensor + "8")
+    # Gradients take as long to reduce with half of the ranks.
+    assert 1.9 * seconds(64) < seconds(32) < 2 * seconds(64)
     # Few micro-batches leave the stages idle.
     few, many = "train.micro_batch_size=32", "train.micro_batch_size=1"
     assert seconds(64, pipeline + "4", few) > 1.5 * seconds(64, pipeline + "4", many)
