@@ -1,6 +1,6 @@
 """Peak memory of real training against what `kaiyuan plan` says, rank by rank.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.plan --steps 2
+    OMP_NUM_THREADS=1 python -m benchmarks.plan
 
 Each case trains a network of some 40 M parameters on two gloo ranks, checkpoints included. Measured is the largest
 resident set of a rank, less that of the same training with a network of next to nothing: interpreter, libraries, gloo.
@@ -25,7 +25,7 @@ import yaml
 
 RANKS = 2
 SEQ_LENGTH = 256
-GLOBAL_BATCH = 16
+GLOBAL_BATCH = 8
 SHAPE = {
     "num_layers": 8,
     "hidden_size": 512,
@@ -140,7 +140,7 @@ def compare(name: str, recipe: Path, bases: list[int], folder: Path, platform: s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="may be repeated; default: all")
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--platform", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--folder", type=Path, help="some GB for a while")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
