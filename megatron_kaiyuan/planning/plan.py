@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.data.phase import MANIFEST
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
@@ -71,9 +72,15 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
         mfu: part of the device's peak that a stage at work reaches; None: `ASSUMED_MFU`.
 
     Raises:
-        UserError: the recipe is wrong, or no layout of it is legal on so many devices.
+        UserError: the recipe is wrong, the device does not compute in its precision, or no layout of it is legal on so
+            many devices.
     """
     run = load_run(recipe, overrides)
+    if run.train.precision not in device.precisions:
+        raise UserError(
+            f"train.precision: {run.train.precision} does not run on --gpu {device.name}; "
+            f"use {' or '.join(device.precisions)}"
+        )
     mfu = ASSUMED_MFU if mfu is None else mfu
     usable = device.memory_bytes(world_size) * USABLE
     layouts = []

@@ -71,7 +71,7 @@ def as_text(plan: Plan, every_micro_batch: bool) -> str:
     layouts = plan.layouts if every_micro_batch else plan.best_of_each_shape()
     fitting = [layout for layout in layouts if layout.fits]
     others = [layout for layout in layouts if not layout.fits]
-    lines = [*_heading(plan), ""]
+    lines = _heading(plan)
     if fitting:
         lines += aligned([_head(), *(_row(plan, layout) for layout in fitting)])
     else:
@@ -94,19 +94,23 @@ def _heading(plan: Plan) -> list[str]:
     work = f"a step: {train.global_batch_size} x {train.seq_length} tokens, {flops_per_step(plan.run):.3g} FLOPs"
     if plan.tokens is not None:
         work += f"; {plan.steps:,} steps for {plan.tokens:,} tokens"
-    lines = [
-        f"{parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
-        f"{gib(memory)} GiB, {known} ({device.source})",
-        work,
-        f"assumed: {USABLE:.0%} of the memory usable",
-    ]
+    assumed = f"assumed: {USABLE:.0%} of the memory usable"
     if peak:
+        known_links = device.network_gb_per_second is not None
+        assumed += f"; links {LINK_EFFICIENCY:.0%} of their figures" if known_links else "; links cost nothing"
         source = MFU_SOURCE if plan.mfu == ASSUMED_MFU else "given by hand"
-        lines[-1] += f"; a stage at work reaches {plan.mfu:.0%} of the peak ({source})"
-        lines[-1] += f"; links {LINK_EFFICIENCY:.0%}" if device.network_gb_per_second else "; links cost nothing"
+        speed = f"assumed: a stage at work reaches {plan.mfu:.0%} of the peak ({source})"
     else:
-        lines.append("no times: give --peak-tflops and --mfu")
-    return lines
+        speed = "no times: give --peak-tflops and --mfu"
+    return [
+        f"{parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
+        f"{gib(memory)} GiB, {known}",
+        f"figures: {device.source}",
+        work,
+        assumed,
+        speed,
+        "memory in GiB, of a rank of the fullest stage:",
+    ]
 
 
 def _head() -> list[str]:

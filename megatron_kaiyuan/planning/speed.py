@@ -15,7 +15,7 @@ from megatron_kaiyuan.platform.figures import Device
 # Transformer Engine (arXiv 2608.27370), did 238 TFLOP/s a GPU on 24 GPUs with two stages, of which the last has the
 # head and 0.59 of the work, so that the other waits: 238 / 989 / 0.85. Its four stages on 96 GPUs, 192, give 0.30.
 ASSUMED_MFU = 0.28
-MFU_SOURCE = "Puro-2B on Megatron Core 0.16 (arXiv 2608.27370), 238 TFLOP/s a GPU taken for an H100's"
+MFU_SOURCE = "Puro-2B on Megatron Core 0.16, arXiv 2608.27370: 238 TFLOP/s a GPU, taken for an H100's"
 # Of a link's figure in large collectives (ours).
 LINK_EFFICIENCY = 0.8
 # A backward pass multiplies twice for each product of the forward pass.

@@ -30,6 +30,7 @@ class Device:
         fused_norm: torch computes RMSNorm in one kernel, which saves its input and nothing else.
         fused_attention: torch has an attention that does not keep the scores of all pairs of tokens.
         source: of the figures.
+        precisions: values of `train.precision` that it computes in.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Device:
     fused_norm: bool
     fused_attention: bool
     source: str
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
 
     def peak_tflops(self, precision: str) -> float | None:
         """Peak of matrix products in a recipe's `train.precision`, 1e12 FLOP/s."""
@@ -110,6 +112,7 @@ DEVICES = {
             fused_norm=False,
             fused_attention=False,
             source="Huawei, Ascend 910 at Hot Chips 2019 and Atlas 900 (32 GB, 100 Gb/s RoCE a device)",
+            precisions=("fp32", "fp16"),
         ),
         Device(
             name="910b",
@@ -166,5 +169,5 @@ def device_named(name: str, memory_gib: float | None = None, peak_tflops: float 
             f"--gpu {name!r} is unknown; {hint}known: {', '.join(DEVICES)}; for any other give both --gpu-memory-gib "
             "and --peak-tflops (dense, in the recipe's precision)"
         )
-    unknown_links = {"node_gb_per_second": None, "network_gb_per_second": None}
-    return replace(DEVICES["h100"], name=name, **unknown_links, **given)
+    given |= {"node_gb_per_second": None, "network_gb_per_second": None}
+    return replace(DEVICES["h100"], name=name, **given)
