@@ -28,7 +28,13 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     check: Annotated[bool, typer.Option("--check", help="only check recipe and data, without torch")] = False,
-    world_size: Annotated[int, typer.Option(help="with --check: processes that will be started")] = 1,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="only build network and optimizer, without devices or data, and count them"),
+    ] = False,
+    world_size: Annotated[
+        int, typer.Option(min=1, help="with --check or --dry-run: processes that will be started")
+    ] = 1,
     init_from: Annotated[
         Path | None, typer.Option(help="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
     ] = None,
@@ -49,10 +55,43 @@ def train(
         from megatron_kaiyuan.train.plan import check_training
 
         print(check_training(recipe, overrides, world_size))
+    elif dry_run:
+        from megatron_kaiyuan.train.dry_run import dry_run as build_without_devices
+
+        print(build_without_devices(recipe, overrides, world_size))
     else:
         from megatron_kaiyuan.train.rank import run_on_this_rank
 
         run_on_this_rank(recipe, overrides)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    gpus: Annotated[int, typer.Option(min=1, help="devices, one for each process")],
+    gpu: Annotated[str, typer.Option(help="h100, h200, a100, 910a, 910b, cpu; any other with both figures below")],
+    overrides: Overrides = None,
+    gpu_memory_gib: Annotated[float | None, typer.Option(min=0.1, help="memory of a device")] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option(min=1e-6, help="dense peak of a device in the recipe's precision, 1e12 FLOP/s")
+    ] = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that a stage at work reaches")
+    ] = None,
+    all_layouts: Annotated[bool, typer.Option("--all", help="every micro-batch size of every layout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Memory, FLOPs and days of every legal layout of a recipe, best first; needs neither devices nor torch.
+
+    Example: kaiyuan plan launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2_200_000_000_000
+    """
+    from megatron_kaiyuan.planning import show
+    from megatron_kaiyuan.planning.plan import make_plan
+    from megatron_kaiyuan.platform.figures import device_named
+
+    device = device_named(gpu, gpu_memory_gib, peak_tflops)
+    found = make_plan(recipe, overrides or [], gpus, device, mfu)
+    print(json.dumps(show.as_json(found), indent=1) if as_json else show.as_text(found, all_layouts))
 
 
 @app.command()

@@ -36,7 +36,7 @@ class AdamW(torch.optim.AdamW):
         The distributed optimizer's parameters are views into its buffers, which an optimizer's constructor
         refuses; so, as megatron-core does itself, the groups are set afterwards.
         """
-        optimizer = cls([torch.nn.Parameter(torch.empty(0))], fused=fused)
+        optimizer = cls([torch.nn.Parameter(torch.empty(0, device="cpu"))], fused=fused)
         optimizer.state.clear()
         optimizer.param_groups = other.param_groups
         optimizer._init_state()

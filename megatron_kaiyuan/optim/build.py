@@ -36,6 +36,8 @@ def build_optimizer(run: RunConfig, model: DistributedDataParallel) -> MegatronO
             use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         ),
         [model],
+        # For megatron-core's own ways to save the optimizer, which we do not take.
+        use_gloo_process_groups=False,
     )
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         # Without Apex or Transformer Engine megatron-core takes torch's AdamW, which does not survive a resume.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from megatron_kaiyuan.errors import UserError
 
-RmsNorm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+if TYPE_CHECKING:
+    # Planning reads the figures of devices and needs no torch.
+    import torch
+
+RmsNorm: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]"
 
 
 class Platform(ABC):

@@ -15,7 +15,7 @@ import importlib
 import os
 import resource
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -74,6 +74,18 @@ class CpuPlatform(Platform):
     def set_rng_state(self, state: Any) -> None:
         pass
 
+    @contextlib.contextmanager
+    def without_memory(self) -> Iterator[None]:
+        """Networks and optimizers that are built meanwhile have shapes and types, and no storage."""
+        self.device = torch.device("meta")
+        _CpuForCuda.target = "meta"
+        try:
+            with self.device:
+                yield
+        finally:
+            self.device = torch.device("cpu")
+            _CpuForCuda.target = "cpu"
+
     def _choose_threads(self, local_world_size: int) -> None:
         if os.environ.get("OMP_NUM_THREADS"):
             self.findings["threads"] = "OMP_NUM_THREADS is set"
@@ -101,13 +113,15 @@ class _CpuForCuda(types.ModuleType):
     """What `torch.cuda` means on a machine without one; names that are not here stay torch.cuda's."""
 
     Stream = _Stream
+    # What `cuda` means as a device.
+    target = "cpu"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cuda, name)
 
-    @staticmethod
-    def current_device() -> str:
-        return "cpu"
+    @classmethod
+    def current_device(cls) -> str:
+        return cls.target
 
     @staticmethod
     def is_available() -> bool:
@@ -178,7 +192,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("device") == "cuda":
-            kwargs["device"] = "cpu"
+            kwargs["device"] = _CpuForCuda.target
         return factory(*args, **kwargs)
 
     return make

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-# `torch.HalfTensor` on the CPU, `torch.npu.HalfTensor` on an NPU.
-_TYPE_NAME = re.compile(r"torch\.(?:npu\.)?(Float|Half|BFloat16)Tensor")
+# `torch.HalfTensor` on the CPU, `torch.npu.HalfTensor` on an NPU, `torch.meta.HalfTensor` without memory.
+_TYPE_NAME = re.compile(r"torch\.(?:npu\.|meta\.)?(Float|Half|BFloat16)Tensor")
 
 
 def answer_with_cuda_type_names() -> None:

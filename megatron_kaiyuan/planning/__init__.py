@@ -1,0 +1,1 @@
+"""What a run will need before it is started: memory by part, FLOPs, time, for each layout. Needs no torch."""

@@ -1,0 +1,141 @@
+"""Bytes that a micro-batch keeps between its forward and its backward pass, tensor by tensor.
+
+What autograd saves for the modules of `model/spec.py` with megatron-core 0.16 and no recomputation.
+Shapes: s sequence, b micro-batch, H hidden, F ffn, N heads, G query groups, D head size, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_kaiyuan.planning.parameters import BYTES, Stage
+from megatron_kaiyuan.platform.figures import Device
+
+_FP32, _INT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch on a rank of a stage.
+
+    Attributes:
+        device: which kernels its passes use.
+    """
+
+    stage: Stage
+    device: Device
+
+    @property
+    def element(self) -> int:
+        return BYTES[self.stage.run.train.precision]
+
+    @property
+    def tokens(self) -> int:
+        train = self.stage.run.train
+        return train.micro_batch_size * train.seq_length
+
+    @property
+    def tensor_ranks(self) -> int:
+        return self.stage.run.parallel.tensor_model_parallel_size
+
+    @property
+    def local_tokens(self) -> int:
+        """Tokens of the residual stream that a tensor-parallel rank holds."""
+        parallel = self.stage.run.parallel
+        return self.tokens // (self.tensor_ranks if parallel.sequence_parallel else 1)
+
+    @property
+    def hidden(self) -> int:
+        """Bytes of the residual stream, [s, b, H]."""
+        return self.local_tokens * self.stage.run.model.hidden_size * self.element
+
+    @property
+    def logits(self) -> int:
+        """Elements of the logits, [s, b, V / tensor ranks]."""
+        return self.tokens * self.stage.run.model.padded_vocab_size // self.tensor_ranks
+
+    def saved(self) -> int:
+        """Bytes that stay from the end of a stage's forward pass to the start of its backward pass, logits apart."""
+        run = self.stage.run
+        total = self.stage.layers * self._layer() + self._boundary()
+        # Ids, labels and positions; the mask of documents is one for all layers.
+        total += 3 * self.tokens * _INT64
+        if run.data.reset_attention_mask:
+            total += self.tokens * run.train.seq_length
+        return total
+
+    def _boundary(self) -> int:
+        """Where the stage begins and ends."""
+        run = self.stage.run
+        total = 0
+        if not self.stage.is_first and not self.device.fused_norm and run.train.precision != "fp32":
+            # What was received is kept; the first norm saves a copy of it in FP32.
+            total += self.hidden
+        if self.stage.is_last:
+            total += self._norm(run.model.hidden_size, self.local_tokens) + self.hidden
+        else:
+            total += self.hidden
+        return total
+
+    def _layer(self) -> int:
+        return self._attention() + self._mlp()
+
+    def _attention(self) -> int:
+        model, element, tokens = self.stage.run.model, self.element, self.tokens
+        size, heads = model.kv_channels, model.num_attention_heads // self.tensor_ranks
+        groups = model.num_query_groups // self.tensor_ranks
+        query, keys = tokens * heads * size * element, tokens * groups * size * element
+        total = self._sub_layer()
+        # The attention's result, which the output projection saves as its input.
+        total += query
+        if self._keeps_projection:
+            total += query + 2 * keys
+        if model.qk_layernorm:
+            # Queries are copied out of the projection where a group has several; keys are normed in place there.
+            copied = heads > groups
+            total += self._norm(size, tokens * heads, input_kept=not copied)
+            total += self._norm(size, tokens * groups, input_kept=True)
+        # Rotated queries and keys; cosine and sine, for queries and for keys.
+        total += query + keys + 4 * self.stage.run.train.seq_length * size * element
+        if self.stage.run.data.reset_attention_mask:
+            # Keys and values spread over all heads, and the mask as numbers.
+            total += (query - keys) + query + tokens * self.stage.run.train.seq_length * element
+        if self.device.fused_attention:
+            return total + tokens * heads * _FP32
+        # torch's own attention computes in FP32, which it copies queries, keys and values for, and saves the softmax.
+        copies = 0 if self.stage.run.train.precision == "fp32" else 3 * tokens * heads * size * _FP32
+        return total + copies + tokens * heads * self.stage.run.train.seq_length * _FP32
+
+    @property
+    def _keeps_projection(self) -> bool:
+        """The projected queries, keys and values stay for a view of them: the values', or what the keys' norm saved."""
+        run = self.stage.run
+        if not run.data.reset_attention_mask:
+            return True
+        # Values are copied to all heads then.
+        return run.model.qk_layernorm and (self.device.fused_norm or run.train.precision == "fp32")
+
+    def _mlp(self) -> int:
+        # Both halves of the first projection, the gate behind SiLU, the other half once more (megatron-core adds an
+        # offset, 0, to it), and their product.
+        inner = self.stage.run.model.ffn_hidden_size // self.tensor_ranks
+        return self._sub_layer() + 5 * self.tokens * inner * self.element
+
+    def _sub_layer(self) -> int:
+        """Norms round attention or MLP, and the input of the first projection."""
+        model = self.stage.run.model
+        norms = 2 if model.sandwich_norm else 1
+        return norms * self._norm(model.hidden_size, self.local_tokens) + self.hidden
+
+    def _norm(self, width: int, rows: int, input_kept: bool = False) -> int:
+        """An RMSNorm over so many rows.
+
+        Args:
+            input_kept: the input is part of something that is counted already.
+        """
+        inverse = rows * _FP32
+        if self.device.fused_norm:
+            return inverse + (0 if input_kept else rows * width * self.element)
+        # In parts: the input in FP32, a copy for half precision, and the normed input in FP32.
+        in_fp32 = 1 if input_kept and self.stage.run.train.precision == "fp32" else 2
+        return inverse + in_fp32 * rows * width * _FP32

@@ -1,0 +1,96 @@
+"""Which layouts a recipe may have on so many devices: the recipe's own checks decide."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.errors import UserError
+
+
+def legal_layouts(run: RunConfig, world_size: int) -> list[RunConfig]:
+    """The recipe in every layout that it allows on so many ranks.
+
+    Tensor and pipeline parallel size, sequence parallelism where the former is above 1, and the micro-batch size:
+    powers of two, and the recipe's own.
+
+    Raises:
+        UserError: there is none; the message names what would work.
+    """
+    shapes = list(_model_parallel_shapes(run))
+    layouts = [
+        layout
+        for shape in shapes
+        if world_size % shape.parallel.model_parallel_size == 0
+        for layout in _micro_batches(shape, world_size // shape.parallel.model_parallel_size)
+    ]
+    if not layouts:
+        raise UserError(_why_none(run, world_size, sorted({shape.parallel.model_parallel_size for shape in shapes})))
+    return layouts
+
+
+def _model_parallel_shapes(run: RunConfig) -> Iterator[RunConfig]:
+    # One after the other: sizes that are refused alone need not be tried with every other.
+    for tensor in range(1, run.model.num_attention_heads + 1):
+        for sequence_parallel in (False, True) if tensor > 1 else (False,):
+            cut = _changed(
+                run,
+                parallel={
+                    "tensor_model_parallel_size": tensor,
+                    "pipeline_model_parallel_size": 1,
+                    "sequence_parallel": sequence_parallel,
+                },
+            )
+            if cut is None:
+                continue
+            for pipeline in range(1, run.model.num_layers + 1):
+                shape = _changed(cut, parallel={"pipeline_model_parallel_size": pipeline})
+                if shape is not None:
+                    yield shape
+
+
+def _micro_batches(shape: RunConfig, data_parallel_size: int) -> Iterator[RunConfig]:
+    samples, rest = divmod(shape.train.global_batch_size, data_parallel_size)
+    if rest:
+        return
+    sizes = itertools.takewhile(lambda size: size <= samples, (1 << power for power in itertools.count()))
+    for size in sorted({*sizes, shape.train.micro_batch_size}):
+        if samples % size == 0:
+            layout = _changed(shape, train={"micro_batch_size": size})
+            if layout is not None:
+                yield layout
+
+
+def _changed(run: RunConfig, **sections: dict[str, Any]) -> RunConfig | None:
+    """The run with some fields changed; None where its own checks refuse that."""
+    content = {name: getattr(run, name) for name in type(run).model_fields}
+    for name, values in sections.items():
+        content[name] = {**getattr(run, name).model_dump(), **values}
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError:
+        return None
+
+
+def _why_none(run: RunConfig, world_size: int, model_parallel_sizes: Sequence[int]) -> str:
+    """One line: the layout that comes nearest, why it is refused, and the nearest numbers that work."""
+    batch = run.train.global_batch_size
+
+    def works(ranks: int) -> bool:
+        return any(ranks % size == 0 and batch % (ranks // size) == 0 for size in model_parallel_sizes)
+
+    sizes = [size for size in model_parallel_sizes if world_size % size == 0]
+    ranks = min(world_size // size for size in sizes)
+    fewer = next((count for count in range(world_size - 1, 0, -1) if works(count)), None)
+    more = next((count for count in range(world_size + 1, 2 * world_size + 1) if works(count)), None)
+    counts = " or ".join(str(count) for count in (fewer, more) if count is not None)
+    batches = sorted({max(batch // ranks, 1) * ranks, -(-batch // ranks) * ranks})
+    return (
+        f"--gpus {world_size}: no legal layout; even cut over {world_size // ranks} model-parallel ranks there are "
+        f"{ranks} data-parallel ones, and train.global_batch_size {batch} is not a multiple of them; use {counts} "
+        f"GPUs, or train.global_batch_size={' or '.join(map(str, batches))}"
+    )

@@ -1,0 +1,135 @@
+"""Peak memory of a rank by part, as the largest of the moments at which it can occur."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.planning.activations import MicroBatch
+from megatron_kaiyuan.planning.parameters import BYTES, Stage, distinct_stages, held
+from megatron_kaiyuan.platform.figures import Device
+
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank at its peak.
+
+    Attributes:
+        weights: in the training precision.
+        gradients: FP32.
+        optimizer: FP32 main weights, which FP32 training does not need, and both moments.
+        activations: what the micro-batches in flight have saved for their backward passes.
+        logits: of the last stage, with their gradient.
+        buffers: what one operation needs while it runs; on a CPU the checkpoint's copy besides, which elsewhere is
+            host memory.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def largest_part(self) -> str:
+        return max((field.name for field in fields(self)), key=lambda name: getattr(self, name))
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """A stage with what its ranks need; `host` is the copy that a save takes, in host memory."""
+
+    stage: Stage
+    device: Memory
+    host: int
+
+
+def fullest_stage(run: RunConfig, world_size: int, device: Device) -> StageMemory:
+    """The stage whose ranks need most."""
+    return max(
+        (stage_memory(stage, device) for stage in distinct_stages(run, world_size)), key=lambda one: one.device.total
+    )
+
+
+def stage_memory(stage: Stage, device: Device) -> StageMemory:
+    """Peak of the ranks of one stage."""
+    mine, host = held(stage), checkpoint_copy(stage)
+    activations, logits, buffers = max(_moments(MicroBatch(stage, device)), key=sum)
+    copy = host if device.platform == "cpu" else 0
+    memory = Memory(mine.weights, mine.gradients, mine.optimizer, activations, logits, buffers + copy)
+    return StageMemory(stage, memory, host)
+
+
+def checkpoint_copy(stage: Stage) -> int:
+    """Bytes of host memory that hold a rank's part of a checkpoint; they are kept from save to save.
+
+    Weights and optimizer state are written by the data-parallel ranks, a share each. Main weights are written in any
+    precision.
+    """
+    element = BYTES[stage.run.train.precision]
+    return held(stage).parameters * (element + 3 * _FP32) // stage.data_parallel_size
+
+
+def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
+    """Activations, logits and buffers at each moment that can be the peak."""
+    stage = batch.stage
+    in_flight = min(stage.run.parallel.pipeline_model_parallel_size - stage.index, stage.micro_batches)
+    saved = batch.saved()
+    always = _gathered(batch)
+    moments = [(in_flight * saved, 0, always + _layer_work(batch))]
+    if stage.is_last:
+        moments.append((saved, _logits_at_loss(batch), always))
+        moments.append((saved, batch.logits * batch.element, always + _head_weight(batch)))
+    if stage.is_first:
+        # The last thing of a backward pass: the other micro-batches in flight are still there.
+        moments.append(((in_flight - 1) * saved, 0, always + _head_weight(batch) + batch.hidden))
+    return moments
+
+
+def _logits_at_loss(batch: MicroBatch) -> int:
+    """When the gradient of the logits is made.
+
+    With a soft cap: softmax, which becomes the gradient; tanh; its gradient in FP32, and in half precision that once
+    more. Without: the gradient, and its copy in half precision; before that, the logits themselves.
+    """
+    half = 0 if batch.element == _FP32 else batch.element
+    factor = (3 if batch.stage.run.model.logits_soft_cap is not None else 1) * _FP32 + half
+    return batch.logits * factor
+
+
+def _head_weight(batch: MicroBatch) -> int:
+    """Gradient of the embedding, or of the output layer, before it is added to the FP32 buffer."""
+    model = batch.stage.run.model
+    return model.padded_vocab_size * model.hidden_size // batch.tensor_ranks * batch.element
+
+
+def _layer_work(batch: MicroBatch) -> int:
+    """What the backward pass of a layer holds at once besides what was saved.
+
+    In the MLP gradients of its inner tensors and of a weight; in attention without a fused kernel those of the scores,
+    of the softmax and of what lies between.
+    """
+    run = batch.stage.run
+    inner = run.model.ffn_hidden_size // batch.tensor_ranks
+    mlp = (
+        2 * batch.tokens * inner * batch.element + 2 * batch.hidden + 2 * inner * run.model.hidden_size * batch.element
+    )
+    if batch.device.fused_attention:
+        return mlp
+    heads = run.model.num_attention_heads // batch.tensor_ranks
+    return max(mlp, 3 * batch.tokens * heads * run.train.seq_length * _FP32)
+
+
+def _gathered(batch: MicroBatch) -> int:
+    """megatron-core's buffer for the whole sequence, which sequence parallelism gathers for each matrix."""
+    run = batch.stage.run
+    if not run.parallel.sequence_parallel:
+        return 0
+    return batch.tokens * run.model.hidden_size * batch.element

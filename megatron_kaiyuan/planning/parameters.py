@@ -1,0 +1,160 @@
+"""Parameters of a rank and the bytes that megatron-core keeps for them: weights, gradients, optimizer.
+
+Exact: `kaiyuan train --dry-run` counts the same on the real tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_kaiyuan.config import ModelConfig, RunConfig
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Gradients are summed in FP32 whatever the precision, and so are main weights and both moments of AdamW.
+_FP32 = 4
+# megatron-core 0.16, distributed/param_and_grad_buffer.py: where a parameter starts in the flat buffer, and what the
+# end of a bucket is a multiple of besides the number of data-parallel ranks.
+_PARAMETER_ALIGNMENT, _BUCKET_ALIGNMENT = 64, 128
+_BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK = 40_000_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline stage of a run on so many ranks.
+
+    Attributes:
+        index: from 0; the first one has the embedding, the last one the head.
+    """
+
+    run: RunConfig
+    world_size: int
+    index: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.run.parallel.pipeline_model_parallel_size - 1
+
+    @property
+    def role(self) -> str:
+        if self.is_first and self.is_last:
+            return "whole"
+        return "first" if self.is_first else "last" if self.is_last else "middle"
+
+    @property
+    def layers(self) -> int:
+        return self.run.model.num_layers // self.run.parallel.pipeline_model_parallel_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world_size // self.run.parallel.model_parallel_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Of one step, on each rank."""
+        return self.run.train.global_batch_size // (self.run.train.micro_batch_size * self.data_parallel_size)
+
+    @property
+    def first_rank(self) -> int:
+        """Data-parallel and tensor-parallel rank 0 of this stage; megatron-core's pipeline ranks are outermost."""
+        return self.index * self.world_size // self.run.parallel.pipeline_model_parallel_size
+
+
+def distinct_stages(run: RunConfig, world_size: int) -> list[Stage]:
+    """First, second and last stage: those between hold what the second holds, or less of it in flight."""
+    last = run.parallel.pipeline_model_parallel_size - 1
+    return [Stage(run, world_size, index) for index in sorted({0, min(1, last), last})]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a rank keeps for its parameters, in bytes. Optimizer: that of data-parallel rank 0, which has most."""
+
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def held(stage: Stage) -> Held:
+    """Bytes for the parameters of a stage's first rank."""
+    run = stage.run
+    sizes = list(parameter_sizes(stage))
+    element = BYTES[run.train.precision]
+    # With FP32 the weights themselves are the main weights.
+    state = 2 * _FP32 if run.train.precision == "fp32" else 3 * _FP32
+    if not run.parallel.use_distributed_optimizer:
+        total = sum(sizes)
+        return Held(total, total * element, total * _FP32, total * state)
+    buckets = _buckets(sizes, stage)
+    padded = buckets[-1].stop
+    own = sum(bucket.real_elements(stage.data_parallel_size) for bucket in buckets)
+    return Held(sum(sizes), padded * element, padded * _FP32, own * state)
+
+
+def parameter_sizes(stage: Stage) -> Iterator[int]:
+    """Elements of each parameter of a tensor-parallel rank, in the order of `GPTModel.named_parameters()`."""
+    model, ranks = stage.run.model, stage.run.parallel.tensor_model_parallel_size
+    outer = model.padded_vocab_size * model.hidden_size // ranks
+    if stage.is_first:
+        yield outer
+    for _ in range(stage.layers):
+        yield from _layer_sizes(model, ranks)
+    if stage.is_last:
+        yield model.hidden_size
+        yield outer
+
+
+def _layer_sizes(model: ModelConfig, ranks: int) -> Iterator[int]:
+    hidden, query = model.hidden_size, model.num_attention_heads * model.kv_channels
+    post_norm = [hidden] if model.sandwich_norm else []
+    head_norms = [model.kv_channels] * 2 if model.qk_layernorm else []
+    yield hidden
+    yield from (query * hidden // ranks, *post_norm)
+    yield from ((query + 2 * model.num_query_groups * model.kv_channels) * hidden // ranks, *head_norms)
+    yield hidden
+    yield 2 * model.ffn_hidden_size * hidden // ranks
+    yield from (model.ffn_hidden_size * hidden // ranks, *post_norm)
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """A range of the flat buffer, and the ranges of it that are parameters; the rest is padding."""
+
+    start: int
+    stop: int
+    parameters: list[tuple[int, int]]
+
+    def real_elements(self, ranks: int) -> int:
+        """In the part of the first of so many data-parallel ranks."""
+        own = self.start + (self.stop - self.start) // ranks
+        return sum(min(stop, own) - start for start, stop in self.parameters if start < own)
+
+
+def _buckets(sizes: list[int], stage: Stage) -> list[_Bucket]:
+    """megatron-core's layout of the flat buffer: parameters from the last to the first."""
+    ranks = stage.data_parallel_size
+    largest = None
+    if stage.run.parallel.overlap_grad_reduce and stage.is_first:
+        largest = max(_BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK * ranks)
+    alignment = math.lcm(ranks, _BUCKET_ALIGNMENT)
+    buckets: list[_Bucket] = []
+    start, place, parameters = 0, 0, []
+    for index, size in enumerate(reversed(sizes), start=1):
+        place = _up_to(place, _PARAMETER_ALIGNMENT)
+        parameters.append((place, place + size))
+        place += size
+        if index == len(sizes) or (largest is not None and place - start >= largest):
+            buckets.append(_Bucket(start, _up_to(place, alignment), parameters))
+            start = place = buckets[-1].stop
+            parameters = []
+    return buckets
+
+
+def _up_to(number: int, divisor: int) -> int:
+    return -(-number // divisor) * divisor

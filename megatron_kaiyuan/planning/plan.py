@@ -1,0 +1,116 @@
+"""`kaiyuan plan`: every legal layout of a recipe on so many devices, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_kaiyuan.config import RunConfig, load_run
+from megatron_kaiyuan.data.phase import MANIFEST
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.planning.layouts import legal_layouts
+from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
+from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.speed import ASSUMED_MFU, Speed, speed
+from megatron_kaiyuan.platform.figures import Device
+
+# Of a device's memory; the rest is for its driver, the collectives' buffers and fragments between allocations.
+USABLE = 0.92
+# Two layouts whose steps differ by less are equally fast; then the larger micro-batch has the larger kernels.
+_SAME_SPEED = 0.005
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """One layout: what its fullest stage needs, and how fast it is where that is known."""
+
+    run: RunConfig
+    data_parallel_size: int
+    memory: StageMemory
+    speed: Speed | None
+    fits: bool
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        parallel = self.run.parallel
+        return parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel
+
+    def is_recipe(self, run: RunConfig) -> bool:
+        """The layout that the recipe itself names."""
+        return (self.run.parallel, self.run.train) == (run.parallel, run.train)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All layouts of a recipe: those that fit, the fastest first, then the others, the smallest first."""
+
+    run: RunConfig
+    world_size: int
+    device: Device
+    mfu: float
+    tokens: int | None
+    layouts: list[LayoutPlan]
+
+    @property
+    def steps(self) -> int | None:
+        return None if self.tokens is None else self.tokens // self.run.train.tokens_per_step
+
+    def best_of_each_shape(self) -> list[LayoutPlan]:
+        """The recipe's own layout, and one micro-batch size for each way to cut the network."""
+        first: dict[tuple[int, int, bool], LayoutPlan] = {}
+        for layout in self.layouts:
+            first.setdefault(layout.shape, layout)
+        return [one for one in self.layouts if first[one.shape] is one or one.is_recipe(self.run)]
+
+
+def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: Device, mfu: float | None) -> Plan:
+    """Plan a recipe.
+
+    Args:
+        mfu: part of the device's peak that a stage at work reaches; None: `ASSUMED_MFU`.
+
+    Raises:
+        UserError: the recipe is wrong, the device does not compute in its precision, or no layout of it is legal on so
+            many devices.
+    """
+    run = load_run(recipe, overrides)
+    if run.train.precision not in device.precisions:
+        raise UserError(
+            f"train.precision: {run.train.precision} does not run on --gpu {device.name}; "
+            f"use {' or '.join(device.precisions)}"
+        )
+    mfu = ASSUMED_MFU if mfu is None else mfu
+    usable = device.memory_bytes(world_size) * USABLE
+    layouts = []
+    for layout in legal_layouts(run, world_size):
+        memory = fullest_stage(layout, world_size, device)
+        fits = memory.device.total <= usable
+        data_parallel = Stage(layout, world_size, 0).data_parallel_size
+        layouts.append(LayoutPlan(layout, data_parallel, memory, speed(layout, world_size, device, mfu), fits))
+    return Plan(run, world_size, device, mfu, _tokens(run), _ordered(layouts))
+
+
+def _ordered(layouts: list[LayoutPlan]) -> list[LayoutPlan]:
+    """Those that fit by time, then fewer cuts, then larger micro-batches, then less memory; the others by memory."""
+    fitting = [layout for layout in layouts if layout.fits]
+    fastest = min((layout.speed.step_seconds for layout in fitting if layout.speed), default=1.0)
+
+    def rank(layout: LayoutPlan) -> tuple[int, int, int, int]:
+        slower = round(layout.speed.step_seconds / fastest / _SAME_SPEED) if layout.speed else 0
+        cuts = layout.run.parallel.model_parallel_size
+        return slower, cuts, -layout.run.train.micro_batch_size, layout.memory.device.total
+
+    others = [layout for layout in layouts if not layout.fits]
+    return sorted(fitting, key=rank) + sorted(others, key=lambda layout: layout.memory.device.total)
+
+
+def _tokens(run: RunConfig) -> int | None:
+    """What the run trains on: the recipe's number, or what its phases hold where they are there."""
+    if run.train.train_tokens is not None:
+        return run.train.train_tokens
+    manifests = [phase.path / MANIFEST for phase in run.data.phases]
+    if not all(path.is_file() for path in manifests):
+        return None
+    return sum(read_json(path, "phase manifest")["tokens"] for path in manifests)

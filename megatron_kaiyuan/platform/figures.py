@@ -1,0 +1,173 @@
+"""Memory, speed and links of devices, and which kernels torch has there: what planning needs to know of a machine.
+
+Memory is what torch shows as the device's total, which is less than the name says. Peaks are dense. Links are one
+direction of one device, as the maker gives them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_kaiyuan.errors import UserError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of device.
+
+    Attributes:
+        memory_gib: GiB that a process can reach; None: a share of this machine's memory.
+        half_tflops: peak of matrix products in FP16 or BF16, 1e12 FLOP/s; None: unknown.
+        fp32_tflops: the same in FP32.
+        node_gb_per_second: 1e9 bytes/s to another device of the same node.
+        network_gb_per_second: 1e9 bytes/s to another node.
+        per_node: devices of a node.
+        fused_norm: torch computes RMSNorm in one kernel, which saves its input and nothing else.
+        fused_attention: torch has an attention that does not keep the scores of all pairs of tokens.
+        source: of the figures.
+        precisions: values of `train.precision` that it computes in.
+    """
+
+    name: str
+    platform: str
+    memory_gib: float | None
+    half_tflops: float | None
+    fp32_tflops: float | None
+    node_gb_per_second: float | None
+    network_gb_per_second: float | None
+    per_node: int
+    fused_norm: bool
+    fused_attention: bool
+    source: str
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+
+    def peak_tflops(self, precision: str) -> float | None:
+        """Peak of matrix products in a recipe's `train.precision`, 1e12 FLOP/s."""
+        return self.fp32_tflops if precision == "fp32" else self.half_tflops
+
+    def memory_bytes(self, processes: int) -> int:
+        """What one of so many processes may use; on a CPU they share this machine's memory."""
+        if self.memory_gib is not None:
+            return int(self.memory_gib * GIB)
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device(
+            name="h100",
+            platform="cuda",
+            memory_gib=79.1,
+            half_tflops=989.4,
+            fp32_tflops=66.9,
+            node_gb_per_second=450,
+            network_gb_per_second=50,
+            per_node=8,
+            fused_norm=True,
+            fused_attention=True,
+            source="NVIDIA H100 data sheet (SXM5 80 GB); network of DGX H100, 400 Gb/s a GPU",
+        ),
+        Device(
+            name="h200",
+            platform="cuda",
+            memory_gib=139.8,
+            half_tflops=989.4,
+            fp32_tflops=66.9,
+            node_gb_per_second=450,
+            network_gb_per_second=50,
+            per_node=8,
+            fused_norm=True,
+            fused_attention=True,
+            source="NVIDIA H200 data sheet (SXM 141 GB); network of DGX H200, 400 Gb/s a GPU",
+        ),
+        Device(
+            name="a100",
+            platform="cuda",
+            memory_gib=79.1,
+            half_tflops=312,
+            fp32_tflops=19.5,
+            node_gb_per_second=300,
+            network_gb_per_second=25,
+            per_node=8,
+            fused_norm=True,
+            fused_attention=True,
+            source="NVIDIA A100 data sheet (SXM4 80 GB); network of DGX A100, 200 Gb/s a GPU",
+        ),
+        Device(
+            name="910a",
+            platform="npu",
+            memory_gib=32,
+            half_tflops=256,
+            fp32_tflops=None,
+            # Three links of 240 Gb/s in a group of four; a ring over eight devices has one.
+            node_gb_per_second=30,
+            network_gb_per_second=12.5,
+            per_node=8,
+            fused_norm=False,
+            fused_attention=False,
+            source="Huawei, Ascend 910 at Hot Chips 2019 and Atlas 900 (32 GB, 100 Gb/s RoCE a device)",
+            precisions=("fp32", "fp16"),
+        ),
+        Device(
+            name="910b",
+            platform="npu",
+            memory_gib=60.9,
+            half_tflops=313,
+            fp32_tflops=None,
+            node_gb_per_second=196,
+            network_gb_per_second=25,
+            per_node=8,
+            fused_norm=False,
+            fused_attention=True,
+            source="Ascend 910B3 (64 GB), second-hand: users' reports, no data sheet of Huawei's",
+        ),
+        Device(
+            name="cpu",
+            platform="cpu",
+            memory_gib=None,
+            half_tflops=None,
+            fp32_tflops=None,
+            node_gb_per_second=None,
+            network_gb_per_second=None,
+            per_node=1,
+            fused_norm=False,
+            fused_attention=True,
+            source="this machine's memory, shared by the processes",
+        ),
+    )
+}
+
+
+def device_named(name: str, memory_gib: float | None = None, peak_tflops: float | None = None) -> Device:
+    """The device of that name, with figures given by hand in place of the table's.
+
+    A name that the table does not have needs both figures, and is taken for a GPU of NVIDIA's without known links.
+
+    Raises:
+        UserError: the name is unknown and a figure is missing.
+    """
+    given: dict[str, Any] = {}
+    if memory_gib is not None:
+        given["memory_gib"] = memory_gib
+    if peak_tflops is not None:
+        given |= {"half_tflops": peak_tflops, "fp32_tflops": peak_tflops}
+    if given:
+        given["source"] = "given by hand"
+    known = DEVICES.get(name.lower())
+    if known is not None:
+        return replace(known, **given)
+    if memory_gib is None or peak_tflops is None:
+        near = difflib.get_close_matches(name.lower(), DEVICES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"--gpu {name!r} is unknown; {hint}known: {', '.join(DEVICES)}; for any other give both --gpu-memory-gib "
+            "and --peak-tflops (dense, in the recipe's precision)"
+        )
+    given |= {"node_gb_per_second": None, "network_gb_per_second": None}
+    return replace(DEVICES["h100"], name=name, **given)

@@ -1,0 +1,104 @@
+"""What stays of a forward pass, against the tensors that autograd really saves; peaks against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from small_recipe import small_run
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.planning.activations import MicroBatch
+from megatron_kaiyuan.planning.memory import fullest_stage, stage_memory
+from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.platform.figures import DEVICES
+
+LONG = {"seq_length": 256, "micro_batch_size": 3, "global_batch_size": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
+
+    with single_process(device):
+        yield
+
+
+def saved_bytes(network: torch.nn.Module, forward: Callable[[], Any]) -> int:
+    """Bytes of the storages that autograd saves in a forward pass, parameters apart."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+
+
+def really_saved(run: RunConfig) -> int:
+    from megatron_kaiyuan.model.attention import document_mask
+    from megatron_kaiyuan.model.build import build_model, transformer_config
+
+    network = build_model(run.model, transformer_config(run.model, run.parallel, run.train.precision))
+    ids_bs = torch.randint(run.model.vocab_size, (run.train.micro_batch_size, run.train.seq_length))
+    positions_bs = torch.arange(run.train.seq_length).expand_as(ids_bs)
+    mask = document_mask(ids_bs > 500) if run.data.reset_attention_mask else None
+    return saved_bytes(network, lambda: network(ids_bs, positions_bs, mask, labels=ids_bs))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"num_query_groups": 4}},
+        {"model": {"sandwich_norm": False, "qk_layernorm": False}},
+        {"data": {"reset_attention_mask": True}},
+    ],
+    ids=["kaiyuan", "a group a head", "plain", "documents apart"],
+)
+def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
+    run = small_run(**sections, train={**LONG, "precision": precision})
+    batch = MicroBatch(Stage(run, 1, 0), DEVICES["cpu"])
+    # The mask of documents is kept by the batch, not by autograd.
+    expected = batch.saved() - run.data.reset_attention_mask * batch.tokens * run.train.seq_length
+    # Besides the layers: softmax and, for the cap, tanh, both in FP32.
+    assert really_saved(run) - 8 * batch.logits == pytest.approx(expected, rel=0.005)
+
+
+def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> None:
+    run = small_run(parallel={"pipeline_model_parallel_size": 4})
+    of_stage = [stage_memory(Stage(run, 4, index), DEVICES["h100"]).device.activations for index in range(4)]
+    saved = [MicroBatch(Stage(run, 4, index), DEVICES["h100"]).saved() for index in range(4)]
+    assert [activations // one for activations, one in zip(of_stage, saved, strict=True)] == [4, 3, 2, 1]
+    few = small_run(parallel={"pipeline_model_parallel_size": 4}, train={"global_batch_size": 2})
+    assert stage_memory(Stage(few, 4, 0), DEVICES["h100"]).device.activations == 2 * saved[0]
+
+
+def test_cutting_tensors_and_sequences_saves_memory() -> None:
+    whole = fullest_stage(small_run(), 4, DEVICES["h100"]).device
+    cut = fullest_stage(small_run(parallel={"tensor_model_parallel_size": 2}), 4, DEVICES["h100"]).device
+    both = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    sequences = fullest_stage(small_run(parallel=both), 4, DEVICES["h100"]).device
+    assert cut.weights == pytest.approx(whole.weights / 2, rel=0.05)
+    assert cut.logits == whole.logits // 2
+    # Everything between the linear layers is cut, and nothing is held twice.
+    assert sequences.activations == pytest.approx(whole.activations / 2, rel=0.05)
+    assert sequences.activations < cut.activations < whole.activations
+
+
+def test_attention_without_a_fused_kernel_grows_with_the_square_of_the_length() -> None:
+    def scores(length: int) -> int:
+        run = small_run(train={"seq_length": length})
+        parts = [stage_memory(Stage(run, 1, 0), DEVICES[name]).device.activations for name in ("910a", "910b")]
+        return parts[0] - parts[1]
+
+    assert scores(2048) / scores(1024) == pytest.approx(4, rel=0.1)

@@ -1,0 +1,69 @@
+"""FLOPs against torch's own counter, times against the figures that the assumption comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_recipe import KAIYUAN_2B, small_run
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.planning.parameters import Stage, parameter_sizes
+from megatron_kaiyuan.planning.speed import ASSUMED_MFU, flops_per_step, parameters, speed
+from megatron_kaiyuan.platform.figures import DEVICES
+
+
+def test_flops_are_those_of_the_matrix_products() -> None:
+    run = small_run(train={"micro_batch_size": 2, "global_batch_size": 2})
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
+    from megatron_kaiyuan.model.build import build_model, transformer_config
+
+    with single_process(device), FlopCounterMode(display=False) as counter:
+        network = build_model(run.model, transformer_config(run.model, run.parallel))
+        ids_bs = torch.randint(run.model.vocab_size, (2, run.train.seq_length))
+        network(ids_bs, torch.arange(run.train.seq_length).expand_as(ids_bs), None, labels=ids_bs).sum().backward()
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    # Scores and values, forward and twice back, half of all pairs of tokens.
+    pairs = run.train.seq_length**2 / 2 * 2
+    attention = 3 * 2 * 2 * pairs * run.model.num_attention_heads * run.model.kv_channels * run.model.num_layers
+    assert flops_per_step(run) == products + attention
+
+
+def test_parameters_are_the_sum_of_the_stages() -> None:
+    run = load_run(Path(KAIYUAN_2B), ["parallel.pipeline_model_parallel_size=4"])
+    assert parameters(run.model) == sum(sum(parameter_sizes(Stage(run, 4, index))) for index in range(4))
+    assert round(parameters(run.model) / 1e9, 3) == 2.032
+
+
+@pytest.mark.parametrize(("gpus", "stages", "reported"), [(24, 2, 238), (96, 4, 192)])
+def test_the_assumed_utilization_gives_back_the_reported_throughput(gpus: int, stages: int, reported: float) -> None:
+    """Puro-2B; its batch is not known, one that these ranks can share is taken."""
+    overrides = [f"parallel.pipeline_model_parallel_size={stages}", "train.global_batch_size=1536"]
+    run = load_run(Path(KAIYUAN_2B), overrides)
+    found = speed(run, gpus, DEVICES["h100"], ASSUMED_MFU)
+    assert found is not None and found.tflops_per_gpu == pytest.approx(reported, rel=0.12)
+
+
+def test_waiting_costs_time() -> None:
+    def seconds(world_size: int, *overrides: str) -> float:
+        found = speed(load_run(Path(KAIYUAN_2B), overrides), world_size, DEVICES["h100"], 0.3)
+        assert found is not None
+        return found.step_seconds
+
+    pipeline, tensor = "parallel.pipeline_model_parallel_size=", "parallel.tensor_model_parallel_size="
+    assert seconds(64) < seconds(64, pipeline + "2") < seconds(64, pipeline + "4")
+    assert seconds(64) < seconds(64, tensor + "2") < seconds(64, tensor + "8")
+    # Gradients take as long to reduce with half of the ranks.
+    assert 1.9 * seconds(64) < seconds(32) < 2 * seconds(64)
+    # Few micro-batches leave the stages idle.
+    few, many = "train.micro_batch_size=32", "train.micro_batch_size=1"
+    assert seconds(64, pipeline + "4", few) > 1.5 * seconds(64, pipeline + "4", many)
+    assert seconds(64, "parallel.overlap_grad_reduce=true") < seconds(64)
+
+
+def test_a_cpu_has_no_peak_that_we_know() -> None:
+    assert speed(load_run(Path(KAIYUAN_2B)), 64, DEVICES["cpu"], 0.3) is None
