@@ -45,6 +45,10 @@ class Platform(ABC):
     def set_rng_state(self, state: Any) -> None:
         """Restore what `rng_state()` gave."""
 
+    def device_names(self) -> list[str]:
+        """The devices of this host that this process may use; none for `cpu`."""
+        return []
+
     def require_precision(self, precision: str) -> None:
         """Refuse a precision that this device does not compute in.
 
