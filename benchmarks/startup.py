@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.startup --ranks 2 --rounds 5
 
-A round starts a new run of a small network under the launcher, on CPU ranks, and ends it after one step. Parts are rank
-0's, from the `startup` event of `metrics.jsonl`; `launcher` is what went before its process, from the launch on. Then as
-many processes import, all at once, torch and what a plain Megatron Core script for the same training needs. Printed are
-medians, with the fastest and the slowest round.
+A round starts a new run of a small network under the launcher, on CPU ranks, and ends it after one step. Parts are
+rank 0's, from the `startup` event of `metrics.jsonl`; `launcher` is what went before its process, from the launch on.
+Then as many processes import, all at once, torch and what a plain Megatron Core script for the same training needs.
+Printed are medians, with the fastest and the slowest round.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class Rank:
         # Every launcher numbers the processes of a node in the order of their ranks; msrun's number is a device's.
         if self.local_rank > self.rank and self.launcher != "msrun":
             raise UserError(
-                f"{self.launcher}: local rank {self.local_rank} cannot have rank {self.rank}, as {self.local_rank} "
-                "lower ranks are on its node; do several processes hold one rank?"
+                f"{self.launcher}: local rank {self.local_rank} is above rank {self.rank}, which cannot be; do several "
+                "processes hold one rank?"
             )
         if not 0 < self.master_port < 65536:
             raise UserError(f"{self.launcher}: master port {self.master_port} is no port; set 1 to 65535")

@@ -75,7 +75,7 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
             ) from error
         at = f"{who.master_address}:{who.master_port}"
         raise RankMissing(
-            f"rank {who.rank} on {socket.gethostname()} did not reach rank 0 at {at} within {_minutes(timeout)} "
+            f"rank {who.rank} on {socket.gethostname()} did not reach rank 0 at {at} within {_in_words(timeout)} "
             f"({reason}); is that address right, and open to this host?",
             speaker=True,
         ) from error
@@ -102,8 +102,8 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
     verdict = json.loads(store.get(_VERDICT))
     if missing := verdict.get("missing"):
         raise RankMissing(
-            f"{ranks_in_words(missing)} of {who.world_size} never came within {_minutes(timeout)} "
-            "(parallel.timeout_minutes); the first lines of their logs may say why",
+            f"{ranks_in_words(missing)} of {who.world_size} did not come within {_in_words(timeout)}; their logs, or "
+            "their launcher's, may say why",
             speaker=verdict["by"] == who.rank,
         )
     if different := verdict.get("different"):
@@ -172,5 +172,6 @@ def _hosts(present: Sequence[Present], ranks: Sequence[int]) -> str:
     return f" ({', '.join(hosts[:_HOSTS])}{', ...' if len(hosts) > _HOSTS else ''})"
 
 
-def _minutes(timeout: timedelta) -> str:
-    return f"{timeout.total_seconds() / 60:g} minutes"
+def _in_words(timeout: timedelta) -> str:
+    seconds = timeout.total_seconds()
+    return f"{seconds / 60:g} minutes" if seconds > 60 else f"{seconds:g} seconds"

@@ -50,7 +50,8 @@ class Examination:
         try:
             yield
         except UserError as error:
-            self.problem(f"{name}: {error}")
+            message = str(error)
+            self.problem(message if message.startswith(name) else f"{name}: {message}")
         except Exception as error:
             self.problem(f"{name}: {in_one_line(error)}")
 

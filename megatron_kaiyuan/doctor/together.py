@@ -55,8 +55,8 @@ def examine_together(
         with _deadline(found, who, timeout, as_json):
             _measure(found, store, who, device, hosts, 2 * limit)
     with shared_file(found, who, run_dir, store) if run_dir else contextlib.nullcontext():
-        everybody = _gather(found, store, who, timeout)
-    _end(report.tell(everybody, who, as_json) if who.rank == 0 else 0)
+        code = _tell(found, store, who, timeout, as_json)
+    _end(code)
 
 
 def _meet(
@@ -101,10 +101,7 @@ def _deadline(found: Examination, who: Rank, seconds: float, as_json: bool) -> I
             f"collectives: {found.doing} did not end within {seconds:g} seconds; try fewer hosts to find the one that "
             "does not answer, and see that no firewall stands between them"
         )
-        # A connection of its own: the main thread's may be in use.
-        store = torch.distributed.TCPStore(who.master_address, who.master_port, is_master=False)
-        everybody = _gather(found, store, who, seconds)
-        _end(report.tell(everybody, who, as_json) if who.rank == 0 else 0)
+        _end(_tell(found, None, who, seconds, as_json))
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
@@ -113,6 +110,23 @@ def _deadline(found: Examination, who: Rank, seconds: float, as_json: bool) -> I
         yield
     finally:
         timer.cancel()
+
+
+def _tell(found: Examination, store: torch.distributed.Store | None, who: Rank, seconds: float, as_json: bool) -> int:
+    """Rank 0 prints everybody's findings; this rank's exit code.
+
+    Args:
+        store: None for a connection of its own, while the main thread may be using the other one.
+    """
+    try:
+        if store is None:
+            limit = timedelta(seconds=_GRACE_SECONDS)
+            store = torch.distributed.TCPStore(who.master_address, who.master_port, is_master=False, timeout=limit)
+        everybody = _gather(found, store, who, seconds)
+    except torch.distributed.DistError as error:
+        found.problem(f"launcher: the job's store is gone ({in_one_line(error)}), and the other ranks with it")
+        return report.tell([found], who, as_json)
+    return report.tell(everybody, who, as_json) if who.rank == 0 else 0
 
 
 def _gather(found: Examination, store: torch.distributed.Store, who: Rank, seconds: float) -> list[Examination]:

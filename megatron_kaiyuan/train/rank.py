@@ -44,7 +44,7 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     except RankMissing as error:
         if not error.speaker:
             _let_another_speak()
-        _exit(1, str(error) if error.speaker else "")
+        _exit(1, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
             _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")

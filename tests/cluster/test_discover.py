@@ -55,7 +55,10 @@ def test_torchrun() -> None:
 
 
 def test_open_mpi_on_one_node_agrees_on_a_master() -> None:
-    one, other = discover(OPEN_MPI), discover({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"})
+    one, other = (
+        discover(OPEN_MPI),
+        discover({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}),
+    )
     assert (one.rank, one.world_size, one.local_rank, one.local_world_size) == (1, 2, 1, 2)
     assert one.launcher == "openmpi"
     assert (one.master_address, one.master_port) == ("127.0.0.1", other.master_port)
@@ -141,7 +144,7 @@ def test_no_launcher() -> None:
         ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR"),
         ({"RANK": "0"}, "WORLD_SIZE is missing"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "first"}, "LOCAL_RANK is missing"),
-        ({**TORCHRUN, "RANK": "0"}, "local rank 1 cannot have rank 0"),
+        ({**TORCHRUN, "RANK": "0"}, "local rank 1 is above rank 0"),
         ({"WORLD_SIZE": "2"}, "set RANK"),
         ({"LOCAL_RANK": "1"}, "RANK and WORLD_SIZE are missing"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK is missing"),

@@ -71,7 +71,7 @@ def test_fact_that_a_rank_does_not_know(answers: dict[str, list[dict[str, Any]]]
 )
 def test_missing_ranks_are_named_in_time(job: str, named: str, answers: dict[str, list[dict[str, Any]]]) -> None:
     said = answers[job]
-    assert only_line(said, "RankMissing").startswith(f"{named} never came within 0.05 minutes")
+    assert only_line(said, "RankMissing").startswith(f"{named} did not come within 3 seconds")
     assert sum(one["speaker"] for one in said) == 1
     assert all(SECONDS <= one["seconds"] < SECONDS + 30 for one in said)
 

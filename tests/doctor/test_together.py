@@ -102,4 +102,4 @@ def test_missing_rank_is_one_problem() -> None:
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
-    assert "rank 1 of 2 never came within 0.05 minutes" in line
+    assert "rank 1 of 2 did not come within 3 seconds" in line
