@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.platform.base import Platform
+from megatron_kaiyuan.platform.lean_imports import optimizers_without_compiler, without_compiler
 
 # Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
 _MODULES_THAT_NAME_CUDA = (
@@ -60,7 +61,9 @@ class CpuPlatform(Platform):
 
     def activate(self, local_rank: int) -> None:
         self.device = torch.device("cpu")
-        _point_megatron_at_cpu()
+        with without_compiler():
+            _point_megatron_at_cpu()
+        optimizers_without_compiler()
 
     def synchronize(self) -> None:
         pass
@@ -146,9 +149,8 @@ class _TorchForMegatron(types.ModuleType):
 
 
 def _point_megatron_at_cpu() -> None:
-    # Before any other module of megatron-core: the ones imported later take the fuser they find there.
-    jit = importlib.import_module("megatron.core.jit")
-    jit.disable_jit_fuser()
+    # For modules that are imported later: they take the fuser they find there.
+    importlib.import_module("megatron.core.jit").disable_jit_fuser()
 
     stand_in = _TorchForMegatron("torch")
     stand_in.__dict__.update(torch.__dict__)
