@@ -26,7 +26,8 @@ from megatron_kaiyuan.errors import UserError
 Facts = Mapping[str, str]
 
 _HERE, _JUDGE, _VERDICT = "kaiyuan/here/", "kaiyuan/judge", "kaiyuan/verdict"
-# Short waits, between which ctrl-C is heard.
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.25
+# How often rank 0 looks for another rank's verdict.
 _LOOK_SECONDS = 1.0
 # What rank 0 may take to compare what it has heard.
 _COMPARE_SECONDS = 60.0
@@ -117,7 +118,7 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
 def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
     """Rank 0's part, unless another rank has lost its patience before."""
     keys = [f"{_HERE}{rank}" for rank in range(who.world_size)]
-    while not _wait(store, keys, time.monotonic() + _LOOK_SECONDS):
+    while not _wait(store, keys, min(deadline, time.monotonic() + _LOOK_SECONDS)):
         if store.check([_VERDICT]):
             return
         if time.monotonic() >= deadline and (missing := _absent(store, who.world_size)):
@@ -134,14 +135,17 @@ def _give(store: torch.distributed.Store, who: Rank, verdict: dict[str, Any]) ->
 
 
 def _wait(store: torch.distributed.Store, keys: list[str], deadline: float) -> bool:
-    """Whether all keys are there before the deadline."""
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            store.wait(keys, timedelta(seconds=min(left, _LOOK_SECONDS)))
-            return True
-        except torch.distributed.DistStoreError:
-            continue
-    return False
+    """Whether all keys are there before the deadline.
+
+    Asks again and again: the store's own wait is deaf to ctrl-C, and writes warnings when its time is over.
+    """
+    pause = _SHORTEST_PAUSE_SECONDS
+    while not store.check(keys):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
+    return True
 
 
 def _absent(store: torch.distributed.Store, world_size: int) -> list[int]:

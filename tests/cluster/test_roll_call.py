@@ -15,7 +15,8 @@ import pytest
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
 
 HOST = socket.gethostname()
-SECONDS = 3
+# Time-out of jobs that miss a rank, and what a busy machine may take on top of any.
+SECONDS, SLACK = 3, 60
 JOBS: dict[str, dict[str, Any]] = {
     "all agree": {"ranks": 3},
     "one differs": {"ranks": 3, "facts": {"1": {"code": "other"}}},
@@ -37,6 +38,8 @@ def answers() -> dict[str, list[dict[str, Any]]]:
         command = [sys.executable, script, json.dumps(list(jobs.values()))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ})
     assert done.returncode == 0, done.stderr
+    # torch warns of a rank 0 that it cannot reach, but of nothing else.
+    assert "waitForInput" not in done.stderr and done.stderr.count("Traceback") == 0, done.stderr
     return dict(zip(jobs, json.loads(done.stdout), strict=True))
 
 
@@ -51,8 +54,7 @@ def only_line(said: list[dict[str, Any]], kind: str) -> str:
 def test_all_agree(answers: dict[str, list[dict[str, Any]]]) -> None:
     said = answers["all agree"]
     assert [one["error"] for one in said] == [None] * 3
-    # A verdict wakes those who wait; nobody looks for it once a second.
-    assert max(one["seconds"] for one in said) < 10
+    assert max(one["seconds"] for one in said) < SLACK
 
 
 def test_difference_is_named_with_ranks_and_both_values(answers: dict[str, list[dict[str, Any]]]) -> None:
@@ -73,14 +75,14 @@ def test_missing_ranks_are_named_in_time(job: str, named: str, answers: dict[str
     said = answers[job]
     assert only_line(said, "RankMissing").startswith(f"{named} did not come within 3 seconds")
     assert sum(one["speaker"] for one in said) == 1
-    assert all(SECONDS <= one["seconds"] < SECONDS + 30 for one in said)
+    assert all(SECONDS <= one["seconds"] < SECONDS + SLACK for one in said)
 
 
 def test_unreachable_rank_0(answers: dict[str, list[dict[str, Any]]]) -> None:
     (said,) = answers["rank 0 and its store are missing"]
     message = only_line([said], "RankMissing")
     assert f"rank 1 on {HOST} did not reach rank 0 at 127.0.0.1:" in message and said["speaker"]
-    assert SECONDS <= said["seconds"] < SECONDS + 30
+    assert SECONDS <= said["seconds"] < SECONDS + SLACK
 
 
 def test_port_that_is_taken(answers: dict[str, list[dict[str, Any]]]) -> None:
