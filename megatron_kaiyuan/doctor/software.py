@@ -66,8 +66,8 @@ def examine_torch(found: Examination) -> bool:
             backend.load()()
         except Exception as error:
             found.problem(
-                f"torch: the backend {backend.name!r} does not load ({in_one_line(error)}), so that every "
-                "`import torch` fails; install its driver libraries (for Ascend: source CANN's set_env.sh), uninstall "
+                f"torch: the backend {backend.name!r} does not load ({in_one_line(error)}), so that a plain "
+                "`import torch` fails; install its driver's libraries (Ascend: source CANN's set_env.sh), uninstall "
                 "it, or export TORCH_DEVICE_BACKEND_AUTOLOAD=0"
             )
     return True
