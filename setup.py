@@ -1,9 +1,13 @@
-"""Package and extensions. Ranges here are what is meant to work; requirements.txt pins what is tested."""
+"""Package and extensions. Ranges here are what is meant to work; requirements.txt pins what is tested.
+
+An installed package knows both: `kaiyuan doctor` reads the pins from the extra [tested].
+"""
 
 from __future__ import annotations
 
 import os
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
@@ -18,6 +22,7 @@ INSTALL_REQUIRES = [
     "numpy>=1.26",
     "omegaconf>=2.3",
     "orjson>=3.10",
+    "packaging>=24",
     "psutil",  # Megatron Core's checkpoint writers import it without requiring it
     "pyarrow>=15",
     "pydantic>=2.7",
@@ -28,7 +33,10 @@ INSTALL_REQUIRES = [
     "xxhash>=3.4",
 ]
 
+PINS = [line for line in Path(__file__).with_name("requirements.txt").read_text().splitlines() if "==" in line]
+
 EXTRAS = {
+    "tested": PINS,
     # 5.3 mends a hole in loading of remote code.
     "eval": ["accelerate>=1.1", "lm-eval>=0.4.13", "transformers>=5.3"],
     # torch-npu X.Y.Z needs torch X.Y.Z: install it as torch-npu==<version of torch>. Without CANN on the machine it

@@ -166,6 +166,24 @@ def report(
     print(f"report: {build_report(run_dir, output or run_dir / 'report.html')}")
 
 
+@app.command()
+def doctor(
+    platform: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    run_dir: Annotated[Path | None, typer.Option(help="where a run will write: do all ranks see it?")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds for missing ranks, and again for collectives")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """What this machine has, and whether it and all ranks can train. Exit code 1 when there is a problem.
+
+    Example: kaiyuan doctor --run-dir runs
+
+    All ranks: python -m megatron_kaiyuan.cluster.torchrun --nproc-per-node 2 -m megatron_kaiyuan.cli doctor
+    """
+    from megatron_kaiyuan.doctor.run import run_doctor
+
+    raise typer.Exit(run_doctor(platform, run_dir, timeout, as_json))
+
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run folder with checkpoints")]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 

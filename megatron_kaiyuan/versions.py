@@ -8,9 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from megatron_kaiyuan import __version__
 
-_PACKAGES = {"megatron_core": "megatron-core", "torch": "torch"}
+_PACKAGES = {"megatron_core": "megatron-core", "torch": "torch", "numpy": "numpy"}
 _SECONDS = 10
 
 
@@ -23,6 +25,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def source_fingerprint() -> str:
+    """XXH3 of this package's Python files, which a cluster's copies of it can be compared by without git."""
+    folder = Path(__file__).resolve().parent
+    digest = xxhash.xxh3_64()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return f"xxh3:{digest.hexdigest()}"
 
 
 def git_state() -> dict[str, Any] | None:

@@ -114,3 +114,20 @@ def test_help_is_there_for_every_command_with_an_example(module: str) -> None:
         done = subprocess.run([sys.executable, "-m", module, *command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and "kaiyuan" in done.stdout, command
         assert "Example" in done.stdout or "One process:" in done.stdout, command
+
+
+@pytest.mark.parametrize("module", ["megatron_kaiyuan.cli", "data_tools.cli"])
+def test_help_imports_nothing_that_takes_long(module: str) -> None:
+    code = f"""
+import sys
+from {module} import main
+sys.argv = ["kaiyuan", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+heavy = {{"torch", "numpy", "pydantic", "omegaconf", "yaml", "megatron.core", "transformers", "matplotlib", "psutil"}}
+print("loaded:", sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "Usage" in done.stdout and done.stdout.endswith("loaded: []\n"), done.stdout + done.stderr

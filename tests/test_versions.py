@@ -21,7 +21,7 @@ def test_commit_and_whether_files_differ(tmp_path: Path) -> None:
     package.mkdir()
     for name in ("__init__.py", "versions.py"):
         shutil.copy(Path(megatron_kaiyuan.__file__).with_name(name), package / name)
-    assert tell(tmp_path) == ["None", "['megatron_core', 'megatron_kaiyuan', 'python', 'torch']"]
+    assert tell(tmp_path) == ["None", "['megatron_core', 'megatron_kaiyuan', 'numpy', 'python', 'torch']"]
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=n", "-c", "user.email=e"]
@@ -37,3 +37,27 @@ def test_commit_and_whether_files_differ(tmp_path: Path) -> None:
     with open(package / "__init__.py", "a") as file:
         file.write("# changed\n")
     assert tell(tmp_path)[0] == str({"commit": commit, "dirty": True})
+
+
+def test_fingerprint_of_the_code_is_that_of_its_files(tmp_path: Path) -> None:
+    """Another folder, the same code; a file's content and its name both count, compiled files do not."""
+    code = "from megatron_kaiyuan.versions import source_fingerprint; print(source_fingerprint())"
+
+    def fingerprint(folder: Path) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=True
+        ).stdout.decode()
+
+    found = []
+    for name in ("one", "two"):
+        package = tmp_path / name / "megatron_kaiyuan"
+        package.mkdir(parents=True)
+        for file in ("__init__.py", "versions.py"):
+            shutil.copy(Path(megatron_kaiyuan.__file__).with_name(file), package / file)
+        found.append(fingerprint(tmp_path / name))
+    assert found[0] == found[1] == fingerprint(tmp_path / "two")
+    (package / "more.py").write_text("")
+    found.append(fingerprint(tmp_path / "two"))
+    (package / "more.py").rename(package / "other.py")
+    found.append(fingerprint(tmp_path / "two"))
+    assert len(set(found)) == 3

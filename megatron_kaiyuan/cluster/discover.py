@@ -1,7 +1,7 @@
 """One answer to "which rank of how many am I" from the environment that a launcher leaves.
 
 The only place that knows launchers. Sources: torchrun's documented environment; Open MPI's and Intel MPI's manuals;
-MindSpore's msrun; Slurm's srun(1), "output environment variables".
+MindSpore's msrun; Slurm's srun(1), "output environment variables", and its slurm.h for the numbers of its own steps.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import socket
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from megatron_kaiyuan.cluster.slurm import first_host, tasks_on
 from megatron_kaiyuan.errors import UserError
@@ -22,6 +22,8 @@ Launcher = Literal["torchrun", "msrun", "openmpi", "mpich", "slurm", "none"]
 _LOOPBACK = "127.0.0.1"
 # Ports for jobs that name none: below the range that systems hand out to outgoing connections (from 32768).
 _FIRST_PORT, _PORTS = 15000, 15000
+# SLURM_STEP_ID of what is no step of srun's: the shell that salloc opens, and the batch script.
+_SLURM_SHELLS = ("4294967290", "4294967291")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,23 @@ class Rank:
                     f"{self.launcher}: local world size {self.local_world_size} is above world size "
                     f"{self.world_size}; correct the job's environment"
                 )
+        # Every launcher numbers the processes of a node in the order of their ranks; msrun's number is a device's.
+        if self.local_rank > self.rank and self.launcher != "msrun":
+            raise UserError(
+                f"{self.launcher}: local rank {self.local_rank} is above rank {self.rank}, which cannot be; do several "
+                "processes hold one rank?"
+            )
         if not 0 < self.master_port < 65536:
             raise UserError(f"{self.launcher}: master port {self.master_port} is no port; set 1 to 65535")
+
+
+class _Launcher(NamedTuple):
+    """How one launcher is known and read, and where it says which rank of how many this is."""
+
+    rank_variable: str
+    size_variable: str
+    applies: Callable[[Environment], bool]
+    read: Callable[[Environment], Rank]
 
 
 def discover(environ: Environment) -> Rank:
@@ -69,23 +86,73 @@ def discover(environ: Environment) -> Rank:
     Raises:
         UserError: a variable is missing, is no number, or contradicts another; the message names it.
     """
-    for applies, read in _LAUNCHERS:
-        if applies(environ):
-            return read(environ)
-    if _number(environ, "WORLD_SIZE", "none", default=1) > 1:
-        raise UserError("WORLD_SIZE is above 1, but no launcher gave this process a rank; set RANK or unset WORLD_SIZE")
-    return Rank(0, 1, 0, 1, _LOOPBACK, _free_port(), "none")
+    present = [launcher for launcher in _LAUNCHERS if launcher.applies(environ)]
+    if not present:
+        _refuse_traces_of_a_launcher(environ)
+        return Rank(0, 1, 0, 1, _LOOPBACK, _free_port(), "none")
+    who = present[0].read(environ)
+    if not who.is_scheduler:
+        _refuse_contradictions(environ, who, present[1:])
+    return who
+
+
+def _refuse_traces_of_a_launcher(environ: Environment) -> None:
+    """A process that is one of many must not take itself for the only one."""
+    for launcher in _LAUNCHERS:
+        size = _number(environ, launcher.size_variable, "none", default=1)
+        if size > 1 and launcher.rank_variable not in environ:
+            raise UserError(
+                f"{launcher.size_variable} is {size}, but {launcher.rank_variable} is missing, which tells this "
+                f"process its rank; set {launcher.rank_variable} or unset {launcher.size_variable}"
+            )
+    if _number(environ, "LOCAL_RANK", "none", default=0) > 0:
+        raise UserError("LOCAL_RANK is set, but RANK and WORLD_SIZE are missing; set them or unset LOCAL_RANK")
+    if "PMIX_RANK" in environ and "SLURM_JOB_ID" not in environ:
+        raise UserError("PMIX_RANK is set, but no number of ranks; start the job through Open MPI's mpirun or srun")
+
+
+def _refuse_contradictions(environ: Environment, who: Rank, others: Sequence[_Launcher]) -> None:
+    """What another launcher says of this process must fit, unless it only carries the launcher that counts."""
+    by_hand = who.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" not in environ
+    for other in others if by_hand else ():
+        rank = _number(environ, other.rank_variable, who.launcher)
+        size = _number(environ, other.size_variable, who.launcher, default=who.world_size)
+        if size > 1 and (rank, size) != (who.rank, who.world_size):
+            raise UserError(
+                f"RANK={who.rank} of WORLD_SIZE={who.world_size} contradicts {other.rank_variable}={rank} of "
+                f"{other.size_variable}={size}; unset RANK and WORLD_SIZE, or set them inside each task"
+            )
+    if who.launcher != "torchrun":
+        for name, value in (("WORLD_SIZE", who.world_size), ("LOCAL_RANK", who.local_rank)):
+            if _number(environ, name, who.launcher, default=value) != value:
+                raise UserError(
+                    f"{who.launcher}: {name}={environ[name]} is set besides, but the launcher says {value}; unset it"
+                )
+    if _in_slurm_step(environ) and who.launcher != "slurm" and who.local_world_size == who.world_size:
+        node = _number(environ, "SLURM_NODEID", "slurm", default=0)
+        tasks = tasks_on(environ.get("SLURM_STEP_TASKS_PER_NODE", ""), node) or 1
+        # Only the first task of `srun --pty` is a shell that a user starts jobs from.
+        if tasks > 1 and not by_hand and "SLURM_PTY_PORT" not in environ:
+            raise UserError(
+                f"srun runs {tasks} tasks on this node, and each starts {who.launcher} with a job of its own; start "
+                "one a node (--ntasks-per-node=1), or unset SLURM_STEP_NUM_TASKS where separate jobs are meant"
+            )
 
 
 def _from_torchrun(environ: Environment) -> Rank:
     world_size = _number(environ, "WORLD_SIZE", "torchrun")
-    local_rank = _number(environ, "LOCAL_RANK", "torchrun", default=0 if world_size == 1 else None)
+    local_rank = _optional_number(environ, "LOCAL_RANK", "torchrun")
+    if local_rank is None and world_size > 1:
+        raise UserError(
+            "torchrun: RANK is set, but LOCAL_RANK is missing; start the job through torchrun, or set LOCAL_RANK to "
+            "this process's number on its node, from 0"
+        )
     local_world_size = _optional_number(environ, "LOCAL_WORLD_SIZE", "torchrun")
     several_nodes = local_world_size != world_size
     return Rank(
         rank=_number(environ, "RANK", "torchrun"),
         world_size=world_size,
-        local_rank=local_rank,
+        local_rank=local_rank or 0,
         local_world_size=1 if world_size == 1 else local_world_size,
         master_address=_master_address(environ, "torchrun", several_nodes and world_size > 1),
         master_port=_master_port(environ, "torchrun", job="torchrun"),
@@ -100,7 +167,10 @@ def _from_msrun(environ: Environment) -> Rank:
     port = _number(environ, "MASTER_PORT", "msrun", default=port + 1)
     if environ.get("MS_ROLE") == "MS_SCHED":
         return Rank(0, 1, 0, None, address, port, "msrun", is_scheduler=True)
-    world_size = _number(environ, "RANK_SIZE", "msrun", default=_optional_number(environ, "MS_WORKER_NUM", "msrun"))
+    workers = _optional_number(environ, "MS_WORKER_NUM", "msrun")
+    world_size = _number(environ, "RANK_SIZE", "msrun", default=workers)
+    if workers not in (None, world_size):
+        raise UserError(f"msrun: RANK_SIZE={world_size} contradicts MS_WORKER_NUM={workers}; unset RANK_SIZE")
     if world_size > 1 and "MS_NODE_ID" not in environ:
         raise UserError("msrun: MS_NODE_ID is missing, so two workers may hold the same rank; give msrun --node_rank")
     return Rank(
@@ -143,7 +213,8 @@ def _from_mpich(environ: Environment) -> Rank:
 
 
 def _in_slurm_step(environ: Environment) -> bool:
-    return "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" in environ
+    named = "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" in environ
+    return named and environ.get("SLURM_STEP_ID") not in _SLURM_SHELLS
 
 
 def _from_slurm(environ: Environment) -> Rank:
@@ -164,12 +235,20 @@ def _from_slurm(environ: Environment) -> Rank:
     )
 
 
-_LAUNCHERS: tuple[tuple[Callable[[Environment], bool], Callable[[Environment], Rank]], ...] = (
-    (lambda env: "RANK" in env, _from_torchrun),
-    (lambda env: "MS_ROLE" in env or "RANK_ID" in env, _from_msrun),
-    (lambda env: "OMPI_COMM_WORLD_RANK" in env, _from_open_mpi),
-    (lambda env: "PMI_RANK" in env and ("MPI_LOCALRANKID" in env or not _in_slurm_step(env)), _from_mpich),
-    (_in_slurm_step, _from_slurm),
+# The more specific ones first.
+_LAUNCHERS = (
+    _Launcher("RANK", "WORLD_SIZE", lambda env: "RANK" in env, _from_torchrun),
+    _Launcher("RANK_ID", "RANK_SIZE", lambda env: "MS_ROLE" in env or "RANK_ID" in env, _from_msrun),
+    _Launcher(
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", lambda env: "OMPI_COMM_WORLD_RANK" in env, _from_open_mpi
+    ),
+    _Launcher(
+        "PMI_RANK",
+        "PMI_SIZE",
+        lambda env: "PMI_RANK" in env and ("MPI_LOCALRANKID" in env or not _in_slurm_step(env)),
+        _from_mpich,
+    ),
+    _Launcher("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", _in_slurm_step, _from_slurm),
 )
 
 

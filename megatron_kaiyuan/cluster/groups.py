@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from megatron_kaiyuan.cluster.discover import Rank, discover
+from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.platform import Platform
@@ -19,16 +20,33 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def process_groups(who: Rank, platform: Platform, parallel: ParallelConfig) -> Iterator[None]:
+def process_groups(
+    who: Rank, platform: Platform, parallel: ParallelConfig, facts: Facts | None = None
+) -> Iterator[None]:
     """torch.distributed and megatron-core's groups for the body of the `with`.
 
     After an exception no collective is called: the other ranks may be gone already.
+
+    Args:
+        facts: what has to be the same on every rank, by name.
+
+    Raises:
+        RankMissing: a rank does not come within the time-out.
+        UserError: ranks hold different facts.
     """
     from megatron.core import parallel_state
 
     _export_rank(who)
     timeout = timedelta(minutes=parallel.timeout_minutes)
-    torch.distributed.init_process_group(platform.collective_backend, timeout=timeout)
+    store = open_store(who, timeout)
+    roll_call(store, who, facts or {}, timeout)
+    torch.distributed.init_process_group(
+        platform.collective_backend,
+        store=torch.distributed.PrefixStore("kaiyuan/groups", store),
+        rank=who.rank,
+        world_size=who.world_size,
+        timeout=timeout,
+    )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,

@@ -78,7 +78,9 @@ class ParallelConfig(Section):
         bool, Field(description="cut optimizer state over the data-parallel ranks")
     ] = True
     overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
-    timeout_minutes: Annotated[float, Field(gt=0, description="a collective that waits longer ends the job")] = 10.0
+    timeout_minutes: Annotated[
+        float, Field(gt=0, description="a collective, or a start, that waits longer ends the job")
+    ] = 10.0
 
     @property
     def model_parallel_size(self) -> int:

@@ -7,6 +7,7 @@ megatron-core is imported.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 from megatron_kaiyuan.platform.base import Platform, RmsNorm
@@ -40,13 +41,15 @@ def activate(name: str = "auto", local_rank: int = 0, local_world_size: int = 1,
         UserError: the named device or the package that drives it is missing, or another platform is active.
     """
     global _current
-    from megatron_kaiyuan.platform import choose
+    from megatron_kaiyuan.platform import choose, lean_imports
 
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}")
     if _current is None:
         _current = choose.platform_named(name, mindspeed)
-        _current.activate(local_rank, local_world_size)
+        with lean_imports.without_trackers():
+            _current.activate(local_rank, local_world_size)
+            importlib.import_module("megatron.core")
     elif name not in ("auto", _current.name):
         from megatron_kaiyuan.errors import UserError
 

@@ -68,6 +68,10 @@ class Platform(ABC):
         """Whether arithmetic overflowed since `clear_overflow()`, where `keeps_overflow`. Waits for the device."""
         return False
 
+    def device_names(self) -> list[str]:
+        """The devices of this host that this process may use; none for `cpu`."""
+        return []
+
     def require_precision(self, precision: str) -> None:
         """Refuse a precision that this device does not compute in.
 

@@ -22,6 +22,7 @@ import torch
 
 from megatron_kaiyuan.platform.base import Platform
 from megatron_kaiyuan.platform.cores import cores_for_rank
+from megatron_kaiyuan.platform.lean_imports import optimizers_without_compiler, without_compiler
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 # Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
@@ -59,7 +60,9 @@ class CpuPlatform(Platform):
     def activate(self, local_rank: int, local_world_size: int) -> None:
         self.device = torch.device("cpu")
         self._choose_threads(local_world_size)
-        _point_megatron_at_cpu()
+        with without_compiler():
+            _point_megatron_at_cpu()
+        optimizers_without_compiler()
 
     def synchronize(self) -> None:
         pass
@@ -168,9 +171,8 @@ class _TorchForMegatron(types.ModuleType):
 
 
 def _point_megatron_at_cpu() -> None:
-    # Before any other module of megatron-core: the ones imported later take the fuser they find there.
-    jit = importlib.import_module("megatron.core.jit")
-    jit.disable_jit_fuser()
+    # For modules that are imported later: they take the fuser they find there.
+    importlib.import_module("megatron.core.jit").disable_jit_fuser()
 
     stand_in = _TorchForMegatron("torch")
     stand_in.__dict__.update(torch.__dict__)

@@ -37,6 +37,10 @@ class CudaPlatform(Platform):
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)
 
+    def device_names(self) -> list[str]:
+        found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return [f"{one.name}, {one.total_memory / (1 << 30):.0f} GiB" for one in found]
+
     def rng_state(self) -> Any:
         return torch.cuda.get_rng_state(self.device)
 

@@ -12,6 +12,7 @@ from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
 
 
@@ -26,6 +27,25 @@ class Heartbeat(Hook):
 
     def rolled_back(self, session: Session) -> None:
         self._watchdog.beat()
+
+
+class TellStartup(Hook):
+    """Once, behind the first step: how long the start took, by part. The last hook, so that all of it is counted."""
+
+    def __init__(self, sinks: Sinks, startup: Startup):
+        self._sinks = sinks
+        self._startup: Startup | None = startup
+
+    def start(self, session: Session) -> None:
+        if self._startup is not None:
+            self._startup.ended("checkpoint")
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        if self._startup is not None:
+            self._startup.ended("first_step")
+            parts = {name: round(seconds, 2) for name, seconds in self._startup.parts.items()}
+            self._sinks.event("startup", seconds=round(self._startup.seconds, 2), **parts)
+            self._startup = None
 
 
 class Metrics(Hook):

@@ -15,11 +15,13 @@ from typing import NoReturn
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.parent import end_with_launcher
+from megatron_kaiyuan.cluster.roll_call import RankMissing
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.platform.base import NoDevice
+from megatron_kaiyuan.train.startup import Startup
 
-_WAIT_FOR_RANK_0_SECONDS = 20
+_WAIT_FOR_SPEAKER_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
 _PEER_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 
@@ -28,19 +30,24 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     """Train, whatever launcher started this process.
 
     A mistake is printed once: by rank 0 when every rank sees it, else by the rank that found it. The exit code is 2
-    then, and 1 after an exception, with its trace, or when another rank has gone.
+    then, and 1 after an exception, with its trace, or when another rank has gone or never came.
     """
     end_with_launcher(os.environ)
+    startup = Startup()
     who = discover(os.environ)
     if who.is_scheduler:
         return
     try:
-        summary = _train(recipe, overrides, who)
+        summary = _train(recipe, overrides, who, startup)
     except (UserError, OSError) as error:
         if isinstance(error, UserError) and error.every_rank and who.rank != 0:
-            _let_rank_0_speak()
+            _let_another_speak()
             _exit(2, "")
         _exit(2, describe(error))
+    except RankMissing as error:
+        if not error.speaker:
+            _let_another_speak()
+        _exit(1, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
             _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")
@@ -50,7 +57,7 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
         print(summary, flush=True)
 
 
-def _train(recipe: Path, overrides: Sequence[str], who: Rank) -> str:
+def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> str:
     try:
         run = load_run(recipe, overrides)
         # Where a launcher does not say how many ranks a node has, all of them may be on this one.
@@ -65,14 +72,15 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank) -> str:
 
     from megatron_kaiyuan.train.start import train
 
+    startup.ended("imports")
     # Leaves an exception with its trace where torchrun looks for it; elsewhere it does nothing.
-    return record(train)(run, who, device)  # type: ignore[return-value]
+    return record(train)(run, who, device, startup)  # type: ignore[return-value]
 
 
-def _let_rank_0_speak() -> None:
-    """Wait a little: the launcher stops all ranks when the first one ends, and only rank 0 says why."""
+def _let_another_speak() -> None:
+    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_WAIT_FOR_RANK_0_SECONDS)
+    time.sleep(_WAIT_FOR_SPEAKER_SECONDS)
 
 
 def _exit(code: int, message: str) -> NoReturn:

@@ -21,32 +21,39 @@ from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
-from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps
+from megatron_kaiyuan.train.facts import start_facts
+from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps, TellStartup
 from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
+from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
 from megatron_kaiyuan.train.stop import StopOnSignal
 
 
-def train(run: RunConfig, who: Rank, platform: Platform) -> str:
+def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> str:
     """Train a recipe to its end, or until a signal; resumes by itself when the run has a checkpoint.
+
+    Args:
+        startup: of this process; its imports are done.
 
     Returns:
         A one-line summary.
 
     Raises:
+        RankMissing: a rank did not come.
         UserError: something that the user can mend, before anything was lost.
     """
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
-    with process_groups(who, platform, run.parallel):
+    with process_groups(who, platform, run.parallel, start_facts(run)):
+        startup.ended("groups")
         limits = run.faults.hang_timeout_seconds, 60 * run.parallel.timeout_minutes
         with watched(Watchdog(who, *limits)) as watchdog:
-            session = start(run, platform)
+            session = start(run, platform, startup)
             session.hooks.insert(0, Heartbeat(watchdog))
             fit(session)
         progress = session.state.progress
@@ -54,14 +61,16 @@ def train(run: RunConfig, who: Rank, platform: Platform) -> str:
         return f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
 
 
-def start(run: RunConfig, platform: Platform) -> Session:
+def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     """Open the data, build the network and take up the newest whole checkpoint. Collective."""
     # Every rank maps the data, which takes no time; reading it through is shared among them.
     part = torch.distributed.get_rank(), torch.distributed.get_world_size()
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
+    startup.ended("data")
     state = build_state(run, platform)
+    startup.ended("model")
     bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
     state.monitors["bad_steps"] = bad_steps
     # Only now: a start that fails on its input leaves no run folder behind.
@@ -96,6 +105,7 @@ def start(run: RunConfig, platform: Platform) -> Session:
             Checkpoints(sinks),
             Metrics(sinks),
             only_job,
+            TellStartup(sinks, startup),
         ],
         bad_steps=bad_steps,
     )

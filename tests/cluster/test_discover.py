@@ -55,7 +55,10 @@ def test_torchrun() -> None:
 
 
 def test_open_mpi_on_one_node_agrees_on_a_master() -> None:
-    one, other = discover(OPEN_MPI), discover({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"})
+    one, other = (
+        discover(OPEN_MPI),
+        discover({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}),
+    )
     assert (one.rank, one.world_size, one.local_rank, one.local_world_size) == (1, 2, 1, 2)
     assert one.launcher == "openmpi"
     assert (one.master_address, one.master_port) == ("127.0.0.1", other.master_port)
@@ -81,9 +84,32 @@ def test_slurm_batch_script_is_a_single_process() -> None:
     assert (rank.rank, rank.world_size, rank.launcher) == (0, 1, "none")
 
 
-@pytest.mark.parametrize("specific", [TORCHRUN, OPEN_MPI, MPICH, MSRUN])
+@pytest.mark.parametrize("specific", [{**TORCHRUN, "TORCHELASTIC_RUN_ID": "1"}, OPEN_MPI, MPICH, MSRUN])
 def test_specific_launcher_wins_over_slurm(specific: dict[str, str]) -> None:
-    assert discover({**SLURM, **specific}).launcher == discover(specific).launcher
+    """mpirun and torchrun have srun start one process of theirs on each node, whose variables the ranks see."""
+    helpers = {**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_PROCID": "2"}
+    assert discover({**helpers, **specific}) == discover(specific)
+
+
+@pytest.mark.parametrize("step", ["4294967290", "4294967291"])
+def test_shell_of_slurm_is_no_step(step: str) -> None:
+    """The shell that salloc opens has all the variables of a step of srun's; this is recorded from one."""
+    shell = {**SLURM, "SLURM_STEP_ID": step, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_PTY_PORT": "34889"}
+    assert discover(shell).launcher == "none"
+    assert discover({**shell, **OPEN_MPI}).launcher == "openmpi"
+
+
+def test_rank_by_hand_inside_a_task_may_repeat_the_launcher() -> None:
+    by_hand = {"RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "1", "MASTER_ADDR": "first"}
+    assert discover({**SLURM, **by_hand}).rank == 5
+    one_task = {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    assert discover({**one_task, "SLURM_NODEID": "0", **by_hand}).rank == 5
+    assert discover({**SLURM, "WORLD_SIZE": "7", "LOCAL_RANK": "1"}).launcher == "slurm"
+
+
+def test_jobs_from_the_shell_of_srun_are_not_one_a_task() -> None:
+    agent = {**TORCHRUN, "RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1"}
+    assert discover({**SLURM, **agent, "SLURM_PTY_PORT": "34889"}).launcher == "torchrun"
 
 
 def test_slurm_with_pmi_has_no_local_rank_of_mpich() -> None:
@@ -118,7 +144,30 @@ def test_no_launcher() -> None:
         ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR"),
         ({"RANK": "0"}, "WORLD_SIZE is missing"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "first"}, "LOCAL_RANK is missing"),
+        ({**TORCHRUN, "RANK": "0"}, "local rank 1 is above rank 0"),
         ({"WORLD_SIZE": "2"}, "set RANK"),
+        ({"LOCAL_RANK": "1"}, "RANK and WORLD_SIZE are missing"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK is missing"),
+        ({"PMI_SIZE": "2"}, "PMI_RANK is missing"),
+        ({"RANK_SIZE": "2"}, "RANK_ID is missing"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_PROCID is missing"),
+        ({"PMIX_RANK": "1"}, "no number of ranks"),
+        # Evaluated once, in the batch script, instead of in each task.
+        (
+            {**SLURM, **TORCHRUN, "RANK": "0", "WORLD_SIZE": "7", "LOCAL_RANK": "0"},
+            "RANK=0 of WORLD_SIZE=7 contradicts",
+        ),
+        ({**SLURM, **TORCHRUN}, "SLURM_PROCID=5 of SLURM_STEP_NUM_TASKS=7"),
+        ({**OPEN_MPI, **TORCHRUN}, "OMPI_COMM_WORLD_RANK=1 of OMPI_COMM_WORLD_SIZE=2"),
+        ({**MPICH, **TORCHRUN}, "PMI_RANK=5 of PMI_SIZE=8"),
+        ({**SLURM, "WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set besides, but the launcher says 7"),
+        ({**OPEN_MPI, "LOCAL_RANK": "0"}, "LOCAL_RANK=0 is set besides, but the launcher says 1"),
+        ({**MSRUN, "MS_WORKER_NUM": "4"}, "RANK_SIZE=2 contradicts MS_WORKER_NUM=4"),
+        ({**SLURM, **OPEN_MPI}, "srun runs 2 tasks on this node, and each starts openmpi"),
+        (
+            {**SLURM, **TORCHRUN, "RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1"},
+            "srun runs 2 tasks on this node, and each starts torchrun",
+        ),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}, "MASTER_ADDR"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2", "MASTER_ADDR": "first"}, "MPI_LOCALRANKID"),
         ({**SLURM, "SLURM_PROCID": "7"}, "rank 7"),

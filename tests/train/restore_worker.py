@@ -22,9 +22,10 @@ def main(mode: str, recipe: str, argument: str, *overrides: str) -> None:
     device = platform.activate(run.platform, who.local_rank)
     from megatron_kaiyuan.cluster.groups import process_groups
     from megatron_kaiyuan.train.start import start
+    from megatron_kaiyuan.train.startup import Startup
 
     with process_groups(who, device, run.parallel):
-        session = start(run, device)
+        session = start(run, device, Startup())
         if mode == "copy":
             save_copy(session, Path(argument))
         else:

@@ -1,0 +1,181 @@
+"""Who is there, and are all about to run the same? Asked through the launcher's store, before any collective.
+
+Every rank writes what it is about to run. Rank 0 compares as soon as all have written, and its verdict is everybody's;
+a rank that has waited too long before gives the verdict that ranks are missing. So all ranks end alike, one of them
+says why, and nobody waits in a collective for a rank that never comes or that takes other steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.cluster.rank_list import ranks_in_words
+from megatron_kaiyuan.errors import UserError
+
+Facts = Mapping[str, str]
+
+_HERE, _JUDGE, _VERDICT = "kaiyuan/here/", "kaiyuan/judge", "kaiyuan/verdict"
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.25
+# How often rank 0 looks for another rank's verdict.
+_LOOK_SECONDS = 1.0
+# What rank 0 may take to compare what it has heard.
+_COMPARE_SECONDS = 60.0
+_DIFFERENCES, _HOSTS = 4, 3
+
+
+class RankMissing(Exception):
+    """Ranks of this job never came. No mistake in the recipe: the same command may succeed.
+
+    Attributes:
+        speaker: this rank is the one to print it.
+    """
+
+    def __init__(self, message: str, speaker: bool):
+        super().__init__(message)
+        self.speaker = speaker
+
+
+@dataclass(frozen=True)
+class Present:
+    """A rank that has come: its host, and what it is about to run."""
+
+    host: str
+    facts: Facts
+
+
+def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
+    """The job's key-value store: torchrun's where its agent holds one, else one that rank 0 holds.
+
+    Raises:
+        RankMissing: rank 0 cannot be reached.
+        UserError: rank 0 cannot listen at its port.
+    """
+    at_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    holder = who.rank == 0 and not at_agent
+    try:
+        # Not waiting for the others: torch would say how many have come in time, but not which.
+        return torch.distributed.TCPStore(
+            who.master_address, who.master_port, who.world_size, holder, timeout, wait_for_workers=False
+        )
+    except torch.distributed.DistError as error:
+        reason = str(error).splitlines()[0]
+        if holder:
+            raise UserError(
+                f"rank 0 cannot listen at port {who.master_port} ({reason}); set MASTER_PORT to a free one"
+            ) from error
+        at = f"{who.master_address}:{who.master_port}"
+        raise RankMissing(
+            f"rank {who.rank} on {socket.gethostname()} did not reach rank 0 at {at} within {_in_words(timeout)} "
+            f"({reason}); is that address right, and open to this host?",
+            speaker=True,
+        ) from error
+
+
+def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: timedelta) -> None:
+    """Wait until every rank has come, and compare what they bring. Called once by each rank.
+
+    Args:
+        facts: what has to be the same everywhere, by name.
+
+    Raises:
+        RankMissing: ranks did not come within `timeout` of the first rank's call.
+        UserError: facts differ; the message names them, the ranks and both values.
+    """
+    store.set(f"{_HERE}{who.rank}", json.dumps({"host": socket.gethostname(), "facts": dict(facts)}))
+    deadline = time.monotonic() + timeout.total_seconds()
+    if who.rank == 0:
+        _judge(store, who, deadline)
+    elif not _wait(store, [_VERDICT], deadline):
+        missing = _absent(store, who.world_size)
+        if missing or not _wait(store, [_VERDICT], time.monotonic() + _COMPARE_SECONDS):
+            _give(store, who, {"missing": missing or [0]})
+    verdict = json.loads(store.get(_VERDICT))
+    if missing := verdict.get("missing"):
+        raise RankMissing(
+            f"{ranks_in_words(missing)} of {who.world_size} did not come within {_in_words(timeout)}; their logs, or "
+            "their launcher's, may say why",
+            speaker=verdict["by"] == who.rank,
+        )
+    if different := verdict.get("different"):
+        raise UserError(
+            f"the ranks are about to run different things: {different}; give all of them the same code, libraries, "
+            "recipe and data",
+            every_rank=True,
+        )
+
+
+def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
+    """Rank 0's part, unless another rank has lost its patience before."""
+    keys = [f"{_HERE}{rank}" for rank in range(who.world_size)]
+    while not _wait(store, keys, min(deadline, time.monotonic() + _LOOK_SECONDS)):
+        if store.check([_VERDICT]):
+            return
+        if time.monotonic() >= deadline and (missing := _absent(store, who.world_size)):
+            _give(store, who, {"missing": missing})
+            return
+    present = [Present(**json.loads(text)) for text in store.multi_get(keys)]
+    _give(store, who, {"different": differences(present)})
+
+
+def _give(store: torch.distributed.Store, who: Rank, verdict: dict[str, Any]) -> None:
+    """Say it for all, unless another rank has done so."""
+    if store.compare_set(_JUDGE, "", str(who.rank)) == str(who.rank).encode():
+        store.set(_VERDICT, json.dumps({**verdict, "by": who.rank}))
+
+
+def _wait(store: torch.distributed.Store, keys: list[str], deadline: float) -> bool:
+    """Whether all keys are there before the deadline.
+
+    Asks again and again: the store's own wait is deaf to ctrl-C, and writes warnings when its time is over.
+    """
+    pause = _SHORTEST_PAUSE_SECONDS
+    while not store.check(keys):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
+    return True
+
+
+def _absent(store: torch.distributed.Store, world_size: int) -> list[int]:
+    return [rank for rank in range(world_size) if not store.check([f"{_HERE}{rank}"])]
+
+
+def differences(present: Sequence[Present]) -> str:
+    """Which facts differ, with the ranks that hold each value, the fewest first; empty where none does.
+
+    Args:
+        present: by rank.
+    """
+    found = []
+    for name in dict.fromkeys(name for one in present for name in one.facts):
+        holders: dict[str, list[int]] = defaultdict(list)
+        for rank, one in enumerate(present):
+            holders[one.facts.get(name, "not known")].append(rank)
+        if len(holders) > 1:
+            values = sorted(holders.items(), key=lambda item: len(item[1]))
+            said = [f"{value} on {ranks_in_words(ranks)}{_hosts(present, ranks)}" for value, ranks in values]
+            found.append(f"{name} is {', '.join(said)}")
+    more = f"; and {len(found) - _DIFFERENCES} more" if len(found) > _DIFFERENCES else ""
+    return "; ".join(found[:_DIFFERENCES]) + more
+
+
+def _hosts(present: Sequence[Present], ranks: Sequence[int]) -> str:
+    hosts = list(dict.fromkeys(present[rank].host for rank in ranks))
+    return f" ({', '.join(hosts[:_HOSTS])}{', ...' if len(hosts) > _HOSTS else ''})"
+
+
+def _in_words(timeout: timedelta) -> str:
+    seconds = timeout.total_seconds()
+    return f"{seconds / 60:g} minutes" if seconds > 60 else f"{seconds:g} seconds"

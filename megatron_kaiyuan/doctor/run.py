@@ -1,0 +1,89 @@
+"""`kaiyuan doctor`, from its first line to its exit code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kaiyuan.cluster import Rank, discover
+from megatron_kaiyuan.doctor import report
+from megatron_kaiyuan.doctor.examination import Examination
+from megatron_kaiyuan.doctor.machine import examine_disks, examine_limits, examine_machine
+from megatron_kaiyuan.doctor.software import examine_kernels, examine_torch, examine_versions
+
+if TYPE_CHECKING:
+    from megatron_kaiyuan.platform import Platform
+
+_LAUNCHERS = ("torchrun", "srun", "mpirun", "msrun")
+
+
+def run_doctor(platform: str, run_dir: Path | None, timeout: float, as_json: bool) -> int:
+    """Examine this rank and, with the others, what lies between them. Rank 0 prints for all.
+
+    Args:
+        platform: as in a recipe.
+        run_dir: where a run will write, which all ranks have to see.
+        timeout: seconds to wait for missing ranks, and again for all collectives.
+
+    Returns:
+        1 when rank 0 knows of a problem of any rank, or this rank cannot tell it of its own; else 0.
+    """
+    found = Examination()
+    who = _who(found)
+    if who.is_scheduler:
+        return 0
+    has_torch, device = _examine_alone(found, who, platform, run_dir)
+    if who.world_size == 1 or not has_torch:
+        return report.tell([found], who, as_json)
+    from megatron_kaiyuan.doctor.together import examine_together
+
+    # Ends the process: after a failed collective the interpreter's tidy end may wait for ranks that are gone.
+    examine_together(found, who, device, run_dir, timeout, as_json)
+
+
+def _who(found: Examination) -> Rank:
+    who = discover({})
+    with found.part("launcher"):
+        who = discover(os.environ)
+    found.facts["launcher"] = {
+        "name": who.launcher,
+        "rank": who.rank,
+        "world_size": who.world_size,
+        "available": [name for name in _LAUNCHERS if shutil.which(name)],
+    }
+    return who
+
+
+def _examine_alone(found: Examination, who: Rank, name: str, run_dir: Path | None) -> tuple[bool, Platform | None]:
+    """What needs no other rank; whether torch can be used, and the platform if that can."""
+    has_torch, device = False, None
+    with found.part("machine"):
+        examine_machine(found)
+    with found.part("limits"):
+        examine_limits(found, who.world_size)
+    with found.part("software"):
+        examine_versions(found)
+        has_torch = examine_torch(found)
+    if has_torch:
+        with found.part("platform"):
+            device = _activate(found, name, who)
+    with found.part("kernels"):
+        examine_kernels(found)
+    with found.part("disk"):
+        examine_disks(found, run_dir or Path.cwd(), has_devices=device is not None and device.name != "cpu")
+    return has_torch, device
+
+
+def _activate(found: Examination, name: str, who: Rank) -> Platform:
+    from megatron_kaiyuan import platform
+
+    device = platform.activate(name, who.local_rank, who.local_world_size or who.world_size)
+    found.facts["platform"] = {
+        "name": device.name,
+        "backend": device.collective_backend,
+        "devices": device.device_names(),
+        "precisions": list(device.precisions),
+    }
+    return device
