@@ -5,14 +5,14 @@
 Real training steps (FP32, AdamW, one process) on random tokens, with all hooks of a run but checkpoints. A round is one
 step that is watched and two that are not, one before and one behind it, whose mean it is compared with. Printed is the
 median round: a watched step over one that is not, which is the cost at k = 1, and a tenth of what that is more than 1,
-which is the cost at k = 10. At k = 0 the hook does not exist. Then k = 10 and k = 0 as whole runs, in turns.
+which is the cost at k = 10; by the clock, and by CPU seconds, which others on the machine disturb less. At k = 0 the hook
+does not exist. Then k = 10 and k = 0 as whole runs, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 LARGER = {"num_layers": 6, "hidden_size": 320, "ffn_hidden_size": 896, "kv_channels": 80}
 SHAPES: dict[str, dict[str, Any]] = {"kaiyuan-tiny": {}, "10 M": LARGER}
@@ -73,20 +74,23 @@ def session_of(shape: dict[str, Any], folder: Path, seq_length: int, batch: int,
         yield session
 
 
-def seconds_of(session: Any, steps: int, watched_every: int) -> float:
-    """Train some steps, of which each `watched_every`th (0: none) has the monitor's hook; the seconds they took."""
+Cost = NDArray[np.float64]  # seconds by the clock, CPU seconds
+
+
+def train(session: Any, steps: int, watched_every: int) -> Cost:
+    """Train some steps, of which each `watched_every`th (0: none) has the monitor's hook; what they cost."""
     from megatron_kaiyuan.train.loop import fit
     from megatron_kaiyuan.train.monitoring import Monitoring
 
     everything = session.hooks
-    began = time.perf_counter()
+    began = np.array([time.perf_counter(), time.process_time()])
     for step in range(1, steps + 1):
         is_watched = watched_every and step % watched_every == 0
         session.hooks = [hook for hook in everything if is_watched or not isinstance(hook, Monitoring)]
         session.end = session.state.progress.tokens + session.run.train.tokens_per_step
         fit(session)
     session.hooks = everything
-    return time.perf_counter() - began
+    return np.array([time.perf_counter(), time.process_time()]) - began
 
 
 def measure(name: str, seq_length: int, batch: int, rounds: int, blocks: int) -> None:
@@ -97,26 +101,27 @@ def measure(name: str, seq_length: int, batch: int, rounds: int, blocks: int) ->
     ):
         parameters = sum(parameter.numel() for parameter in session.state.network.parameters())
         ratios, plain = [], []
-        seconds_of(session, 3, 2)
+        train(session, 3, 2)
         for _ in range(rounds):
-            before, watched, behind = (seconds_of(session, 1, every) for every in (0, 1, 0))
+            before, watched, behind = (train(session, 1, every) for every in (0, 1, 0))
             plain += [before, behind]
             ratios.append(2 * watched / (before + behind))
-        ratio = statistics.median(ratios)
+        seconds, cpu_seconds = np.median(plain, axis=0)
         print(
-            f"{name}: {parameters / 1e6:.1f} M parameters, {batch} x {seq_length} tokens, "
-            f"{statistics.median(plain):.3f} s a step; {rounds} rounds"
+            f"{name}: {parameters / 1e6:.1f} M parameters, {batch} x {seq_length} tokens, {seconds:.3f} s a step "
+            f"({cpu_seconds:.3f} CPU seconds); {rounds} rounds"
         )
-        print(f"  k = 1: {ratio:.3f} of k = 0 ({min(ratios):.3f} to {max(ratios):.3f})")
-        print(f"  k = 10: {1 + (ratio - 1) / 10:.4f} of k = 0, from that")
+        tell("k = 1", ratios)
+        tell("k = 10, from that", [1 + (ratio - 1) / 10 for ratio in ratios])
         if blocks:
-            pairs = [(seconds_of(session, 10, 10), seconds_of(session, 10, 0)) for _ in range(blocks)]
-            whole = [one / other for one, other in pairs]
-            print(
-                f"  k = 10: {statistics.median(whole):.4f} of k = 0, {blocks} runs of 10 steps each "
-                f"({min(whole):.3f} to {max(whole):.3f})",
-                flush=True,
-            )
+            pairs = [(train(session, 10, 10), train(session, 10, 0)) for _ in range(blocks)]
+            tell(f"k = 10, {blocks} runs of 10 steps each", [one / other for one, other in pairs])
+
+
+def tell(what: str, ratios: list[Cost]) -> None:
+    middle, least, most = np.median(ratios, axis=0), np.min(ratios, axis=0), np.max(ratios, axis=0)
+    for unit, *numbers in zip(("by the clock", "by CPU seconds"), middle, least, most, strict=True):
+        print("  {}: {:.4f} of k = 0 {} ({:.3f} to {:.3f})".format(what, numbers[0], unit, *numbers[1:]), flush=True)
 
 
 def main() -> None:

@@ -48,7 +48,9 @@ def monitor_figures(history: History, phases: Sequence[PhaseMix]) -> Iterator[Fi
         "L1 mean behind each layer; 0 is the embedding.",
     )
     yield frame(
-        lambda axes: _lines(axes, x, {name: _layers(rows, name, "headroom_bits").min(axis=0) for name in tensors}),
+        lambda axes: _lines(
+            axes, x, {name: _layers(rows, name, "headroom_bits").min(axis=0) for name in tensors}, "bits"
+        ),
         "Headroom by tensor",
         "Bits to 65,504 in the layer that has least of it.",
         wide=True,
@@ -57,7 +59,7 @@ def monitor_figures(history: History, phases: Sequence[PhaseMix]) -> Iterator[Fi
     kinds = list(rows[-1]["gradients"])
     changes = {name: np.array([_median(update, name) for update in updated]) for name in kinds}
     yield frame(
-        lambda axes: _lines(axes, x, changes, logarithmic=True),
+        lambda axes: _lines(axes, x, changes, "update / weight", logarithmic=True),
         "Updates",
         "Norm of the update over norm of the weights; of weights in layers the median layer.",
         wide=True,
@@ -119,7 +121,7 @@ def _heat_map(
 
 
 def _lines(
-    axes: Axes, x: NDArray[np.float64], lines: dict[str, NDArray[np.float64]], logarithmic: bool = False
+    axes: Axes, x: NDArray[np.float64], lines: dict[str, NDArray[np.float64]], label: str, logarithmic: bool = False
 ) -> None:
     styles = ("-", "--")
     for index, (name, values) in enumerate(lines.items()):
@@ -129,4 +131,5 @@ def _lines(
         axes.plot(x[finite], values[finite], style, color=colour, linewidth=1.2, marker=marker, label=name)
     if logarithmic:
         axes.set_yscale("log")
+    axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))

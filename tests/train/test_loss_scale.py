@@ -10,7 +10,7 @@ import torch
 from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, train_on_bad_machine
 from test_resume import assert_same_state, load
 
-INITIAL, WINDOW, HYSTERESIS = 2.0**32, 3, 2
+INITIAL, WINDOW, HYSTERESIS = 2.0**24, 3, 2
 SCALER = [
     "train.precision=fp16",
     f"optimizer.initial_loss_scale={INITIAL}",
