@@ -5,8 +5,8 @@
 Real training steps (FP32, AdamW, one process) on random tokens, with all hooks of a run but checkpoints. A round is one
 step that is watched and two that are not, one before and one behind it, whose mean it is compared with. Printed is the
 median round: a watched step over one that is not, which is the cost at k = 1, and a tenth of what that is more than 1,
-which is the cost at k = 10; by the clock, and by CPU seconds, which others on the machine disturb less. At k = 0 the hook
-does not exist. Then k = 10 and k = 0 as whole runs, in turns.
+which is the cost at k = 10; by the clock, and by CPU seconds, which others on the machine disturb less. At k = 0 the
+hook does not exist. Then k = 10 and k = 0 as whole runs, in turns.
 """
 
 from __future__ import annotations
