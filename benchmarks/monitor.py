@@ -1,6 +1,6 @@
 """What the activation monitor costs: steps that are watched against steps that are not, in the same process.
 
-    python -m benchmarks.monitor --rounds 15
+    python -m benchmarks.monitor --rounds 9
 
 Real training steps (FP32, AdamW, one process) on random tokens, with all hooks of a run but checkpoints. A round is one
 step that is watched and two that are not, one before and one behind it, whose mean it is compared with. Printed is the
@@ -128,9 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, help="one of them only")
     parser.add_argument("--seq-length", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--blocks", type=int, default=5, help="runs of 10 steps with k = 10 and with k = 0")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--blocks", type=int, default=3, help="runs of 10 steps with k = 10 and with k = 0")
     given = parser.parse_args()
     import torch
 

@@ -13,6 +13,7 @@ from test_resume import load
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.monitor.tensors import activation_places
+from megatron_kaiyuan.report import build_report
 
 STEPS = [f"train.train_tokens={4 * TOKENS_PER_STEP}", "monitor.activations_every_steps=2"]
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
@@ -121,6 +122,13 @@ def kind(weight: str) -> str:
         if part in weight:
             return name
     raise AssertionError(weight)
+
+
+def test_the_report_shows_it(alone: Path, tmp_path: Path) -> None:
+    page = build_report(alone, tmp_path / "report.html").read_text(encoding="utf-8")
+    for title in ("Headroom by layer", "Residual stream by layer", "Headroom by tensor", "Updates"):
+        assert f'alt="{title}: ' in page
+    assert "bits of headroom, least" in page
 
 
 def test_fp16_is_watched_and_told_of_once(recipe: Path, tmp_path: Path) -> None:
