@@ -144,7 +144,17 @@ class OptimizerConfig(Section):
     initial_loss_scale: Annotated[float, Field(gt=0)] = 65536.0
     min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
     loss_scale_window: Annotated[int, Field(gt=0, description="good steps before the scale doubles")] = 1000
-    hysteresis: Annotated[int, Field(gt=0, description="overflows before the scale halves")] = 2
+    hysteresis: Annotated[
+        int, Field(gt=0, description="overflows before the scale halves, counted anew only when it has doubled")
+    ] = 2
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> OptimizerConfig:
+        if self.min_loss_scale > self.initial_loss_scale:
+            raise ValueError(
+                f"min_loss_scale {self.min_loss_scale:g} is above initial_loss_scale {self.initial_loss_scale:g}"
+            )
+        return self
 
 
 class CheckpointConfig(Section):
@@ -199,6 +209,12 @@ class MonitorConfig(Section):
     """What is recorded; `metrics.jsonl` always is."""
 
     log_every_steps: Positive = 10
+    activations_every_steps: Annotated[
+        int, Field(ge=0, description="size of activations, gradients and updates by layer; 0: never")
+    ] = 100
+    headroom_warning_bits: Annotated[
+        float, Field(ge=0, description="FP16: warn when an activation comes closer to 65,504; 3: above 8,188")
+    ] = 3.0
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "megatron-kaiyuan"

@@ -29,6 +29,10 @@ class Sink(ABC):
         """Record a start, resume, checkpoint or stop; under `table` an event may hold rows of texts."""
         return
 
+    def table(self, row: Row) -> None:
+        """Record an event that holds more figures than a person reads in a line."""
+        return
+
     def close(self) -> None:
         """Flush and release."""
         return
@@ -50,6 +54,9 @@ class JsonLines(Sink):
         self._file.flush()
 
     def event(self, row: Row) -> None:
+        self.write(row)
+
+    def table(self, row: Row) -> None:
         self.write(row)
 
     def close(self) -> None:
@@ -138,6 +145,10 @@ class Sinks:
     def event(self, name: str, **details: Any) -> None:
         row = {"event": name, **details, "time": time.time()}
         self._each(lambda sink: sink.event(row))
+
+    def table(self, name: str, **details: Any) -> None:
+        row = {"event": name, **details, "time": time.time()}
+        self._each(lambda sink: sink.table(row))
 
     def close(self) -> None:
         self._each(lambda sink: sink.close())

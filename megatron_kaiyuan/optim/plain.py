@@ -20,13 +20,13 @@ _GROUP_KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 
 def whole_ranges(part: PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
     """Every parameter with the range of it whose state this rank keeps: all."""
-    for parameter, _ in _main_parameters(part):
+    for parameter, _ in main_parameters(part):
         yield parameter, 0, parameter.numel()
 
 
 def whole_state(part: PlainOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """Main weights and moments of a parameter, flat views of them."""
-    main = next(main for one, main in _main_parameters(part) if one is parameter)
+    main = next(main for one, main in main_parameters(part) if one is parameter)
     state = part.optimizer.state[main]
     return {"param": main.detach().view(-1), **{name: state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")}}
 
@@ -50,7 +50,7 @@ def load_common_state(part: PlainOptimizer, common: dict[str, Any]) -> None:
         scaler.load_state_dict(common["grad_scaler"])
 
 
-def _main_parameters(part: PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+def main_parameters(part: PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
     """Each parameter of the network with the FP32 weights that the optimizer updates: itself, in FP32."""
     if isinstance(part, FP32Optimizer):
         for group in part.optimizer.param_groups:

@@ -15,8 +15,12 @@ from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json, write_text
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
 from megatron_kaiyuan.report.metrics import History, read_history
+from megatron_kaiyuan.report.monitored import least_headroom, monitor_figures
 from megatron_kaiyuan.report.page import render
 from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
+
+# Told in other places of the page.
+_NOT_LISTED = ("checkpoint", "loss_scale")
 
 
 def build_report(run_dir: Path, output: Path) -> Path:
@@ -38,6 +42,10 @@ def build_report(run_dir: Path, output: Path) -> Path:
     phases = _read_stream(run_dir, run, missing)
     evaluation = _read_evaluation(run_dir, missing)
     figures = [*training_figures(history, phases, _references(evaluation))]
+    if history.monitored:
+        figures += monitor_figures(history, phases)
+    else:
+        missing.append("Activations by layer: metrics.jsonl holds none; set monitor.activations_every_steps")
     if phases:
         figures += stream_figures(phases)
     page = render(
@@ -48,7 +56,7 @@ def build_report(run_dir: Path, output: Path) -> Path:
         stream=stream_tables(phases) if phases else None,
         held_out=_held_out_rows(evaluation),
         domains=evaluation["model"]["held_out"]["domains"] if evaluation else {},
-        events=[_event(event) for event in history.events if event["event"] != "checkpoint"],
+        events=[_event(event) for event in history.events if event["event"] not in _NOT_LISTED],
         checkpoints=[event.get("step") for event in history.events if event["event"] == "checkpoint"],
         repeated=history.repeated,
         unreadable=history.unreadable,
@@ -130,6 +138,8 @@ def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] |
         tiles.append(("tokens/s, median", f"{np.nanmedian(speed):,.0f}"))
     if run:
         tiles.append(("parameters", _short(count_parameters(run.model))))
+    if history.monitored:
+        tiles.append(("bits of headroom, least", f"{least_headroom(history):.1f}"))
     skipped = last.get("skipped_steps", 0)
     return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", f"{skipped:,}")]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
 _INK, _FAINT, _RESTART = "#333333", "#b8b8b8", "#D55E00"
 _MOST_POINTS = 1200
 _STYLE = {
@@ -53,19 +53,14 @@ class Line:
 
 def training_figures(history: History, phases: Sequence[PhaseMix], references: Sequence[Line]) -> Iterator[Figure]:
     """Loss, learning rate, gradient norm, loss scale and speed against tokens."""
-    x, unit = _scaled(history.column("tokens"))
+    x = scaled(history.column("tokens"))[0]
 
     def frame(draw: Callable[[Axes], None], title: str, caption: str, wide: bool = False) -> Figure:
-        def whole(axes: Axes) -> None:
-            draw(axes)
-            _mark(axes, history, phases, unit)
-            axes.set_xlabel(f"tokens{unit.label}")
-
-        return Figure(title, caption, _render(whole, wide), wide)
+        return against_tokens(draw, history, phases, title, caption, wide)
 
     def loss(axes: Axes) -> None:
         _curve(axes, x, history.column("loss"), smooth=True)
-        for line, colour in zip(references, _COLOURS[2:], strict=False):
+        for line, colour in zip(references, COLOURS[2:], strict=False):
             axes.axhline(line.value, color=colour, linewidth=1, linestyle="-.", label=line.name)
         if references:
             axes.legend(frameon=False, loc="upper right")
@@ -82,12 +77,31 @@ def training_figures(history: History, phases: Sequence[PhaseMix], references: S
         yield frame(lambda axes, v=values, n=logarithmic: _panel(axes, x, v, n), title, caption)  # type: ignore[misc]
 
 
+def against_tokens(
+    draw: Callable[[Axes], None],
+    history: History,
+    phases: Sequence[PhaseMix],
+    title: str,
+    caption: str,
+    wide: bool = False,
+) -> Figure:
+    """A figure whose x axis is the tokens of a run, as `scaled` scales them, with phases and restarts marked."""
+    unit = scaled(history.column("tokens"))[1]
+
+    def whole(axes: Axes) -> None:
+        draw(axes)
+        _mark(axes, history, phases, unit)
+        axes.set_xlabel(f"tokens{unit.label}")
+
+    return Figure(title, caption, _render(whole, wide), wide)
+
+
 def stream_figures(phases: Sequence[PhaseMix], wide: bool = False) -> Iterator[Figure]:
     """Share and mean quality quantile of each dataset along the token position."""
-    _, unit = _scaled(np.array([phases[-1].end], dtype=np.float64))
+    _, unit = scaled(np.array([phases[-1].end], dtype=np.float64))
     names = list(dict.fromkeys(name for phase in phases for name in phase.tokens))
     colours = _colours(names)
-    wide = wide or len(names) > len(_COLOURS)
+    wide = wide or len(names) > len(COLOURS)
 
     def shares(axes: Axes) -> None:
         for phase in phases:
@@ -130,22 +144,25 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
 
     found = {}
     for index, name in enumerate(names):
-        paler = min(0.3 * (index // len(_COLOURS)), 0.8)
-        found[name] = to_hex([part + (1 - part) * paler for part in to_rgb(_COLOURS[index % len(_COLOURS)])])
+        paler = min(0.3 * (index // len(COLOURS)), 0.8)
+        found[name] = to_hex([part + (1 - part) * paler for part in to_rgb(COLOURS[index % len(COLOURS)])])
     return found
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
+    """So many tokens, and what an axis calls them."""
+
     size: float
     label: str
 
 
-def _scaled(tokens: NDArray[np.float64]) -> tuple[NDArray[np.float64], _Unit]:
+def scaled(tokens: NDArray[np.float64]) -> tuple[NDArray[np.float64], Unit]:
+    """Tokens in the unit that suits the largest of them."""
     for size, label in ((1e12, " (T)"), (1e9, " (B)"), (1e6, " (M)"), (1e3, " (k)")):
         if tokens.max() >= size:
-            return tokens / size, _Unit(size, label)
-    return tokens, _Unit(1.0, "")
+            return tokens / size, Unit(size, label)
+    return tokens, Unit(1.0, "")
 
 
 def _panel(axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], logarithmic: bool) -> None:
@@ -161,10 +178,10 @@ def _curve(axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], smoo
     finite = np.isfinite(values)
     x, values = _thin(x[finite]), _thin(values[finite])
     if smooth and len(values) >= 20:
-        axes.plot(x, values, color=_COLOURS[4], linewidth=0.7, alpha=0.6)
+        axes.plot(x, values, color=COLOURS[4], linewidth=0.7, alpha=0.6)
         values = _running_mean(values, max(len(values) // 40, 3))
     # A single row makes no line.
-    axes.plot(x, values, color=_COLOURS[0], linewidth=1.6, marker="." if len(values) < 20 else None)
+    axes.plot(x, values, color=COLOURS[0], linewidth=1.6, marker="." if len(values) < 20 else None)
 
 
 def _thin(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -184,7 +201,7 @@ def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _mark(axes: Axes, history: History, phases: Sequence[PhaseMix], unit: _Unit) -> None:
+def _mark(axes: Axes, history: History, phases: Sequence[PhaseMix], unit: Unit) -> None:
     """Phase boundaries that training reached, with names, and restarts."""
     reached = history.rows[-1]["tokens"]
     axes.set_xlim(0, reached / unit.size)
@@ -197,7 +214,7 @@ def _mark(axes: Axes, history: History, phases: Sequence[PhaseMix], unit: _Unit)
         axes.plot(place, 0, transform=axes.get_xaxis_transform(), marker="^", color=_RESTART, clip_on=False, zorder=5)
 
 
-def _name_phase(axes: Axes, phase: PhaseMix, unit: _Unit) -> None:
+def _name_phase(axes: Axes, phase: PhaseMix, unit: Unit) -> None:
     if phase.start:
         axes.axvline(phase.start / unit.size, color=_INK, linewidth=0.9, linestyle="--")
     axes.annotate(
@@ -211,7 +228,7 @@ def _name_phase(axes: Axes, phase: PhaseMix, unit: _Unit) -> None:
     )
 
 
-def _finish_stream(axes: Axes, phases: Sequence[PhaseMix], unit: _Unit, colours: dict[str, str]) -> None:
+def _finish_stream(axes: Axes, phases: Sequence[PhaseMix], unit: Unit, colours: dict[str, str]) -> None:
     from matplotlib.patches import Patch
 
     for phase in phases:
@@ -233,5 +250,5 @@ def _render(draw: Callable[[Axes], None], wide: bool = False, legend_rows: int =
         draw(canvas.add_subplot())
         buffer = io.BytesIO()
         # No date, so that the same run gives the same page.
-        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+        canvas.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -22,13 +22,15 @@ class History:
 
     Attributes:
         rows: one for each logged step, rising in `step`.
-        events: as written.
+        events: as written, but for the monitor's.
+        monitored: figures by tensor and layer (`train/monitoring.py`), rising in `step`.
         repeated: rows that a restart made void, since their steps were trained again.
         unreadable: lines that hold no JSON object, as a killed process leaves them.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    monitored: list[dict[str, Any]] = field(default_factory=list)
     repeated: int = 0
     unreadable: int = 0
 
@@ -60,22 +62,28 @@ def read_history(path: Path) -> History:
         raise UserError(f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run") from error
     history = History()
     by_step: dict[int, dict[str, Any]] = {}
+    monitored: dict[int, dict[str, Any]] = {}
     written = 0
     for line in filter(None, map(str.strip, lines)):
         row = _parse(line)
         if row is None:
             history.unreadable += 1
+        elif row.get("event") == "monitor":
+            monitored[row["step"]] = row
         elif "event" in row:
             history.events.append(row)
             if row["event"] in _RESTARTS:
                 last = _number(row.get("step"))
-                by_step = {step: kept for step, kept in by_step.items() if not step > last}
+                by_step, monitored = (
+                    {step: kept for step, kept in rows.items() if not step > last} for rows in (by_step, monitored)
+                )
         else:
             written += 1
             by_step[row["step"]] = row
     if not by_step:
         raise UserError(f"{path}: holds no training step; train first")
     history.rows = [by_step[step] for step in sorted(by_step)]
+    history.monitored = [monitored[step] for step in sorted(monitored)]
     history.repeated = written - len(by_step)
     return history
 

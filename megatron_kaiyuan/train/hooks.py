@@ -1,4 +1,4 @@
-"""Round the step: bad steps and metrics."""
+"""Round the step: bad steps, the loss scale and metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
+from megatron_kaiyuan.optim.scaler import loss_scaler
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
@@ -82,6 +83,7 @@ def _row(session: Session, result: StepResult, seconds_per_step: float) -> dict[
         "seconds_per_step": seconds_per_step,
         "tokens_per_second": train.tokens_per_step / seconds_per_step,
         "skipped_steps": progress.skipped_steps,
+        "overflow_steps": progress.overflow_steps,
         "peak_memory_bytes": session.state.platform.peak_memory_bytes(),
         "time": time.time(),
     }
@@ -114,6 +116,33 @@ class ReportBadSteps(Hook):
     def rolled_back(self, session: Session) -> None:
         progress = session.state.progress
         self._sinks.event("rollback", step=progress.step, tokens=progress.tokens, left_out=progress.left_out[-1])
+
+
+class ReportLossScale(Hook):
+    """Every overflow that the loss scaler answered, and every change of its scale, as an event.
+
+    Rows of metrics come every so many steps; with these events the history of the scale is complete.
+    """
+
+    def __init__(self, sinks: Sinks):
+        self._sinks = sinks
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        scaler = loss_scaler(session.state.optimizer)
+        if scaler is None or torch.distributed.get_rank() != 0:
+            return
+        overflow = math.isnan(result.gradient_norm)
+        # Read on the host, so that other steps do not wait for the device.
+        if not overflow and scaler._growth_tracker > 0:
+            return
+        self._sinks.event(
+            "loss_scale",
+            step=session.state.progress.step,
+            reason="overflow" if overflow else f"{scaler.growth_interval} good steps",
+            was=result.loss_scale,
+            now=float(scaler.scale),
+            hysteresis_left=max(scaler._hysteresis_tracker, 0),
+        )
 
 
 def _finite(number: float) -> float | None:

@@ -32,6 +32,8 @@ def _fit(session: Session) -> None:
         learning_rate = session.schedule.learning_rate(step_end)
         set_step_options(state.optimizer, learning_rate, session.run.optimizer.weight_decay)
 
+        for hook in session.hooks:
+            hook.before_step(session)
         votes = either(hook.vote(session) for hook in session.hooks)
         result = training_step(state, session.stream, session.run, votes, session.bad_steps.judge)
         session.stop_agreed = result.votes.stop > 0
@@ -41,6 +43,7 @@ def _fit(session: Session) -> None:
         state.progress.step += 1
         state.progress.tokens = step_end
         state.progress.skipped_steps += result.skipped
+        state.progress.overflow_steps += result.skipped and result.fault is None
         for hook in session.hooks:
             hook.after_step(session, result)
 

@@ -68,6 +68,9 @@ class Hook:
         """What this rank tells the others with the coming step; `StepResult.votes` holds the sum."""
         return Votes()
 
+    def before_step(self, session: Session) -> None:
+        """Before each step; `session.state.progress` does not count it yet."""
+
     def after_step(self, session: Session, result: StepResult) -> None:
         """After a step; `session.state.progress` already counts it."""
 

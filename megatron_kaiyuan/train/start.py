@@ -22,9 +22,10 @@ from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
-from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps, TellStartup
+from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps, ReportLossScale, TellStartup
 from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
+from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
@@ -102,7 +103,9 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         hooks=[
             StopOnSignal(run.checkpoint.preempt_deadline_seconds),
             ReportBadSteps(sinks),
+            ReportLossScale(sinks),
             Checkpoints(sinks),
+            *monitoring(run, sinks),
             Metrics(sinks),
             only_job,
             TellStartup(sinks, startup),

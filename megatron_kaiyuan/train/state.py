@@ -23,12 +23,14 @@ class Progress:
     Attributes:
         tokens: the data position, the offset of the next token in the stream.
         skipped_steps: steps whose update was withheld.
+        overflow_steps: those of them that the loss scaler answered by itself.
         left_out: token ranges [start, stop) that rollbacks took out of the stream.
     """
 
     step: int = 0
     tokens: int = 0
     skipped_steps: int = 0
+    overflow_steps: int = 0
     left_out: list[list[int]] = field(default_factory=list)
 
     def next_batch(self, tokens: int) -> int:

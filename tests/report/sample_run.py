@@ -28,14 +28,44 @@ def step_row(step: int, loss: float | None = None) -> dict[str, Any]:
     }
 
 
+def monitor_row(step: int) -> dict[str, Any]:
+    """Activations that grow with layer and step; at step 40 one is not finite, and its step was skipped."""
+
+    def tensor(size: float, layers: int = 4) -> dict[str, list[float | None]]:
+        peaks: list[float | None] = [size * (layer + 1) * step for layer in range(layers)]
+        if step == 40 and layers > 1:
+            peaks[-1] = None
+        bits = [None if peak is None else math.log2(65504 / peak) for peak in peaks]
+        means = [None if peak is None else peak / 10 for peak in peaks]
+        return {"l1": means, "rms": means, "max": peaks, "headroom_bits": bits}
+
+    logits = {name: values for name, values in tensor(0.1).items() if name in ("max", "headroom_bits")}
+    activations = {
+        "embedding": tensor(4.0, 1),
+        **{"query": tensor(0.2), "attention_logits": logits, "mlp_output": tensor(2.0), "residual": tensor(1.0)},
+        **{"logits": tensor(3.0, 1), "capped_logits": tensor(0.2, 1)},
+    }
+    kinds = {"embedding": 1, "qkv": 4, "head": 1}
+    gradients = {name: {"norm": [0.1] * places, "max": [0.01] * places} for name, places in kinds.items()}
+    ratios = None if step == 40 else {name: [1e-3 / step] * places for name, places in kinds.items()}
+    figures = {"activations": activations, "gradients": gradients, "update_to_weight": ratios}
+    tokens = step * TOKENS_PER_STEP
+    return {"event": "monitor", "step": step, "tokens": tokens, **figures, "time": 1_750_000_000.0 + step}
+
+
 def write_metrics(run_dir: Path) -> None:
     """100 steps; killed at step 57 after the checkpoint of step 50, the last line torn."""
     lines = [json.dumps({"event": "start", "step": 0, "time": 1_750_000_000.0})]
     lines += [json.dumps(step_row(step, loss=99.0 if step > 50 else None)) for step in range(1, 57)]
-    lines.insert(51, json.dumps({"event": "checkpoint", "step": 50, "time": 1_750_000_050.0}))
+    for step in (50, 40, 30, 20, 10):
+        lines.insert(step, json.dumps(monitor_row(step)))
+    lines.insert(56, json.dumps({"event": "checkpoint", "step": 50, "time": 1_750_000_050.0}))
+    # Void: the restart goes back behind it.
+    lines.append(json.dumps({**monitor_row(50), "step": 55}))
     lines.append(json.dumps(step_row(57))[:40])
     lines.append(json.dumps({"event": "resume", "step": 50, "time": 1_750_000_100.0}))
     lines += [json.dumps(step_row(step)) for step in range(51, 101)]
+    lines += [json.dumps(monitor_row(step)) for step in range(60, 101, 10)]
     lines.append(json.dumps({"event": "stop", "step": 100, "time": 1_750_000_200.0}))
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 101, "tok', encoding="utf-8")

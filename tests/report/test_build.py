@@ -72,7 +72,12 @@ def test_page_stands_alone_and_shows_every_figure(whole_page: str) -> None:
     assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
 
     titles = [picture["alt"].partition(":")[0] for picture in page.pictures]
-    assert titles == ["Loss", "Learning rate", "Gradient norm", "Loss scale", "Speed", "Datasets", "Quality"]
+    monitored = ["Headroom by layer", "Residual stream by layer", "Headroom by tensor", "Updates"]
+    assert titles == [
+        *("Loss", "Learning rate", "Gradient norm", "Loss scale", "Speed"),
+        *monitored,
+        *("Datasets", "Quality"),
+    ]
     for picture in page.pictures:
         kind, _, data = picture["src"].partition(";base64,")
         assert kind == "data:image/svg+xml"
@@ -115,6 +120,7 @@ def test_numbers_are_those_of_the_input(whole_page: str) -> None:
     assert [row[:2] for row in page.tables["events"][1:]] == [["start", "0"], ["resume", "50"], ["stop", "100"]]
     assert page.tables["events"][1][2] == "2025-06-15 15:06:40 UTC"
     speed = np.median([step_row(step)["tokens_per_second"] for step in range(1, 101)])
+    assert "bits of headroom, least" in page.text and "-inf" in page.text
     for shown in (f"{step_row(100)['loss']:.3f}", "409,600", f"{speed:,.0f}", "2.886 M", "preset: kaiyuan-tiny"):
         assert shown in page.text
     assert "6 rows of metrics were trained again" in page.text
@@ -140,7 +146,7 @@ def test_missing_parts_are_named_on_the_page(run_dir: Path) -> None:
         path.unlink()
         page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
         assert "Not on this page" in page.text and words in page.text
-    assert len(page.pictures) == 5
+    assert len(page.pictures) == 9
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}, "baseline": null}', '{"model": {"held_out": {}}}'])
@@ -163,6 +169,7 @@ def test_a_run_of_one_step_has_a_page(run_dir: Path) -> None:
     row = {**step_row(1), "loss": float("nan")}
     (run_dir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "Activations by layer: metrics.jsonl holds none" in page.text
     assert len(page.pictures) == 7 and "Checkpoints at steps: none." in page.text
 
 

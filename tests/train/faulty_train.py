@@ -2,9 +2,9 @@
 
     faulty_train.py '[{"kind": "nan_loss", "from": 2560, "to": 3072}]' RECIPE [KEY=VALUE]...
 
-Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient`, `loss` (adds `by` to the loss that is seen,
-not to the gradient), and `leave_out`, which is no fault: the run starts with these tokens taken out. `times`: so
-often in this process.
+Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient`, `infinite_weight_gradient` (in what `rank`
+updates), `loss` (adds `by` to the loss that is seen, not to the gradient), and `leave_out`, which is no fault: the run
+starts with these tokens taken out. `times`: so often in this process.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ platform.activate("cpu")
 from megatron_kaiyuan.train import loop, start, step  # noqa: E402 - a platform has to be active before megatron-core
 
 real_step, real_loss, real_fit = loop.training_step, step._mean_loss, start.fit
+real_measure = step.measure_gradients
 now: list[dict[str, Any]] = []
+networks: list[torch.nn.Module] = []
 
 
 def training_step(state: Any, *arguments: Any) -> Any:
+    networks.append(state.network)
     position = state.progress.tokens
     now[:] = [fault for fault in faults if fault["from"] <= position < fault["to"] and fault.get("times", 1) > 0]
     for fault in now:
-        if fault.get("rank") == torch.distributed.get_rank():
+        if fault["kind"] in ("raise", "sleep") and fault.get("rank") == torch.distributed.get_rank():
             if fault["kind"] == "raise":
                 raise ZeroDivisionError("a fault of this test")
             time.sleep(1000)
@@ -57,12 +60,21 @@ def mean_loss(*arguments: Any) -> Any:
     return loss, seen
 
 
+def measure_gradients(optimizer: Any) -> Any:
+    for fault in now:
+        if fault["kind"] == "infinite_weight_gradient" and fault["rank"] == torch.distributed.get_rank():
+            for parameter in networks[-1].parameters():
+                parameter.main_grad.fill_(torch.inf)
+    return real_measure(optimizer)
+
+
 def fit(session: Any) -> None:
     ranges = [[fault["from"], fault["to"]] for fault in faults if fault["kind"] == "leave_out"]
     session.state.progress.left_out += ranges
     real_fit(session)
 
 
+step.measure_gradients = measure_gradients
 loop.training_step, step._mean_loss, start.fit = training_step, mean_loss, fit  # type: ignore[assignment]
 if __name__ == "__main__":
     run_on_this_rank(Path(sys.argv[2]), sys.argv[3:])

@@ -10,12 +10,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.config import load_run
+
+if TYPE_CHECKING:
+    from megatron_kaiyuan.train.session import Session
 
 VOCAB = 256
 SEQ_LENGTH = 64
@@ -127,6 +133,27 @@ def succeed(processes: int, recipe: Path, *overrides: str) -> str:
     done = train(processes, recipe, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def fit_here(recipe: Path, *overrides: str) -> Session:
+    """Train in this process, alone and without its signal handlers, to the end; the session as it was left."""
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
+    from megatron_kaiyuan.train.loop import fit
+    from megatron_kaiyuan.train.start import start
+    from megatron_kaiyuan.train.stop import StopOnSignal
+
+    with single_process(device):
+        session = start(load_run(recipe, overrides), device)
+        session.hooks = [hook for hook in session.hooks if not isinstance(hook, StopOnSignal)]
+        fit(session)
+    return session
+
+
+def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl that tell of one kind of event."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row.get("event") == name]
 
 
 def metrics(run_dir: Path) -> dict[int, dict]:

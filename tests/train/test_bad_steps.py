@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_run import STEPS, TOKENS_PER_STEP, losses, metrics, start_from
+from small_run import STEPS, TOKENS_PER_STEP, events, losses, metrics, start_from
 from small_run import train_on_bad_machine as train
 from test_resume import assert_same_state, load
 
@@ -28,11 +28,6 @@ EACH_STEP = ["checkpoint.save_every_steps=1", "checkpoint.keep_last=30"]
 def batch(kind: str, first: int, last: int | None = None, **more: Any) -> dict[str, Any]:
     """A fault in batches first to last of the stream, counted from 1."""
     return {"kind": kind, "from": (first - 1) * TOKENS_PER_STEP, "to": (last or first) * TOKENS_PER_STEP, **more}
-
-
-def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row.get("event") == name]
 
 
 def documents_of_batch(folder: Path, number: int) -> set[tuple[str, str, int]]:

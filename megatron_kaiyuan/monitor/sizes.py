@@ -1,0 +1,80 @@
+"""How large the elements of a tensor are, measured in blocks: no copy of a whole tensor, no wait for the device.
+
+Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Sizes(NamedTuple):
+    """Of one tensor, FP32 scalars on its device.
+
+    Attributes:
+        mean: of |x|.
+        mean_square: of x^2.
+        peak: the largest |x|; NaN where the tensor holds one.
+    """
+
+    mean: torch.Tensor
+    mean_square: torch.Tensor
+    peak: torch.Tensor
+
+
+def sizes(tensor: torch.Tensor) -> Sizes:
+    """Exact but for the rounding of FP32 sums, whatever the precision of the tensor."""
+    sums, squares, peaks = [], [], []
+    rows = _rows(tensor.numel() // tensor.size(0), tensor.device)
+    for part in tensor.detach().split(rows):
+        magnitudes = part.abs()
+        sums.append(magnitudes.sum(dtype=torch.float32))
+        squares.append(torch.linalg.vector_norm(magnitudes, dtype=torch.float32).square())
+        # torch's infinity norm says the same, twenty times slower on a CPU.
+        peaks.append(magnitudes.amax())
+    count = tensor.numel()
+    return Sizes(torch.stack(sums).sum() / count, torch.stack(squares).sum() / count, torch.stack(peaks).amax().float())
+
+
+def largest_attention_logit(
+    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The largest |q k^T| * scale over all heads and all pairs that attention looks at; an FP32 scalar.
+
+    Exact on a CPU. Elsewhere products are rounded to the tensors' own precision, and one beyond its range is inf, as
+    in an attention that writes its scores down.
+
+    Args:
+        attention_mask: Megatron's, boolean [b or 1, 1, s, s], true where a query must not see a key; None: causal.
+    """
+    length, batch, heads, _ = query_sbnd.shape
+    # A CPU emulates half precision, slowly.
+    dtype = torch.float32 if query_sbnd.device.type == "cpu" else query_sbnd.dtype
+    key_bgds = key_sbgd.detach().to(dtype).permute(1, 2, 3, 0)
+    query_sbgnd = query_sbnd.detach().unflatten(2, (key_sbgd.size(2), -1))
+    rows = _rows(batch * heads * length, query_sbnd.device)
+    peaks = []
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        block = (query_sbgnd[start:stop].to(dtype) * scale).permute(1, 2, 3, 0, 4)
+        scores = block.flatten(2, 3) @ key_bgds[..., :stop]
+        scores = scores.view(batch, heads, stop - start, stop)
+        if attention_mask is None:
+            scores[..., start:].tril_()
+        else:
+            scores.masked_fill_(attention_mask[..., start:stop, :stop], 0)
+        lowest, highest = scores.aminmax()
+        peaks += [-lowest, highest]
+    return torch.stack(peaks).amax().float()
+
+
+def block_elements(device: torch.device) -> int:
+    """Elements to work on at once: what a CPU's cache holds, or enough to keep a device busy."""
+    return 1 << 18 if device.type == "cpu" else 1 << 26
+
+
+def _rows(elements: int, device: torch.device) -> int:
+    """Rows of so many elements that make a block."""
+    return max(block_elements(device) // elements, 1)
