@@ -93,7 +93,9 @@ class TrainState:
         if len(states) == torch.distributed.get_world_size():
             mine = states[torch.distributed.get_rank()]
             torch.set_rng_state(mine["host"])
-            self.platform.set_rng_state(mine["device"])
+            # Another kind of device has a generator of another kind, or none.
+            if mine.get("platform") == self.platform.name:
+                self.platform.set_rng_state(mine["device"])
 
     def _sharded_network(self) -> dict[str, Any]:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -101,6 +103,7 @@ class TrainState:
 
     def _gather_random_states(self) -> list[dict[str, Any]]:
         states: list[Any] = [None] * torch.distributed.get_world_size()
-        mine = {"host": torch.get_rng_state(), "device": self.platform.rng_state()}
+        device, name = self.platform.rng_state(), self.platform.name
+        mine = {"host": torch.get_rng_state(), "device": device, "platform": name}
         torch.distributed.all_gather_object(states, mine)
         return states
