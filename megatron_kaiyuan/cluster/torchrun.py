@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, as listed above.
     """
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
+    # The launcher needs no device; platform npu loads torch_npu itself and says what is missing.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     chosen_level = "LOGLEVEL" in os.environ
     os.environ.setdefault("LOGLEVEL", "ERROR")
 
