@@ -46,8 +46,10 @@ def count(stage: Stage) -> Held:
     # The platform that can do without devices and memory; sizes are the same on every one.
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.pretended import pretended_groups
+    from megatron_kaiyuan.platform.cpu import CpuPlatform
     from megatron_kaiyuan.train.start import build_state
 
+    assert isinstance(device, CpuPlatform)
     with pretended_groups(stage.first_rank, stage.world_size, stage.run.parallel), device.without_memory():
         return _count(build_state(stage.run, device))
 
@@ -56,7 +58,7 @@ def _count(state: TrainState) -> Held:
     parameters = list(state.network.parameters())
     weights = _storages(parameters)
     gradients = _storages(parameter.main_grad for parameter in parameters)
-    optimizer = {}
+    optimizer: dict[int, int] = {}
     for part in state.optimizer.chained_optimizers:
         # FP32 main weights may be views of the weights.
         mains = [main for group in part.optimizer.param_groups for main in group["params"]]

@@ -68,6 +68,15 @@ def test_one_process_and_ten_thousand() -> None:
     assert {layout.run.parallel.pipeline_model_parallel_size for layout in found.layouts} >= {1, 7, 28}
 
 
+def test_tokens_are_those_of_the_phases_where_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHASES", str(tmp_path))
+    assert planned(64, "h100").steps is None
+    for index in range(1, 6):
+        (tmp_path / f"phase_{index}").mkdir()
+        (tmp_path / f"phase_{index}" / "manifest.json").write_text(json.dumps({"tokens": index * 2048 * 4096}))
+    assert planned(64, "h100").steps == 15
+
+
 def test_figures_by_hand_and_no_figures() -> None:
     text = as_text(planned(64, "rtx4090", mfu=0.4, memory_gib=24, peak_tflops=165), every_micro_batch=False)
     assert "64 x rtx4090: 24.0 GiB, 165 TFLOP/s" in text and "40% of the peak (given by hand)" in text

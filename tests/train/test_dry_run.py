@@ -70,4 +70,4 @@ def test_a_world_that_does_not_fit_is_refused() -> None:
 
 def _train(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron_kaiyuan.cli", "train", str(RECIPE), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
