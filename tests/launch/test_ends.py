@@ -1,6 +1,6 @@
 """However a job is ended, no process of it is left, and the script's exit code says what happened.
 
-    bash tests/run.sh -m slow tests/launch/test_ends.py    # all launchers and ways; without "slow" the two worst
+    bash tests/run.sh -m slow tests/launch/test_ends.py    # all launchers and ways; without "slow" the worst one
 
 On a quiet machine nothing is left after ten seconds; here a busy one gets `GONE_SECONDS`.
 """
@@ -48,6 +48,7 @@ def a_rank(job: Job) -> int:
     return max(job.ranks())
 
 
+@pytest.mark.slow
 def test_killed_torchrun_takes_its_ranks_along(recipe: Path, tmp_path: Path) -> None:
     with _training("torchrun.sh", recipe, tmp_path) as job:
         _end_in_mid_run(job, tmp_path, Job.launcher, signal.SIGKILL)
@@ -67,13 +68,6 @@ def test_torchrun_killed_while_its_ranks_meet(recipe: Path, tmp_path: Path) -> N
         # It was stopped before it could ask for its end, and has to find out for itself.
         os.kill(other, signal.SIGCONT)
         job.require_gone()
-
-
-def test_ctrl_c_under_mpirun_saves_first(recipe: Path, tmp_path: Path) -> None:
-    with _training("mpirun.sh", recipe, tmp_path) as job:
-        _end_in_mid_run(job, tmp_path, script_itself, signal.SIGINT)
-        assert job.script.returncode == 130
-    _require_saved(tmp_path)
 
 
 @pytest.mark.slow

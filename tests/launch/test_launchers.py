@@ -1,6 +1,6 @@
 """Training for real under each launcher that is here: the same recipe and seed give the same losses, bit for bit.
 
-    bash tests/run.sh -m slow tests/launch/test_launchers.py    # four ranks, nodes that number themselves
+    bash tests/run.sh -m slow tests/launch/test_launchers.py    # several nodes, four ranks
 
 `test_slurm_job.py`, `test_msrun.py` and `test_mpich.py` do the same under what has to be installed first.
 """
@@ -31,6 +31,7 @@ def _train_on_two_nodes(recipe: Path, run_dir: Path, processes: int, numbered: b
     return [output for _, output, _ in ends]
 
 
+@pytest.mark.slow
 def test_two_nodes(recipe: Path, losses_under_torchrun: list[float], tmp_path: Path) -> None:
     outputs = _train_on_two_nodes(recipe, tmp_path, 1, numbered=True)
     assert losses(tmp_path) == losses_under_torchrun

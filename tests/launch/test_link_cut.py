@@ -18,6 +18,7 @@ from launched import Job, launched
 from small_run import losses, metrics
 
 HANG_SECONDS = 12
+STEPS = 200
 # For a busy machine: the launchers' own end.
 SLACK_SECONDS = 60
 
@@ -63,7 +64,11 @@ def _start(host: str, number: int, recipe: Path, run_dir: Path) -> contextlib.Ab
     named = ["unshare", "--uts", "bash", "-c", 'echo "$0" >/proc/sys/kernel/hostname; exec "$@"', host]
     options = ["--nproc-per-node", 1, "--nnodes", 2, "--node-rank", number, "--rdzv-endpoint", "10.77.0.1:29500"]
     restarts = ["--restarts", 8, "--restart-delay", 5]
-    overrides = [f"run_dir={run_dir}", f"faults.hang_timeout_seconds={HANG_SECONDS}", "train.train_tokens=307200"]
+    overrides = [
+        f"run_dir={run_dir}",
+        f"faults.hang_timeout_seconds={HANG_SECONDS}",
+        f"train.train_tokens={STEPS * 512}",
+    ]
     return launched(
         "torchrun.sh",
         *options,
@@ -91,4 +96,4 @@ def test_job_ends_says_which_node_and_goes_on(hosts: list[str], recipe: Path, tm
     assert f"rank 1 does not answer (host {hosts[1]}, process " in ends[0][2]
     assert "the store at 10.77.0.1:29500 does not answer" in ends[1][2]
     assert all("; restart 1 of 8 from step " in output for _, output, _ in ends)
-    assert len(losses(tmp_path)) == 600 > steps
+    assert len(losses(tmp_path)) == STEPS > steps
