@@ -143,6 +143,8 @@ class NewCorpus:
     def put_in_place(self) -> None:
         """Rename the files. Whoever is killed here leaves no pair that opens: the old `.idx` goes first, the new
         one comes last, and the manifest after it."""
+        if self.manifest is None:
+            raise ValueError("a corpus needs its manifest")
         for path in self.paths:
             fsync_path(path)
         folder = self.prefix.parent
@@ -168,8 +170,6 @@ def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
     new.remove()
     try:
         yield new
-        if new.manifest is None:
-            raise ValueError("a corpus needs its manifest")
         with write_errors(prefix):
             new.put_in_place()
     except BaseException:

@@ -34,8 +34,8 @@ class MainWeights:
     def blocks(self, elements: int) -> Iterator[MainWeights]:
         """The same in parts of so many elements."""
         tensors = (self.values, self.gradient, self.exp_avg, self.exp_avg_sq)
-        for parts in zip(*(tensor.split(elements) for tensor in tensors), strict=True):
-            yield MainWeights(self.parameter, *parts, self.options)
+        for values, gradient, first, second in zip(*(tensor.split(elements) for tensor in tensors), strict=True):
+            yield MainWeights(self.parameter, values, gradient, first, second, self.options)
 
     def last_update(self) -> torch.Tensor:
         """What the last step of AdamW added to the values, told from its result: nothing is kept for it.
@@ -59,8 +59,10 @@ def main_weights(optimizer: ChainedOptimizer) -> Iterator[MainWeights]:
         options = {id(main): group for group in part.optimizer.param_groups for main in group["params"]}
         for parameter, main in _pairs(part):
             state = part.optimizer.state[main]
+            assert main.grad is not None, "a step has just used it"
             tensors = (main, main.grad, state["exp_avg"], state["exp_avg_sq"])
-            yield MainWeights(parameter, *(tensor.detach().view(-1) for tensor in tensors), options[id(main)])
+            values, gradient, first, second = (tensor.detach().view(-1) for tensor in tensors)
+            yield MainWeights(parameter, values, gradient, first, second, options[id(main)])
 
 
 def _pairs(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
