@@ -1,8 +1,6 @@
 """However a job is ended, no process of it is left, and the script's exit code says what happened.
 
-    bash tests/run.sh -m slow tests/launch/test_ends.py    # all launchers and ways; without "slow" the worst one
-
-On a quiet machine nothing is left after ten seconds; here a busy one gets `GONE_SECONDS`.
+bash tests/run.sh -m slow tests/launch/test_ends.py    # all launchers and ways; without "slow" the worst one
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """launch/mpirun.sh with MPICH, which cannot share an environment with Open MPI.
 
-python3 -m pip install --no-deps --target /tmp/mpich mpich
+python3 -m pip install --no-deps --prefix /tmp/mpich mpich
 KAIYUAN_TEST_MPICH=/tmp/mpich/bin bash tests/run.sh -m slow tests/launch/test_mpich.py
 """
 
