@@ -95,6 +95,7 @@ def _heat_map(
     """Rows of `values` are layers from `first` on, columns end at the tokens `edges[1:]`."""
     import matplotlib
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
 
     group = -(-values.shape[1] // _MOST_COLUMNS)
     starts = range(0, values.shape[1], group)
@@ -116,7 +117,7 @@ def _heat_map(
     )
     axes.grid(False)
     axes.set_ylabel("layer")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.figure.colorbar(mesh, ax=axes, label=label)
 
 
