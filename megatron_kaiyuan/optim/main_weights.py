@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class MainWeights:
         """The same in parts of so many elements."""
         tensors = (self.values, self.gradient, self.exp_avg, self.exp_avg_sq)
         for values, gradient, first, second in zip(*(tensor.split(elements) for tensor in tensors), strict=True):
-            yield MainWeights(self.parameter, values, gradient, first, second, self.options)
+            yield replace(self, values=values, gradient=gradient, exp_avg=first, exp_avg_sq=second)
 
     def last_update(self) -> torch.Tensor:
         """What the last step of AdamW added to the values, told from its result: nothing is kept for it.
@@ -58,11 +58,16 @@ def main_weights(optimizer: ChainedOptimizer) -> Iterator[MainWeights]:
             continue
         options = {id(main): group for group in part.optimizer.param_groups for main in group["params"]}
         for parameter, main in _pairs(part):
+            assert main.grad is not None, "the optimizer has been given no gradients yet"
             state = part.optimizer.state[main]
-            assert main.grad is not None, "a step has just used it"
-            tensors = (main, main.grad, state["exp_avg"], state["exp_avg_sq"])
-            values, gradient, first, second = (tensor.detach().view(-1) for tensor in tensors)
-            yield MainWeights(parameter, values, gradient, first, second, options[id(main)])
+            yield MainWeights(
+                parameter,
+                values=main.detach().view(-1),
+                gradient=main.grad.view(-1),
+                exp_avg=state["exp_avg"].view(-1),
+                exp_avg_sq=state["exp_avg_sq"].view(-1),
+                options=options[id(main)],
+            )
 
 
 def _pairs(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
