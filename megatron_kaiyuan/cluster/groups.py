@@ -36,38 +36,52 @@ def process_groups(
     """
     from megatron.core import parallel_state
 
-    _export_rank(who)
-    timeout = timedelta(minutes=parallel.timeout_minutes)
-    store = open_store(who, timeout)
-    roll_call(store, who, facts or {}, timeout)
-    torch.distributed.init_process_group(
-        platform.collective_backend,
-        store=torch.distributed.PrefixStore("kaiyuan/groups", store),
-        rank=who.rank,
-        world_size=who.world_size,
-        timeout=timeout,
-    )
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        distributed_timeout_minutes=parallel.timeout_minutes,
-        create_gloo_process_groups=True,
-    )
-    yield
-    torch.distributed.barrier()
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
+    with _exported(who):
+        timeout = timedelta(minutes=parallel.timeout_minutes)
+        store = open_store(who, timeout)
+        roll_call(store, who, facts or {}, timeout)
+        torch.distributed.init_process_group(
+            platform.collective_backend,
+            store=torch.distributed.PrefixStore("kaiyuan/groups", store),
+            rank=who.rank,
+            world_size=who.world_size,
+            timeout=timeout,
+        )
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            distributed_timeout_minutes=parallel.timeout_minutes,
+            create_gloo_process_groups=True,
+        )
+        yield
+        torch.distributed.barrier()
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
 
 
-def _export_rank(who: Rank) -> None:
-    """Tell torch, and the libraries on top of it, what the launcher told us under its own names."""
-    os.environ.update(
-        RANK=str(who.rank),
-        WORLD_SIZE=str(who.world_size),
-        LOCAL_RANK=str(who.local_rank),
-        MASTER_ADDR=who.master_address,
-        MASTER_PORT=str(who.master_port),
-    )
+@contextlib.contextmanager
+def _exported(who: Rank) -> Iterator[None]:
+    """Tell torch, and the libraries on top of it, what the launcher told us under its own names.
+
+    For the body only: a process that was started by this one afterwards is no rank of the job.
+    """
+    names = {
+        "RANK": str(who.rank),
+        "WORLD_SIZE": str(who.world_size),
+        "LOCAL_RANK": str(who.local_rank),
+        "MASTER_ADDR": who.master_address,
+        "MASTER_PORT": str(who.master_port),
+    }
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def agreed(action: Callable[[], Result]) -> Result:

@@ -46,15 +46,29 @@ def activate(name: str = "auto", local_rank: int = 0, local_world_size: int = 1,
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}")
     if _current is None:
-        _current = choose.platform_named(name, mindspeed)
+        chosen = choose.platform_named(name, mindspeed)
         with lean_imports.without_trackers():
-            _current.activate(local_rank, local_world_size)
-            importlib.import_module("megatron.core")
+            chosen.activate(local_rank, local_world_size)
+            _import_megatron()
+        _current = chosen
     elif name not in ("auto", _current.name):
         from megatron_kaiyuan.errors import UserError
 
         raise UserError(f"platform {name!r} was asked for, but this process already runs on {_current.name!r}")
     return _current
+
+
+def _import_megatron() -> None:
+    try:
+        importlib.import_module("megatron.core")
+    except OSError as error:
+        # It does without Transformer Engine where that says ImportError, not where a library of it is missing.
+        from megatron_kaiyuan.errors import UserError
+
+        raise UserError(
+            f"Megatron Core cannot be imported ({error}): install what is missing, or uninstall what asks for it "
+            "(pip uninstall transformer-engine)"
+        ) from error
 
 
 def current() -> Platform:

@@ -110,7 +110,7 @@ def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
     files = {
         "apex/__init__.py": "",
         "transformer_engine/__init__.py": "",
-        "transformer_engine/pytorch.py": "raise OSError('libcudnn.so.9: cannot open shared object file')",
+        "transformer_engine/pytorch.py": "raise ImportError('libcudnn.so.9: cannot open shared object file')",
         "liger_kernel/__init__.py": "raise SystemExit('nobody needs to import this')",
         "liger_kernel-0.5.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: liger_kernel\nVersion: 0.5.2\n",
         "liger_kernel-0.5.2.dist-info/top_level.txt": "liger_kernel\n",
@@ -130,6 +130,26 @@ def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
         problem = "Transformer Engine not importable (libcudnn.so.9: cannot open shared object file)"
         assert findings["optimizer"] == findings["clipping"] == problem + "; Apex not installed"
         assert findings["norm"] == findings["attention"] == "Liger Kernel 0.5.2 not used for it"
+    """)
+
+
+def test_a_library_that_megatron_cannot_load_is_named(tmp_path: Path) -> None:
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine/__init__.py").write_text("")
+    (tmp_path / "transformer_engine/pytorch.py").write_text("raise OSError('libcudnn.so.9: cannot open it')")
+    succeeds(f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import torch
+        torch.cuda.device_count = lambda: 1
+        torch.cuda.set_device = lambda device: None
+        from megatron_kaiyuan import errors, platform
+        try:
+            platform.activate("cuda")
+        except errors.UserError as error:
+            assert "libcudnn.so.9" in str(error) and "pip uninstall transformer-engine" in str(error), error
+        else:
+            raise SystemExit("nothing was said")
     """)
 
 

@@ -60,12 +60,12 @@ def mean_loss(*arguments: Any) -> Any:
     return loss, seen
 
 
-def measure_gradients(optimizer: Any) -> Any:
+def measure_gradients(optimizer: Any, **options: Any) -> Any:
     for fault in now:
         if fault["kind"] == "infinite_weight_gradient" and fault["rank"] == torch.distributed.get_rank():
             for parameter in networks[-1].parameters():
                 parameter.main_grad.fill_(torch.inf)
-    return real_measure(optimizer)
+    return real_measure(optimizer, **options)
 
 
 def fit(session: Any) -> None:

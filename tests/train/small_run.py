@@ -141,10 +141,11 @@ def fit_here(recipe: Path, *overrides: str) -> Session:
     from megatron_kaiyuan.cluster.groups import single_process
     from megatron_kaiyuan.train.loop import fit
     from megatron_kaiyuan.train.start import start
+    from megatron_kaiyuan.train.startup import Startup
     from megatron_kaiyuan.train.stop import StopOnSignal
 
     with single_process(device):
-        session = start(load_run(recipe, overrides), device)
+        session = start(load_run(recipe, overrides), device, Startup())
         session.hooks = [hook for hook in session.hooks if not isinstance(hook, StopOnSignal)]
         fit(session)
     return session
