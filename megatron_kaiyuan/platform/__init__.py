@@ -61,8 +61,8 @@ def activate(name: str = "auto", local_rank: int = 0, local_world_size: int = 1,
 def _import_megatron() -> None:
     try:
         importlib.import_module("megatron.core")
-    except OSError as error:
-        # It does without Transformer Engine where that says ImportError, not where a library of it is missing.
+    except (ImportError, OSError) as error:
+        # It does without Transformer Engine where a module of it is missing, not where a library of it is.
         from megatron_kaiyuan.errors import UserError
 
         raise UserError(

@@ -110,7 +110,7 @@ def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
     files = {
         "apex/__init__.py": "",
         "transformer_engine/__init__.py": "",
-        "transformer_engine/pytorch.py": "raise ImportError('libcudnn.so.9: cannot open shared object file')",
+        "transformer_engine/pytorch.py": "import transformer_engine_torch",
         "liger_kernel/__init__.py": "raise SystemExit('nobody needs to import this')",
         "liger_kernel-0.5.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: liger_kernel\nVersion: 0.5.2\n",
         "liger_kernel-0.5.2.dist-info/top_level.txt": "liger_kernel\n",
@@ -127,7 +127,7 @@ def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
         torch.cuda.set_device = lambda device: None
         from megatron_kaiyuan import platform
         findings = platform.activate("cuda").findings
-        problem = "Transformer Engine not importable (libcudnn.so.9: cannot open shared object file)"
+        problem = "Transformer Engine not importable (No module named 'transformer_engine_torch')"
         assert findings["optimizer"] == findings["clipping"] == problem + "; Apex not installed"
         assert findings["norm"] == findings["attention"] == "Liger Kernel 0.5.2 not used for it"
     """)
@@ -136,7 +136,7 @@ def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
 def test_a_library_that_megatron_cannot_load_is_named(tmp_path: Path) -> None:
     (tmp_path / "transformer_engine").mkdir()
     (tmp_path / "transformer_engine/__init__.py").write_text("")
-    (tmp_path / "transformer_engine/pytorch.py").write_text("raise OSError('libcudnn.so.9: cannot open it')")
+    (tmp_path / "transformer_engine/pytorch.py").write_text("raise ImportError('libcudnn.so.9: cannot open it')")
     succeeds(f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
