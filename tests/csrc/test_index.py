@@ -180,6 +180,7 @@ def test_a_full_disk_is_an_error(folder: Path):
     code = (
         "import resource, sys, numpy as np\n"
         "from data_tools import _index\n"
+        "sys.dont_write_bytecode = True  # the limit would cut it off\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "writer = _index.IndexWriter(sys.argv[1].encode(), 8)\n"
         "writer.add(np.ones(20_000, np.int32))\n"

@@ -117,6 +117,7 @@ def _train(
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     if largest_file is not None:
+        sys.dont_write_bytecode = True  # the limit would cut it off
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         # Else the signal, not the failed write, would end the process.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -108,7 +108,8 @@ def launch(
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # The limit would cut bytecode off, for every later process.
+        env={**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONDONTWRITEBYTECODE": "1"} if largest_file else {})},
         preexec_fn=lambda: largest_file and resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
     )
 

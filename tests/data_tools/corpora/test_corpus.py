@@ -193,6 +193,7 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from megatron_kaiyuan.errors import UserError
 tokenizer = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
 limit, width = int(sys.argv[2]), int(sys.argv[3])
+sys.dont_write_bytecode = True  # the limit would cut it off
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     with CorpusWriter(Path(sys.argv[1]), tokenizer) as writer:

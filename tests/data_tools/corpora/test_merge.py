@@ -214,6 +214,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(large, tmp_path: Path, limit: in
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # the limit would cut it off, for every later process
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 2

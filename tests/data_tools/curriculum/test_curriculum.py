@@ -239,6 +239,7 @@ def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
 
 SETRLIMIT = """
 import resource, signal, sys
+sys.dont_write_bytecode = True  # the limit would cut it off
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 signal.signal(signal.SIGXFSZ, signal.{action})
 from data_tools.cli import main

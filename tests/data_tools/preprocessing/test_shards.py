@@ -140,7 +140,12 @@ def test_a_full_disk_is_one_line_and_no_half_file(
     # Files of at most that size: a tenth stops a shard, nine tenths of the largest file stop the join.
     limit = int(share * max(len(content) for content in undisturbed[0].values()))
     limit = min(limit, 2000) if share < 0.5 else limit
-    full = start(line, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    full = start(
+        line,
+        tmp_path,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},  # the limit would cut it off, for every later process
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     _, errors = full.communicate(timeout=60)
     assert full.returncode == 2
     assert errors.startswith("error: ")
