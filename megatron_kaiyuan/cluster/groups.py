@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import torch
 from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
 from megatron_kaiyuan.config import ParallelConfig
+from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.platform import Platform
 
@@ -59,29 +59,20 @@ def process_groups(
         torch.distributed.destroy_process_group()
 
 
-@contextlib.contextmanager
-def _exported(who: Rank) -> Iterator[None]:
+def _exported(who: Rank) -> contextlib.AbstractContextManager[None]:
     """Tell torch, and the libraries on top of it, what the launcher told us under its own names.
 
     For the body only: a process that was started by this one afterwards is no rank of the job.
     """
-    names = {
-        "RANK": str(who.rank),
-        "WORLD_SIZE": str(who.world_size),
-        "LOCAL_RANK": str(who.local_rank),
-        "MASTER_ADDR": who.master_address,
-        "MASTER_PORT": str(who.master_port),
-    }
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return environment(
+        {
+            "RANK": str(who.rank),
+            "WORLD_SIZE": str(who.world_size),
+            "LOCAL_RANK": str(who.local_rank),
+            "MASTER_ADDR": who.master_address,
+            "MASTER_PORT": str(who.master_port),
+        }
+    )
 
 
 def agreed(action: Callable[[], Result]) -> Result:

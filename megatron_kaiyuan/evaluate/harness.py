@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import require
 
 if TYPE_CHECKING:
@@ -19,23 +20,12 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "LM_HARNESS_CACHE_PATH")
 
 
-@contextlib.contextmanager
-def offline(cache: Path) -> Iterator[None]:
+def offline(cache: Path) -> contextlib.AbstractContextManager[None]:
     """Hugging Face's libraries stay off the network and keep their caches in `cache`.
 
     They read the environment once, when first imported: enter this before that.
     """
-    wanted = {**dict.fromkeys(_OFFLINE, "1"), **dict.fromkeys(_CACHES, str(cache.resolve()))}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return environment({**dict.fromkeys(_OFFLINE, "1"), **dict.fromkeys(_CACHES, str(cache.resolve()))})
 
 
 def run_tasks(

@@ -154,7 +154,8 @@ def _overlaps(
     parts = described.build_fn(described.key, shape_only, described.replica_id, None)
     for part in nested_values(parts if isinstance(parts, (dict, list)) else [parts]):
         if not part.data.is_contiguous():
-            raise NotImplementedError(f"{part.key}: is no contiguous part of its parameter")
+            # Nothing that a user can do: megatron-core 0.16 cuts such parameters by rows, and another version may not.
+            raise RuntimeError(f"{part.key}: megatron-core describes no contiguous part of its parameter")
         begin = part.data.storage_offset()
         first, last = max(start, begin), min(stop, begin + part.data.numel())
         if first < last:

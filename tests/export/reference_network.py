@@ -5,10 +5,26 @@ Shapes: B batch, S sequence, H hidden, N heads, G query groups, D head size, V p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from megatron_kaiyuan.config import ModelConfig
+
+# Small, and no two of its sizes are equal by chance.
+SHAPE: dict[str, Any] = {
+    "num_layers": 3,
+    "hidden_size": 64,
+    "ffn_hidden_size": 112,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 24,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "rotary_base": 5000,
+    "layernorm_epsilon": 1e-5,
+}
 
 
 def random_weights(model: ModelConfig, seed: int) -> dict[str, Tensor]:

@@ -10,20 +10,7 @@ import torch
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export import export_model, largest_logit_difference
-from tests.export.reference_network import numbered, random_weights, reference_logits
-
-SHAPE: dict[str, Any] = {
-    "num_layers": 3,
-    "hidden_size": 64,
-    "ffn_hidden_size": 112,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "kv_channels": 24,
-    "vocab_size": 300,
-    "max_position_embeddings": 128,
-    "rotary_base": 5000.0,
-    "layernorm_epsilon": 1e-5,
-}
+from tests.export.reference_network import SHAPE, numbered, random_weights, reference_logits
 
 
 def model_config(**changes: Any) -> ModelConfig:

@@ -14,20 +14,8 @@ import torch
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.export import export_model
 from megatron_kaiyuan.model import names
-from tests.export.reference_network import numbered, random_weights
+from tests.export.reference_network import SHAPE, numbered, random_weights
 
-SHAPE: dict[str, Any] = {
-    "num_layers": 3,
-    "hidden_size": 64,
-    "ffn_hidden_size": 112,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "kv_channels": 24,
-    "vocab_size": 300,
-    "max_position_embeddings": 128,
-    "rotary_base": 5000,
-    "layernorm_epsilon": 1e-5,
-}
 KINDS: dict[str, dict[str, Any]] = {
     "Gemma3ForCausalLM": {},
     "Qwen3ForCausalLM": {"sandwich_norm": False, "logits_soft_cap": None},

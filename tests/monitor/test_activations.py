@@ -10,21 +10,8 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, activation_places
-from tests.export.reference_network import numbered, random_weights
+from tests.export.reference_network import SHAPE, numbered, random_weights
 from tests.monitor.reference_activations import reference_activations
-
-SHAPE: dict[str, Any] = {
-    "num_layers": 3,
-    "hidden_size": 64,
-    "ffn_hidden_size": 112,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "kv_channels": 24,
-    "vocab_size": 256,
-    "max_position_embeddings": 128,
-    "rotary_base": 5000,
-    "layernorm_epsilon": 1e-5,
-}
 
 
 def build(model: ModelConfig, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
