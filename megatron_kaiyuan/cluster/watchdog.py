@@ -19,19 +19,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 
 from megatron_kaiyuan.cluster.discover import Rank
 
 EXIT_CODE = 1
-_KEY, _FAILED = "kaiyuan/alive/", "kaiyuan/failed"
+_KEY, _FAILED, _SPOKEN = "kaiyuan/alive/", "kaiyuan/failed", "kaiyuan/spoken"
 _LONGEST_PERIOD_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,7 @@ class Watchdog:
 
     def tell_failure(self) -> None:
         """End the other ranks soon: this one is about to end, and they may wait for it in a collective."""
-        thread = threading.Thread(target=self._store.set, args=(_FAILED, str(self._rank)), daemon=True)
-        thread.start()
-        thread.join(self._period)
+        self._ask(lambda: self._store.set(_FAILED, str(self._rank)))
 
     def _watch(self) -> None:
         before: dict[int, Alive] | None = None
@@ -115,25 +115,30 @@ class Watchdog:
                 self._end_hanging_job(before, self._exchange(look=True))
 
     def _exchange(self, look: bool) -> dict[int, Alive]:
-        """Speak, and hear whether a rank has failed and, for a look, what all ranks last said.
+        """Speak, and hear whether a rank has failed and, for a look, what all ranks last said."""
 
-        Nothing is heard from a store that does not answer; a client waits for ever for a server that is stopped.
-        """
-        heard: queue.SimpleQueue[tuple[bool, dict[int, Alive]]] = queue.SimpleQueue()
+        def talk() -> tuple[bool, dict[int, Alive]]:
+            self._speak()
+            return self._store.check([_FAILED]), self._look() if look else {}
 
-        def talk() -> None:
-            with contextlib.suppress(RuntimeError):
-                self._speak()
-                heard.put((self._store.check([_FAILED]), self._look() if look else {}))
-
-        threading.Thread(target=talk, name="watchdog's talk", daemon=True).start()
-        try:
-            failed, said = heard.get(timeout=self._period)
-        except queue.Empty:
-            return {}
+        failed, said = self._ask(talk) or (False, {})
         if failed:
             self._leave_failed_job()
         return said
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """The answer of the store, or None within a period: a client waits for ever for a server that is stopped."""
+        heard: queue.SimpleQueue[T] = queue.SimpleQueue()
+
+        def talk() -> None:
+            with contextlib.suppress(RuntimeError):
+                heard.put(question())
+
+        threading.Thread(target=talk, name="watchdog's talk", daemon=True).start()
+        try:
+            return heard.get(timeout=self._period)
+        except queue.Empty:
+            return None
 
     def _speak(self) -> None:
         frames = list(_frames(sys._current_frames().get(self._main)))
@@ -159,8 +164,8 @@ class Watchdog:
     def _end_hanging_job(self, before: dict[int, Alive], now: dict[int, Alive]) -> NoReturn:
         silent = [rank for rank in range(self._world) if rank not in now or before.get(rank) == now[rank]]
         silent = [rank for rank in silent if rank != self._rank]
-        speaker = min(rank for rank in range(self._world) if rank not in silent) == self._rank
-        if speaker:
+        # Who sees it first says it, before it ends a silent rank, whose end then ends others; without a store, each.
+        if not now or self._ask(lambda: self._store.add(_SPOKEN, 1)) in (1, None):
             _write(f"error: no rank has come further for {self._timeout:g} seconds: {blame(now, silent, self._master)}")
         self._write_stacks()
         for rank in silent:
