@@ -249,6 +249,8 @@ def main() -> None:
         return
     peers = f"megatron-core {version('megatron-core')}, numpy {np.__version__}"
     print(f"{arguments.documents:,} documents, {os.cpu_count()} cores, {peers}", flush=True)
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         compare_writers(Path(folder), arguments.documents, arguments.threads)
         compare_indexes(Path(folder), arguments.documents, arguments.threads)

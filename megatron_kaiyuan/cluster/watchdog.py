@@ -142,7 +142,7 @@ class Watchdog:
 
     def _speak(self) -> None:
         frames = list(_frames(sys._current_frames().get(self._main)))
-        waiting = any("torch/distributed/" in frame.f_code.co_filename for frame in frames)
+        waiting = any(map(_is_communication, frames))
         where = _place(frames[0]) if frames else "an unknown place"
         self._count += 1
         said = Alive(self._count, self._beats, waiting, where, **self._self)  # type: ignore[arg-type]
@@ -231,6 +231,12 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def _is_communication(frame: FrameType) -> bool:
+    """A call of torch.distributed, but for the launcher's part, which wraps the whole training."""
+    file = frame.f_code.co_filename
+    return "torch/distributed/" in file and "torch/distributed/elastic/" not in file
 
 
 def _place(frame: FrameType) -> str:

@@ -11,7 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
-from tests.faults.job import Job, fork
+from tests.faults.job import Job
+from tests.ranks import fork
 from tests.train.small_run import TOKENS_PER_STEP, write_recipe
 
 STEPS = 12
@@ -118,7 +119,7 @@ class Bench:
 
     def _in_child(self, action, name: str) -> None:  # type: ignore[no-untyped-def]
         log = self.folder / f"{name}.log"
-        _, status = os.waitpid(fork(action, log), 0)
+        _, status = os.waitpid(fork(action, (log, log)), 0)
         if status:
             raise Lost(f"{name}: {log.read_text()[-1500:]}")
 

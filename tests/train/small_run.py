@@ -1,10 +1,9 @@
-"""A run that is small enough for seconds: real files, real launcher, real processes."""
+"""A run that is small enough for seconds: real files, real processes."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
+from tests.ranks import run
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session
@@ -99,18 +99,11 @@ def _torchrun(processes: int, program: Sequence[object], options: Sequence[str] 
     return [*launcher, "--nproc-per-node", str(processes), *map(str, program)]
 
 
-def launch(
-    processes: int, program: Sequence[object], largest_file: int | None = None, options: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run a program (`-m module` or a file, and its arguments) on ranks, to its end; `options` are torchrun's."""
+def launch(processes: int, program: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a program (`-m module` or a file, and its arguments) under torchrun, to its end; `options` are torchrun's."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        _torchrun(processes, program, options),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        # The limit would cut bytecode off, for every later process.
-        env={**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONDONTWRITEBYTECODE": "1"} if largest_file else {})},
-        preexec_fn=lambda: largest_file and resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
+        _torchrun(processes, program, options), capture_output=True, text=True, timeout=240, env=environ
     )
 
 
@@ -118,15 +111,19 @@ def train(
     processes: int, recipe: Path, *overrides: str, largest_file: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end; no file can grow beyond `largest_file` bytes."""
-    return launch(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides], largest_file)
+    return run(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides], largest_file)
 
 
 def train_on_bad_machine(
-    processes: int, faults: list[dict], recipe: Path, *overrides: str, options: Sequence[str] = ()
+    processes: int, faults: list[dict], recipe: Path, *overrides: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end with faults, see faulty_train.py."""
-    script = Path(__file__).with_name("faulty_train.py")
-    return launch(processes, [script, json.dumps(faults), recipe, *overrides], options=options)
+    return run(processes, faulty(faults, recipe, *overrides))
+
+
+def faulty(faults: list[dict], recipe: Path, *overrides: str) -> list[object]:
+    """The program of `train_on_bad_machine`."""
+    return [Path(__file__).with_name("faulty_train.py"), json.dumps(faults), recipe, *overrides]
 
 
 def succeed(processes: int, recipe: Path, *overrides: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed, train_on_bad_machine
+from small_run import TOKENS_PER_STEP, launch, losses, metrics, start_from, train_on_bad_machine
 from test_resume import load
 
 FAKE = Path(__file__).parents[1] / "platform" / "fake_ascend"
@@ -40,6 +40,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return simulate
 
 
+def succeed(recipe: Path, run_dir: Path, *overrides: str) -> str:
+    """Train on two simulated NPUs, in fresh processes: forks would have a platform already; the standard output."""
+    command = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={run_dir}", "platform=npu", *overrides]
+    done = launch(2, command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def table(run_dir: Path) -> dict[str, tuple[str, str]]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = next(row["table"] for row in rows if row.get("event") == "implementations")
@@ -57,7 +65,7 @@ def test_an_overflow_on_one_910a_withholds_the_step_of_all(recipe: Path, machine
     """
     run_dir = tmp_path / "run"
     machine(soc="910A", overflows=OVERFLOWS)
-    printed = succeed(2, recipe, f"run_dir={run_dir}", "platform=npu", *FP16, "checkpoint.save_every_steps=2")
+    printed = succeed(recipe, run_dir, *FP16, "checkpoint.save_every_steps=2")
     assert [metrics(run_dir)[step]["loss_scale"] for step in range(1, STEPS + 1)] == [1024, 1024, 1024, 512, 256, 256]
     assert [step for step, row in metrics(run_dir).items() if row["grad_norm"] is None] == [3, 4]
     first, before, after, last = (weights(run_dir, step) for step in (0, 2, 4, 6))
@@ -93,7 +101,7 @@ def test_a_register_does_what_infinities_do(recipe: Path, machine: Any, tmp_path
     done = train_on_bad_machine(2, [fault], recipe, f"run_dir={expected}", *FP16)
     assert done.returncode == 0, done.stderr
     machine(soc="910A", overflows=OVERFLOWS)
-    succeed(2, recipe, f"run_dir={run_dir}", "platform=npu", *FP16)
+    succeed(recipe, run_dir, *FP16)
     assert losses(run_dir) == losses(expected)
     mine, theirs = weights(run_dir, STEPS), weights(expected, STEPS)
     assert [name for name in theirs if not torch.equal(mine[name], theirs[name])] == []
@@ -120,7 +128,7 @@ def test_other_devices_and_layouts(
     run_dir = tmp_path / "run"
     if settings[0].endswith("fp32"):
         start_from(finished_run, 0, run_dir)
-    succeed(2, recipe, f"run_dir={run_dir}", "platform=npu", *SHORT, *settings)
+    succeed(recipe, run_dir, *SHORT, *settings)
     np.testing.assert_allclose(losses(run_dir), losses(finished_run)[:STEPS], rtol=0.03)
 
 
@@ -136,7 +144,7 @@ def test_an_overflow_without_a_loss_scaler_is_a_bad_step(
     `bash tests/run.sh -m slow tests/train/test_ascend.py`
     """
     machine(soc="910A", overflows={"0": [7]})
-    succeed(2, recipe, f"run_dir={tmp_path}", "platform=npu", *SHORT, f"parallel.{layout}_model_parallel_size=2")
+    succeed(recipe, tmp_path, *SHORT, f"parallel.{layout}_model_parallel_size=2")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     bad = [row for row in rows if row.get("event") == "bad_step"]
     assert [(row["step"], row["action"]) for row in bad] == [(step, "skip")]
@@ -146,10 +154,10 @@ def test_an_overflow_without_a_loss_scaler_is_a_bad_step(
 def test_resume_on_the_npu_is_bitwise(recipe: Path, machine: Any, tmp_path: Path) -> None:
     """`bash tests/run.sh -m slow tests/train/test_ascend.py`"""
     machine(soc="910A", overflows={"1": [2 * 12]})
-    settings = ["platform=npu", "train.precision=fp16", *SCALER]
+    settings = ["train.precision=fp16", *SCALER]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    succeed(2, recipe, f"run_dir={whole}", *settings)
+    succeed(recipe, whole, *settings)
     machine(soc="910A", overflows={"1": [2 * 2]})
     start_from(whole, 10, resumed)
-    succeed(2, recipe, f"run_dir={resumed}", *settings)
+    succeed(recipe, resumed, *settings)
     assert losses(resumed) == losses(whole)[10:]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_run import train, write_corpus
+from small_run import launch, train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
 
@@ -51,7 +51,9 @@ def test_two_ranks_say_it_once(mistake: str, recipe: Path, tmp_path: Path) -> No
 def test_missing_recipe_and_device(recipe: Path, tmp_path: Path) -> None:
     _expect(tmp_path / "absent.yaml", [], "absent.yaml: recipe not found")
     if not torch.cuda.is_available():
-        _expect(recipe, [f"run_dir={tmp_path / 'run'}", "platform=cuda"], "platform cuda")
+        # In fresh processes: forks have their platform already.
+        command = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={tmp_path / 'run'}", "platform=cuda"]
+        _is_mistake(launch(2, command), "platform cuda")
 
 
 def test_truncated_and_corrupt_corpus(recipe: Path, tmp_path: Path) -> None:
@@ -97,9 +99,12 @@ def test_a_run_folder_that_cannot_be_made(recipe: Path) -> None:
 
 def _expect(recipe: Path, overrides: list[str], named: str) -> None:
     started = time.monotonic()
-    done = train(2, recipe, *overrides)
+    _is_mistake(train(2, recipe, *overrides), named)
+    # "Within seconds" is for a quiet machine; a hang would take minutes.
+    assert time.monotonic() - started < 90
+
+
+def _is_mistake(done: subprocess.CompletedProcess[str], named: str) -> None:
     assert done.returncode == 2, done.stderr
     assert named in done.stderr
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
-    # "Within seconds" is for a quiet machine; a hang would take minutes.
-    assert time.monotonic() - started < 90

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import command, metrics, train_on_bad_machine
+from small_run import command, faulty, launch, metrics, train_on_bad_machine
 
 from megatron_kaiyuan.cluster.watchdog import Alive, blame
 from megatron_kaiyuan.config import load_run
@@ -67,7 +67,7 @@ def test_exception_ends_all_with_one_trace(recipe: Path, tmp_path: Path) -> None
     started = time.monotonic()
     fault = {"kind": "raise", "from": 512, "to": 1024, "rank": 1}
     logs = ["--log-dir", str(tmp_path / "logs"), "--tee", "3"]
-    done = train_on_bad_machine(2, [fault], recipe, f"run_dir={tmp_path}/run", options=logs)
+    done = launch(2, faulty([fault], recipe, f"run_dir={tmp_path}/run"), *logs)
     assert done.returncode == 1
     (recorded,) = tmp_path.glob("logs/*/attempt_0/1/error.json")
     assert f"error: rank 1 ended with exit code 1, its trace is in {recorded}\n" in done.stderr
