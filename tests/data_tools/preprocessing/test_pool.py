@@ -92,26 +92,31 @@ def killing() -> Iterator[None]:
 WAYS = {"forked": nullcontext, "spawned": another_thread}
 
 
-def workers_of(process: int) -> list[psutil.Process]:
-    """Children that are workers; those that have just gone are no more."""
+def workers_of(process: int, way: str) -> list[psutil.Process]:
+    """Children that are workers; those that have just gone are no more.
+
+    What is spawned has the command line of its parent for a moment, also the tracker that is to be left alone.
+    """
     found = []
     for child in psutil.Process(process).children():
         with contextlib.suppress(psutil.Error):
-            if "resource_tracker" not in str(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+            line = str(child.cmdline())
+            is_worker = "resource_tracker" not in line if way == "forked" else "spawn_main" in line
+            if is_worker and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Task], tokenizer: TextTokenizer):
-    before = workers_of(os.getpid())
+    before = workers_of(os.getpid(), way)
     with WAYS[way](), Pool(job, 2, tokenizer) as pool:
         assert pool.difference("reference", ["one", "two"] * 50) is None
         written = dict(pool.write(tasks, "reference"))
     assert set(written) == set(tasks)
     assert sum(record.sequences for record in written.values()) == 4000
     assert all(Shards(job.prefixes).finished(task) == record for task, record in written.items())
-    assert workers_of(os.getpid()) == before
+    assert workers_of(os.getpid(), way) == before
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -130,7 +135,7 @@ def test_the_command_ends_in_one_line(way: str, tokenizer_path: Path, tmp_path: 
     line = [sys.executable, *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]), "preprocess"]
     line += ["--workers", "2", "--input", path, "--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        while not (workers := workers_of(process.pid)):
+        while not (workers := workers_of(process.pid, way)):
             assert process.poll() is None
         with contextlib.suppress(psutil.NoSuchProcess):
             workers[0].kill()
@@ -147,7 +152,7 @@ def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_p
     line = [sys.executable, *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]), "preprocess"]
     line += ["--workers", "2", "--input", path, "--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
     with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while len(workers := workers_of(process.pid)) < 2:
+        while len(workers := workers_of(process.pid, way)) < 2:
             assert process.poll() is None
         time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
