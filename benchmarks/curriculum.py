@@ -6,8 +6,9 @@
 NumPy makes the same three files, compared by their checksums: one sort for each dataset, AVX-512 where NumPy has it,
 and one of all rows that makes use of the sorted runs in it. A second line is NumPy making the order alone, with ties as
 they fall, which nobody can repeat or read; it shows what the rest costs. The builder runs with one thread and with all,
-and once more at a tenth of the memory: equal bytes or an error. Spark makes the order alone too, from scores that it
-has cached, and writes nothing; its session is started before its time begins.
+and once more at a tenth of the memory: equal bytes or an error. Spark makes the order of datasets of the same sizes and
+kinds from rows that it has cached, ties by a hash, and writes it as Parquet; once more with the running total of
+tokens, which our files hold too. Its session is started before its time begins.
 
 Each side has its data in memory and a process of its own. Memory is what the process holds at most beyond what it held
 before: its peak resident set. The best of --rounds counts, since other work on the machine only ever slows a round.
@@ -16,6 +17,7 @@ before: its peak resident set. The best of --rounds counts, since other work on 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import tempfile
@@ -56,13 +58,17 @@ class Result(NamedTuple):
     checksums: tuple[str, ...] = ()
 
 
+def sizes(case: Case) -> list[int]:
+    generator = np.random.default_rng(0)
+    return generator.multinomial(case.documents, generator.dirichlet(np.full(case.datasets, 2.0))).tolist()
+
+
 def random_datasets(case: Case) -> list[Dataset]:
     """Uneven sizes; a third of the datasets is unscored, every other of them twice, as the report has it; a third has
     distinct scores and a third a hundred levels."""
     generator = np.random.default_rng(0)
-    shares = generator.dirichlet(np.full(case.datasets, 2.0))
     made = []
-    for number, size in enumerate(generator.multinomial(case.documents, shares).tolist()):
+    for number, size in enumerate(sizes(case)):
         lengths = generator.integers(1, 2000, size, dtype=np.int32)
         scores = [None, lambda n: generator.random(n), lambda n: generator.integers(0, 100, n) / 10][number % 3]
         made.append(Dataset(lengths, scores(size) if scores else None, 2 if number % 6 == 0 else 1))
@@ -195,27 +201,42 @@ def time_unordered_ties(case: Case, rounds: int) -> Result:
     return Result(min(seconds), documents, 0)
 
 
-def time_spark(case: Case, rounds: int, threads: int) -> Result:
-    """The same steps on Spark's frames: ranks in a window for each dataset, and one sort by R."""
+def time_spark(case: Case, rounds: int, threads: int, totals: bool) -> Result:
+    """The same steps on Spark's frames: ranks in a window for each dataset, and one sort by R.
+
+    Args:
+        totals: with the running total of tokens, which is a window over all rows in Spark's SQL.
+    """
     from pyspark.sql import SparkSession, Window
     from pyspark.sql import functions as f
 
     session = SparkSession.builder.master(f"local[{threads}]").config("spark.driver.memory", "4g")
     session = session.config("spark.sql.shuffle.partitions", 2 * threads).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
-    rows = session.range(case.documents).withColumn("dataset", f.col("id") % case.datasets)
-    rows = rows.withColumn("score", f.rand(1)).withColumn("copies", f.when(f.col("dataset") % 6 == 0, 2).otherwise(1))
-    rows = rows.cache()
+    ends = np.cumsum(sizes(case)).tolist()
+    owner = functools.reduce(lambda rest, number: f.when(f.col("id") < ends[number], number).otherwise(rest),
+                             reversed(range(case.datasets)), f.lit(case.datasets))  # fmt: skip
+    rows = session.range(case.documents).withColumn("dataset", owner)
+    kind, level = f.col("dataset") % 3, f.floor(100 * f.rand(1)) / 10
+    rows = rows.withColumn("score", f.when(kind == 1, f.rand(2)).when(kind == 2, level))
+    rows = rows.withColumn("length", f.floor(1 + 1999 * f.rand(3)).cast("int"))
+    rows = rows.withColumn("copies", f.when(f.col("dataset") % 6 == 0, 2).otherwise(1)).cache()
     documents = rows.agg(f.sum("copies")).first()[0]
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
         copied = rows.withColumn("copy", f.explode(f.expr("sequence(1, copies)")))
+        copied = copied.withColumn("tie", f.xxhash64("dataset", "id", "copy"))
         own = Window.partitionBy("dataset")
-        ranked = copied.withColumn("rank", f.row_number().over(own.orderBy("score")))
-        scaled = ranked.withColumn("r", f.col("rank") / f.count("*").over(own) * documents)
-        scaled.orderBy("r", f.rand(2)).select("dataset", "id").write.format("noop").mode("overwrite").save()
-        seconds.append(time.perf_counter() - began)
+        ranked = copied.withColumn("rank", f.row_number().over(own.orderBy("score", "tie")))
+        placed = ranked.withColumn("r", f.col("rank") / f.count("*").over(own) * documents)
+        columns = ["dataset", "id"]
+        if totals:
+            before = Window.orderBy("r", "tie").rowsBetween(Window.unboundedPreceding, Window.currentRow)
+            placed, columns = placed.withColumn("total", f.sum("length").over(before)), [*columns, "total"]
+        with tempfile.TemporaryDirectory() as folder:
+            placed.orderBy("r", "tie").select(columns).write.mode("overwrite").parquet(folder)
+            seconds.append(time.perf_counter() - began)
     session.stop()
     return Result(min(seconds), documents, 0)
 
@@ -261,10 +282,12 @@ def main() -> None:
         print(line, flush=True)
     if arguments.spark_documents:
         case = Case(int(arguments.spark_documents), arguments.datasets)
-        spark = apart(time_spark, case, arguments.rounds, arguments.threads)
         own = apart(time_files, case, arguments.rounds, partial(build, threads=arguments.threads, memory=1 << 40))
-        print(f"spark local[{arguments.threads}]           {rate(spark):7.3f} M documents/s of {case.documents:,}")
-        print(f"builder, the same size    {rate(own):6.2f} M documents/s, {rate(own) / rate(spark):.0f} times spark")
+        print(f"builder, {case.documents:,} documents  {rate(own):6.2f} M documents/s", flush=True)
+        for totals in (False, True):
+            spark = apart(time_spark, case, arguments.rounds, arguments.threads, totals)
+            side = f"spark local[{arguments.threads}], {'with tokens' if totals else 'order alone'}"
+            print(f"{side:<28} {rate(spark):7.3f} M documents/s: builder {rate(own) / rate(spark):.0f} times as fast")
 
 
 if __name__ == "__main__":

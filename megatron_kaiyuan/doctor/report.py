@@ -82,6 +82,8 @@ def _software(facts: dict[str, Any]) -> Iterator[str]:
     if kernels := facts.get("kernels"):
         there = [name for name, is_there in kernels.items() if is_there]
         yield _line("kernels", ", ".join(there) or "torch's own")
+        # What a run would use; its table at the start has every operation.
+        yield from (_line("", f"{op}: {why}") for op, why in facts.get("platform", {}).get("findings", {}).items())
     launcher = facts["launcher"]
     ranks = launcher["world_size"]
     how = f"{launcher['name']}, {ranks} ranks" if ranks > 1 else "none, one process"

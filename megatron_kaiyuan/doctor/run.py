@@ -85,5 +85,6 @@ def _activate(found: Examination, name: str, who: Rank) -> Platform:
         "backend": device.collective_backend,
         "devices": device.device_names(),
         "precisions": list(device.precisions),
+        "findings": dict(device.findings),
     }
     return device

@@ -60,6 +60,7 @@ def test_this_machine(tmp_path: Path) -> None:
         "backend": "gloo",
         "devices": [],
         "precisions": ["fp32", "bf16", "fp16"],
+        "findings": {"threads": "OMP_NUM_THREADS is set"},
     }
     assert facts["launcher"]["name"] == "none" and facts["launcher"]["world_size"] == 1
 
