@@ -54,6 +54,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "mypy>=1.11",
         "pre-commit>=3.7",
+        "pybind11>=2.12",  # csrc/sanitize.sh
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
