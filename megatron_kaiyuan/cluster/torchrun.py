@@ -7,7 +7,7 @@ Takes torchrun's own arguments. Exit codes:
     2    a worker met a user's mistake; it has printed its `error:` line already
     128 + signal   the launcher got the signal (143 for SIGTERM, 138 for SIGUSR1) or a worker died of it (137: SIGKILL,
                    often no memory)
-    otherwise      the exit code of the first worker that failed
+    otherwise      the exit code of the first worker that failed, none of them by a signal
 
 A signal to the launcher goes on to the workers. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
 set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. torchrun signals the whole
@@ -96,7 +96,8 @@ def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
             print(f"error: rank {rank} {_ending(failure.exitcode)}{trace}", file=sys.stderr, flush=True)
     if any(failure.exitcode == _USER_ERROR for failure in causes.values()):
         return _USER_ERROR
-    first = min(causes.values(), key=lambda failure: failure.timestamp)
+    # Who loses a rank that was killed ends too, maybe before anybody looks.
+    first = min(causes.values(), key=lambda failure: (failure.exitcode > 0, failure.timestamp))
     return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
 
 

@@ -71,6 +71,23 @@ time.sleep(60)
     assert _run(tmp_path, program) == (7, "error: rank 1 ended with exit code 7\n")
 
 
+def test_killed_rank_counts_before_one_that_lost_it(tmp_path: Path) -> None:
+    """Rank 0 ends by itself at once, before the launcher looks at either."""
+    program = """
+if rank == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+other = folder / "pid_1"
+while not other.exists() or not other.read_text():
+    pass
+while ") Z " not in pathlib.Path(f"/proc/{other.read_text()}/stat").read_text():
+    pass
+sys.exit(1)
+"""
+    code, errors = _run(tmp_path, program)
+    assert code == 128 + signal.SIGKILL
+    assert "rank 1 was ended by SIGKILL" in errors
+
+
 def test_killed_rank_is_named(tmp_path: Path) -> None:
     program = """
 if rank == "0":
