@@ -8,6 +8,7 @@ python -m tests.faults --all --seed 7       as another run that printed this see
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import sys
@@ -15,8 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import scenarios
-from tests.faults.bench import LAYOUTS, Bench
+# Up to four ranks on whatever cores there are: threads of their own would only compete.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.faults import scenarios  # noqa: E402 - imports torch
+from tests.faults.bench import LAYOUTS, Bench  # noqa: E402
 
 
 def quick(bench: Bench) -> None:
