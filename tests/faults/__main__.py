@@ -19,8 +19,8 @@ from pathlib import Path
 # Up to four ranks on whatever cores there are: threads of their own would only compete.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.faults import scenarios  # noqa: E402 - imports torch
-from tests.faults.bench import LAYOUTS, Bench  # noqa: E402
+from tests.faults import scenarios
+from tests.faults.bench import LAYOUTS, Bench
 
 
 def quick(bench: Bench) -> None:
