@@ -104,7 +104,7 @@ def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
 def _ending(exit_code: int) -> str:
     if exit_code > 0:
         return f"ended with exit code {exit_code}"
-    hint = " (often no memory; torchrun sends it too, to a rank that does not end when another has failed)" if exit_code == -signal.SIGKILL else ""
+    hint = " (often no memory; or by torchrun, as a rank that did not end)" if exit_code == -signal.SIGKILL else ""
     return f"was ended by {signal.Signals(-exit_code).name}{hint}"
 
 
