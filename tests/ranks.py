@@ -41,7 +41,7 @@ class Ranks:
         self, count: int, action: Callable[[], object], logs: tuple[Path, Path], largest_file: int | None = None
     ):
         self.exit_codes: dict[int, int] = {}
-        port = _free_port()
+        port = free_port()
 
         def be(rank: int) -> None:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -183,7 +183,8 @@ def _run(job: dict) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """That nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

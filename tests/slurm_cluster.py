@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 # Debian and others keep daemons where only root looks for them.
 SEARCH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
@@ -49,8 +51,11 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 """
 
 
-def is_installed() -> bool:
-    return all(shutil.which(name, path=SEARCH) for name in DAEMONS)
+# Not from PyPI, and its packages are installed by root.
+needs_slurm = pytest.mark.skipif(
+    not all(shutil.which(name, path=SEARCH) for name in DAEMONS),
+    reason="Slurm's daemons are not installed: apt-get install slurm-wlm munge",
+)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,7 @@ from data_tools.preprocessing.progress import Meter, meter_path
 from data_tools.preprocessing.shards import KEPT, Record, Shards, ShardWriter
 from data_tools.reading.tasks import Settings, Task
 from data_tools.tokenizers.tokenizer import TextTokenizer
+from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError
 
 
@@ -151,18 +152,9 @@ class Pool:
                 process.join()
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> AbstractContextManager[None]:
     """For what is started in the block: the processes are the parallelism, and threads would only compete with it."""
-    names = ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(zip(names, ("false", "1"), strict=True))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            os.environ.update({name: value} if value is not None else {})
+    return environment({"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"})
 
 
 def _start(process: BaseProcess) -> None:

@@ -127,12 +127,14 @@ class Watchdog:
         return said
 
     def _ask(self, question: Callable[[], T]) -> T | None:
-        """The answer of the store, or None within a period: a client waits for ever for a server that is stopped."""
-        heard: queue.SimpleQueue[T] = queue.SimpleQueue()
+        """The answer of the store, or None: a client waits for ever for a server that is stopped, this for a period."""
+        heard: queue.SimpleQueue[T | None] = queue.SimpleQueue()
 
         def talk() -> None:
+            answer = None
             with contextlib.suppress(RuntimeError):
-                heard.put(question())
+                answer = question()
+            heard.put(answer)
 
         threading.Thread(target=talk, name="watchdog's talk", daemon=True).start()
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import free_port
 
 LAUNCHER = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
 
@@ -126,9 +127,7 @@ time.sleep(60)
 
 def test_two_nodes_by_static_rendezvous(tmp_path: Path) -> None:
     """The arguments that launch/torchrun.sh gives for several nodes: ranks follow the node's number."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    endpoint = f"127.0.0.1:{free_port()}"
     script = tmp_path / "worker.py"
     script.write_text(PROLOGUE + "(folder / f'node_{sys.argv[2]}_rank_{rank}').touch()")
     arguments = ["--nnodes", "2", "--rdzv-backend", "static", "--rdzv-endpoint", endpoint, "--nproc-per-node", "1"]

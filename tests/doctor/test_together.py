@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.ranks import free_port
+
 LAUNCHER = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
 DOCTOR = ["-m", "megatron_kaiyuan.cli", "doctor", "--platform", "cpu"]
 ODD = [str(Path(__file__).with_name("odd_rank.py"))]
@@ -51,10 +53,7 @@ def test_wrong_clock_and_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     """Started by hand: rank 1 has another file system at the run folder, as on a host that does not mount it."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("mounting needs root, and unshare")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     doctor = [sys.executable, *ODD, "clock", "5", "--platform", "cpu", "--run-dir", str(tmp_path)]
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(tmp_path), *doctor]
     other = subprocess.Popen(apart, env={**common, "RANK": "1", "LOCAL_RANK": "1"}, stdout=subprocess.PIPE)
@@ -87,10 +86,8 @@ def test_rank_that_stops_is_no_endless_wait() -> None:
 @pytest.mark.slow
 def test_missing_rank_is_one_problem() -> None:
     """pytest tests/doctor -m slow"""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(
         [sys.executable, *DOCTOR, "--timeout", "3"],
         env={**os.environ, **place},

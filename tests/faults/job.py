@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from megatron_kaiyuan import platform
 from tests.ranks import Ranks
@@ -26,10 +23,4 @@ class Job(Ranks):
     """
 
     def __init__(self, ranks: int, recipe: Path, overrides: Sequence[str], log: Path, largest_file: int | None = None):
-        super().__init__(ranks, lambda: _train(recipe, overrides), (log, log), largest_file)
-
-
-def _train(recipe: Path, overrides: Sequence[str]) -> NoReturn:
-    run_on_this_rank(recipe, list(overrides))
-    sys.stdout.flush()
-    os._exit(0)
+        super().__init__(ranks, lambda: run_on_this_rank(recipe, overrides), (log, log), largest_file)

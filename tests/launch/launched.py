@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,6 @@ ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 10
 _MARK = "KAIYUAN_TEST_JOB"
 _RANK_NAMES = {"LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MS_ROLE"}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @dataclass

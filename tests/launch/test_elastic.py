@@ -12,8 +12,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import free_port, launched
+from launched import launched
 from small_run import losses, metrics
+
+from tests.ranks import free_port
 
 
 def world_sizes(run_dir: Path) -> list[int]:

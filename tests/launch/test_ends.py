@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import Job, free_port, launched
+from launched import Job, launched
 from small_run import metrics
+
+from tests.ranks import free_port
 
 # Hundreds of steps.
 LONG = ["checkpoint.save_every_steps=1000", "train.train_tokens=null"]

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from launched import free_port, launched, succeed
+from launched import launched, succeed
 from small_run import losses
+
+from tests.ranks import free_port
 
 
 def _train_on_two_nodes(recipe: Path, run_dir: Path, processes: int, numbered: bool, *overrides: str) -> list[str]:

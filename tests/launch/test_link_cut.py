@@ -36,7 +36,10 @@ def _can_make_namespaces() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not _can_make_namespaces(), reason="needs root, iproute2 and network namespaces"),
+    pytest.mark.skipif(
+        not _can_make_namespaces(),
+        reason="root makes the two hosts, with iproute2 and unshare",
+    ),
 ]
 
 

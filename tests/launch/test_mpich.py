@@ -1,13 +1,13 @@
 """launch/mpirun.sh with MPICH, which cannot share an environment with Open MPI.
 
-python3 -m pip install --no-deps --prefix /tmp/mpich mpich
-KAIYUAN_TEST_MPICH=/tmp/mpich/bin bash tests/run.sh -m slow tests/launch/test_mpich.py
+bash tests/run.sh -m slow tests/launch/test_mpich.py    # installs MPICH from PyPI into a folder of its own
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,16 +15,22 @@ import pytest
 from launched import launched, succeed
 from small_run import losses, metrics
 
-WHERE = Path(os.environ.get("KAIYUAN_TEST_MPICH", "/nowhere"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (WHERE / "mpirun").exists(), reason="KAIYUAN_TEST_MPICH names no MPICH"),
-]
-ENVIRON = {"PATH": f"{WHERE}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+pytestmark = pytest.mark.slow
 
 
-def test_losses_are_those_of_torchrun(recipe: Path, losses_under_torchrun: list[float], tmp_path: Path) -> None:
-    output = succeed("mpirun.sh", "--nproc-per-node", 2, recipe, f"run_dir={tmp_path}", environ=ENVIRON)
+@pytest.fixture(scope="module")
+def mpich(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which it comes first on PATH."""
+    folder = tmp_path_factory.mktemp("mpich")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", str(folder), "mpich==5.0.2"]
+    subprocess.run(pip, check=True)
+    return {"PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def test_losses_are_those_of_torchrun(
+    mpich: dict[str, str], recipe: Path, losses_under_torchrun: list[float], tmp_path: Path
+) -> None:
+    output = succeed("mpirun.sh", "--nproc-per-node", 2, recipe, f"run_dir={tmp_path}", environ=mpich)
     assert "'-ppn'" in output
     assert losses(tmp_path) == losses_under_torchrun
 
@@ -32,10 +38,12 @@ def test_losses_are_those_of_torchrun(recipe: Path, losses_under_torchrun: list[
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGKILL, 137)]
 )
-def test_no_process_is_left(number: signal.Signals, code: int, recipe: Path, tmp_path: Path) -> None:
+def test_no_process_is_left(
+    mpich: dict[str, str], number: signal.Signals, code: int, recipe: Path, tmp_path: Path
+) -> None:
     """Signals go to the script, except for the one that kills, which goes to a rank."""
     arguments = ["--nproc-per-node", 2, recipe, f"run_dir={tmp_path}", "train.train_tokens=null"]
-    with launched("mpirun.sh", *arguments, "checkpoint.save_every_steps=1000", environ=ENVIRON) as job:
+    with launched("mpirun.sh", *arguments, "checkpoint.save_every_steps=1000", environ=mpich) as job:
         job.wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 2)
         os.kill(max(job.ranks()) if number == signal.SIGKILL else job.script.pid, number)
         job.require_gone()

@@ -17,13 +17,13 @@ import pytest
 from launched import Job, launched, succeed
 from small_run import losses, metrics
 
-WHERE = Path(os.environ.get("KAIYUAN_TEST_MSRUN", "/nowhere"))
+WHERE = os.environ.get("KAIYUAN_TEST_MSRUN", "")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not (WHERE / "bin" / "msrun").exists(), reason="KAIYUAN_TEST_MSRUN names no mindspore"),
+    pytest.mark.skipif(not WHERE, reason="a download of 2.8 GB: set KAIYUAN_TEST_MSRUN as this file's first lines say"),
 ]
-ENVIRON = {"VIRTUAL_ENV": str(WHERE), "PATH": f"{WHERE}/bin:{os.environ['PATH']}"}
+ENVIRON = {"VIRTUAL_ENV": WHERE, "PATH": f"{WHERE}/bin:{os.environ['PATH']}"}
 
 
 def test_losses_are_those_of_torchrun(recipe: Path, losses_under_torchrun: list[float], tmp_path: Path) -> None:

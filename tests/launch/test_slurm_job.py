@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from launched import ROOT
-from slurm_cluster import is_installed, slurm_cluster, wait_for_job
+from slurm_cluster import needs_slurm, slurm_cluster, wait_for_job
 from small_run import losses, metrics
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not is_installed(), reason="needs Slurm and munge (Debian: slurm-wlm munge)"),
+    needs_slurm,
 ]
 
 

@@ -14,6 +14,7 @@ import pytest
 import megatron_kaiyuan
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.train.facts import start_facts
+from tests.ranks import free_port
 
 
 def start(rank: int, recipe: Path, *overrides: str, port: int, package: Path | None = None) -> subprocess.Popen[str]:
@@ -25,12 +26,6 @@ def start(rank: int, recipe: Path, *overrides: str, port: int, package: Path | N
     command = [sys.executable, "-m", "megatron_kaiyuan.cli", "train", str(recipe), *overrides]
     # Elsewhere: the current folder comes before all others.
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=recipe.parent)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_other_code_and_another_recipe_are_named(recipe: Path, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import is_installed, slurm_cluster, wait_for_job
+from slurm_cluster import needs_slurm, slurm_cluster, wait_for_job
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not is_installed(), reason="needs Slurm and munge (Debian: slurm-wlm munge)"),
+    needs_slurm,
 ]
 
 
