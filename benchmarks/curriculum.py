@@ -17,7 +17,6 @@ before: its peak resident set. The best of --rounds counts, since other work on 
 from __future__ import annotations
 
 import argparse
-import functools
 import multiprocessing
 import os
 import tempfile
@@ -214,8 +213,9 @@ def time_spark(case: Case, rounds: int, threads: int, totals: bool) -> Result:
     session = session.config("spark.sql.shuffle.partitions", 2 * threads).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     ends = np.cumsum(sizes(case)).tolist()
-    owner = functools.reduce(lambda rest, number: f.when(f.col("id") < ends[number], number).otherwise(rest),
-                             reversed(range(case.datasets)), f.lit(case.datasets))  # fmt: skip
+    owner = f.lit(case.datasets - 1)
+    for number in reversed(range(case.datasets - 1)):
+        owner = f.when(f.col("id") < ends[number], number).otherwise(owner)
     rows = session.range(case.documents).withColumn("dataset", owner)
     kind, level = f.col("dataset") % 3, f.floor(100 * f.rand(1)) / 10
     rows = rows.withColumn("score", f.when(kind == 1, f.rand(2)).when(kind == 2, level))
