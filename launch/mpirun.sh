@@ -80,4 +80,6 @@ forward() { # SIGNAL
 handle_signals
 run "${command[@]}"
 exit_if_stopped
+# MPICH tells of a killed rank by the bare number of its signal; no rank of ours ends with 9 by itself.
+[[ $version != *HYDRA* ]] || ((status != 9)) || status=137
 exit "$status"
