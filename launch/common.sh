@@ -124,15 +124,24 @@ handle_signals() {
     trap end_group EXIT
 }
 
-# Runs a command and sets status. In a process group of its own, so that ctrl-C reaches it once, from here; it gets
-# SIGTERM also when this script is killed.
+# Runs a command and sets status.
 run() { # COMMAND...
+    start "$@"
+    finish
+}
+
+# In a process group of its own, so that ctrl-C reaches it once, from here; it gets SIGTERM also when this script is
+# killed.
+start() { # COMMAND...
     exit_if_stopped
     set -m
     python -m megatron_kaiyuan.cluster.parent "$$" "$@" </dev/null &
     child=$!
     set +m
     [[ -z $stopped ]] || forward "$stopped" 2>/dev/null || true
+}
+
+finish() {
     # A trap ends `wait` early.
     while kill -0 "$child" 2>/dev/null; do wait "$child" 2>/dev/null || true; done
     status=0

@@ -56,22 +56,32 @@ export KAIYUAN_PARENT=0
 world_size=$((nodes * processes))
 check_recipe "$world_size" "$@"
 log_dir="${log_dir:-$(run_dir_of "$@")/msrun}"
-# --join: else msrun returns at once and leaves its workers.
+# --join: else msrun returns at once and leaves its workers. --tail_worker_log: no rank's; msrun's own readers of the logs
+# outlive it when it is killed.
 command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node_rank "${node_rank:-0}"
     --master_addr "${address:-127.0.0.1}" --master_port "$port" --log_dir "$log_dir" --join True
-    python -m megatron_kaiyuan.cli train "$@")
+    --tail_worker_log "$world_size" python -m megatron_kaiyuan.cli train "$@")
 show "${command[@]}"
 
+# This node's ranks write them.
+mkdir -p "$log_dir"
+logs=()
+for ((rank = ${node_rank:-0} * processes; ${#logs[@]} < processes; rank++)); do
+    logs+=("$log_dir/worker_$rank.log")
+    : >"${logs[-1]}"
+done
+
 forward() { # SIGNAL
-    local processes process
+    local processes
     read -r -a processes < <(cat "/proc/$child/task/"*/children | tr '\n' ' ')
-    for process in "${processes[@]}"; do
-        # msrun shows the ranks' logs through tail, which goes on until they have ended.
-        [[ $(<"/proc/$process/comm") == tail ]] || kill "-$1" "$process"
-    done
+    kill "-$1" "${processes[@]}"
 }
 
 handle_signals
-run "${command[@]}"
+start "${command[@]}"
+tail --quiet --lines +1 --follow=name --pid "$child" "${logs[@]}" &
+finish
+# For the last lines.
+wait
 exit_if_stopped
 exit "$((status ? 1 : 0))"

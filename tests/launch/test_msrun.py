@@ -27,9 +27,10 @@ ENVIRON = {"VIRTUAL_ENV": WHERE, "PATH": f"{WHERE}/bin:{os.environ['PATH']}"}
 
 
 def test_losses_are_those_of_torchrun(recipe: Path, losses_under_torchrun: list[float], tmp_path: Path) -> None:
-    succeed("msrun.sh", "--nproc-per-node", 2, recipe, f"run_dir={tmp_path}", environ=ENVIRON)
+    output = succeed("msrun.sh", "--nproc-per-node", 2, recipe, f"run_dir={tmp_path}", environ=ENVIRON)
     assert losses(tmp_path) == losses_under_torchrun
     assert "train: step 20/20" in (tmp_path / "msrun" / "worker_0.log").read_text()
+    assert output.count("train: step 20/20") == 1
 
 
 def script_itself(job: Job) -> int:
