@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Bench:
         self.measure("load, ours", lambda: self._load(folder))
         self._remove(folder)
         for name, seconds in (("stall", self.step_seconds), ("stall, no step", 0.0)):
-            saved = self.measure(f"save, ours, for {name}", lambda seconds=seconds: self._save_aside(folder, seconds))
+            saved = self.measure(f"save, ours, for {name}", partial(self._save_aside, folder, seconds))
             self.seconds[name].append(saved.stall_seconds)
             self._remove(folder)
         if self.is_first:

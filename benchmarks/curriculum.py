@@ -120,7 +120,8 @@ def ranked_rows(number: int, dataset: Dataset, exact: bool) -> NDArray[np.uint64
 def numpy_order(datasets: list[Dataset], exact: bool) -> NDArray[np.uint64]:
     """Algorithm 1 as fast as NumPy does it. A stable sort finds the runs that the datasets are; ties come after it."""
     total = sum(len(dataset.lengths) * dataset.copies for dataset in datasets)
-    positions, rows, owners = np.empty(total), np.empty(total, np.uint64), []
+    positions, owners = np.empty(total), []
+    rows: NDArray[np.uint64] = np.empty(total, np.uint64)
     at = 0
     for number, dataset in enumerate(datasets):
         own = ranked_rows(number, dataset, exact)
@@ -128,7 +129,7 @@ def numpy_order(datasets: list[Dataset], exact: bool) -> NDArray[np.uint64]:
         positions[at : at + len(own)] = np.arange(1, len(own) + 1) / max(len(own), 1) * total
         owners.append(len(own))
         at += len(own)
-    owner = np.repeat(np.arange(len(datasets), dtype=np.uint64), owners)
+    owner: NDArray[np.uint64] = np.repeat(np.arange(len(datasets), dtype=np.uint64), owners)
     order = np.argsort(positions, kind="stable")
     if exact:
         resolve_ties(order, positions, rows, owner)
@@ -143,7 +144,7 @@ def resolve_ties(
     same = np.concatenate([[False], ascending[1:] == ascending[:-1], [False]])
     places = np.flatnonzero(same[1:] | same[:-1])
     tied = order[places]
-    hashes = np.empty(len(tied), np.uint64)
+    hashes: NDArray[np.uint64] = np.empty(len(tied), np.uint64)
     for number in np.unique(owner[tied]):
         mine = owner[tied] == number
         hashes[mine] = splitmix(draws(int(number), 0, rows[tied[mine]]) ^ np.uint64(2))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +67,15 @@ def session_of(shape: dict[str, Any], folder: Path, seq_length: int, batch: int,
     from megatron_kaiyuan.train.hooks import ReportBadSteps, ReportLossScale
     from megatron_kaiyuan.train.monitoring import Monitoring
     from megatron_kaiyuan.train.start import start
+    from megatron_kaiyuan.train.startup import Startup
 
     with single_process(device):
-        session = start(parse(RunConfig, content, "benchmark"), device)
+        session = start(parse(RunConfig, content, "benchmark"), device, Startup())
         session.hooks = [h for h in session.hooks if isinstance(h, ReportBadSteps | ReportLossScale | Monitoring)]
         yield session
 
 
-Cost = NDArray[np.float64]  # seconds by the clock, CPU seconds
+Cost: TypeAlias = NDArray[np.float64]  # seconds by the clock, CPU seconds
 
 
 def train(session: Any, steps: int, watched_every: int) -> Cost:

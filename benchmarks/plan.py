@@ -101,12 +101,13 @@ def train_as_rank(folder: Path, recipe: Path, overrides: Sequence[str]) -> None:
     from megatron_kaiyuan import platform
     from megatron_kaiyuan.cluster import discover
     from megatron_kaiyuan.config import load_run
+    from megatron_kaiyuan.train.startup import Startup
 
     who, run = discover(os.environ), load_run(recipe, overrides)
     device = platform.activate(run.platform, who.local_rank)
     from megatron_kaiyuan.train.start import train
 
-    train(run, who, device)
+    train(run, who, device, Startup())
     (folder / f"{who.rank}.json").write_text(json.dumps(device.peak_memory_bytes()))
 
 

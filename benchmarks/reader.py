@@ -86,7 +86,7 @@ def gpt_dataset(prefix: Path, cache: Path) -> Any:
         create_attention_mask=False,
     )
     indexed = IndexedDataset(str(prefix))
-    documents = np.arange(len(indexed), dtype=np.int32)
+    documents: NDArray[np.int32] = np.arange(len(indexed), dtype=np.int32)
     return GPTDataset(indexed, str(prefix), documents, None, Split.train, config)
 
 
@@ -135,7 +135,7 @@ def compare_samples(folder: Path, tokens: int) -> Iterator[str]:
     dataset = gpt_dataset(prefix, folder / "cache")
     samples = min(len(dataset) - 1, int(lengths.sum()) // SEQ_LENGTH - 1)
     del dataset
-    in_order = np.arange(samples, dtype=np.int64) * SEQ_LENGTH
+    in_order: NDArray[np.int64] = np.arange(samples, dtype=np.int64) * SEQ_LENGTH
     anywhere = np.random.default_rng(3).integers(0, int(lengths.sum()) - SEQ_LENGTH - 1, samples)
     yield f"{samples:,} samples of {SEQ_LENGTH} tokens, {len(lengths):,} documents, {lengths.sum() / 1e6:.0f} M tokens"
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def import_stock(ranks: int, code: str) -> float:
     return max(float(process.communicate()[0]) for process in started)
 
 
-def tell(seconds: dict[str, Sequence[float]]) -> None:
+def tell(seconds: Mapping[str, Sequence[float]]) -> None:
     for name, values in seconds.items():
         print(f"{name:28} {statistics.median(values):6.2f} s  ({min(values):.2f} to {max(values):.2f})")
     total, stock = seconds["launch to first step"], seconds["import torch, Megatron Core"]
