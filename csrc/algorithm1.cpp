@@ -33,6 +33,7 @@ Dataset& Builder::complete(std::size_t number) {
 Profile Builder::interleave(const std::string& folder, bool by_tokens, double perturb, std::uint64_t buckets,
                             std::size_t window_rows, const std::function<void(std::uint64_t)>& progress) {
   const RankBy rank_by = shuffle_ ? RankBy::draw : by_tokens ? RankBy::tokens : RankBy::documents;
+  workshop_.memory.drop_spare();
   const InterleaveSettings settings{rank_by, perturb, workshop_.threads, window_rows, buckets};
   return curriculum::interleave(datasets_, workshop_.memory, settings, folder, progress);
 }

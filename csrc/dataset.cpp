@@ -67,20 +67,27 @@ void Dataset::add(std::uint64_t first, const std::int32_t* lengths, const double
     throw std::invalid_argument("sequence " + std::to_string(first + size - 1) + " does not fit in 48 bits");
   if (std::any_of(lengths, lengths + size, [](std::int32_t length) { return length < 0; }))
     throw std::invalid_argument("a length is negative");
+  std::uint64_t rows = size, all_tokens = 0;
   for (std::size_t i = 0; i < size; ++i) {
     const auto tokens = static_cast<std::uint32_t>(lengths[i]);
-    if (!scores) {
-      store_->append({std::uint64_t{unscored} << (sequence_bits + copy_bits) | (first + i), tokens});
-      ++groups_[0].corpus_documents;
-      groups_[0].corpus_tokens += tokens;
-    } else {
+    if (scores) {
       const bool missing = std::isnan(scores[i]);
       missing_ += missing;
-      if (missing && drop_missing) continue;
+      if (missing && drop_missing) {
+        --rows;
+        continue;
+      }
       sorter_->add({missing ? lowest_key : ascending_bits(scores[i]), first + i, tokens});
+    } else {
+      store_->append({std::uint64_t{unscored} << (sequence_bits + copy_bits) | (first + i), tokens});
     }
-    ++rows_;
-    tokens_ += tokens;
+    all_tokens += tokens;
+  }
+  rows_ += rows;
+  tokens_ += all_tokens;
+  if (!scores) {
+    groups_[0].corpus_documents += rows;
+    groups_[0].corpus_tokens += all_tokens;
   }
 }
 

@@ -91,17 +91,13 @@ class Walk {
   // Calls visit(R, entry) for every row with R below `limit`, and stays at the first one beyond.
   template <typename Visit>
   void until(std::uint64_t limit, const Visit& visit) {
-    while (place.row < dataset_->rows()) {
-      const auto [entries, count] = reader_.from(place.row);
-      for (std::size_t i = 0; i < count; ++i) {
-        const Entry entry = entries[i];
-        const std::uint64_t weight = std::max(1u, entry.tokens());
-        const std::uint64_t key = position(place, weight, entry);
-        if (key >= limit && limit != no_limit) return;
-        visit(key, entry);
-        ++place.row;
-        place.weight += weight;
-      }
+    switch (plan_->rank_by) {
+      case RankBy::documents:
+        return until<RankBy::documents>(limit, visit);
+      case RankBy::tokens:
+        return until<RankBy::tokens>(limit, visit);
+      default:
+        return until<RankBy::draw>(limit, visit);
     }
   }
 
@@ -120,15 +116,29 @@ class Walk {
   }
 
  private:
-  std::uint64_t position(const Place& at, std::uint64_t weight, const Entry& entry) const {
-    switch (plan_->rank_by) {
-      case RankBy::documents:
-        return bits_of(rescaled_rank(at.row + 1, own_total_, plan_->total));
-      case RankBy::tokens:
-        return bits_of(rescaled_rank(at.weight + weight, own_total_, plan_->total));
-      default:
-        return draws_(entry.row());
+  template <RankBy rank_by, typename Visit>
+  void until(std::uint64_t limit, const Visit& visit) {
+    const double own_total = own_total_, total = plan_->total;
+    const auto position = [&](const Place& at, std::uint64_t weight, const Entry& entry) {
+      if constexpr (rank_by == RankBy::documents) return bits_of(rescaled_rank(at.row + 1, own_total, total));
+      if constexpr (rank_by == RankBy::tokens) return bits_of(rescaled_rank(at.weight + weight, own_total, total));
+      return draws_(entry.row());
+    };
+    Place at = place;  // nothing else changes it while rows are visited
+    for (bool beyond = false; !beyond && at.row < dataset_->rows();) {
+      const auto [entries, count] = reader_.from(at.row);
+      for (std::size_t i = 0; i < count; ++i) {
+        const Entry entry = entries[i];
+        const std::uint64_t weight = std::max(1u, entry.tokens());
+        const std::uint64_t key = position(at, weight, entry);
+        beyond = key >= limit && limit != no_limit;
+        if (beyond) break;
+        visit(key, entry);
+        ++at.row;
+        at.weight += weight;
+      }
     }
+    place = at;
   }
 
   // True when all rows before the block lie below the limit.

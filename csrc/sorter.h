@@ -25,10 +25,12 @@ class Sorter {
         keys_(keys),
         threads_(memory.sort_threads(threads, Sort::scratch_bytes(Sort::cached_rows))),
         most_(memory.sort_rows(sizeof(Row))) {
-    reserve(static_cast<std::size_t>(std::min<std::uint64_t>(expected, most_)));
+    capacity_ = std::max<std::size_t>(static_cast<std::size_t>(std::min<std::uint64_t>(expected, most_)), 1);
+    buffer_ = memory_.take(capacity_ * sizeof(Row));
+    rows_ = buffer_.template as<Row>();
   }
   Sorter(const Sorter&) = delete;
-  ~Sorter() { memory_.release(buffer_.bytes()); }
+  ~Sorter() { memory_.give_back(std::move(buffer_)); }
 
   void add(const Row& row) {
     if (held_ == capacity_) make_room();
@@ -72,28 +74,23 @@ class Sorter {
     std::size_t run;
   };
 
-  void reserve(std::size_t rows) {
-    capacity_ = std::max<std::size_t>(rows, 1);
+  void make_room() {
+    if (capacity_ >= most_) return spill();
+    capacity_ = std::min(most_, capacity_ + capacity_ / 4 + 1024);
     memory_.release(buffer_.bytes());
     buffer_.resize(capacity_ * sizeof(Row));
     memory_.hold(buffer_.bytes());
     rows_ = buffer_.template as<Row>();
   }
 
-  void make_room() {
-    if (capacity_ < most_) return reserve(std::min(most_, capacity_ + capacity_ / 4 + 1024));
-    spill();
-  }
-
   // From one buffer to another where the second one fits too.
   void sort() {
     const std::uint64_t bytes = held_ * sizeof(Row);
     if (held_ <= Sort::cached_rows || !memory_.has_room_for_two(held_, bytes)) return sort_(rows_, held_, threads_);
-    Buffer sorted(static_cast<std::size_t>(bytes));
-    memory_.hold(bytes);
+    Buffer sorted = memory_.take(bytes);
     sort_(rows_, sorted.template as<Row>(), held_, threads_);
-    memory_.release(buffer_.bytes());
-    buffer_ = std::move(sorted);
+    std::swap(buffer_, sorted);
+    memory_.give_back(std::move(sorted));
     rows_ = buffer_.template as<Row>();
     capacity_ = held_;
   }

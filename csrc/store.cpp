@@ -60,10 +60,10 @@ Store::Store(Memory& memory, ScratchFile& scratch, std::uint64_t expected)
     : memory_(memory), scratch_(scratch), resident_(memory.fits(expected * sizeof(Entry))) {
   const std::uint64_t capacity = resident_ ? expected : std::min<std::uint64_t>(expected, piece_rows);
   tail_capacity_ = std::max<std::size_t>(1, static_cast<std::size_t>(capacity));
-  buffer_.resize(tail_capacity_ * sizeof(Entry));
+  accounted_ = tail_capacity_ * sizeof(Entry);
+  buffer_ = memory_.take(accounted_);
   tail_ = buffer_.as<Entry>();
   offset_ = scratch_.size();
-  account();
 }
 
 Store::Store(Memory& memory, ScratchFile& scratch, Buffer rows, std::uint64_t size)
@@ -77,7 +77,7 @@ Store::Store(Memory& memory, ScratchFile& scratch, Buffer rows, std::uint64_t si
   finish();
 }
 
-Store::~Store() { memory_.release(accounted_); }
+Store::~Store() { memory_.give_back(std::move(buffer_)); }
 
 void Store::account() {
   memory_.release(accounted_);

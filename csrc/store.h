@@ -39,7 +39,9 @@ class Buffer {
 
 // The bound of one build, and what of it is held.
 //
-// Finished rows take at most half, so that there is room to sort the next dataset; what does not fit goes to a file.
+// Finished rows take at most half, so that there is room to sort the next dataset; what does not fit goes to a file. One
+// block that was given back waits for the next who wants one: the system takes as long to clear fresh pages as a pass over
+// them. Whoever wants one gets it before fresh pages, so the process never holds more for it.
 class Memory {
  public:
   explicit Memory(std::uint64_t limit) : limit_(limit) {}
@@ -59,11 +61,28 @@ class Memory {
     const std::uint64_t finished = (held_ - bytes) / sizeof(Entry);
     return fits(bytes) && held_ + bytes <= 2 * sizeof(Entry) * (rows + finished);
   }
-  void hold(std::uint64_t bytes) { held_ += bytes; }
+  void hold(std::uint64_t bytes) {
+    held_ += bytes;
+    if (held_ + spare_.bytes() > limit_) drop_spare();
+  }
   void release(std::uint64_t bytes) { held_ -= bytes; }
+
+  // A block whose bytes are held from now on, with anything in it.
+  Buffer take(std::uint64_t bytes) {
+    Buffer taken = std::exchange(spare_, Buffer());
+    taken.resize(static_cast<std::size_t>(bytes));
+    hold(bytes);
+    return taken;
+  }
+  void give_back(Buffer buffer) {
+    release(buffer.bytes());
+    if (buffer.bytes() > spare_.bytes()) spare_ = std::move(buffer);
+  }
+  void drop_spare() { spare_ = Buffer(); }
 
  private:
   std::uint64_t limit_, held_ = 0;
+  Buffer spare_;
 };
 
 // One file that is only appended to. Its name is gone at once, so a killed build leaves nothing of it.
