@@ -102,12 +102,13 @@ class BadSteps:
         self._skips_in_a_row = state_dict["skips_in_a_row"]
 
     def _reason(self, step: Measured) -> str | None:
+        if not math.isfinite(step.loss):
+            # No loss scale helps a forward pass that has left the range.
+            return f"loss is {step.loss}"
         if step.overflow:
             # Above its minimum the scaler lowers the scale, which is its daily work.
             collapsed = step.loss_scale <= self._min_loss_scale
             return f"gradients overflow at the smallest loss scale, {step.loss_scale:g}" if collapsed else None
-        if not math.isfinite(step.loss):
-            return f"loss is {step.loss}"
         if not math.isfinite(step.gradient_norm):
             return f"gradient norm is {step.gradient_norm}"
         return self._spike(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,10 @@ def test_bounds() -> None:
 
 def test_the_loss_scaler_may_do_its_work() -> None:
     judge = BadSteps(FaultsConfig(on_bad_step="stop"), 1.0)
-    overflow = Measured(loss=math.inf, gradient_norm=math.nan, loss_scale=2.0, overflow=True, phase=0)
+    overflow = Measured(loss=1.0, gradient_norm=math.nan, loss_scale=2.0, overflow=True, phase=0)
     assert judge.judge(overflow) is None
-    fault = judge.judge(Measured(loss=1.0, gradient_norm=math.nan, loss_scale=1.0, overflow=True, phase=0))
-    assert fault is not None and fault.action == "stop"
+    fault = judge.judge(replace(overflow, loss_scale=1.0))
+    assert fault is not None and fault.reason.startswith("gradients overflow at the smallest loss scale")
+    # No scale brings a forward pass back into the range.
+    fault = judge.judge(replace(overflow, loss=math.inf))
+    assert fault is not None and fault.reason == "loss is inf"
