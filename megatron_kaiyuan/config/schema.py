@@ -78,9 +78,35 @@ class ParallelConfig(Section):
         bool, Field(description="cut optimizer state over the data-parallel ranks")
     ] = True
     overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
+    recompute_granularity: Annotated[
+        Literal["selective", "full"] | None,
+        Field(description="computed again by the backward pass: parts of a layer, whole layers; null: nothing"),
+    ] = None
+    recompute_modules: Annotated[
+        list[Literal["core_attn", "layernorm", "mlp"]] | None,
+        Field(min_length=1, description="the parts, with selective; null: core_attn, the scores of attention"),
+    ] = None
     timeout_minutes: Annotated[
         float, Field(gt=0, description="a collective, or a start, that waits longer ends the job")
     ] = 10.0
+
+    @model_validator(mode="after")
+    def _check_recompute(self) -> ParallelConfig:
+        if self.recompute_modules is not None and self.recompute_granularity != "selective":
+            raise ValueError("recompute_modules needs recompute_granularity: selective")
+        if "layernorm" in (self.recompute_modules or []):
+            raise ValueError(
+                "recompute_modules: Megatron Core 0.16 can recompute layernorm with Transformer Engine only; use "
+                "core_attn and mlp, or recompute_granularity: full"
+            )
+        return self
+
+    @property
+    def recomputed(self) -> frozenset[str]:
+        """What the backward pass computes again: `layer`, or parts of one."""
+        if self.recompute_granularity == "selective":
+            return frozenset(self.recompute_modules or ["core_attn"])
+        return frozenset(["layer"] if self.recompute_granularity == "full" else [])
 
     @property
     def model_parallel_size(self) -> int:

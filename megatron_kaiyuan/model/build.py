@@ -44,6 +44,11 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        recompute_granularity=parallel.recompute_granularity,
+        recompute_modules=parallel.recompute_modules,
+        # Of each layer its input stays; units of several layers would keep less and hold more of them at once.
+        recompute_method="uniform" if parallel.recompute_granularity == "full" else None,
+        recompute_num_layers=1 if parallel.recompute_granularity == "full" else None,
         # These fusions need Apex or a compiler; the modules of model/ do without them.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,

@@ -20,7 +20,7 @@ class Memory:
         weights: in the training precision.
         gradients: FP32.
         optimizer: FP32 main weights, which FP32 training does not need, and both moments.
-        activations: what the micro-batches in flight have saved for their backward passes.
+        activations: what the micro-batches in flight have saved for their backward passes, and what is recomputed.
         logits: of the last stage, with their gradient.
         buffers: what one operation needs while it runs; on a CPU the checkpoint's copy besides, which elsewhere is
             host memory.
@@ -81,9 +81,9 @@ def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     """Activations, logits and buffers at each moment that can be the peak."""
     stage = batch.stage
     in_flight = min(stage.run.parallel.pipeline_model_parallel_size - stage.index, stage.micro_batches)
-    saved = batch.saved()
+    saved, again = batch.saved(), batch.computed_again()
     always = _gathered(batch)
-    moments = [(in_flight * saved, 0, always + _layer_work(batch))]
+    moments = [(in_flight * saved + again, 0, always + _layer_work(batch))]
     if stage.is_last:
         moments.append((saved, _logits_at_loss(batch), always))
         moments.append((saved, batch.logits * batch.element, always + _head_weight(batch)))

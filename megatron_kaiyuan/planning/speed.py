@@ -87,6 +87,16 @@ def _layer_flops(model: ModelConfig, seq_length: int) -> float:
     return 2 * _PASSES * (weights + scores_and_values)
 
 
+def recomputed_flops(run: RunConfig) -> float:
+    """What the backward pass of a layer computes again, for one token; no part of the model FLOPs."""
+    model, recomputed = run.model, run.parallel.recomputed
+    if "layer" in recomputed:
+        return _layer_flops(model, run.train.seq_length) / _PASSES
+    mlp = 2 * 3 * model.ffn_hidden_size * model.hidden_size
+    scores_and_values = 2 * model.num_attention_heads * model.kv_channels * run.train.seq_length
+    return mlp * ("mlp" in recomputed) + scores_and_values * ("core_attn" in recomputed)
+
+
 def _head_flops(model: ModelConfig) -> float:
     return 2 * _PASSES * model.padded_vocab_size * model.hidden_size
 
@@ -95,7 +105,8 @@ def _slowest_stage_flops(run: RunConfig) -> float:
     """Of one micro-batch in the last stage, which has the head besides its layers."""
     layers = run.model.num_layers // run.parallel.pipeline_model_parallel_size
     tokens = run.train.micro_batch_size * run.train.seq_length
-    return tokens * (layers * _layer_flops(run.model, run.train.seq_length) + _head_flops(run.model))
+    layer = _layer_flops(run.model, run.train.seq_length) + recomputed_flops(run)
+    return tokens * (layers * layer + _head_flops(run.model))
 
 
 def _hidden_bytes(run: RunConfig) -> int:
@@ -103,9 +114,14 @@ def _hidden_bytes(run: RunConfig) -> int:
 
 
 def _tensor_seconds(stage: Stage, device: Device) -> float:
-    """Two all-reduces a layer in either direction, for one micro-batch; with sequence parallelism as much in parts."""
+    """Two all-reduces a layer in either direction, for one micro-batch; with sequence parallelism as much in parts.
+
+    What is recomputed sends again.
+    """
     run, ranks = stage.run, stage.run.parallel.tensor_model_parallel_size
-    sent = 4 * stage.layers * 2 * (ranks - 1) / ranks * _hidden_bytes(run)
+    recomputed = run.parallel.recomputed
+    reductions = 4 + 2 * ("layer" in recomputed) + ("mlp" in recomputed)
+    sent = reductions * stage.layers * 2 * (ranks - 1) / ranks * _hidden_bytes(run)
     return sent / _link(device, spans=ranks)
 
 

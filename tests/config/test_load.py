@@ -67,6 +67,12 @@ def test_what_is_written_back_is_read_again_as_the_same(recipe: Path) -> None:
         ("model.num_query_groups=3", "num_query_groups 3"),
         ("optimizer.min_loss_scale=131072", "min_loss_scale 131072 is above initial_loss_scale 65536"),
         ("monitor.activations_every_steps=-1", "monitor.activations_every_steps"),
+        ("parallel.recompute_granularity=some", "recompute_granularity: input should be 'selective' or 'full'"),
+        ("parallel.recompute_modules=[mlp]", "recompute_modules needs recompute_granularity: selective"),
+        (
+            "parallel={recompute_granularity: selective, recompute_modules: [layernorm]}",
+            "Megatron Core 0.16 can recompute layernorm with Transformer Engine only; use core_attn and mlp",
+        ),
         ("run_dir", "write section.field=value"),
         ("train.seq_length=[", "train.seq_length="),
         ("run_dir=${nothing}", "nothing"),
