@@ -73,6 +73,10 @@ class ParallelConfig(Section):
 
     tensor_model_parallel_size: Positive = 1
     pipeline_model_parallel_size: Positive = 1
+    virtual_pipeline_model_parallel_size: Annotated[
+        int, Field(gt=0, description="parts of the network on each pipeline rank, which take turns (interleaved 1F1B)")
+    ] = 1
+    context_parallel_size: Annotated[int, Field(gt=0, description="1 only, see docs/decisions.md")] = 1
     sequence_parallel: bool = False
     use_distributed_optimizer: Annotated[
         bool, Field(description="cut optimizer state over the data-parallel ranks")
@@ -91,6 +95,24 @@ class ParallelConfig(Section):
     ] = 10.0
 
     @model_validator(mode="after")
+    def _check_context(self) -> ParallelConfig:
+        if self.context_parallel_size > 1:
+            raise ValueError(
+                f"context_parallel_size {self.context_parallel_size}: Megatron Core 0.16 cuts sequences over ranks "
+                "with Transformer Engine's attention only, which this network does not use; leave it at 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_virtual(self) -> ParallelConfig:
+        if self.virtual_pipeline_model_parallel_size > 1 and self.pipeline_model_parallel_size == 1:
+            raise ValueError(
+                f"virtual_pipeline_model_parallel_size {self.virtual_pipeline_model_parallel_size} needs "
+                "pipeline_model_parallel_size above 1: one rank has nobody to take turns with"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_recompute(self) -> ParallelConfig:
         if self.recompute_modules is not None and self.recompute_granularity != "selective":
             raise ValueError("recompute_modules needs recompute_granularity: selective")
@@ -100,6 +122,11 @@ class ParallelConfig(Section):
                 "core_attn and mlp, or recompute_granularity: full"
             )
         return self
+
+    @property
+    def virtual_stages(self) -> int | None:
+        """As megatron-core wants it: None where the network of a rank is in one part."""
+        return None if self.virtual_pipeline_model_parallel_size == 1 else self.virtual_pipeline_model_parallel_size
 
     @property
     def recomputed(self) -> frozenset[str]:
@@ -280,6 +307,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"model.num_layers {model.num_layers} cannot be cut into "
                 f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
+            )
+        virtual = parallel.virtual_pipeline_model_parallel_size
+        if model.num_layers % (pipeline * virtual):
+            raise ValueError(
+                f"model.num_layers {model.num_layers} cannot be cut into parallel.pipeline_model_parallel_size "
+                f"{pipeline} x virtual_pipeline_model_parallel_size {virtual} equal parts"
             )
         if parallel.sequence_parallel and train.seq_length % tensor:
             raise ValueError(

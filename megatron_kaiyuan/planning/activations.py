@@ -90,7 +90,8 @@ class MicroBatch:
             total += self._norm(run.model.hidden_size, self.local_tokens) + self.hidden
         else:
             total += self.hidden
-        return total
+        # Between the chunks of a rank there are others': each one's last output is kept too.
+        return total + (self.stage.chunks - 1) * self.hidden
 
     def _layer(self) -> int:
         if self._recomputed == {"layer"}:

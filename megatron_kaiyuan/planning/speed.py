@@ -57,7 +57,8 @@ def parameters(model: ModelConfig) -> int:
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
     """How fast a layout is; None where the device's peak is not known.
 
-    The slowest stage sets the pace, `m + p - 1` micro-batches of it make a step. Collectives of tensor parallelism and
+    The slowest stage sets the pace, `m + (p - 1) / v` micro-batches of it make a step, v chunks a stage.
+    Collectives of tensor parallelism and
     between stages are waited for; those of the gradients too, but for the last micro-batch's backward pass where
     `overlap_grad_reduce` is on. Links that are not known cost nothing.
     """
@@ -67,7 +68,8 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
     parallel = run.parallel
     stage = Stage(run, world_size, 0)
     compute = _slowest_stage_flops(run) / (parallel.tensor_model_parallel_size * peak * 1e12 * mfu)
-    ticks = stage.micro_batches + parallel.pipeline_model_parallel_size - 1
+    # A stage of several chunks waits for one chunk's time where others wait for a whole one's.
+    ticks = stage.micro_batches + (parallel.pipeline_model_parallel_size - 1) / stage.chunks
     reduce = _gradient_seconds(stage, device)
     if parallel.overlap_grad_reduce:
         reduce = max(0.0, reduce - compute * (_PASSES - 1) / _PASSES)
@@ -126,12 +128,12 @@ def _tensor_seconds(stage: Stage, device: Device) -> float:
 
 
 def _pipeline_seconds(stage: Stage, device: Device) -> float:
-    """To the next stage and back, for one micro-batch."""
+    """To the next stage and back, for one micro-batch, from each chunk."""
     run = stage.run
     if run.parallel.pipeline_model_parallel_size == 1:
         return 0.0
     share = run.parallel.tensor_model_parallel_size if run.parallel.sequence_parallel else 1
-    return 2 * _hidden_bytes(run) / share / _link(device, spans=stage.world_size)
+    return 2 * stage.chunks * _hidden_bytes(run) / share / _link(device, spans=stage.world_size)
 
 
 def _gradient_seconds(stage: Stage, device: Device) -> float:

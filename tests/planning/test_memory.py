@@ -96,6 +96,17 @@ def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> No
     assert stage_memory(Stage(few, 4, 0), DEVICES["h100"]).device.activations == 2 * saved[0]
 
 
+def test_virtual_stages_have_more_in_flight() -> None:
+    """Two stages of two chunks: four chunks in the warm-up of the first rank, two in the last one's, and one more."""
+    two = {"pipeline_model_parallel_size": 2}
+    run = small_run(parallel=two | {"virtual_pipeline_model_parallel_size": 2})
+    of_stage = [stage_memory(Stage(run, 2, index), DEVICES["h100"]).device.activations for index in range(2)]
+    batches = [MicroBatch(Stage(run, 2, index), DEVICES["h100"]) for index in range(2)]
+    assert of_stage == [5 * batches[0].saved() // 2, 3 * batches[1].saved() // 2]
+    plain = MicroBatch(Stage(small_run(parallel=two), 2, 0), DEVICES["h100"])
+    assert batches[0].saved() == plain.saved() + plain.hidden
+
+
 def test_cutting_tensors_and_sequences_saves_memory() -> None:
     whole = fullest_stage(small_run(), 4, DEVICES["h100"]).device
     cut = fullest_stage(small_run(parallel={"tensor_model_parallel_size": 2}), 4, DEVICES["h100"]).device

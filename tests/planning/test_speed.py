@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from megatron_kaiyuan.planning.parameters import Stage, parameter_sizes
+from megatron_kaiyuan.planning.parameters import Stage, chunk_sizes
 from megatron_kaiyuan.planning.speed import ASSUMED_MFU, flops_per_step, parameters, recomputed_flops, speed
 from megatron_kaiyuan.platform.figures import DEVICES
 
@@ -42,7 +42,7 @@ def test_flops_are_those_of_the_matrix_products(recompute: dict[str, Any], passe
 
 def test_parameters_are_the_sum_of_the_stages() -> None:
     run = load_run(Path(KAIYUAN_2B), ["parallel.pipeline_model_parallel_size=4"])
-    assert parameters(run.model) == sum(sum(parameter_sizes(Stage(run, 4, index))) for index in range(4))
+    assert parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
     assert round(parameters(run.model) / 1e9, 3) == 2.032
 
 
