@@ -70,12 +70,12 @@ def step(state: Any, tokens_bs: torch.Tensor) -> None:
         output = model(tokens_bs, positions_bs, None, labels=tokens_bs)
         return output, lambda losses: (losses.float().mean(), {})
 
-    state.model.zero_grad_buffer()
+    state.models[0].zero_grad_buffer()
     state.optimizer.zero_grad()
     get_forward_backward_func()(
         forward_step_func=forward,
         data_iterator=None,
-        model=[state.model],
+        model=state.models,
         num_microbatches=1,
         seq_length=tokens_bs.size(1),
         micro_batch_size=BATCH,

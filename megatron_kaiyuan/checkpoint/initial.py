@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-from megatron.core.models.gpt import GPTModel
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import verify_together
@@ -22,6 +21,7 @@ from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.model.build import Network
 
 _SHAPE_FIELDS = (
     "num_layers",
@@ -37,7 +37,7 @@ _FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
 POST_NORM = ".post_norm."
 
 
-def initialise(network: GPTModel, model: ModelConfig, source: Path) -> list[str]:
+def initialise(network: Network, model: ModelConfig, source: Path) -> list[str]:
     """Put the weights of `source` into a network of any layout of ranks. Collective.
 
     The optimizer's main weights are the caller's to renew.
@@ -52,7 +52,7 @@ def initialise(network: GPTModel, model: ModelConfig, source: Path) -> list[str]
     if kind == "qwen3":
         folder = agreed(lambda: Qwen3Folder(source))
         notes = agreed(lambda: folder.compare(model))
-        agreed(lambda: copy_into(network, folder, model))
+        agreed(lambda: [copy_into(chunk, folder, model) for chunk in network.chunks])
         return notes
     if problems := verify_together(source):
         raise UserError(f"init_from: {problems[0]}", every_rank=True)
@@ -99,7 +99,7 @@ def _compare(source: Path, model: ModelConfig) -> list[str]:
     return notes
 
 
-def _load_what_is_there(network: GPTModel, source: Path) -> None:
+def _load_what_is_there(network: Network, source: Path) -> None:
     """Load every weight; only gains of closing norms may be missing in the source."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     described = network.sharded_state_dict(metadata={"dp_cp_group": group})

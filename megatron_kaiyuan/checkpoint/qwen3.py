@@ -151,7 +151,7 @@ class Qwen3Folder:
 
 @torch.no_grad()
 def copy_into(network: GPTModel, folder: Qwen3Folder, model: ModelConfig) -> None:
-    """Fill this rank's part of the network.
+    """Fill a part of the network.
 
     Raises:
         UserError: a weight is missing, damaged or of another shape.

@@ -50,6 +50,7 @@ def process_groups(
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_stages,
             distributed_timeout_minutes=parallel.timeout_minutes,
             create_gloo_process_groups=True,
         )

@@ -24,6 +24,7 @@ def pretended_groups(rank: int, world_size: int, parallel: ParallelConfig) -> It
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_stages,
             create_gloo_process_groups=False,
         )
         yield

@@ -73,14 +73,67 @@ class ParallelConfig(Section):
 
     tensor_model_parallel_size: Positive = 1
     pipeline_model_parallel_size: Positive = 1
+    virtual_pipeline_model_parallel_size: Annotated[
+        int, Field(gt=0, description="parts of the network on each pipeline rank, which take turns (interleaved 1F1B)")
+    ] = 1
+    context_parallel_size: Annotated[int, Field(gt=0, description="1 only, see docs/decisions.md")] = 1
     sequence_parallel: bool = False
     use_distributed_optimizer: Annotated[
         bool, Field(description="cut optimizer state over the data-parallel ranks")
     ] = True
     overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
+    recompute_granularity: Annotated[
+        Literal["selective", "full"] | None,
+        Field(description="computed again by the backward pass: parts of a layer, whole layers; null: nothing"),
+    ] = None
+    recompute_modules: Annotated[
+        list[Literal["core_attn", "layernorm", "mlp"]] | None,
+        Field(min_length=1, description="the parts, with selective; null: core_attn, the scores of attention"),
+    ] = None
     timeout_minutes: Annotated[
         float, Field(gt=0, description="a collective, or a start, that waits longer ends the job")
     ] = 10.0
+
+    @model_validator(mode="after")
+    def _check_context(self) -> ParallelConfig:
+        if self.context_parallel_size > 1:
+            raise ValueError(
+                f"context_parallel_size {self.context_parallel_size}: Megatron Core 0.16 cuts sequences over ranks "
+                "with Transformer Engine's attention only, which this network does not use; leave it at 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_virtual(self) -> ParallelConfig:
+        if self.virtual_pipeline_model_parallel_size > 1 and self.pipeline_model_parallel_size == 1:
+            raise ValueError(
+                f"virtual_pipeline_model_parallel_size {self.virtual_pipeline_model_parallel_size} needs "
+                "pipeline_model_parallel_size above 1: one rank has nobody to take turns with"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_recompute(self) -> ParallelConfig:
+        if self.recompute_modules is not None and self.recompute_granularity != "selective":
+            raise ValueError("recompute_modules needs recompute_granularity: selective")
+        if "layernorm" in (self.recompute_modules or []):
+            raise ValueError(
+                "recompute_modules: Megatron Core 0.16 can recompute layernorm with Transformer Engine only; use "
+                "core_attn and mlp, or recompute_granularity: full"
+            )
+        return self
+
+    @property
+    def virtual_stages(self) -> int | None:
+        """As megatron-core wants it: None where the network of a rank is in one part."""
+        return None if self.virtual_pipeline_model_parallel_size == 1 else self.virtual_pipeline_model_parallel_size
+
+    @property
+    def recomputed(self) -> frozenset[str]:
+        """What the backward pass computes again: `layer`, or parts of one."""
+        if self.recompute_granularity == "selective":
+            return frozenset(self.recompute_modules or ["core_attn"])
+        return frozenset(["layer"] if self.recompute_granularity == "full" else [])
 
     @property
     def model_parallel_size(self) -> int:
@@ -254,6 +307,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"model.num_layers {model.num_layers} cannot be cut into "
                 f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
+            )
+        virtual = parallel.virtual_pipeline_model_parallel_size
+        if model.num_layers % (pipeline * virtual):
+            raise ValueError(
+                f"model.num_layers {model.num_layers} cannot be cut into parallel.pipeline_model_parallel_size "
+                f"{pipeline} x virtual_pipeline_model_parallel_size {virtual} equal parts"
             )
         if parallel.sequence_parallel and train.seq_length % tensor:
             raise ValueError(

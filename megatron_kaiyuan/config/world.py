@@ -30,3 +30,19 @@ def check_world_size(run: RunConfig, world_size: int) -> None:
             "change one of them",
             every_rank=True,
         )
+    micro_batches = train.global_batch_size // (train.micro_batch_size * data_parallel)
+    if not takes_turns(run, micro_batches):
+        raise UserError(
+            f"parallel.virtual_pipeline_model_parallel_size {parallel.virtual_pipeline_model_parallel_size}: "
+            f"{micro_batches} micro-batches a step and data-parallel rank are not a multiple of "
+            f"pipeline_model_parallel_size {parallel.pipeline_model_parallel_size}, in groups of which the parts of "
+            "the network take turns; change train.micro_batch_size or train.global_batch_size",
+            every_rank=True,
+        )
+
+
+def takes_turns(run: RunConfig, micro_batches: int) -> bool:
+    """Whether megatron-core's interleaved schedule takes so many micro-batches; any other takes all numbers."""
+    parallel = run.parallel
+    interleaved = parallel.virtual_pipeline_model_parallel_size > 1
+    return not interleaved or micro_batches % parallel.pipeline_model_parallel_size == 0

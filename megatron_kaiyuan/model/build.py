@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -43,7 +46,16 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         bf16=precision == "bf16",
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_stages,
+        # Two neighbours may send to each other at once only where sends are no batch; with two ranks they always do.
+        overlap_p2p_comm=parallel.virtual_stages is not None,
+        batch_p2p_comm=parallel.virtual_stages is None,
         sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        recompute_granularity=parallel.recompute_granularity,
+        recompute_modules=parallel.recompute_modules,
+        # Of each layer its input stays; units of several layers would keep less and hold more of them at once.
+        recompute_method="uniform" if parallel.recompute_granularity == "full" else None,
+        recompute_num_layers=1 if parallel.recompute_granularity == "full" else None,
         # These fusions need Apex or a compiler; the modules of model/ do without them.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -54,8 +66,34 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     )
 
 
-def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
-    """This rank's part of the network, on the CPU, with fresh weights from torch's generator.
+class Network(torch.nn.ModuleList):
+    """This rank's part of the network, in one piece, or in one for each of its virtual pipeline stages."""
+
+    def __init__(self, chunks: Sequence[GPTModel]):
+        super().__init__(chunks)
+        self.chunks = list(chunks)
+
+    def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """megatron-core's, for `load_state_dict` of this class; on disk names are those of the whole network."""
+        return {
+            f"{number}.{name}": value
+            for number, chunk in enumerate(self.chunks)
+            for name, value in chunk.sharded_state_dict(metadata=metadata).items()
+        }
+
+
+def build_network(model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, seed: int) -> Network:
+    """This rank's part of the network, on the CPU; weights depend on the seed and on the number of parts in all."""
+    rank, ranks = parallel_state.get_pipeline_model_parallel_rank(), parallel.pipeline_model_parallel_size
+    chunks = []
+    for virtual in range(parallel.virtual_pipeline_model_parallel_size):
+        torch.manual_seed(seed + 100 * (virtual * ranks + rank))
+        chunks.append(build_model(model, config, None if parallel.virtual_stages is None else virtual))
+    return Network(chunks)
+
+
+def build_model(model: ModelConfig, config: TransformerConfig, virtual_stage: int | None = None) -> GPTModel:
+    """A pipeline stage of the network, on the CPU, with fresh weights from torch's generator.
 
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
@@ -63,14 +101,15 @@ def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
     layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm)
     network = GPTModel(
         config=config,
-        transformer_layer_spec=kaiyuan_block_spec(config, layer),
+        transformer_layer_spec=kaiyuan_block_spec(config, layer, virtual_stage),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
         rotary_base=model.rotary_base,
+        vp_stage=virtual_stage,
     )
     for module in network.modules():
         if isinstance(module, PostNormLinear):

@@ -46,6 +46,9 @@ def kaiyuan_layer_spec(sandwich_norm: bool = True, qk_layernorm: bool = True) ->
     )
 
 
-def kaiyuan_block_spec(config: TransformerConfig, layer: ModuleSpec) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, closed by an RMSNorm on the last one."""
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+def kaiyuan_block_spec(
+    config: TransformerConfig, layer: ModuleSpec, virtual_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, or of a virtual one, closed by an RMSNorm on the last one."""
+    layers = get_num_layers_to_build(config, virtual_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

@@ -14,6 +14,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.model.build import Network
 from megatron_kaiyuan.monitor.sizes import block_elements
 from megatron_kaiyuan.monitor.table import Table
 from megatron_kaiyuan.optim.main_weights import main_weights
@@ -38,7 +39,7 @@ def weight_places(model: ModelConfig) -> dict[str, int]:
 
 
 def add_weights(
-    table: Table, prefix: str, network: GPTModel, optimizer: ChainedOptimizer, clipped_by: float, updated: bool
+    table: Table, prefix: str, network: Network, optimizer: ChainedOptimizer, clipped_by: float, updated: bool
 ) -> None:
     """Add squares of gradients, updates and weights, and the largest gradient, of what this rank updates.
 
@@ -49,7 +50,7 @@ def add_weights(
         clipped_by: the factor that clipping multiplied the gradients by, which is taken out again.
         updated: the last step was not skipped.
     """
-    places = dict(_places(network))
+    places = {weight: place for chunk in network.chunks for weight, place in _places(chunk)}
     for weights in main_weights(optimizer):
         if not _counts_here(weights.parameter, optimizer):
             continue
@@ -62,17 +63,17 @@ def add_weights(
             table.add(prefix + name, place, tuple(squares), magnitudes.amax() / clipped_by)
 
 
-def _places(network: GPTModel) -> Iterator[tuple[torch.nn.Parameter, tuple[str, int]]]:
-    """Kind and place of every parameter on this rank."""
-    for layer in network.decoder.layers:
+def _places(chunk: GPTModel) -> Iterator[tuple[torch.nn.Parameter, tuple[str, int]]]:
+    """Kind and place of every parameter."""
+    for layer in chunk.decoder.layers:
         for name, parameter in layer.named_parameters():
             yield parameter, (_IN_LAYERS.get(name, _NORMS), layer.layer_number - 1)
-    if network.pre_process:
-        for parameter in network.embedding.parameters():
+    if chunk.pre_process:
+        for parameter in chunk.embedding.parameters():
             yield parameter, ("embedding", 0)
-    if network.post_process:
-        yield network.decoder.final_layernorm.weight, ("final_norm", 0)
-        yield network.output_layer.weight, ("head", 0)
+    if chunk.post_process:
+        yield chunk.decoder.final_layernorm.weight, ("final_norm", 0)
+        yield chunk.output_layer.weight, ("head", 0)
 
 
 def _counts_here(parameter: torch.nn.Parameter, optimizer: ChainedOptimizer) -> bool:

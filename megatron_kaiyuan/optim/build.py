@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import megatron.core.optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -11,7 +13,7 @@ from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.optim.adamw import AdamW
 
 
-def build_optimizer(run: RunConfig, model: DistributedDataParallel) -> MegatronOptimizer:
+def build_optimizer(run: RunConfig, models: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
     """FP32 main weights and AdamW, by default cut over the data-parallel ranks; dynamic loss scaling with FP16.
 
     Learning rate and weight decay are set before each step by `set_step_options`.
@@ -28,14 +30,14 @@ def build_optimizer(run: RunConfig, model: DistributedDataParallel) -> MegatronO
             clip_grad=options.clip_grad,
             fp16=run.train.precision == "fp16",
             bf16=run.train.precision == "bf16",
-            params_dtype=model.config.params_dtype,
+            params_dtype=models[0].config.params_dtype,
             initial_loss_scale=options.initial_loss_scale,
             min_loss_scale=options.min_loss_scale,
             loss_scale_window=options.loss_scale_window,
             hysteresis=options.hysteresis,
             use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         ),
-        [model],
+        list(models),
         # For megatron-core's own ways to save the optimizer, which we do not take.
         use_gloo_process_groups=False,
     )

@@ -1,11 +1,12 @@
 """Bytes that a micro-batch keeps between its forward and its backward pass, tensor by tensor.
 
-What autograd saves for the modules of `model/spec.py` with megatron-core 0.16 and no recomputation.
+What autograd saves for the modules of `model/spec.py` with megatron-core 0.16, and what it computes again.
 Shapes: s sequence, b micro-batch, H hidden, F ffn, N heads, G query groups, D head size, V padded vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from megatron_kaiyuan.planning.parameters import BYTES, Stage
@@ -64,23 +65,40 @@ class MicroBatch:
             total += self.tokens * run.train.seq_length
         return total
 
+    def computed_again(self) -> int:
+        """Bytes that the backward pass of a layer restores before it uses them: one layer's at a time, at most."""
+        attention, mlp = self._attention(), self._mlp()
+        if self._recomputed == {"layer"}:
+            return attention + mlp
+        return max(attention - self._attention(self._recomputed), mlp - self._mlp(self._recomputed))
+
+    @property
+    def _recomputed(self) -> frozenset[str]:
+        return self.stage.run.parallel.recomputed
+
     def _boundary(self) -> int:
         """Where the stage begins and ends."""
         run = self.stage.run
         total = 0
-        if not self.stage.is_first and not self.device.fused_norm and run.train.precision != "fp32":
+        if self._recomputed == {"layer"}:
+            # Each layer keeps the angles that its queries and keys are rotated by.
+            total += run.train.seq_length * run.model.kv_channels * _FP32
+        elif not self.stage.is_first and not self.device.fused_norm and run.train.precision != "fp32":
             # What was received is kept; the first norm saves a copy of it in FP32.
             total += self.hidden
         if self.stage.is_last:
             total += self._norm(run.model.hidden_size, self.local_tokens) + self.hidden
         else:
             total += self.hidden
-        return total
+        # Between the chunks of a rank there are others': each one's last output is kept too.
+        return total + (self.stage.chunks - 1) * self.hidden
 
     def _layer(self) -> int:
-        return self._attention() + self._mlp()
+        if self._recomputed == {"layer"}:
+            return self.hidden
+        return self._attention(self._recomputed) + self._mlp(self._recomputed)
 
-    def _attention(self) -> int:
+    def _attention(self, recomputed: Set[str] = frozenset()) -> int:
         model, element, tokens = self.stage.run.model, self.element, self.tokens
         size, heads = model.kv_channels, model.num_attention_heads // self.tensor_ranks
         groups = model.num_query_groups // self.tensor_ranks
@@ -88,7 +106,8 @@ class MicroBatch:
         total = self._sub_layer()
         # The attention's result, which the output projection saves as its input.
         total += query
-        if self._keeps_projection:
+        # What is recomputed keeps its inputs, of which the values are a view.
+        if "core_attn" in recomputed or self._keeps_projection:
             total += query + 2 * keys
         if model.qk_layernorm:
             # Queries are copied out of the projection where a group has several; keys are normed in place there.
@@ -97,6 +116,8 @@ class MicroBatch:
             total += self._norm(size, tokens * groups, input_kept=True)
         # Rotated queries and keys; cosine and sine, for queries and for keys.
         total += query + keys + 4 * self.stage.run.train.seq_length * size * element
+        if "core_attn" in recomputed:
+            return total
         if self.stage.run.data.reset_attention_mask:
             # Keys and values spread over all heads, and the mask as numbers.
             total += (query - keys) + query + tokens * self.stage.run.train.seq_length * element
@@ -115,7 +136,10 @@ class MicroBatch:
         # Values are copied to all heads then.
         return run.model.qk_layernorm and (self.device.fused_norm or run.train.precision == "fp32")
 
-    def _mlp(self) -> int:
+    def _mlp(self, recomputed: Set[str] = frozenset()) -> int:
+        if "mlp" in recomputed:
+            # The closing norm is a part of it.
+            return self._norm(self.stage.run.model.hidden_size, self.local_tokens) + self.hidden
         # Both halves of the first projection, the gate behind SiLU, the other half once more (megatron-core adds an
         # offset, 0, to it), and their product.
         inner = self.stage.run.model.ffn_hidden_size // self.tensor_ranks

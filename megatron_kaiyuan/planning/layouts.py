@@ -9,14 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.config.world import takes_turns
 from megatron_kaiyuan.errors import UserError
 
 
 def legal_layouts(run: RunConfig, world_size: int) -> list[RunConfig]:
     """The recipe in every layout that it allows on so many ranks.
 
-    Tensor and pipeline parallel size, sequence parallelism where the former is above 1, and the micro-batch size:
-    powers of two, and the recipe's own.
+    Tensor and pipeline parallel size, sequence parallelism where the former is above 1, the recipe's own virtual
+    pipeline size or none, and the micro-batch size: powers of two, and the recipe's own.
 
     Raises:
         UserError: there is none; the message names what would work.
@@ -42,13 +43,16 @@ def _model_parallel_shapes(run: RunConfig) -> Iterator[RunConfig]:
                 parallel={
                     "tensor_model_parallel_size": tensor,
                     "pipeline_model_parallel_size": 1,
+                    "virtual_pipeline_model_parallel_size": 1,
                     "sequence_parallel": sequence_parallel,
                 },
             )
             if cut is None:
                 continue
-            for pipeline in range(1, run.model.num_layers + 1):
-                shape = _changed(cut, parallel={"pipeline_model_parallel_size": pipeline})
+            virtual_sizes = sorted({1, run.parallel.virtual_pipeline_model_parallel_size})
+            for pipeline, virtual in itertools.product(range(1, run.model.num_layers + 1), virtual_sizes):
+                sizes = {"pipeline_model_parallel_size": pipeline, "virtual_pipeline_model_parallel_size": virtual}
+                shape = _changed(cut, parallel=sizes)
                 if shape is not None:
                     yield shape
 
@@ -59,7 +63,7 @@ def _micro_batches(shape: RunConfig, data_parallel_size: int) -> Iterator[RunCon
         return
     sizes = itertools.takewhile(lambda size: size <= samples, (1 << power for power in itertools.count()))
     for size in sorted({*sizes, shape.train.micro_batch_size}):
-        if samples % size == 0:
+        if samples % size == 0 and takes_turns(shape, samples // size):
             layout = _changed(shape, train={"micro_batch_size": size})
             if layout is not None:
                 yield layout

@@ -20,7 +20,7 @@ class Memory:
         weights: in the training precision.
         gradients: FP32.
         optimizer: FP32 main weights, which FP32 training does not need, and both moments.
-        activations: what the micro-batches in flight have saved for their backward passes.
+        activations: what the micro-batches in flight have saved for their backward passes, and what is recomputed.
         logits: of the last stage, with their gradient.
         buffers: what one operation needs while it runs; on a CPU the checkpoint's copy besides, which elsewhere is
             host memory.
@@ -80,17 +80,30 @@ def checkpoint_copy(stage: Stage) -> int:
 def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     """Activations, logits and buffers at each moment that can be the peak."""
     stage = batch.stage
-    in_flight = min(stage.run.parallel.pipeline_model_parallel_size - stage.index, stage.micro_batches)
-    saved = batch.saved()
+    saved, again = batch.saved(), batch.computed_again()
+    in_flight = _in_flight(stage)
     always = _gathered(batch)
-    moments = [(in_flight * saved, 0, always + _layer_work(batch))]
+    kept = in_flight * saved // stage.chunks
+    moments = [(kept + again, 0, always + _layer_work(batch))]
     if stage.is_last:
-        moments.append((saved, _logits_at_loss(batch), always))
-        moments.append((saved, batch.logits * batch.element, always + _head_weight(batch)))
+        moments.append((kept, _logits_at_loss(batch), always))
+        moments.append((kept, batch.logits * batch.element, always + _head_weight(batch)))
     if stage.is_first:
         # The last thing of a backward pass: the other micro-batches in flight are still there.
-        moments.append(((in_flight - 1) * saved, 0, always + _head_weight(batch) + batch.hidden))
+        moments.append(((in_flight - 1) * saved // stage.chunks, 0, always + _head_weight(batch) + batch.hidden))
     return moments
+
+
+def _in_flight(stage: Stage) -> int:
+    """Chunks times micro-batches that a rank holds at most between their forward and backward passes.
+
+    Those of the warm-up and one more (megatron-core 0.16, pipeline_parallel/schedules.py: get_pp_rank_microbatches).
+    """
+    stages = stage.run.parallel.pipeline_model_parallel_size
+    ahead = stages - stage.index - 1
+    if stage.chunks > 1:
+        ahead = 2 * ahead + (stage.chunks - 1) * stages
+    return min(ahead + 1, stage.micro_batches * stage.chunks)
 
 
 def _logits_at_loss(batch: MicroBatch) -> int:

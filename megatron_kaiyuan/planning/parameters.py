@@ -51,6 +51,11 @@ class Stage:
         return self.run.model.num_layers // self.run.parallel.pipeline_model_parallel_size
 
     @property
+    def chunks(self) -> int:
+        """Parts of the network on a rank, see `virtual_pipeline_model_parallel_size`."""
+        return self.run.parallel.virtual_pipeline_model_parallel_size
+
+    @property
     def data_parallel_size(self) -> int:
         return self.world_size // self.run.parallel.model_parallel_size
 
@@ -84,30 +89,32 @@ class Held:
 def held(stage: Stage) -> Held:
     """Bytes for the parameters of a stage's first rank."""
     run = stage.run
-    sizes = list(parameter_sizes(stage))
+    chunks = list(chunk_sizes(stage))
+    total = sum(map(sum, chunks))
     element = BYTES[run.train.precision]
     # With FP32 the weights themselves are the main weights.
     state = 2 * _FP32 if run.train.precision == "fp32" else 3 * _FP32
     if not run.parallel.use_distributed_optimizer:
-        total = sum(sizes)
         return Held(total, total * element, total * _FP32, total * state)
-    buckets = _buckets(sizes, stage)
-    padded = buckets[-1].stop
-    own = sum(bucket.real_elements(stage.data_parallel_size) for bucket in buckets)
-    return Held(sum(sizes), padded * element, padded * _FP32, own * state)
+    # Each chunk has a buffer of its own.
+    buffers = [_buckets(sizes, stage, is_first=number == 0) for number, sizes in enumerate(chunks)]
+    padded = sum(buckets[-1].stop for buckets in buffers)
+    own = sum(bucket.real_elements(stage.data_parallel_size) for buckets in buffers for bucket in buckets)
+    return Held(total, padded * element, padded * _FP32, own * state)
 
 
-def parameter_sizes(stage: Stage) -> Iterator[int]:
-    """Elements of each parameter of a tensor-parallel rank, in the order of `GPTModel.named_parameters()`."""
+def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
+    """Of each of the stage's chunks the elements of its parameters on a tensor-parallel rank.
+
+    In the order of `GPTModel.named_parameters()`.
+    """
     model, ranks = stage.run.model, stage.run.parallel.tensor_model_parallel_size
     outer = model.padded_vocab_size * model.hidden_size // ranks
-    if stage.is_first:
-        yield outer
-    for _ in range(stage.layers):
-        yield from _layer_sizes(model, ranks)
-    if stage.is_last:
-        yield model.hidden_size
-        yield outer
+    layers = list(_layer_sizes(model, ranks)) * (stage.layers // stage.chunks)
+    for number in range(stage.chunks):
+        embedding = [outer] if stage.is_first and number == 0 else []
+        head = [model.hidden_size, outer] if stage.is_last and number == stage.chunks - 1 else []
+        yield embedding + layers + head
 
 
 def _layer_sizes(model: ModelConfig, ranks: int) -> Iterator[int]:
@@ -136,11 +143,15 @@ class _Bucket:
         return sum(min(stop, own) - start for start, stop in self.parameters if start < own)
 
 
-def _buckets(sizes: list[int], stage: Stage) -> list[_Bucket]:
-    """megatron-core's layout of the flat buffer: parameters from the last to the first."""
+def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[_Bucket]:
+    """megatron-core's layout of a chunk's flat buffer: parameters from the last to the first.
+
+    Args:
+        is_first: the first chunk of its rank.
+    """
     ranks = stage.data_parallel_size
     largest = None
-    if stage.run.parallel.overlap_grad_reduce and stage.is_first:
+    if stage.run.parallel.overlap_grad_reduce and stage.is_first and is_first:
         largest = max(_BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK * ranks)
     alignment = math.lcm(ranks, _BUCKET_ALIGNMENT)
     buckets: list[_Bucket] = []

@@ -33,9 +33,10 @@ class LayoutPlan:
     fits: bool
 
     @property
-    def shape(self) -> tuple[int, int, bool]:
+    def shape(self) -> tuple[int, int, int, bool]:
         parallel = self.run.parallel
-        return parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel
+        sizes = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        return *sizes, parallel.virtual_pipeline_model_parallel_size, parallel.sequence_parallel
 
     def is_recipe(self, run: RunConfig) -> bool:
         """The layout that the recipe itself names."""
@@ -59,7 +60,7 @@ class Plan:
 
     def best_of_each_shape(self) -> list[LayoutPlan]:
         """The recipe's own layout, and one micro-batch size for each way to cut the network."""
-        first: dict[tuple[int, int, bool], LayoutPlan] = {}
+        first: dict[tuple[int, int, int, bool], LayoutPlan] = {}
         for layout in self.layouts:
             first.setdefault(layout.shape, layout)
         return [one for one in self.layouts if first[one.shape] is one or one.is_recipe(self.run)]

@@ -47,7 +47,12 @@ def _layout_as_json(plan: Plan, layout: LayoutPlan) -> dict[str, Any]:
     memory = layout.memory
     row: dict[str, Any] = {
         **layout.run.parallel.model_dump(
-            include={"tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"}
+            include={
+                "tensor_model_parallel_size",
+                "pipeline_model_parallel_size",
+                "virtual_pipeline_model_parallel_size",
+                "sequence_parallel",
+            }
         ),
         "data_parallel_size": layout.data_parallel_size,
         "micro_batch_size": layout.run.train.micro_batch_size,
@@ -119,9 +124,13 @@ def _head() -> list[str]:
 
 
 def _layout_columns(layout: LayoutPlan) -> list[str]:
-    tensor, pipeline, sequence_parallel = layout.shape
-    micro = layout.run.train.micro_batch_size
-    return [str(tensor), "yes" if sequence_parallel else "", str(pipeline), str(layout.data_parallel_size), str(micro)]
+    cuts = [str(layout.shape[0]), "yes" if layout.shape[-1] else "", _pipeline(layout)]
+    return [*cuts, str(layout.data_parallel_size), str(layout.run.train.micro_batch_size)]
+
+
+def _pipeline(layout: LayoutPlan) -> str:
+    _, pipeline, virtual, _ = layout.shape
+    return f"{pipeline}" if virtual == 1 else f"{pipeline}x{virtual}"
 
 
 def _row(plan: Plan, layout: LayoutPlan) -> list[str]:
@@ -138,11 +147,11 @@ def _row(plan: Plan, layout: LayoutPlan) -> list[str]:
 
 
 def _row_too_large(plan: Plan, layout: LayoutPlan) -> list[str]:
-    tensor, pipeline, sequence_parallel = layout.shape
+    tensor, *_, sequence_parallel = layout.shape
     part, memory = layout.memory.device.largest_part, layout.memory.device
     return [
         "*" if layout.is_recipe(plan.run) else "",
-        f"TP {tensor}{' SP' if sequence_parallel else ''} PP {pipeline} DP {layout.data_parallel_size}",
+        f"TP {tensor}{' SP' if sequence_parallel else ''} PP {_pipeline(layout)} DP {layout.data_parallel_size}",
         f"micro {layout.run.train.micro_batch_size}:",
         f"{gib(memory.total)} GiB,",
         f"of which {part} {gib(getattr(memory, part))}",
@@ -159,10 +168,12 @@ def _summary(plan: Plan) -> str:
         )
     best = plan.layouts[0].run
     parallel = best.parallel
+    name = "virtual_pipeline_model_parallel_size"
+    virtual = "" if parallel.virtual_stages is None else f"parallel.{name}={parallel.virtual_stages} "
     return (
         f"plan: {count} of {len(plan.layouts)} layouts fit; the best: "
         f"parallel.tensor_model_parallel_size={parallel.tensor_model_parallel_size} "
         f"parallel.pipeline_model_parallel_size={parallel.pipeline_model_parallel_size} "
-        f"parallel.sequence_parallel={str(parallel.sequence_parallel).lower()} "
+        f"{virtual}parallel.sequence_parallel={str(parallel.sequence_parallel).lower()} "
         f"train.micro_batch_size={best.train.micro_batch_size}"
     )

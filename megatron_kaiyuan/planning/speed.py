@@ -57,7 +57,8 @@ def parameters(model: ModelConfig) -> int:
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
     """How fast a layout is; None where the device's peak is not known.
 
-    The slowest stage sets the pace, `m + p - 1` micro-batches of it make a step. Collectives of tensor parallelism and
+    The slowest stage sets the pace, `m + (p - 1) / v` micro-batches of it make a step, v chunks a stage.
+    Collectives of tensor parallelism and
     between stages are waited for; those of the gradients too, but for the last micro-batch's backward pass where
     `overlap_grad_reduce` is on. Links that are not known cost nothing.
     """
@@ -67,7 +68,8 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
     parallel = run.parallel
     stage = Stage(run, world_size, 0)
     compute = _slowest_stage_flops(run) / (parallel.tensor_model_parallel_size * peak * 1e12 * mfu)
-    ticks = stage.micro_batches + parallel.pipeline_model_parallel_size - 1
+    # A stage of several chunks waits for one chunk's time where others wait for a whole one's.
+    ticks = stage.micro_batches + (parallel.pipeline_model_parallel_size - 1) / stage.chunks
     reduce = _gradient_seconds(stage, device)
     if parallel.overlap_grad_reduce:
         reduce = max(0.0, reduce - compute * (_PASSES - 1) / _PASSES)
@@ -87,6 +89,16 @@ def _layer_flops(model: ModelConfig, seq_length: int) -> float:
     return 2 * _PASSES * (weights + scores_and_values)
 
 
+def recomputed_flops(run: RunConfig) -> float:
+    """What the backward pass of a layer computes again, for one token; no part of the model FLOPs."""
+    model, recomputed = run.model, run.parallel.recomputed
+    if "layer" in recomputed:
+        return _layer_flops(model, run.train.seq_length) / _PASSES
+    mlp = 2 * 3 * model.ffn_hidden_size * model.hidden_size
+    scores_and_values = 2 * model.num_attention_heads * model.kv_channels * run.train.seq_length
+    return mlp * ("mlp" in recomputed) + scores_and_values * ("core_attn" in recomputed)
+
+
 def _head_flops(model: ModelConfig) -> float:
     return 2 * _PASSES * model.padded_vocab_size * model.hidden_size
 
@@ -95,7 +107,8 @@ def _slowest_stage_flops(run: RunConfig) -> float:
     """Of one micro-batch in the last stage, which has the head besides its layers."""
     layers = run.model.num_layers // run.parallel.pipeline_model_parallel_size
     tokens = run.train.micro_batch_size * run.train.seq_length
-    return tokens * (layers * _layer_flops(run.model, run.train.seq_length) + _head_flops(run.model))
+    layer = _layer_flops(run.model, run.train.seq_length) + recomputed_flops(run)
+    return tokens * (layers * layer + _head_flops(run.model))
 
 
 def _hidden_bytes(run: RunConfig) -> int:
@@ -103,19 +116,24 @@ def _hidden_bytes(run: RunConfig) -> int:
 
 
 def _tensor_seconds(stage: Stage, device: Device) -> float:
-    """Two all-reduces a layer in either direction, for one micro-batch; with sequence parallelism as much in parts."""
+    """Two all-reduces a layer in either direction, for one micro-batch; with sequence parallelism as much in parts.
+
+    What is recomputed sends again.
+    """
     run, ranks = stage.run, stage.run.parallel.tensor_model_parallel_size
-    sent = 4 * stage.layers * 2 * (ranks - 1) / ranks * _hidden_bytes(run)
+    recomputed = run.parallel.recomputed
+    reductions = 4 + 2 * ("layer" in recomputed) + ("mlp" in recomputed)
+    sent = reductions * stage.layers * 2 * (ranks - 1) / ranks * _hidden_bytes(run)
     return sent / _link(device, spans=ranks)
 
 
 def _pipeline_seconds(stage: Stage, device: Device) -> float:
-    """To the next stage and back, for one micro-batch."""
+    """To the next stage and back, for one micro-batch, from each chunk."""
     run = stage.run
     if run.parallel.pipeline_model_parallel_size == 1:
         return 0.0
     share = run.parallel.tensor_model_parallel_size if run.parallel.sequence_parallel else 1
-    return 2 * _hidden_bytes(run) / share / _link(device, spans=stage.world_size)
+    return 2 * stage.chunks * _hidden_bytes(run) / share / _link(device, spans=stage.world_size)
 
 
 def _gradient_seconds(stage: Stage, device: Device) -> float:

@@ -57,7 +57,7 @@ def count(stage: Stage) -> Held:
 def _count(state: TrainState) -> Held:
     parameters = list(state.network.parameters())
     weights = _storages(parameters)
-    gradients = _storages(parameter.main_grad for parameter in parameters)
+    gradients = _storages(parameter.main_grad for parameter in parameters)  # type: ignore[attr-defined]
     optimizer: dict[int, int] = {}
     for part in state.optimizer.chained_optimizers:
         # FP32 main weights may be views of the weights.

@@ -25,7 +25,7 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     rows = [
         ("norm", _norm(state.network), "of the network"),
         ("attention", "torch scaled_dot_product_attention", "of the network"),
-        ("cross-entropy", _cross_entropy(state.network.config), "of the network"),
+        ("cross-entropy", _cross_entropy(state.network.chunks[0].config), "of the network"),
         (
             "optimizer",
             _optimizer(optimizer),

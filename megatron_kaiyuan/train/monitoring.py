@@ -51,7 +51,8 @@ class Monitoring(Hook):
             return
         weights = {_WEIGHT + name: count for name, count in self._weights.items()}
         self._table = Table({**self._activations, **weights}, session.state.platform.device)
-        self._handles = watch_activations(session.state.network, self._run.model, self._table)
+        for chunk in session.state.network.chunks:
+            self._handles += watch_activations(chunk, self._run.model, self._table)
 
     def after_step(self, session: Session, result: StepResult) -> None:
         table = self._end()

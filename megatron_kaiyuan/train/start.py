@@ -15,7 +15,7 @@ from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.files import write_text
-from megatron_kaiyuan.model.build import build_model, transformer_config
+from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -117,26 +117,31 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
 def build_state(run: RunConfig, platform: Platform) -> TrainState:
     """Fresh weights on the device, wrapped for data parallelism, with their optimizer. Collective."""
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    torch.manual_seed(run.train.seed + 100 * stage)
     tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
     config = transformer_config(run.model, run.parallel, run.train.precision)
-    network = build_model(run.model, config).to(platform.device)
-    wrapped = network if run.train.precision == "fp32" else Float16Module(config, network)
-    model = DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(
-            use_distributed_optimizer=run.parallel.use_distributed_optimizer,
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=run.parallel.overlap_grad_reduce,
-        ),
-        wrapped,
+    network = build_network(run.model, run.parallel, config, run.train.seed).to(platform.device)
+    data_parallel = DistributedDataParallelConfig(
+        use_distributed_optimizer=run.parallel.use_distributed_optimizer,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=run.parallel.overlap_grad_reduce,
     )
-    optimizer = build_optimizer(run, model)
+    models = [
+        DistributedDataParallel(
+            config,
+            data_parallel,
+            chunk if run.train.precision == "fp32" else Float16Module(config, chunk),
+            # As Megatron-LM does: gradients of the chunks behind the first are ready while others compute.
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(network.chunks)
+    ]
+    optimizer = build_optimizer(run, models)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if run.parallel.overlap_grad_reduce:
-        config.no_sync_func = model.no_sync
-    return TrainState(network, model, optimizer, platform, Progress())
+        no_sync = [model.no_sync for model in models]
+        config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
+    return TrainState(network, models, optimizer, platform, Progress())
 
 
 def _initialise(run: RunConfig, state: TrainState, resumed: Resumed) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_kaiyuan.model.build import Network
 from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
 
@@ -57,11 +57,12 @@ class TrainState:
     """Weights, optimizer (with loss scaler), progress, monitors and random generators of this rank.
 
     Attributes:
+        models: the chunks of the network, wrapped for data parallelism.
         before_update: called before weights and moments change: a save may still be copying them.
     """
 
-    network: GPTModel
-    model: DistributedDataParallel
+    network: Network
+    models: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     platform: Platform
     progress: Progress

@@ -5,6 +5,7 @@ Tensor suffixes: b micro-batch, s sequence.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
@@ -65,12 +66,14 @@ def training_step(
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
     loss_scale = float(state.optimizer.get_loss_scale())
     overflows = BackwardOverflow(state.platform)
-    state.model.zero_grad_buffer()
+    for model in state.models:
+        model.zero_grad_buffer()
     state.optimizer.zero_grad()
     losses = get_forward_backward_func()(
         forward_step_func=partial(_forward, overflows),
-        data_iterator=batches,
-        model=[state.model],
+        # Each chunk of the network asks for every micro-batch, which is read once.
+        data_iterator=list(itertools.tee(batches, len(state.models))),
+        model=state.models,
         num_microbatches=_micro_batches(train),
         seq_length=train.seq_length,
         micro_batch_size=train.micro_batch_size,
@@ -79,7 +82,8 @@ def training_step(
     weight = batches.loss_weight()
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
-        state.model.scale_gradients(weight)
+        for model in state.models:
+            model.scale_gradients(weight)
     votes = replace(votes, overflow=int(overflows.found()))
     loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
     overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)

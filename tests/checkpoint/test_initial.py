@@ -68,11 +68,11 @@ def write_qwen3(folder: Path, vocab_size: int = 256, tied: bool = False, **chang
 
 def start_from(folder: Path, **model: object) -> tuple[torch.nn.Module, list[str]]:
     from megatron_kaiyuan.checkpoint.initial import initialise
-    from megatron_kaiyuan.model.build import build_model, transformer_config
+    from megatron_kaiyuan.model.build import Network, build_model, transformer_config
 
     config = ModelConfig(**{**SHAPE, **model})
     network = build_model(config, transformer_config(config, ParallelConfig()))
-    return network.eval(), initialise(network, config, folder)
+    return network.eval(), initialise(Network([network]), config, folder)
 
 
 def logits(network: torch.nn.Module, ids_bs: torch.Tensor) -> torch.Tensor:

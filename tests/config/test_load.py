@@ -67,6 +67,19 @@ def test_what_is_written_back_is_read_again_as_the_same(recipe: Path) -> None:
         ("model.num_query_groups=3", "num_query_groups 3"),
         ("optimizer.min_loss_scale=131072", "min_loss_scale 131072 is above initial_loss_scale 65536"),
         ("monitor.activations_every_steps=-1", "monitor.activations_every_steps"),
+        ("parallel.virtual_pipeline_model_parallel_size=2", "needs pipeline_model_parallel_size above 1"),
+        (
+            "parallel={pipeline_model_parallel_size: 2, virtual_pipeline_model_parallel_size: 3}",
+            "num_layers 4 cannot be cut into parallel.pipeline_model_parallel_size 2 x "
+            "virtual_pipeline_model_parallel_size 3 equal parts",
+        ),
+        ("parallel.context_parallel_size=2", "cuts sequences over ranks with Transformer Engine's attention only"),
+        ("parallel.recompute_granularity=some", "recompute_granularity: input should be 'selective' or 'full'"),
+        ("parallel.recompute_modules=[mlp]", "recompute_modules needs recompute_granularity: selective"),
+        (
+            "parallel={recompute_granularity: selective, recompute_modules: [layernorm]}",
+            "Megatron Core 0.16 can recompute layernorm with Transformer Engine only; use core_attn and mlp",
+        ),
         ("run_dir", "write section.field=value"),
         ("train.seq_length=[", "train.seq_length="),
         ("run_dir=${nothing}", "nothing"),
@@ -111,6 +124,13 @@ def test_world_size(recipe: Path, processes: int, fits: bool) -> None:
     else:
         with pytest.raises(UserError, match="global_batch_size"):
             check_world_size(run, processes)
+
+
+def test_virtual_stages_take_turns_in_groups_of_micro_batches(recipe: Path) -> None:
+    pipeline = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]
+    check_world_size(load_run(recipe, pipeline), 4)
+    with pytest.raises(UserError, match=r"1 micro-batches a step .* multiple of pipeline_model_parallel_size 2"):
+        check_world_size(load_run(recipe, pipeline), 8)
 
 
 def test_schema_for_editors() -> None:

@@ -16,6 +16,8 @@ from megatron_kaiyuan.planning.memory import fullest_stage, stage_memory
 from megatron_kaiyuan.planning.parameters import Stage
 from megatron_kaiyuan.platform.figures import DEVICES
 
+FULL, CORE = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
+MLP = CORE | {"recompute_modules": ["mlp"]}
 LONG = {"seq_length": 256, "micro_batch_size": 3, "global_batch_size": 3}
 
 
@@ -62,14 +64,25 @@ def really_saved(run: RunConfig) -> int:
         {"model": {"num_query_groups": 4}},
         {"model": {"sandwich_norm": False, "qk_layernorm": False}},
         {"data": {"reset_attention_mask": True}},
+        {"parallel": FULL},
+        {"parallel": FULL, "data": {"reset_attention_mask": True}},
+        {"parallel": CORE},
+        {"parallel": CORE, "data": {"reset_attention_mask": True}},
+        {"parallel": MLP},
+        {"parallel": CORE | {"recompute_modules": ["mlp", "core_attn"]}, "model": {"sandwich_norm": False}},
     ],
-    ids=["kaiyuan", "a group a head", "plain", "documents apart"],
+    ids=[
+        *("kaiyuan", "a group a head", "plain", "documents apart", "full", "full, documents apart", "core attention"),
+        *("core attention, documents apart", "mlp", "mlp and core attention, plain"),
+    ],
 )
 def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
     run = small_run(**sections, train={**LONG, "precision": precision})
     batch = MicroBatch(Stage(run, 1, 0), DEVICES["cpu"])
-    # The mask of documents is kept by the batch, not by autograd.
-    expected = batch.saved() - run.data.reset_attention_mask * batch.tokens * run.train.seq_length
+    expected = batch.saved()
+    if run.data.reset_attention_mask and not run.parallel.recomputed:
+        # The mask of documents is kept by the batch; autograd keeps it only where it recomputes attention.
+        expected -= batch.tokens * run.train.seq_length
     # Besides the layers: softmax and, for the cap, tanh, both in FP32.
     assert really_saved(run) - 8 * batch.logits == pytest.approx(expected, rel=0.005)
 
@@ -81,6 +94,17 @@ def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> No
     assert [activations // one for activations, one in zip(of_stage, saved, strict=True)] == [4, 3, 2, 1]
     few = small_run(parallel={"pipeline_model_parallel_size": 4}, train={"global_batch_size": 2})
     assert stage_memory(Stage(few, 4, 0), DEVICES["h100"]).device.activations == 2 * saved[0]
+
+
+def test_virtual_stages_have_more_in_flight() -> None:
+    """Two stages of two chunks: four chunks in the warm-up of the first rank, two in the last one's, and one more."""
+    two = {"pipeline_model_parallel_size": 2}
+    run = small_run(parallel=two | {"virtual_pipeline_model_parallel_size": 2})
+    of_stage = [stage_memory(Stage(run, 2, index), DEVICES["h100"]).device.activations for index in range(2)]
+    batches = [MicroBatch(Stage(run, 2, index), DEVICES["h100"]) for index in range(2)]
+    assert of_stage == [5 * batches[0].saved() // 2, 3 * batches[1].saved() // 2]
+    plain = MicroBatch(Stage(small_run(parallel=two), 2, 0), DEVICES["h100"])
+    assert batches[0].saved() == plain.saved() + plain.hidden
 
 
 def test_cutting_tensors_and_sequences_saves_memory() -> None:
@@ -102,3 +126,11 @@ def test_attention_without_a_fused_kernel_grows_with_the_square_of_the_length() 
         return parts[0] - parts[1]
 
     assert scores(2048) / scores(1024) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize(("changes", "part"), [(FULL, "_layer"), (CORE, "_attention"), (MLP, "_mlp")])
+def test_what_is_recomputed_is_there_for_one_layer_at_a_time(changes: dict[str, Any], part: str) -> None:
+    """On a device without fused attention, which keeps all scores: one layer's activations less the others' stay."""
+    kept, again = (MicroBatch(Stage(small_run(parallel=parallel), 1, 0), DEVICES["910a"]) for parallel in ({}, changes))
+    assert again.saved() + again.computed_again() < kept.saved() < again.saved() + 5 * again.computed_again()
+    assert kept.computed_again() == 0 < again.computed_again() <= getattr(kept, part)()

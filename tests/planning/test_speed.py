@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from megatron_kaiyuan.planning.parameters import Stage, parameter_sizes
-from megatron_kaiyuan.planning.speed import ASSUMED_MFU, flops_per_step, parameters, speed
+from megatron_kaiyuan.planning.parameters import Stage, chunk_sizes
+from megatron_kaiyuan.planning.speed import ASSUMED_MFU, flops_per_step, parameters, recomputed_flops, speed
 from megatron_kaiyuan.platform.figures import DEVICES
 
+FULL, ATTENTION = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
+MLP = {**ATTENTION, "recompute_modules": ["mlp"]}
 
-def test_flops_are_those_of_the_matrix_products() -> None:
-    run = small_run(train={"micro_batch_size": 2, "global_batch_size": 2})
+
+@pytest.mark.parametrize(("recompute", "passes_of_attention"), [({}, 3), (FULL, 4), (MLP, 3), (ATTENTION, 4)])
+def test_flops_are_those_of_the_matrix_products(recompute: dict[str, Any], passes_of_attention: int) -> None:
+    run = small_run(train={"micro_batch_size": 2, "global_batch_size": 2}, parallel=recompute)
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.groups import single_process
     from megatron_kaiyuan.model.build import build_model, transformer_config
@@ -27,15 +32,17 @@ def test_flops_are_those_of_the_matrix_products() -> None:
         ids_bs = torch.randint(run.model.vocab_size, (2, run.train.seq_length))
         network(ids_bs, torch.arange(run.train.seq_length).expand_as(ids_bs), None, labels=ids_bs).sum().backward()
     products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-    # Scores and values, forward and twice back, half of all pairs of tokens.
+    # Scores and values, forward, twice back and what is recomputed, half of all pairs of tokens.
     pairs = run.train.seq_length**2 / 2 * 2
-    attention = 3 * 2 * 2 * pairs * run.model.num_attention_heads * run.model.kv_channels * run.model.num_layers
-    assert flops_per_step(run) == products + attention
+    model = run.model
+    attention = passes_of_attention * 2 * 2 * pairs * model.num_attention_heads * model.kv_channels * model.num_layers
+    again = run.train.tokens_per_step * run.model.num_layers * recomputed_flops(run)
+    assert flops_per_step(run) + again == products + attention
 
 
 def test_parameters_are_the_sum_of_the_stages() -> None:
     run = load_run(Path(KAIYUAN_2B), ["parallel.pipeline_model_parallel_size=4"])
-    assert parameters(run.model) == sum(sum(parameter_sizes(Stage(run, 4, index))) for index in range(4))
+    assert parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
     assert round(parameters(run.model) / 1e9, 3) == 2.032
 
 
@@ -59,6 +66,8 @@ def test_waiting_costs_time() -> None:
     assert seconds(64) < seconds(64, tensor + "2") < seconds(64, tensor + "8")
     # Gradients take as long to reduce with half of the ranks.
     assert 1.9 * seconds(64) < seconds(32) < 2 * seconds(64)
+    again = "parallel.recompute_granularity="
+    assert seconds(64) < seconds(64, again + "selective") < seconds(64, again + "full") < 4 / 3 * seconds(64)
     # Few micro-batches leave the stages idle.
     few, many = "train.micro_batch_size=32", "train.micro_batch_size=1"
     assert seconds(64, pipeline + "4", few) > 1.5 * seconds(64, pipeline + "4", many)

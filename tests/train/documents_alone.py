@@ -24,7 +24,7 @@ def loss_and_gradient_norm(run: RunConfig, pieces: Iterable[tuple[np.ndarray, li
 
     with single_process(device):
         network = build_model(run.model, transformer_config(run.model, run.parallel))
-        network.load_state_dict(build_state(run, device).network.state_dict())
+        network.load_state_dict(build_state(run, device).network.chunks[0].state_dict())
         total, count = torch.zeros(()), 0
         for piece, counts in pieces:
             ids = torch.from_numpy(piece.astype(np.int64))

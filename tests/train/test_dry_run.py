@@ -31,6 +31,10 @@ CASES = {
         ],
     ),
     "pp6 dp4, fp32": (24, ["parallel.pipeline_model_parallel_size=6", "train.precision=fp32"]),
+    "pp3 vp2 dp4": (
+        12,
+        ["parallel.pipeline_model_parallel_size=3", "parallel.virtual_pipeline_model_parallel_size=2"],
+    ),
     "plain network": (
         2,
         ["model.sandwich_norm=false", "model.qk_layernorm=false", "model.logits_soft_cap=null"],

@@ -24,8 +24,13 @@ LAYOUTS = {
     "tp2": (2, [TENSOR]),
     "pp2": (2, [PIPELINE]),
     "tp2-pp2": (4, [TENSOR, PIPELINE]),
+    "recompute-full": (1, ["parallel.recompute_granularity=full"]),
+    "recompute-parts": (
+        1,
+        ["parallel.recompute_granularity=selective", "parallel.recompute_modules=[core_attn,mlp]"],
+    ),
 }
-DEFAULT = ("dp2", "tp2-sequence", "pp2")
+DEFAULT = ("dp2", "tp2-sequence", "pp2", "recompute-full", "recompute-parts")
 
 
 @pytest.fixture(scope="module")

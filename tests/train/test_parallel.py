@@ -6,37 +6,121 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
+import torch
+from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, succeed
+from test_monitoring import numbers
+from test_resume import load
 
-TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
-LAYOUTS = {
-    "dp2": (2, []),
-    "tp2": (2, [TENSOR]),
-    "tp2-sequence": (2, [TENSOR, "parallel.sequence_parallel=true"]),
-    "pp2": (2, [PIPELINE]),
-    "tp2-pp2": (4, [TENSOR, PIPELINE]),
+# Four layers and four groups of keys, so that both can be cut in four.
+SHAPE = ["model.num_layers=4", "model.num_query_groups=4"]
+STEPS = [f"train.train_tokens={5 * TOKENS_PER_STEP}", "monitor.activations_every_steps=5", *SHAPE]
+SEQUENCE, PLAIN = "parallel.sequence_parallel=true", "parallel.use_distributed_optimizer=false"
+FULL, PARTS = "parallel.recompute_granularity=full", "parallel.recompute_granularity=selective"
+PARTS_ALL = "parallel.recompute_modules=[core_attn,mlp]"
+
+
+def tensor(ranks: int) -> str:
+    return f"parallel.tensor_model_parallel_size={ranks}"
+
+
+def pipeline(ranks: int) -> str:
+    return f"parallel.pipeline_model_parallel_size={ranks}"
+
+
+VIRTUAL = [pipeline(2), "parallel.virtual_pipeline_model_parallel_size=2"]
+
+
+FAST = {
     "dp2-overlap": (2, ["parallel.overlap_grad_reduce=true"]),
-    "one process, larger micro-batch": (1, ["train.micro_batch_size=4"]),
+    "tp2-sequence": (2, [tensor(2), SEQUENCE]),
+    "tp4": (4, [tensor(4)]),
+    "pp4": (4, [pipeline(4)]),
+    "tp2-pp2-sequence-full": (4, [tensor(2), pipeline(2), SEQUENCE, FULL]),
+    "pp2-virtual2": (2, VIRTUAL),
+    "dp2-plain-parts": (2, [PLAIN, PARTS, PARTS_ALL]),
+    "micro-batches of 4": (1, ["train.micro_batch_size=4"]),
+}
+SLOW = {
+    "dp2": (2, []),
+    "dp4-plain": (4, [PLAIN]),
+    "tp2": (2, [tensor(2)]),
+    "tp4-sequence": (4, [tensor(4), SEQUENCE]),
+    "pp2": (2, [pipeline(2)]),
+    "pp2-plain": (2, [pipeline(2), PLAIN]),
+    "tp2-pp2": (4, [tensor(2), pipeline(2)]),
+    "tp2-dp2-sequence-plain": (4, [tensor(2), SEQUENCE, PLAIN]),
+    "pp2-dp2": (4, [pipeline(2)]),
+    "tp2-sequence-parts": (2, [tensor(2), SEQUENCE, PARTS, PARTS_ALL]),
+    "tp4-full": (4, [tensor(4), FULL]),
+    "pp4-full": (4, [pipeline(4), FULL]),
+    "pp2-parts": (2, [pipeline(2), PARTS]),
+    "pp4, micro-batches of 1": (4, [pipeline(4), "train.micro_batch_size=1"]),
+    "tp2-pp2-virtual2-sequence-full": (4, [tensor(2), *VIRTUAL, SEQUENCE, FULL]),
+    "pp2-virtual2-dp2-overlap": (4, [*VIRTUAL, "parallel.overlap_grad_reduce=true"]),
+    "pp2-virtual2-dp2-plain-parts": (4, [*VIRTUAL, PLAIN, PARTS, PARTS_ALL]),
+    "pp2-virtual2, micro-batches of 1": (2, [*VIRTUAL, "train.micro_batch_size=1"]),
+    "pp2-virtual2, two micro-batches": (2, [*VIRTUAL, "train.micro_batch_size=4"]),
+    "micro-batches of 8": (1, ["train.micro_batch_size=8"]),
+    "dp2, micro-batches of 1": (2, ["train.micro_batch_size=1"]),
 }
 
 
 @pytest.fixture(scope="module")
-def five_steps(recipe: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of one process over five steps from the same initial weights."""
-    run_dir = start_from(finished_run, 0, tmp_path_factory.mktemp("one_process"))
-    succeed(1, recipe, f"run_dir={run_dir}", f"train.train_tokens={5 * TOKENS_PER_STEP}")
-    return losses(run_dir)
+def five_steps(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five steps of one process; the initial weights of all layouts are its step 0."""
+    run_dir = tmp_path_factory.mktemp("one_process")
+    succeed(1, recipe, f"run_dir={run_dir}", *STEPS)
+    return run_dir
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_are_those_of_one_process(
-    layout: str, recipe: Path, finished_run: Path, five_steps: list[float], tmp_path: Path
-) -> None:
-    processes, overrides = LAYOUTS[layout]
-    run_dir = start_from(finished_run, 0, tmp_path)
-    succeed(processes, recipe, f"run_dir={run_dir}", f"train.train_tokens={5 * TOKENS_PER_STEP}", *overrides)
-    assert len(five_steps) == 5
-    np.testing.assert_allclose(losses(run_dir), five_steps, rtol=2e-6)
+@pytest.mark.parametrize("layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_losses_are_those_of_one_process(layout: str, recipe: Path, five_steps: Path, tmp_path: Path) -> None:
+    """All layouts, two minutes: python -m pytest tests/train/test_parallel.py -m "slow or not slow"."""
+    processes, overrides = {**FAST, **SLOW}[layout]
+    run_dir = start_from(five_steps, 0, tmp_path)
+    succeed(processes, recipe, f"run_dir={run_dir}", *STEPS, *overrides)
+    assert len(losses(run_dir)) == 5
+    np.testing.assert_allclose(losses(run_dir), losses(five_steps), rtol=2e-6)
+    (found,), (expected,) = (map(numbers, events(folder, "monitor")) for folder in (run_dir, five_steps))
+    np.testing.assert_allclose([*found.values()], [expected[name] for name in found], rtol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_recomputing_changes_no_bit(precision: str, recipe: Path, tmp_path: Path) -> None:
+    def trained(name: str, *overrides: str) -> dict[str, torch.Tensor]:
+        steps = f"train.train_tokens={2 * TOKENS_PER_STEP}"
+        fit_here(recipe, f"run_dir={tmp_path / name}", steps, f"train.precision={precision}", *overrides)
+        return load(tmp_path / name / "checkpoints" / "step_2")[0]
+
+    kept = trained("kept")
+    for number, recompute in enumerate(([FULL], [PARTS], [PARTS, PARTS_ALL])):
+        again = trained(f"again_{number}", *recompute)
+        assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_the_layout_may_change_with_any_start(recipe: Path, five_steps: Path, tmp_path: Path) -> None:
+    """From a whole network to virtual stages with recompute, and on to tensor parallelism without."""
+    run_dir = start_from(five_steps, 0, tmp_path)
+    two = [f"train.train_tokens={2 * TOKENS_PER_STEP}", *SHAPE]
+    succeed(2, recipe, f"run_dir={run_dir}", *two, *VIRTUAL, FULL)
+    succeed(2, recipe, f"run_dir={run_dir}", *STEPS, tensor(2))
+    assert sorted(metrics(run_dir)) == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(losses(run_dir), losses(five_steps), rtol=2e-6)
+
+
+@pytest.mark.slow
+def test_virtual_stages_are_stages_on_fewer_ranks(recipe: Path, tmp_path: Path) -> None:
+    """Two ranks of two chunks begin with the weights of four ranks, and their checkpoints are the same tensors.
+
+    python -m pytest tests/train/test_parallel.py -m slow -k virtual_stages
+    """
+    for name, processes, layout in (("four", 4, [pipeline(4)]), ("virtual", 2, VIRTUAL)):
+        succeed(processes, recipe, f"run_dir={tmp_path / name}", *STEPS, *layout)
+    for step in (0, 5):
+        four, virtual = (load(tmp_path / name / "checkpoints" / f"step_{step}")[0] for name in ("four", "virtual"))
+        assert four.keys() == virtual.keys()
+        for name, tensor_of_four in four.items():
+            torch.testing.assert_close(virtual[name], tensor_of_four, rtol=0, atol=0 if step == 0 else 1e-5)
 
 
 def test_it_learns(finished_run: Path) -> None:
