@@ -125,6 +125,10 @@ class TrainConfig(Section):
     global_batch_size: Positive
     train_tokens: Annotated[int | None, Field(ge=0, description="stop after these tokens; null: all phases")] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    z_loss: Annotated[
+        float,
+        Field(ge=0, description="coefficient of (log Z)^2 in what is minimised; the reported loss has none"),
+    ] = 0.0
     seed: NotNegative = 1234
 
     @property

@@ -16,7 +16,8 @@ class _SoftCap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, cap: float) -> torch.Tensor:
-        bounded = (logits.float() / cap).tanh_()
+        # FP64 for tests of the gradient.
+        bounded = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / cap).tanh_()
         ctx.save_for_backward(bounded)
         ctx.dtype = logits.dtype
         # A tensor of its own: megatron-core's cross-entropy overwrites the logits it is given.
@@ -29,7 +30,7 @@ class _SoftCap(torch.autograd.Function):
 
 
 def soft_cap(logits: torch.Tensor, cap: float) -> torch.Tensor:
-    """Bound logits to (-cap, cap); the result is a new FP32 tensor of the same shape."""
+    """Bound logits to (-cap, cap); the result is a new tensor of the same shape in FP32, of FP64 logits in FP64."""
     return _SoftCap.apply(logits, cap)
 
 

@@ -16,6 +16,7 @@ from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.model.build import build_model, transformer_config
+from megatron_kaiyuan.model.z_loss import add_z_loss
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -121,6 +122,8 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
     config = transformer_config(run.model, run.parallel, run.train.precision)
     network = build_model(run.model, config).to(platform.device)
+    if run.train.z_loss:
+        add_z_loss(network, run.train.z_loss)
     wrapped = network if run.train.precision == "fp32" else Float16Module(config, network)
     model = DistributedDataParallel(
         config,

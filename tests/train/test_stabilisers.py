@@ -1,0 +1,49 @@
+"""Stabilisers beyond the standard recipe: off they change nothing, on they learn the same in any layout of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
+
+THREE_STEPS = f"train.train_tokens={3 * TOKENS_PER_STEP}"
+TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
+SEQUENCE = "parallel.sequence_parallel=true"
+
+
+@pytest.fixture(scope="module")
+def start(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a step 0, from which another layout begins with the same weights."""
+    run_dir = tmp_path_factory.mktemp("start") / "run"
+    succeed(1, recipe, f"run_dir={run_dir}", f"train.train_tokens={TOKENS_PER_STEP}")
+    return run_dir
+
+
+def rows(processes: int, recipe: Path, start: Path, run_dir: Path, *overrides: str) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of three steps from the weights of another run's step 0."""
+    start_from(start, 0, run_dir)
+    succeed(processes, recipe, f"run_dir={run_dir}", THREE_STEPS, *overrides)
+    found = metrics(run_dir)
+    return losses(run_dir), [found[step]["grad_norm"] for step in sorted(found)]
+
+
+# So large that it shows: a fresh network's logits are small.
+Z_LOSS = ["train.z_loss=1", "data.eod_mask_loss=true"]
+
+
+def test_z_loss_moves_the_weights_but_is_not_reported(recipe: Path, start: Path, tmp_path: Path) -> None:
+    plain = rows(1, recipe, start, tmp_path / "plain", "data.eod_mask_loss=true")
+    found = rows(1, recipe, start, tmp_path / "one", *Z_LOSS)
+    np.testing.assert_allclose(found[0][0], plain[0][0], rtol=1e-6)
+    assert abs(found[1][0] / plain[1][0] - 1) > 0.1 and abs(found[0][2] / plain[0][2] - 1) > 1e-3
+    for name, layout in {"tp2": [TENSOR, SEQUENCE], "pp2": [PIPELINE], "dp2": []}.items():
+        np.testing.assert_allclose(rows(2, recipe, start, tmp_path / name, *Z_LOSS, *layout), found, rtol=5e-6)
+
+
+def test_z_loss_is_scaled_with_the_loss_in_fp16(recipe: Path, start: Path, tmp_path: Path) -> None:
+    fp16 = [*Z_LOSS, "train.precision=fp16", "optimizer.initial_loss_scale=1024"]
+    succeed(1, recipe, f"run_dir={tmp_path / 'fp16'}", f"train.train_tokens={TOKENS_PER_STEP}", *fp16)
+    _, norms = rows(1, recipe, start, tmp_path / "fp32", *Z_LOSS)
+    assert metrics(tmp_path / "fp16")[1]["grad_norm"] == pytest.approx(norms[0], rel=0.01)
