@@ -144,6 +144,10 @@ class OptimizerConfig(Section):
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_grad: Annotated[float, Field(ge=0, description="largest gradient norm; 0 turns clipping off")] = 1.0
+    qk_clip_tau: Annotated[
+        float | None,
+        Field(gt=0, description="QK-clip: the attention logit beyond which a head is scaled back; null: none"),
+    ] = None
     warmup_tokens: NotNegative = 0
     initial_loss_scale: Annotated[float, Field(gt=0)] = 65536.0
     min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
@@ -268,6 +272,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.seq_length {train.seq_length} is above "
                 f"model.max_position_embeddings {model.max_position_embeddings}"
+            )
+        if self.optimizer.qk_clip_tau is not None and model.qk_layernorm:
+            raise ValueError(
+                "optimizer.qk_clip_tau changes nothing with model.qk_layernorm, whose norms take away the scale of "
+                "query and key weights; set model.qk_layernorm=false, or leave qk_clip_tau out"
             )
         hang, timeout = self.faults.hang_timeout_seconds, 60 * parallel.timeout_minutes
         if hang >= timeout:

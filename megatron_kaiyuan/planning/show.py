@@ -109,8 +109,14 @@ def _heading(plan: Plan) -> list[str]:
         work,
         assumed,
         speed,
+        *_not_counted(plan),
         "memory in GiB, of a rank of the fullest stage:",
     ]
+
+
+def _not_counted(plan: Plan) -> list[str]:
+    clips = plan.run.optimizer.qk_clip_tau is not None
+    return ["not counted: the time that optimizer.qk_clip_tau takes to measure attention logits"] if clips else []
 
 
 def _head() -> list[str]:

@@ -28,6 +28,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
+from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
@@ -106,6 +107,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             ReportBadSteps(sinks),
             ReportLossScale(sinks),
             Checkpoints(sinks),
+            *qk_clip(run),
             *monitoring(run, sinks),
             Metrics(sinks),
             only_job,
