@@ -42,6 +42,7 @@ class ModelConfig(Section):
     post_norm_initial_gain: Annotated[float, Field(gt=0, description="RMS that a fresh sub-layer adds")] = 0.1
     qk_layernorm: bool = True
     sandwich_norm: Annotated[bool, Field(description="x + norm_post(F(norm_pre(x))) round attention and MLP")] = True
+    embedding_norm: Annotated[bool, Field(description="RMSNorm between the embedding and the first layer")] = False
     logits_soft_cap: Annotated[
         float | None, Field(gt=0, description="c of c * tanh(logits / c), in FP32; null turns it off")
     ] = 30.0

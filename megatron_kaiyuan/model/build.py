@@ -9,7 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.head import cap_logits
-from megatron_kaiyuan.model.norm import PostNormLinear
+from megatron_kaiyuan.model.norm import PostNormLinear, norm_embedding
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,6 +75,8 @@ def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
     for module in network.modules():
         if isinstance(module, PostNormLinear):
             torch.nn.init.constant_(module.post_norm.weight, model.post_norm_initial_gain)
+    if model.embedding_norm:
+        norm_embedding(network)
     if model.logits_soft_cap is not None:
         cap_logits(network, model.logits_soft_cap)
     return network

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -33,6 +34,17 @@ class RMSNorm(torch.nn.RMSNorm):
         if self.fused is None:
             return super().forward(input_h)
         return self.fused(input_h, self.weight, self._epsilon)
+
+
+def norm_embedding(model: GPTModel) -> None:
+    """Close a GPTModel's embedding by an RMSNorm, as BLOOM does (arXiv 2211.05100) with a LayerNorm.
+
+    Its gain is `embedding.norm.weight`, 1 at first. A stage without the embedding is left alone.
+    """
+    if model.pre_process:
+        embedding = model.embedding
+        embedding.norm = RMSNorm(model.config, model.config.hidden_size, eps=model.config.layernorm_epsilon)
+        embedding.register_forward_hook(lambda module, inputs, output_sbh: module.norm(output_sbh))
 
 
 class PostNormLinear(RowParallelLinear):

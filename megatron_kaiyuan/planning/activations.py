@@ -71,6 +71,8 @@ class MicroBatch:
         if not self.stage.is_first and not self.device.fused_norm and run.train.precision != "fp32":
             # What was received is kept; the first norm saves a copy of it in FP32.
             total += self.hidden
+        if self.stage.is_first and run.model.embedding_norm:
+            total += self._norm(run.model.hidden_size, self.local_tokens)
         if self.stage.is_last:
             total += self._norm(run.model.hidden_size, self.local_tokens) + self.hidden
         else:

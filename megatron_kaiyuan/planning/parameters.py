@@ -102,7 +102,7 @@ def parameter_sizes(stage: Stage) -> Iterator[int]:
     model, ranks = stage.run.model, stage.run.parallel.tensor_model_parallel_size
     outer = model.padded_vocab_size * model.hidden_size // ranks
     if stage.is_first:
-        yield outer
+        yield from (outer, *([model.hidden_size] if model.embedding_norm else []))
     for _ in range(stage.layers):
         yield from _layer_sizes(model, ranks)
     if stage.is_last:

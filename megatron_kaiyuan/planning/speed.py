@@ -51,7 +51,7 @@ def parameters(model: ModelConfig) -> int:
     keys = model.num_query_groups * model.kv_channels
     norms = (4 if model.sandwich_norm else 2) * hidden + (2 * model.kv_channels if model.qk_layernorm else 0)
     layer = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * hidden + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden
+    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
 
 
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:

@@ -65,8 +65,9 @@ def really_saved(run: RunConfig) -> int:
         {"model": {"num_query_groups": 4}},
         {"model": {"sandwich_norm": False, "qk_layernorm": False}},
         {"data": {"reset_attention_mask": True}},
+        {"model": {"embedding_norm": True}},
     ],
-    ids=["kaiyuan", "a group a head", "plain", "documents apart"],
+    ids=["kaiyuan", "a group a head", "plain", "documents apart", "embedding norm"],
 )
 def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
     run = small_run(**sections, train={**LONG, "precision": precision})

@@ -31,6 +31,7 @@ CASES = {
         ],
     ),
     "pp6 dp4, fp32": (24, ["parallel.pipeline_model_parallel_size=6", "train.precision=fp32"]),
+    "embedding norm": (2, ["model.embedding_norm=true"]),
     "plain network": (
         2,
         ["model.sandwich_norm=false", "model.qk_layernorm=false", "model.logits_soft_cap=null"],

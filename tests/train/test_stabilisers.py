@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
+from small_run import TOKENS_PER_STEP, events, losses, metrics, start_from, succeed, train
 
 THREE_STEPS = f"train.train_tokens={3 * TOKENS_PER_STEP}"
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
@@ -47,3 +47,29 @@ def test_z_loss_is_scaled_with_the_loss_in_fp16(recipe: Path, start: Path, tmp_p
     succeed(1, recipe, f"run_dir={tmp_path / 'fp16'}", f"train.train_tokens={TOKENS_PER_STEP}", *fp16)
     _, norms = rows(1, recipe, start, tmp_path / "fp32", *Z_LOSS)
     assert metrics(tmp_path / "fp16")[1]["grad_norm"] == pytest.approx(norms[0], rel=0.01)
+
+
+def test_embedding_norm_in_any_layout(recipe: Path, tmp_path: Path) -> None:
+    """Its gain is in the checkpoint that the layouts start from; with sequence parallelism its gradient is summed."""
+    norm = ["model.embedding_norm=true", "checkpoint.save_every_steps=1", "monitor.activations_every_steps=3"]
+    succeed(1, recipe, f"run_dir={tmp_path / 'start'}", THREE_STEPS, *norm)
+    found = losses(tmp_path / "start")
+    assert events(tmp_path / "start", "monitor")[0]["gradients"]["embedding_norm"]["norm"][0] > 0
+    # From the second step, whose gains are no longer 1.
+    for name, layout in {"tp2": [TENSOR, SEQUENCE], "pp2": [PIPELINE], "dp2": []}.items():
+        run_dir = start_from(tmp_path / "start", 1, tmp_path / name)
+        succeed(2, recipe, f"run_dir={run_dir}", THREE_STEPS, *norm, *layout)
+        np.testing.assert_allclose(losses(run_dir), found[1:], rtol=5e-6)
+
+
+def test_weights_of_a_run_without_embedding_norm_can_be_taken_not_those_of_one_with(
+    recipe: Path, start: Path, tmp_path: Path
+) -> None:
+    one_step = f"train.train_tokens={TOKENS_PER_STEP}"
+    source = f"init_from={start / 'checkpoints' / 'step_0'}"
+    succeed(1, recipe, f"run_dir={tmp_path / 'with'}", source, one_step, "model.embedding_norm=true")
+    assert "the norm behind the embedding starts with gain 1" in (tmp_path / "with" / "metrics.jsonl").read_text()
+    source = f"init_from={tmp_path / 'with' / 'checkpoints' / 'step_0'}"
+    done = train(1, recipe, f"run_dir={tmp_path / 'without'}", source, one_step)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1
+    assert "model.embedding_norm is on there, off here" in done.stderr
