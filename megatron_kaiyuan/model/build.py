@@ -38,7 +38,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         # Weights are drawn whole on the CPU and then cut, so that they do not depend on the tensor-parallel size.
         use_cpu_initialization=True,
         params_dtype=dtype,
-        pipeline_dtype=dtype,
+        pipeline_dtype=torch.float32 if model.fp32_residual else dtype,
+        fp32_residual_connection=model.fp32_residual,
         fp16=precision == "fp16",
         bf16=precision == "bf16",
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -60,7 +61,7 @@ def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
     """
-    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm)
+    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm, model.fp32_residual)
     network = GPTModel(
         config=config,
         transformer_layer_spec=kaiyuan_block_spec(config, layer),

@@ -46,8 +46,17 @@ class MicroBatch:
 
     @property
     def hidden(self) -> int:
-        """Bytes of the residual stream, [s, b, H]."""
+        """Bytes of what enters and leaves a sub-layer, [s, b, H]."""
         return self.local_tokens * self.stage.run.model.hidden_size * self.element
+
+    @property
+    def stream_element(self) -> int:
+        return _FP32 if self.stage.run.model.fp32_residual else self.element
+
+    @property
+    def stream(self) -> int:
+        """Bytes of the residual stream, [s, b, H]."""
+        return self.local_tokens * self.stage.run.model.hidden_size * self.stream_element
 
     @property
     def logits(self) -> int:
@@ -68,15 +77,15 @@ class MicroBatch:
         """Where the stage begins and ends."""
         run = self.stage.run
         total = 0
-        if not self.stage.is_first and not self.device.fused_norm and run.train.precision != "fp32":
+        if not self.stage.is_first and not self.device.fused_norm and self.stream_element != _FP32:
             # What was received is kept; the first norm saves a copy of it in FP32.
             total += self.hidden
         if self.stage.is_first and run.model.embedding_norm:
-            total += self._norm(run.model.hidden_size, self.local_tokens)
+            total += self._stream_norm()
         if self.stage.is_last:
-            total += self._norm(run.model.hidden_size, self.local_tokens) + self.hidden
+            total += self._stream_norm() + self.hidden
         else:
-            total += self.hidden
+            total += self.stream
         return total
 
     def _layer(self) -> int:
@@ -126,18 +135,22 @@ class MicroBatch:
     def _sub_layer(self) -> int:
         """Norms round attention or MLP, and the input of the first projection."""
         model = self.stage.run.model
-        norms = 2 if model.sandwich_norm else 1
-        return norms * self._norm(model.hidden_size, self.local_tokens) + self.hidden
+        post_norm = self._norm(model.hidden_size, self.local_tokens) if model.sandwich_norm else 0
+        return self._stream_norm() + post_norm + self.hidden
 
-    def _norm(self, width: int, rows: int, input_kept: bool = False) -> int:
+    def _stream_norm(self) -> int:
+        return self._norm(self.stage.run.model.hidden_size, self.local_tokens, element=self.stream_element)
+
+    def _norm(self, width: int, rows: int, input_kept: bool = False, element: int | None = None) -> int:
         """An RMSNorm over so many rows.
 
         Args:
             input_kept: the input is part of something that is counted already.
+            element: bytes of an element of the input; None: as of the precision.
         """
         inverse = rows * _FP32
         if self.device.fused_norm:
-            return inverse + (0 if input_kept else rows * width * self.element)
+            return inverse + (0 if input_kept else rows * width * (element or self.element))
         # In parts: the input in FP32, a copy for half precision, and the normed input in FP32.
         in_fp32 = 1 if input_kept and self.stage.run.train.precision == "fp32" else 2
         return inverse + in_fp32 * rows * width * _FP32

@@ -89,7 +89,7 @@ def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
         moments.append((saved, batch.logits * batch.element, always + _head_weight(batch)))
     if stage.is_first:
         # The last thing of a backward pass: the other micro-batches in flight are still there.
-        moments.append(((in_flight - 1) * saved, 0, always + _head_weight(batch) + batch.hidden))
+        moments.append(((in_flight - 1) * saved, 0, always + _head_weight(batch) + batch.stream))
     return moments
 
 
@@ -119,7 +119,7 @@ def _layer_work(batch: MicroBatch) -> int:
     run = batch.stage.run
     inner = run.model.ffn_hidden_size // batch.tensor_ranks
     mlp = (
-        2 * batch.tokens * inner * batch.element + 2 * batch.hidden + 2 * inner * run.model.hidden_size * batch.element
+        2 * batch.tokens * inner * batch.element + 2 * batch.stream + 2 * inner * run.model.hidden_size * batch.element
     )
     if batch.device.fused_attention:
         return mlp

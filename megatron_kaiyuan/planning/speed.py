@@ -115,7 +115,12 @@ def _pipeline_seconds(stage: Stage, device: Device) -> float:
     if run.parallel.pipeline_model_parallel_size == 1:
         return 0.0
     share = run.parallel.tensor_model_parallel_size if run.parallel.sequence_parallel else 1
-    return 2 * _hidden_bytes(run) / share / _link(device, spans=stage.world_size)
+    stream = (
+        _hidden_bytes(run)
+        // BYTES[run.train.precision]
+        * BYTES["fp32" if run.model.fp32_residual else run.train.precision]
+    )
+    return 2 * stream / share / _link(device, spans=stage.world_size)
 
 
 def _gradient_seconds(stage: Stage, device: Device) -> float:

@@ -30,6 +30,7 @@ STRUCTURAL = [
     {"model": {"logits_soft_cap": None}},
     {"model": {"sandwich_norm": False}},
     {"model": {"embedding_norm": True}},
+    {"model": {"fp32_residual": True}},
     {"train": {"precision": "bf16"}},
 ]
 TUNABLE = [

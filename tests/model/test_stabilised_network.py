@@ -27,3 +27,33 @@ def test_the_first_layer_gets_the_normed_embedding(precision: str) -> None:
     normed, embedding = seen[0].double(), seen[1].double()
     expected = embedding / (embedding.square().mean(-1, keepdim=True) + model.layernorm_epsilon).sqrt() * gain.double()
     torch.testing.assert_close(normed, expected, rtol=1e-6 if precision == "fp32" else 2**-10, atol=1e-6)
+
+
+@pytest.mark.parametrize("sandwich", [True, False])
+def test_the_residual_stream_is_an_fp32_sum_of_what_half_precision_sub_layers_add(sandwich: bool) -> None:
+    model = tiny(fp32_residual=True, sandwich_norm=sandwich)
+    network = build(model, "fp16")
+    stream: list[torch.Tensor] = []
+    added: list[torch.Tensor] = []
+    network.embedding.register_forward_hook(lambda module, inputs, output: stream.append(output))
+    for layer in network.decoder.layers:
+        for norm in (layer.input_layernorm, layer.pre_mlp_layernorm):
+            norm.register_forward_hook(lambda module, inputs, output: added.append(output))
+        for last in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
+            last.register_forward_hook(lambda module, inputs, output: added.append(output[0]))
+        layer.register_forward_hook(lambda module, inputs, output: stream.append(output[0]))
+    forward(network, model)
+    assert all(one.dtype == torch.float32 for one in stream) and all(one.dtype == torch.float16 for one in added)
+    for before, after, index in zip(stream, stream[1:], range(model.num_layers), strict=False):
+        normed, attention, _, mlp = added[4 * index : 4 * index + 4]
+        assert torch.equal(after, (before + attention.float()) + mlp.float())
+        exact = before.double() / (before.double().square().mean(-1, keepdim=True) + model.layernorm_epsilon).sqrt()
+        torch.testing.assert_close(normed.double(), exact, rtol=2**-11, atol=1e-7)
+    # More than FP16 holds.
+    assert not torch.equal(stream[-1], stream[-1].half().float())
+
+
+def test_in_fp32_the_residual_stream_was_fp32_already() -> None:
+    model = tiny(fp32_residual=True, embedding_norm=True)
+    network, plain = build(model), build(tiny(embedding_norm=True))
+    assert torch.equal(forward(network, model), forward(plain, model))

@@ -66,8 +66,9 @@ def really_saved(run: RunConfig) -> int:
         {"model": {"sandwich_norm": False, "qk_layernorm": False}},
         {"data": {"reset_attention_mask": True}},
         {"model": {"embedding_norm": True}},
+        {"model": {"embedding_norm": True, "fp32_residual": True}},
     ],
-    ids=["kaiyuan", "a group a head", "plain", "documents apart", "embedding norm"],
+    ids=["kaiyuan", "a group a head", "plain", "documents apart", "embedding norm", "residual stream in FP32"],
 )
 def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
     run = small_run(**sections, train={**LONG, "precision": precision})

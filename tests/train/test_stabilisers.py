@@ -73,3 +73,19 @@ def test_weights_of_a_run_without_embedding_norm_can_be_taken_not_those_of_one_w
     done = train(1, recipe, f"run_dir={tmp_path / 'without'}", source, one_step)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1
     assert "model.embedding_norm is on there, off here" in done.stderr
+
+
+FP16 = ["train.precision=fp16", "optimizer.initial_loss_scale=1024", "checkpoint.save_every_steps=1"]
+TOGETHER = ["model.embedding_norm=true", "model.fp32_residual=true", "train.z_loss=1e-4"]
+
+
+def test_all_together_in_fp16(recipe: Path, tmp_path: Path) -> None:
+    """Layouts round differently; a pipeline that received its stream in another precision would be far off."""
+    succeed(1, recipe, f"run_dir={tmp_path / 'one'}", THREE_STEPS, *TOGETHER, *FP16)
+    found = losses(tmp_path / "one")
+    for name, layout in {"tp2": [TENSOR, SEQUENCE], "pp2": [PIPELINE]}.items():
+        run_dir = start_from(tmp_path / "one", 0, tmp_path / name)
+        succeed(2, recipe, f"run_dir={run_dir}", THREE_STEPS, *TOGETHER, *FP16, *layout)
+        np.testing.assert_allclose(losses(run_dir), found, rtol=2e-4)
+    succeed(1, recipe, f"run_dir={tmp_path / 'fp32'}", THREE_STEPS, *TOGETHER)
+    np.testing.assert_allclose(found, losses(tmp_path / "fp32"), rtol=2e-3)
