@@ -44,6 +44,7 @@ class ModelConfig(Section):
     sandwich_norm: Annotated[bool, Field(description="x + norm_post(F(norm_pre(x))) round attention and MLP")] = True
     embedding_norm: Annotated[bool, Field(description="RMSNorm between the embedding and the first layer")] = False
     fp32_residual: Annotated[bool, Field(description="residual stream in FP32; sub-layers keep the precision")] = False
+    fp32_head: Annotated[bool, Field(description="final norm and logits in FP32, from weights as they are")] = False
     logits_soft_cap: Annotated[
         float | None, Field(gt=0, description="c of c * tanh(logits / c), in FP32; null turns it off")
     ] = 30.0

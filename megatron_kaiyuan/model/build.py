@@ -8,7 +8,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-from megatron_kaiyuan.model.head import cap_logits
+from megatron_kaiyuan.model.head import cap_logits, compute_in_fp32
 from megatron_kaiyuan.model.norm import PostNormLinear, norm_embedding
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 
@@ -78,6 +78,8 @@ def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
             torch.nn.init.constant_(module.post_norm.weight, model.post_norm_initial_gain)
     if model.embedding_norm:
         norm_embedding(network)
+    if model.fp32_head:
+        compute_in_fp32(network)
     if model.logits_soft_cap is not None:
         cap_logits(network, model.logits_soft_cap)
     return network

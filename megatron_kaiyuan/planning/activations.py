@@ -59,6 +59,16 @@ class MicroBatch:
         return self.local_tokens * self.stage.run.model.hidden_size * self.stream_element
 
     @property
+    def head_element(self) -> int:
+        return _FP32 if self.stage.run.model.fp32_head else self.element
+
+    @property
+    def head_weight(self) -> int:
+        """Elements of the output layer, or of the embedding, [V / tensor ranks, H]."""
+        model = self.stage.run.model
+        return model.padded_vocab_size * model.hidden_size // self.tensor_ranks
+
+    @property
     def logits(self) -> int:
         """Elements of the logits, [s, b, V / tensor ranks]."""
         return self.tokens * self.stage.run.model.padded_vocab_size // self.tensor_ranks
@@ -83,7 +93,9 @@ class MicroBatch:
         if self.stage.is_first and run.model.embedding_norm:
             total += self._stream_norm()
         if self.stage.is_last:
-            total += self._stream_norm() + self.hidden
+            total += self._stream_norm() + self.hidden // self.element * self.head_element
+            if self.head_element > self.element:
+                total += self.head_weight * self.head_element
         else:
             total += self.stream
         return total

@@ -115,8 +115,12 @@ def _heading(plan: Plan) -> list[str]:
 
 
 def _not_counted(plan: Plan) -> list[str]:
-    clips = plan.run.optimizer.qk_clip_tau is not None
-    return ["not counted: the time that optimizer.qk_clip_tau takes to measure attention logits"] if clips else []
+    notes = {
+        "the time that optimizer.qk_clip_tau takes to measure attention logits": plan.run.optimizer.qk_clip_tau
+        is not None,
+        "that model.fp32_head multiplies at the device's speed in FP32": plan.run.model.fp32_head,
+    }
+    return [f"not counted: {note}" for note, applies in notes.items() if applies]
 
 
 def _head() -> list[str]:

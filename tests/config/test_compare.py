@@ -31,6 +31,7 @@ STRUCTURAL = [
     {"model": {"sandwich_norm": False}},
     {"model": {"embedding_norm": True}},
     {"model": {"fp32_residual": True}},
+    {"model": {"fp32_head": True}},
     {"train": {"precision": "bf16"}},
 ]
 TUNABLE = [

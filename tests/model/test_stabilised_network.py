@@ -57,3 +57,32 @@ def test_in_fp32_the_residual_stream_was_fp32_already() -> None:
     model = tiny(fp32_residual=True, embedding_norm=True)
     network, plain = build(model), build(tiny(embedding_norm=True))
     assert torch.equal(forward(network, model), forward(plain, model))
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize("fp32_residual", [False, True])
+def test_the_head_is_an_fp32_product_of_half_precision_weights(cap: float | None, fp32_residual: bool) -> None:
+    """Logits beyond FP16's range come out right, and gradients have the precision of the weights."""
+    model = tiny(fp32_head=True, logits_soft_cap=cap, fp32_residual=fp32_residual)
+    network = build(model, "fp16")
+    if cap is None:
+        network.output_layer.weight.data.mul_(200_000)
+    streams: list[torch.Tensor] = []
+    network.decoder.final_layernorm.register_forward_pre_hook(lambda module, inputs: streams.append(inputs[0]))
+    logits = forward(network, model)
+    stream = streams[0].double().transpose(0, 1)
+    normed = stream / (stream.square().mean(-1, keepdim=True) + model.layernorm_epsilon).sqrt()
+    weight = network.output_layer.weight
+    expected = normed @ weight.double().T
+    assert weight.dtype == torch.float16 and logits.dtype == torch.float32
+    assert cap is not None or expected.abs().max() > 65504
+    expected = expected if cap is None else cap * torch.tanh(expected / cap)
+    assert ((logits - expected).norm() / expected.norm()).item() < 1e-6
+    ids_bs = torch.randint(model.vocab_size, (2, 8), generator=torch.Generator().manual_seed(2))
+    network(ids_bs, torch.arange(8).expand(2, -1), None, labels=ids_bs).mean().backward()
+    assert all(weight.grad.dtype == torch.float16 for weight in network.parameters())
+
+
+def test_in_fp32_the_head_was_fp32_already() -> None:
+    model = tiny(fp32_head=True)
+    assert torch.equal(forward(build(model), model), forward(build(tiny()), model))

@@ -67,8 +67,19 @@ def really_saved(run: RunConfig) -> int:
         {"data": {"reset_attention_mask": True}},
         {"model": {"embedding_norm": True}},
         {"model": {"embedding_norm": True, "fp32_residual": True}},
+        {"model": {"fp32_head": True}},
+        {"model": {"fp32_head": True, "fp32_residual": True}},
     ],
-    ids=["kaiyuan", "a group a head", "plain", "documents apart", "embedding norm", "residual stream in FP32"],
+    ids=[
+        "kaiyuan",
+        "a group a head",
+        "plain",
+        "documents apart",
+        "embedding norm",
+        "residual stream in FP32",
+        "head in FP32",
+        "both in FP32",
+    ],
 )
 def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
     run = small_run(**sections, train={**LONG, "precision": precision})

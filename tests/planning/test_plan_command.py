@@ -58,8 +58,11 @@ def test_the_table_names_assumptions_and_what_is_too_large() -> None:
 
 
 def test_what_is_not_counted_is_said() -> None:
-    text = as_text(planned(8, "h100", "model.qk_layernorm=false", "optimizer.qk_clip_tau=100"), every_micro_batch=False)
+    slower = ["model.qk_layernorm=false", "optimizer.qk_clip_tau=100", "model.fp32_head=true"]
+    text = as_text(planned(8, "h100", *slower), every_micro_batch=False)
     assert "not counted: the time that optimizer.qk_clip_tau takes" in text
+    assert "not counted: that model.fp32_head multiplies" in text
+    assert "not counted" not in as_text(planned(8, "h100"), every_micro_batch=False)
 
 
 def test_nothing_fits() -> None:

@@ -76,7 +76,7 @@ def test_weights_of_a_run_without_embedding_norm_can_be_taken_not_those_of_one_w
 
 
 FP16 = ["train.precision=fp16", "optimizer.initial_loss_scale=1024", "checkpoint.save_every_steps=1"]
-TOGETHER = ["model.embedding_norm=true", "model.fp32_residual=true", "train.z_loss=1e-4"]
+TOGETHER = ["model.embedding_norm=true", "model.fp32_residual=true", "model.fp32_head=true", "train.z_loss=1e-4"]
 
 
 def test_all_together_in_fp16(recipe: Path, tmp_path: Path) -> None:
