@@ -57,7 +57,7 @@ class Size:
 
 
 SIZES = {
-    # A trial in FP16 takes about 12 s on one core, in FP32 5 s.
+    # A trial in half precision takes about 15 s on one core, in FP32 4 s; two seeds three quarters of an hour on two.
     "cpu": Size(
         platform="cpu",
         model={
@@ -71,10 +71,10 @@ SIZES = {
         vocab_size=512,
         seq_length=64,
         batch=4,
-        steps=100,
+        steps=60,
         rates=(1.6e-2, 6.4e-2, 0.128, 0.256, 0.512),
         long_rate=6.4e-2,
-        long_steps=600,
+        long_steps=300,
     ),
     "gpu": Size(
         platform="cuda",
@@ -142,11 +142,12 @@ def trials(size: Size, seeds: int) -> Iterator[Trial]:
         for rate in size.rates:
             for name in names:
                 yield Trial(name, "fp16", rate, seed, size.steps)
-        for precision in ("fp32", "bf16"):
+        # BF16 has the range of FP32, and on a CPU the speed of FP16: one seed.
+        for precision in ("fp32", "bf16") if seed == 0 else ("fp32",):
             for rate in size.rates:
                 for name in names[:8]:
                     yield Trial(name, precision, rate, seed, size.steps)
-        for name in LONG_RUNS:
+        for name in LONG_RUNS if seed == 0 else ():
             yield Trial(name, "fp16", size.long_rate, seed, size.long_steps)
 
 
@@ -240,7 +241,7 @@ def held_out_loss(session: Any, phase: Path) -> tuple[float, float]:
     with torch.no_grad():
         for batch in torch.from_numpy(tokens).to(device).split(run.train.micro_batch_size):
             positions = torch.arange(length, device=device).expand(len(batch), -1)
-            losses.append(session.state.model(batch[:, :-1], positions, None, labels=batch[:, 1:]).float())
+            losses.append(session.state.models[0](batch[:, :-1], positions, None, labels=batch[:, 1:]).float())
     return float(torch.cat(losses).mean()), unigram_entropy(np.bincount(tokens[:, 1:].ravel()))
 
 

@@ -21,6 +21,7 @@ from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.model import names
 from megatron_kaiyuan.model.build import Network
 
 _SHAPE_FIELDS = (
@@ -87,6 +88,8 @@ def _compare(source: Path, model: ModelConfig) -> list[str]:
     ]
     if saved.sandwich_norm and not model.sandwich_norm:
         differences.append("model.sandwich_norm is on there, off here: its gains would be lost")
+    if saved.embedding_norm and not model.embedding_norm:
+        differences.append("model.embedding_norm is on there, off here: its gain would be lost")
     if differences:
         raise UserError(f"init_from: {source}: {'; '.join(differences)}")
     notes = [
@@ -96,11 +99,13 @@ def _compare(source: Path, model: ModelConfig) -> list[str]:
     ]
     if model.sandwich_norm and not saved.sandwich_norm:
         notes.append(f"the closing norms of the sub-layers start with gain {model.post_norm_initial_gain}")
+    if model.embedding_norm and not saved.embedding_norm:
+        notes.append("the norm behind the embedding starts with gain 1")
     return notes
 
 
 def _load_what_is_there(network: Network, source: Path) -> None:
-    """Load every weight; only gains of closing norms may be missing in the source."""
+    """Load every weight; only gains of closing norms and of the embedding's may be missing in the source."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     described = network.sharded_state_dict(metadata={"dp_cp_group": group})
     known = stored_tensors(source)
@@ -112,7 +117,7 @@ def _is_left_out(value: Any, known: dict[str, ShardedTensor]) -> bool:
     if isinstance(value, ShardedObject):
         return True
     assert isinstance(value, (ShardedTensor, ShardedTensorFactory))
-    return value.key not in known and POST_NORM in value.key
+    return value.key not in known and (POST_NORM in value.key or value.key == names.EMBEDDING_NORM)
 
 
 def reload_main_weights(optimizer: Any) -> None:

@@ -100,6 +100,8 @@ class Qwen3Folder:
                 return names.join_gate_and_up({part: self.weight(prefix + part) for part in _MLP_PARTS})
             theirs = names.PRE_NORM_LAYER_NAMES.get(inner)
             return self.weight(prefix + theirs) if theirs else None
+        if name == names.EMBEDDING_NORM:
+            return None
         theirs = names.OUTER_NAMES[name]
         if name == "output_layer.weight" and theirs not in self._files and self.config.get("tie_word_embeddings"):
             theirs = names.OUTER_NAMES[names.EMBEDDING]
@@ -138,6 +140,10 @@ class Qwen3Folder:
             notes.append(
                 "Qwen3 has no norms that close a sub-layer: they start with gain "
                 f"{model.post_norm_initial_gain}, so that the network computes something else at first"
+            )
+        if model.embedding_norm:
+            notes.append(
+                "Qwen3 has no norm behind the embedding: it starts with gain 1, and the embedding loses its scale"
             )
         if model.logits_soft_cap is not None:
             notes.append(f"Qwen3's logits are not capped, these are, at {model.logits_soft_cap}")

@@ -42,6 +42,9 @@ class ModelConfig(Section):
     post_norm_initial_gain: Annotated[float, Field(gt=0, description="RMS that a fresh sub-layer adds")] = 0.1
     qk_layernorm: bool = True
     sandwich_norm: Annotated[bool, Field(description="x + norm_post(F(norm_pre(x))) round attention and MLP")] = True
+    embedding_norm: Annotated[bool, Field(description="RMSNorm between the embedding and the first layer")] = False
+    fp32_residual: Annotated[bool, Field(description="residual stream in FP32; sub-layers keep the precision")] = False
+    fp32_head: Annotated[bool, Field(description="final norm and logits in FP32, from weights as they are")] = False
     logits_soft_cap: Annotated[
         float | None, Field(gt=0, description="c of c * tanh(logits / c), in FP32; null turns it off")
     ] = 30.0
@@ -178,6 +181,10 @@ class TrainConfig(Section):
     global_batch_size: Positive
     train_tokens: Annotated[int | None, Field(ge=0, description="stop after these tokens; null: all phases")] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    z_loss: Annotated[
+        float,
+        Field(ge=0, description="coefficient of (log Z)^2 in what is minimised; the reported loss has none"),
+    ] = 0.0
     seed: NotNegative = 1234
 
     @property
@@ -193,6 +200,10 @@ class OptimizerConfig(Section):
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_grad: Annotated[float, Field(ge=0, description="largest gradient norm; 0 turns clipping off")] = 1.0
+    qk_clip_tau: Annotated[
+        float | None,
+        Field(gt=0, description="QK-clip: the attention logit beyond which a head is scaled back; null: none"),
+    ] = None
     warmup_tokens: NotNegative = 0
     initial_loss_scale: Annotated[float, Field(gt=0)] = 65536.0
     min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
@@ -323,6 +334,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.seq_length {train.seq_length} is above "
                 f"model.max_position_embeddings {model.max_position_embeddings}"
+            )
+        if self.optimizer.qk_clip_tau is not None and model.qk_layernorm:
+            raise ValueError(
+                "optimizer.qk_clip_tau changes nothing with model.qk_layernorm, whose norms take away the scale of "
+                "query and key weights; set model.qk_layernorm=false, or leave qk_clip_tau out"
             )
         hang, timeout = self.faults.hang_timeout_seconds, 60 * parallel.timeout_minutes
         if hang >= timeout:

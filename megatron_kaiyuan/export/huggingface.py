@@ -78,6 +78,8 @@ def export_model(
 def _check_representable(model: ModelConfig) -> None:
     if not model.qk_layernorm:
         raise UserError("export: model.qk_layernorm is off, and neither Gemma 3 nor Qwen 3 can represent that")
+    if model.embedding_norm:
+        raise UserError("export: model.embedding_norm is on, and neither Gemma 3 nor Qwen 3 has a norm there")
     if not model.sandwich_norm and model.logits_soft_cap is not None:
         raise UserError(
             "export: model.sandwich_norm is off while model.logits_soft_cap is set; Gemma 3 has sandwich norms, "

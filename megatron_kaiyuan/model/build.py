@@ -11,8 +11,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-from megatron_kaiyuan.model.head import cap_logits
-from megatron_kaiyuan.model.norm import PostNormLinear
+from megatron_kaiyuan.model.head import cap_logits, compute_in_fp32
+from megatron_kaiyuan.model.norm import PostNormLinear, norm_embedding
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +41,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         # Weights are drawn whole on the CPU and then cut, so that they do not depend on the tensor-parallel size.
         use_cpu_initialization=True,
         params_dtype=dtype,
-        pipeline_dtype=dtype,
+        pipeline_dtype=torch.float32 if model.fp32_residual else dtype,
+        fp32_residual_connection=model.fp32_residual,
         fp16=precision == "fp16",
         bf16=precision == "bf16",
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -98,7 +99,7 @@ def build_model(model: ModelConfig, config: TransformerConfig, virtual_stage: in
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
     """
-    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm)
+    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm, model.fp32_residual)
     network = GPTModel(
         config=config,
         transformer_layer_spec=kaiyuan_block_spec(config, layer, virtual_stage),
@@ -114,6 +115,10 @@ def build_model(model: ModelConfig, config: TransformerConfig, virtual_stage: in
     for module in network.modules():
         if isinstance(module, PostNormLinear):
             torch.nn.init.constant_(module.post_norm.weight, model.post_norm_initial_gain)
+    if model.embedding_norm:
+        norm_embedding(network)
+    if model.fp32_head:
+        compute_in_fp32(network)
     if model.logits_soft_cap is not None:
         cap_logits(network, model.logits_soft_cap)
     return network

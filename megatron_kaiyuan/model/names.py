@@ -15,6 +15,7 @@ from megatron_kaiyuan.errors import UserError
 
 QKV = "self_attention.linear_qkv.weight"
 GATE_AND_UP = "mlp.linear_fc1.weight"
+EMBEDDING_NORM = "embedding.norm.weight"
 EMBEDDING = "embedding.word_embeddings.weight"
 
 OUTER_NAMES = {

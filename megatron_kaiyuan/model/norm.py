@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -17,11 +18,15 @@ from megatron_kaiyuan import platform
 class RMSNorm(torch.nn.RMSNorm):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; half precision is computed in FP32.
 
+    The output has the precision of the gain, or `output_dtype`. Where the input's is another it is computed in FP32 and
+    rounded once.
     The device's own kernel computes it where the platform has found one that agrees with torch.
 
     With sequence parallelism each tensor-parallel rank sees other tokens, so that the gradient of the
     weight is summed over them: megatron-core does that for parameters that say `sequence_parallel`.
     """
+
+    output_dtype: torch.dtype | None = None
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -30,9 +35,27 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, input_h: torch.Tensor) -> torch.Tensor:
         """[..., h] to [..., h]."""
+        output_dtype = self.output_dtype or self.weight.dtype
+        if input_h.dtype == output_dtype == self.weight.dtype:
+            return self._norm(input_h, self.weight)
+        return self._norm(input_h.float(), self.weight.float()).to(output_dtype)
+
+    def _norm(self, input_h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if self.fused is None:
-            return super().forward(input_h)
-        return self.fused(input_h, self.weight, self._epsilon)
+            return torch.nn.functional.rms_norm(input_h, self.normalized_shape, weight, self._epsilon)
+        return self.fused(input_h, weight, self._epsilon)
+
+
+def norm_embedding(model: GPTModel) -> None:
+    """Close a GPTModel's embedding by an RMSNorm, as BLOOM does (arXiv 2211.05100) with a LayerNorm.
+
+    Its gain is `embedding.norm.weight`, 1 at first. A stage without the embedding is left alone.
+    """
+    if model.pre_process:
+        embedding = model.embedding
+        embedding.norm = RMSNorm(model.config, model.config.hidden_size, eps=model.config.layernorm_epsilon)
+        embedding.norm.output_dtype = torch.float32 if model.config.fp32_residual_connection else None
+        embedding.register_forward_hook(lambda module, inputs, output_sbh: module.norm(output_sbh))
 
 
 class PostNormLinear(RowParallelLinear):

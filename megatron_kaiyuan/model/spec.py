@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -17,8 +20,14 @@ from megatron_kaiyuan.model.attention import CausalAttention
 from megatron_kaiyuan.model.norm import PostNormLinear, RMSNorm
 
 
-def kaiyuan_layer_spec(sandwich_norm: bool = True, qk_layernorm: bool = True) -> ModuleSpec:
-    """One transformer layer: pre-norm and, with `sandwich_norm`, post-norm round attention and round the MLP."""
+def kaiyuan_layer_spec(
+    sandwich_norm: bool = True, qk_layernorm: bool = True, fp32_residual: bool = False
+) -> ModuleSpec:
+    """One transformer layer: pre-norm and, with `sandwich_norm`, post-norm round attention and round the MLP.
+
+    With `fp32_residual` an FP32 residual stream stays one; `fp32_residual_connection` of the configuration makes one.
+    """
+    add = _get_promoting_add if fp32_residual else get_bias_dropout_add
     last_linear = PostNormLinear if sandwich_norm else RowParallelLinear
     head_norm = RMSNorm if qk_layernorm else IdentityOp
     attention = ModuleSpec(
@@ -38,12 +47,17 @@ def kaiyuan_layer_spec(sandwich_norm: bool = True, qk_layernorm: bool = True) ->
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=add,
         ),
     )
+
+
+def _get_promoting_add(training: bool, fused: bool) -> Callable[..., torch.Tensor]:
+    """In place of megatron-core's, which rounds the residual stream to the precision of what is added to it."""
+    return lambda output_and_bias, residual, dropout: residual + output_and_bias[0]
 
 
 def kaiyuan_block_spec(

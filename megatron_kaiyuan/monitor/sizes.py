@@ -5,6 +5,7 @@ Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -49,13 +50,31 @@ def largest_attention_logit(
     Args:
         attention_mask: Megatron's, boolean [b or 1, 1, s, s], true where a query must not see a key; None: causal.
     """
+    peaks = []
+    for scores_bnst in _scores(query_sbnd, key_sbgd, scale, attention_mask):
+        lowest, highest = scores_bnst.aminmax()
+        peaks += [-lowest, highest]
+    return torch.stack(peaks).amax().float()
+
+
+def largest_attention_logit_by_head(
+    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The largest q k^T * scale of each head, with its sign, but at least 0; FP32 [n]. Otherwise as for all heads."""
+    parts = [scores_bnst.amax((0, 2, 3)) for scores_bnst in _scores(query_sbnd, key_sbgd, scale, attention_mask)]
+    return torch.stack(parts).amax(0).clamp_(min=0).float()
+
+
+def _scores(
+    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, attention_mask: torch.Tensor | None
+) -> Iterator[torch.Tensor]:
+    """q k^T * scale in blocks of queries; 0 where attention does not look."""
     length, batch, heads, _ = query_sbnd.shape
     # A CPU emulates half precision, slowly.
     dtype = torch.float32 if query_sbnd.device.type == "cpu" else query_sbnd.dtype
     key_bgds = key_sbgd.detach().to(dtype).permute(1, 2, 3, 0)
     query_sbgnd = query_sbnd.detach().unflatten(2, (key_sbgd.size(2), -1))
     rows = _rows(batch * heads * length, query_sbnd.device)
-    peaks = []
     for start in range(0, length, rows):
         stop = min(start + rows, length)
         block = (query_sbgnd[start:stop].to(dtype) * scale).permute(1, 2, 3, 0, 4)
@@ -65,9 +84,7 @@ def largest_attention_logit(
             scores[..., start:].tril_()
         else:
             scores.masked_fill_(attention_mask[..., start:stop, :stop], 0)
-        lowest, highest = scores.aminmax()
-        peaks += [-lowest, highest]
-    return torch.stack(peaks).amax().float()
+        yield scores
 
 
 def block_elements(device: torch.device) -> int:

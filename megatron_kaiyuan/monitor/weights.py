@@ -1,7 +1,7 @@
 """Gradients and updates of the weights, by kind of weight and layer.
 
-Kinds: embedding, qkv (linear_qkv), proj (linear_proj), fc1, fc2, norms (all gains of a layer together), final_norm,
-head.
+Kinds: embedding, embedding_norm (with model.embedding_norm), qkv (linear_qkv), proj (linear_proj), fc1, fc2, norms (all
+gains of a layer together), final_norm, head.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def weight_places(model: ModelConfig) -> dict[str, int]:
     """The kinds of weights, and in how many places each one is."""
     return {
         "embedding": 1,
+        **({"embedding_norm": 1} if model.embedding_norm else {}),
         **dict.fromkeys([*_IN_LAYERS.values(), _NORMS], model.num_layers),
         "final_norm": 1,
         "head": 1,
@@ -69,8 +70,8 @@ def _places(chunk: GPTModel) -> Iterator[tuple[torch.nn.Parameter, tuple[str, in
         for name, parameter in layer.named_parameters():
             yield parameter, (_IN_LAYERS.get(name, _NORMS), layer.layer_number - 1)
     if chunk.pre_process:
-        for parameter in chunk.embedding.parameters():
-            yield parameter, ("embedding", 0)
+        for name, parameter in chunk.embedding.named_parameters():
+            yield parameter, ("embedding_norm" if name == "norm.weight" else "embedding", 0)
     if chunk.post_process:
         yield chunk.decoder.final_layernorm.weight, ("final_norm", 0)
         yield chunk.output_layer.weight, ("head", 0)

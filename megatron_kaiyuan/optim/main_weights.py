@@ -20,11 +20,13 @@ class MainWeights:
 
     Attributes:
         parameter: of the network.
+        start: where in the flattened parameter the values begin.
         gradient: as the optimizer uses it: without the loss scale, clipped.
         options: the optimizer's group: `lr`, `weight_decay`, `betas`, `eps`, `step`.
     """
 
     parameter: torch.nn.Parameter
+    start: int
     values: torch.Tensor
     gradient: torch.Tensor
     exp_avg: torch.Tensor
@@ -34,8 +36,10 @@ class MainWeights:
     def blocks(self, elements: int) -> Iterator[MainWeights]:
         """The same in parts of so many elements."""
         tensors = (self.values, self.gradient, self.exp_avg, self.exp_avg_sq)
-        for values, gradient, first, second in zip(*(tensor.split(elements) for tensor in tensors), strict=True):
-            yield replace(self, values=values, gradient=gradient, exp_avg=first, exp_avg_sq=second)
+        starts = range(self.start, self.start + len(self.values), elements)
+        parts = zip(starts, *(tensor.split(elements) for tensor in tensors), strict=True)
+        for start, values, gradient, first, second in parts:
+            yield replace(self, start=start, values=values, gradient=gradient, exp_avg=first, exp_avg_sq=second)
 
     def last_update(self) -> torch.Tensor:
         """What the last step of AdamW added to the values, told from its result: nothing is kept for it.
@@ -57,11 +61,12 @@ def main_weights(optimizer: ChainedOptimizer) -> Iterator[MainWeights]:
         if part.is_stub_optimizer:
             continue
         options = {id(main): group for group in part.optimizer.param_groups for main in group["params"]}
-        for parameter, main in _pairs(part):
+        for parameter, start, main in _pieces(part):
             assert main.grad is not None, "the optimizer has been given no gradients yet"
             state = part.optimizer.state[main]
             yield MainWeights(
                 parameter,
+                start,
                 values=main.detach().view(-1),
                 gradient=main.grad.view(-1),
                 exp_avg=state["exp_avg"].view(-1),
@@ -70,9 +75,11 @@ def main_weights(optimizer: ChainedOptimizer) -> Iterator[MainWeights]:
             )
 
 
-def _pairs(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+def _pieces(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor]]:
+    """Each parameter, where this rank's range of it starts, and the main weights of the range."""
     if not isinstance(part, DistributedOptimizer):
-        yield from main_parameters(part)
+        yield from ((parameter, 0, main) for parameter, main in main_parameters(part))
         return
     for parameter, (group, index) in part.model_param_group_index_map.items():
-        yield parameter, part.optimizer.param_groups[group]["params"][index]
+        start = part._get_model_param_range_map(parameter)["param"].start
+        yield parameter, start, part.optimizer.param_groups[group]["params"][index]

@@ -47,8 +47,27 @@ class MicroBatch:
 
     @property
     def hidden(self) -> int:
-        """Bytes of the residual stream, [s, b, H]."""
+        """Bytes of what enters and leaves a sub-layer, [s, b, H]."""
         return self.local_tokens * self.stage.run.model.hidden_size * self.element
+
+    @property
+    def stream_element(self) -> int:
+        return _FP32 if self.stage.run.model.fp32_residual else self.element
+
+    @property
+    def stream(self) -> int:
+        """Bytes of the residual stream, [s, b, H]."""
+        return self.local_tokens * self.stage.run.model.hidden_size * self.stream_element
+
+    @property
+    def head_element(self) -> int:
+        return _FP32 if self.stage.run.model.fp32_head else self.element
+
+    @property
+    def head_weight(self) -> int:
+        """Elements of the output layer, or of the embedding, [V / tensor ranks, H]."""
+        model = self.stage.run.model
+        return model.padded_vocab_size * model.hidden_size // self.tensor_ranks
 
     @property
     def logits(self) -> int:
@@ -83,19 +102,23 @@ class MicroBatch:
         if self._recomputed == {"layer"}:
             # Each layer keeps the angles that its queries and keys are rotated by.
             total += run.train.seq_length * run.model.kv_channels * _FP32
-        elif not self.stage.is_first and not self.device.fused_norm and run.train.precision != "fp32":
+        elif not self.stage.is_first and not self.device.fused_norm and self.stream_element != _FP32:
             # What was received is kept; the first norm saves a copy of it in FP32.
             total += self.hidden
+        if self.stage.is_first and run.model.embedding_norm:
+            total += self._stream_norm()
         if self.stage.is_last:
-            total += self._norm(run.model.hidden_size, self.local_tokens) + self.hidden
+            total += self._stream_norm() + self.hidden // self.element * self.head_element
+            if self.head_element > self.element:
+                total += self.head_weight * self.head_element
         else:
-            total += self.hidden
+            total += self.stream
         # Between the chunks of a rank there are others': each one's last output is kept too.
-        return total + (self.stage.chunks - 1) * self.hidden
+        return total + (self.stage.chunks - 1) * self.stream
 
     def _layer(self) -> int:
         if self._recomputed == {"layer"}:
-            return self.hidden
+            return self.stream
         return self._attention(self._recomputed) + self._mlp(self._recomputed)
 
     def _attention(self, recomputed: Set[str] = frozenset()) -> int:
@@ -148,18 +171,22 @@ class MicroBatch:
     def _sub_layer(self) -> int:
         """Norms round attention or MLP, and the input of the first projection."""
         model = self.stage.run.model
-        norms = 2 if model.sandwich_norm else 1
-        return norms * self._norm(model.hidden_size, self.local_tokens) + self.hidden
+        post_norm = self._norm(model.hidden_size, self.local_tokens) if model.sandwich_norm else 0
+        return self._stream_norm() + post_norm + self.hidden
 
-    def _norm(self, width: int, rows: int, input_kept: bool = False) -> int:
+    def _stream_norm(self) -> int:
+        return self._norm(self.stage.run.model.hidden_size, self.local_tokens, element=self.stream_element)
+
+    def _norm(self, width: int, rows: int, input_kept: bool = False, element: int | None = None) -> int:
         """An RMSNorm over so many rows.
 
         Args:
             input_kept: the input is part of something that is counted already.
+            element: bytes of an element of the input; None: as of the precision.
         """
         inverse = rows * _FP32
         if self.device.fused_norm:
-            return inverse + (0 if input_kept else rows * width * self.element)
+            return inverse + (0 if input_kept else rows * width * (element or self.element))
         # In parts: the input in FP32, a copy for half precision, and the normed input in FP32.
         in_fp32 = 1 if input_kept and self.stage.run.train.precision == "fp32" else 2
         return inverse + in_fp32 * rows * width * _FP32

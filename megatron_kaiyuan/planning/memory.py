@@ -87,10 +87,11 @@ def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     moments = [(kept + again, 0, always + _layer_work(batch))]
     if stage.is_last:
         moments.append((kept, _logits_at_loss(batch), always))
-        moments.append((kept, batch.logits * batch.element, always + _head_weight(batch)))
+        moments.append((kept, batch.logits * batch.head_element, always + _output_gradient(batch)))
     if stage.is_first:
         # The last thing of a backward pass: the other micro-batches in flight are still there.
-        moments.append(((in_flight - 1) * saved // stage.chunks, 0, always + _head_weight(batch) + batch.hidden))
+        others = (in_flight - 1) * saved // stage.chunks
+        moments.append((others, 0, always + batch.head_weight * batch.element + batch.stream))
     return moments
 
 
@@ -112,15 +113,15 @@ def _logits_at_loss(batch: MicroBatch) -> int:
     With a soft cap: softmax, which becomes the gradient; tanh; its gradient in FP32, and in half precision that once
     more. Without: the gradient, and its copy in half precision; before that, the logits themselves.
     """
-    half = 0 if batch.element == _FP32 else batch.element
+    half = 0 if batch.head_element == _FP32 else batch.element
     factor = (3 if batch.stage.run.model.logits_soft_cap is not None else 1) * _FP32 + half
     return batch.logits * factor
 
 
-def _head_weight(batch: MicroBatch) -> int:
-    """Gradient of the embedding, or of the output layer, before it is added to the FP32 buffer."""
-    model = batch.stage.run.model
-    return model.padded_vocab_size * model.hidden_size // batch.tensor_ranks * batch.element
+def _output_gradient(batch: MicroBatch) -> int:
+    """Gradient of the output layer before it is added to the FP32 buffer; of an FP32 head it is rounded from FP32."""
+    rounded = batch.element if batch.head_element > batch.element else 0
+    return batch.head_weight * (batch.head_element + rounded)
 
 
 def _layer_work(batch: MicroBatch) -> int:
@@ -132,7 +133,7 @@ def _layer_work(batch: MicroBatch) -> int:
     run = batch.stage.run
     inner = run.model.ffn_hidden_size // batch.tensor_ranks
     mlp = (
-        2 * batch.tokens * inner * batch.element + 2 * batch.hidden + 2 * inner * run.model.hidden_size * batch.element
+        2 * batch.tokens * inner * batch.element + 2 * batch.stream + 2 * inner * run.model.hidden_size * batch.element
     )
     if batch.device.fused_attention:
         return mlp

@@ -112,9 +112,13 @@ def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
     outer = model.padded_vocab_size * model.hidden_size // ranks
     layers = list(_layer_sizes(model, ranks)) * (stage.layers // stage.chunks)
     for number in range(stage.chunks):
-        embedding = [outer] if stage.is_first and number == 0 else []
-        head = [model.hidden_size, outer] if stage.is_last and number == stage.chunks - 1 else []
-        yield embedding + layers + head
+        embedding = [outer, *([model.hidden_size] if model.embedding_norm else [])]
+        head = [model.hidden_size, outer]
+        yield [
+            *(embedding if stage.is_first and number == 0 else []),
+            *layers,
+            *(head if stage.is_last and number == stage.chunks - 1 else []),
+        ]
 
 
 def _layer_sizes(model: ModelConfig, ranks: int) -> Iterator[int]:

@@ -114,8 +114,18 @@ def _heading(plan: Plan) -> list[str]:
         work,
         assumed,
         speed,
+        *_not_counted(plan),
         "memory in GiB, of a rank of the fullest stage:",
     ]
+
+
+def _not_counted(plan: Plan) -> list[str]:
+    notes = {
+        "the time that optimizer.qk_clip_tau takes to measure attention logits": plan.run.optimizer.qk_clip_tau
+        is not None,
+        "that model.fp32_head multiplies at the device's speed in FP32": plan.run.model.fp32_head,
+    }
+    return [f"not counted: {note}" for note, applies in notes.items() if applies]
 
 
 def _head() -> list[str]:

@@ -51,7 +51,7 @@ def parameters(model: ModelConfig) -> int:
     keys = model.num_query_groups * model.kv_channels
     norms = (4 if model.sandwich_norm else 2) * hidden + (2 * model.kv_channels if model.qk_layernorm else 0)
     layer = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * hidden + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden
+    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
 
 
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
@@ -133,7 +133,12 @@ def _pipeline_seconds(stage: Stage, device: Device) -> float:
     if run.parallel.pipeline_model_parallel_size == 1:
         return 0.0
     share = run.parallel.tensor_model_parallel_size if run.parallel.sequence_parallel else 1
-    return 2 * stage.chunks * _hidden_bytes(run) / share / _link(device, spans=stage.world_size)
+    stream = (
+        _hidden_bytes(run)
+        // BYTES[run.train.precision]
+        * BYTES["fp32" if run.model.fp32_residual else run.train.precision]
+    )
+    return 2 * stage.chunks * stream / share / _link(device, spans=stage.world_size)
 
 
 def _gradient_seconds(stage: Stage, device: Device) -> float:

@@ -73,7 +73,7 @@ def count_parameters(model: ModelConfig) -> int:
     attention = hidden * size * (2 * model.num_attention_heads + 2 * model.num_query_groups)
     norms = hidden * (4 if model.sandwich_norm else 2) + (2 * size if model.qk_layernorm else 0)
     layer = attention + 3 * hidden * model.ffn_hidden_size + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden
+    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
 
 
 def _read_config(run_dir: Path, missing: list[str]) -> RunConfig | None:

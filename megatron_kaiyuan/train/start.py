@@ -16,6 +16,7 @@ from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.model.build import build_network, transformer_config
+from megatron_kaiyuan.model.z_loss import add_z_loss
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -27,6 +28,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
+from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
@@ -105,6 +107,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             ReportBadSteps(sinks),
             ReportLossScale(sinks),
             Checkpoints(sinks),
+            *qk_clip(run),
             *monitoring(run, sinks),
             Metrics(sinks),
             only_job,
@@ -120,6 +123,9 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
     config = transformer_config(run.model, run.parallel, run.train.precision)
     network = build_network(run.model, run.parallel, config, run.train.seed).to(platform.device)
+    if run.train.z_loss:
+        for chunk in network.chunks:
+            add_z_loss(chunk, run.train.z_loss)
     data_parallel = DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         grad_reduce_in_fp32=True,

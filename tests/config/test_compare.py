@@ -29,6 +29,9 @@ STRUCTURAL = [
     {"model": {"rotary_base": 10_000}},
     {"model": {"logits_soft_cap": None}},
     {"model": {"sandwich_norm": False}},
+    {"model": {"embedding_norm": True}},
+    {"model": {"fp32_residual": True}},
+    {"model": {"fp32_head": True}},
     {"train": {"precision": "bf16"}},
 ]
 TUNABLE = [

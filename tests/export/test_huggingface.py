@@ -93,6 +93,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"qk_layernorm": False}, "qk_layernorm"),
+        ({"embedding_norm": True}, "model.embedding_norm is on"),
         ({"sandwich_norm": False}, "logits_soft_cap"),
         ({"hidden_size": 66}, "multiple"),
     ],

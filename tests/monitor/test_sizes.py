@@ -8,7 +8,12 @@ import torch
 
 from megatron_kaiyuan.model.attention import document_mask
 from megatron_kaiyuan.monitor.headroom import headroom_bits
-from megatron_kaiyuan.monitor.sizes import block_elements, largest_attention_logit, sizes
+from megatron_kaiyuan.monitor.sizes import (
+    block_elements,
+    largest_attention_logit,
+    largest_attention_logit_by_head,
+    sizes,
+)
 
 CPU = torch.device("cpu")
 
@@ -60,6 +65,8 @@ def test_largest_attention_logit_is_that_of_all_scores(documents: bool, groups: 
     expected = scores.masked_fill(hidden, 0).abs().max()
     assert scores.abs().max() > 2 * expected
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    by_head = largest_attention_logit_by_head(query, key, 0.3, hidden if documents else None)
+    np.testing.assert_allclose(by_head, scores.masked_fill(hidden, 0).amax((0, 2, 3)), rtol=1e-5)
 
 
 def test_headroom_in_bits() -> None:

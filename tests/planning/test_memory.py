@@ -48,8 +48,11 @@ def saved_bytes(network: torch.nn.Module, forward: Callable[[], Any]) -> int:
 def really_saved(run: RunConfig) -> int:
     from megatron_kaiyuan.model.attention import document_mask
     from megatron_kaiyuan.model.build import build_model, transformer_config
+    from megatron_kaiyuan.model.z_loss import add_z_loss
 
     network = build_model(run.model, transformer_config(run.model, run.parallel, run.train.precision))
+    if run.train.z_loss:
+        add_z_loss(network, run.train.z_loss)
     ids_bs = torch.randint(run.model.vocab_size, (run.train.micro_batch_size, run.train.seq_length))
     positions_bs = torch.arange(run.train.seq_length).expand_as(ids_bs)
     mask = document_mask(ids_bs > 500) if run.data.reset_attention_mask else None
@@ -66,14 +69,22 @@ def really_saved(run: RunConfig) -> int:
         {"data": {"reset_attention_mask": True}},
         {"parallel": FULL},
         {"parallel": FULL, "data": {"reset_attention_mask": True}},
+        {"parallel": FULL, "model": {"fp32_residual": True}},
         {"parallel": CORE},
         {"parallel": CORE, "data": {"reset_attention_mask": True}},
         {"parallel": MLP},
         {"parallel": CORE | {"recompute_modules": ["mlp", "core_attn"]}, "model": {"sandwich_norm": False}},
+        {"parallel": MLP, "model": {"fp32_residual": True}},
+        {"model": {"embedding_norm": True}},
+        {"model": {"embedding_norm": True, "fp32_residual": True}},
+        {"model": {"fp32_head": True}},
+        {"model": {"fp32_head": True, "fp32_residual": True}},
     ],
     ids=[
-        *("kaiyuan", "a group a head", "plain", "documents apart", "full", "full, documents apart", "core attention"),
-        *("core attention, documents apart", "mlp", "mlp and core attention, plain"),
+        *("kaiyuan", "a group a head", "plain", "documents apart", "full", "full, documents apart"),
+        *("full, stream in FP32", "core attention", "core attention, documents apart", "mlp"),
+        *("mlp and core attention, plain", "mlp, stream in FP32", "embedding norm", "residual stream in FP32"),
+        *("head in FP32", "both in FP32"),
     ],
 )
 def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
@@ -85,6 +96,12 @@ def test_what_autograd_saves(precision: str, sections: dict[str, Any]) -> None:
         expected -= batch.tokens * run.train.seq_length
     # Besides the layers: softmax and, for the cap, tanh, both in FP32.
     assert really_saved(run) - 8 * batch.logits == pytest.approx(expected, rel=0.005)
+
+
+def test_z_loss_saves_numbers_a_token_only() -> None:
+    plain, with_it = (small_run(train={**LONG, "z_loss": z_loss}) for z_loss in (0.0, 1e-4))
+    tokens = MicroBatch(Stage(plain, 1, 0), DEVICES["cpu"]).tokens
+    assert really_saved(plain) <= really_saved(with_it) <= really_saved(plain) + 64 * tokens
 
 
 def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> None:

@@ -57,6 +57,14 @@ def test_the_table_names_assumptions_and_what_is_too_large() -> None:
     assert len(as_text(found, every_micro_batch=True).splitlines()) > len(text.splitlines())
 
 
+def test_what_is_not_counted_is_said() -> None:
+    slower = ["model.qk_layernorm=false", "optimizer.qk_clip_tau=100", "model.fp32_head=true"]
+    text = as_text(planned(8, "h100", *slower), every_micro_batch=False)
+    assert "not counted: the time that optimizer.qk_clip_tau takes" in text
+    assert "not counted: that model.fp32_head multiplies" in text
+    assert "not counted" not in as_text(planned(8, "h100"), every_micro_batch=False)
+
+
 def test_nothing_fits() -> None:
     text = as_text(planned(1, "h100", memory_gib=16), every_micro_batch=False)
     assert "no layout fits" in text and text.splitlines()[-1].startswith("plan: none of ")

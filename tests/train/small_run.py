@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def succeed(processes: int, recipe: Path, *overrides: str) -> str:
     return done.stdout
 
 
-def fit_here(recipe: Path, *overrides: str) -> Session:
+def fit_here(recipe: Path, *overrides: str, prepare: Callable[[Session], object] = lambda session: None) -> Session:
     """Train in this process, alone and without its signal handlers, to the end; the session as it was left."""
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.groups import single_process
@@ -145,6 +145,7 @@ def fit_here(recipe: Path, *overrides: str) -> Session:
     with single_process(device):
         session = start(load_run(recipe, overrides), device, Startup())
         session.hooks = [hook for hook in session.hooks if not isinstance(hook, StopOnSignal)]
+        prepare(session)
         fit(session)
     return session
 

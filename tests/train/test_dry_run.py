@@ -35,6 +35,7 @@ CASES = {
         12,
         ["parallel.pipeline_model_parallel_size=3", "parallel.virtual_pipeline_model_parallel_size=2"],
     ),
+    "embedding norm": (2, ["model.embedding_norm=true"]),
     "plain network": (
         2,
         ["model.sandwich_norm=false", "model.qk_layernorm=false", "model.logits_soft_cap=null"],
