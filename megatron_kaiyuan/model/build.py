@@ -54,8 +54,14 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     )
 
 
-def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
+def build_model(
+    model: ModelConfig, config: TransformerConfig, pre_process: bool | None = None, post_process: bool | None = None
+) -> GPTModel:
     """This rank's part of the network, on the CPU, with fresh weights from torch's generator.
+
+    Args:
+        pre_process: has the embedding; default: on the first stage of the pipeline.
+        post_process: has the final norm and the head; default: on its last stage.
 
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
@@ -66,8 +72,8 @@ def build_model(model: ModelConfig, config: TransformerConfig) -> GPTModel:
         transformer_layer_spec=kaiyuan_block_spec(config, layer),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage() if pre_process is None else pre_process,
+        post_process=parallel_state.is_pipeline_last_stage() if post_process is None else post_process,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
         rotary_base=model.rotary_base,

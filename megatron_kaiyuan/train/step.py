@@ -61,21 +61,10 @@ def training_step(
         judge: looks at the step before its update, which a fault withholds.
     """
     started = time.perf_counter()
-    train = run.train
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
     loss_scale = float(state.optimizer.get_loss_scale())
     overflows = BackwardOverflow(state.platform)
-    state.model.zero_grad_buffer()
-    state.optimizer.zero_grad()
-    losses = get_forward_backward_func()(
-        forward_step_func=partial(_forward, overflows),
-        data_iterator=batches,
-        model=[state.model],
-        num_microbatches=_micro_batches(train),
-        seq_length=train.seq_length,
-        micro_batch_size=train.micro_batch_size,
-        forward_only=False,
-    )
+    losses = forward_and_backward(state, batches, run.train, overflows)
     weight = batches.loss_weight()
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
@@ -97,6 +86,27 @@ def training_step(
         fault=fault,
         votes=all_votes,
         seconds=time.perf_counter() - started,
+    )
+
+
+def forward_and_backward(
+    state: TrainState, batches: GlobalBatch, train: TrainConfig, overflows: BackwardOverflow
+) -> list[dict[str, torch.Tensor]]:
+    """The passes of one step through the pipeline; the gradients of all ranks are reduced afterwards. Collective.
+
+    Returns:
+        {"loss": mean of a micro-batch, FP32 scalar} for each one, on the last stage.
+    """
+    state.model.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    return get_forward_backward_func()(
+        forward_step_func=partial(_forward, overflows),
+        data_iterator=batches,
+        model=[state.model],
+        num_microbatches=_micro_batches(train),
+        seq_length=train.seq_length,
+        micro_batch_size=train.micro_batch_size,
+        forward_only=False,
     )
 
 

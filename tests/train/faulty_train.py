@@ -3,8 +3,9 @@
     faulty_train.py '[{"kind": "nan_loss", "from": 2560, "to": 3072}]' RECIPE [KEY=VALUE]...
 
 Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient`, `infinite_weight_gradient` (in what `rank`
-updates), `loss` (adds `by` to the loss that is seen, not to the gradient), and `leave_out`, which is no fault: the run
-starts with these tokens taken out. `times`: so often in this process.
+updates), `loss` (adds `by` to the loss that is seen, not to the gradient), `weight` (multiplies a weight `name` of
+`layer` by `by`, in the network and not in the optimizer; on `rank`, or on all), and `leave_out`, which is no fault: the
+run starts with these tokens taken out. `times`: so often in this process.
 """
 
 from __future__ import annotations
@@ -40,12 +41,23 @@ def training_step(state: Any, *arguments: Any) -> Any:
             if fault["kind"] == "raise":
                 raise ZeroDivisionError("a fault of this test")
             time.sleep(1000)
+        if (
+            fault["kind"] == "weight"
+            and fault.get("rank", torch.distributed.get_rank()) == torch.distributed.get_rank()
+        ):
+            multiply_weight(state.network, fault)
     try:
         return real_step(state, *arguments)
     finally:
         for fault in now:
             if "times" in fault:
                 fault["times"] -= 1
+
+
+def multiply_weight(network: Any, fault: dict[str, Any]) -> None:
+    for layer in network.decoder.layers:
+        if layer.layer_number == fault["layer"]:
+            layer.get_parameter(fault["name"]).data.mul_(fault["by"])
 
 
 def mean_loss(*arguments: Any) -> Any:
