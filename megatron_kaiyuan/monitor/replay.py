@@ -149,7 +149,8 @@ def _forward(
 ) -> torch.Tensor:
     here = {name: tensor.to(platform.device) for name, tensor in inputs.items()}
     if "hidden" in here:
-        network.set_input_tensor(here["hidden"].to(dtype).requires_grad_())
+        # A leaf of its own: both precisions start from the capsule's tensor.
+        network.set_input_tensor(here["hidden"].to(dtype).detach().requires_grad_())
     return network(here.get("tokens"), here.get("position_ids"), here.get("attention_mask"), labels=here.get("labels"))
 
 
