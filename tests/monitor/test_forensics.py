@@ -104,7 +104,8 @@ def test_gradients_are_those_of_autograd(changes: dict[str, Any]) -> None:
     def look(seen: Seen, micro_batch: int, tensor: torch.Tensor) -> None:
         prefix = {"embedding": "embedding.", "layer": f"decoder.layers.{(seen.layer or 0) - 1}.", "head": ""}[seen.part]
         name = "decoder." + seen.tensor if seen.tensor == "final_layernorm.weight" else prefix + seen.tensor
-        assert name not in (found := gradients if seen.direction == "backward" else values)
+        found = gradients if seen.direction == "backward" else values
+        assert name not in found
         found[name] = tensor.clone()
 
     watched(look, **changes)
