@@ -25,7 +25,6 @@ from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWatch
 from megatron_kaiyuan.monitor.sinks import Sinks, warn
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
-from megatron_kaiyuan.train.overflow import BackwardOverflow
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult, forward_and_backward
 from megatron_kaiyuan.versions import versions
@@ -92,7 +91,7 @@ class Forensics(Hook):
             self._run_again(session, step, watch.handles)
             places = _first_places(first.first)
             if not places:
-                self._tell_nothing(step)
+                self._tell_nothing(step, session.state.platform.keeps_overflow)
                 return
             details = self._describe(session, step, places)
             if self._wants_capsule(step, places[0]):
@@ -103,7 +102,7 @@ class Forensics(Hook):
         state = session.state
         try:
             batches = GlobalBatch(session.stream, step.position, self._run, state.platform.device)
-            forward_and_backward(state, batches, self._run.train, BackwardOverflow(state.platform))
+            forward_and_backward(state, batches, self._run.train)
         finally:
             for handle in handles:
                 handle.remove()
@@ -137,10 +136,15 @@ class Forensics(Hook):
             "documents": documents_between(session.stream, start, stop),
         }
 
-    def _tell_nothing(self, step: _Step) -> None:
+    def _tell_nothing(self, step: _Step, keeps_overflow: bool) -> None:
+        cause = (
+            "the device's register told of the overflow, and it may leave no tensor that shows it"
+            if keeps_overflow
+            else "the sum of gradients over micro-batches and ranks overflowed, or a device erred"
+        )
         message = (
-            f"step {step.number} overflowed, and every tensor stayed in the range of {self._run.train.precision} when "
-            "its passes were run again: the sum of gradients over micro-batches and ranks overflowed, or a device erred"
+            f"step {step.number} overflowed at loss scale {step.loss_scale:g}, and every tensor stayed in the range of "
+            f"{self._run.train.precision} when its passes were run again: {cause}"
         )
         self._sinks.event("overflow", step=step.number, message=message, loss_scale=step.loss_scale)
 

@@ -90,9 +90,12 @@ def training_step(
 
 
 def forward_and_backward(
-    state: TrainState, batches: GlobalBatch, train: TrainConfig, overflows: BackwardOverflow
+    state: TrainState, batches: GlobalBatch, train: TrainConfig, overflows: BackwardOverflow | None = None
 ) -> list[dict[str, torch.Tensor]]:
     """The passes of one step through the pipeline; the gradients of all ranks are reduced afterwards. Collective.
+
+    Args:
+        overflows: told of each pass; None: the device's register of overflows is left alone.
 
     Returns:
         {"loss": mean of a micro-batch, FP32 scalar} for each one, on the last stage.
@@ -115,12 +118,14 @@ def _micro_batches(train: TrainConfig) -> int:
 
 
 def _forward(
-    overflows: BackwardOverflow, batches: Iterator[Batch], model: torch.nn.Module
+    overflows: BackwardOverflow | None, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[torch.Tensor, Callable]:
     batch = next(batches)
-    overflows.before_forward()
+    if overflows is not None:
+        overflows.before_forward()
     output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
-    overflows.after_forward(output)
+    if overflows is not None:
+        overflows.after_forward(output)
     return output, partial(_mean_loss, batch["loss_mask"])
 
 
