@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ checkpoints = make_app("List, verify, compare and prune the checkpoints of a run
 app.add_typer(checkpoints, name="checkpoint")
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
+Precision = Literal["fp32", "bf16", "fp16"]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
 
 
@@ -182,6 +183,31 @@ def doctor(
     from megatron_kaiyuan.doctor.run import run_doctor
 
     raise typer.Exit(run_doctor(platform, run_dir, timeout, as_json))
+
+
+@app.command()
+def replay(
+    capsule: Annotated[Path, typer.Argument(help="folder RUN_DIR/overflow/step_N that a run wrote at an overflow")],
+    platform: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    precision: Annotated[Precision | None, typer.Option(help="default: the run's")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Run the one layer that left FP16's range alone: each tensor's size, and which is the first beyond the range.
+
+    Exit code 0 when that is the tensor that the run recorded, 1 when it is not.
+
+    Example: kaiyuan replay runs/mine/overflow/step_1200 --platform cpu
+    """
+    from megatron_kaiyuan import platform as platforms
+
+    device = platforms.activate(platform)
+    from megatron_kaiyuan.cluster.groups import single_process
+    from megatron_kaiyuan.monitor import replay as replaying
+
+    with single_process(device):
+        result = replaying.replay(capsule, device, precision)
+    print(json.dumps(replaying.as_json(result), indent=1) if as_json else replaying.as_text(result))
+    raise typer.Exit(0 if result.reproduced else 1)
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run folder with checkpoints")]

@@ -279,6 +279,22 @@ class MonitorConfig(Section):
     headroom_warning_bits: Annotated[
         float, Field(ge=0, description="FP16: warn when an activation comes closer to 65,504; 3: above 8,188")
     ] = 3.0
+    overflow_capsules: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="a step that overflowed is run again to name the first tensor beyond the range, and for "
+            "`kaiyuan replay` RUN_DIR/overflow keeps so many at most, the first ones; 0: no step is run again",
+        ),
+    ] = 3
+    overflow_capsule_scale: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="FP16: gradients that overflow at a larger loss scale are the scaler's daily work, named and "
+            "not kept; an overflow in a forward pass, or at the smallest scale, always may be",
+        ),
+    ] = 1024.0
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "megatron-kaiyuan"

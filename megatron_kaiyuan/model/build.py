@@ -93,20 +93,32 @@ def build_network(model: ModelConfig, parallel: ParallelConfig, config: Transfor
     return Network(chunks)
 
 
-def build_model(model: ModelConfig, config: TransformerConfig, virtual_stage: int | None = None) -> GPTModel:
+def build_model(
+    model: ModelConfig,
+    config: TransformerConfig,
+    virtual_stage: int | None = None,
+    pre_process: bool | None = None,
+    post_process: bool | None = None,
+) -> GPTModel:
     """A pipeline stage of the network, on the CPU, with fresh weights from torch's generator.
+
+    Args:
+        pre_process: has the embedding; default: on the first stage of the pipeline.
+        post_process: has the final norm and the head; default: on its last stage.
 
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
     """
     layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm, model.fp32_residual)
+    is_first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage)
+    is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage)
     network = GPTModel(
         config=config,
         transformer_layer_spec=kaiyuan_block_spec(config, layer, virtual_stage),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        pre_process=is_first if pre_process is None else pre_process,
+        post_process=is_last if post_process is None else post_process,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
         rotary_base=model.rotary_base,

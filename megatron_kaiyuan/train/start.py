@@ -23,6 +23,7 @@ from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
+from megatron_kaiyuan.train.forensics import forensics
 from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps, ReportLossScale, TellStartup
 from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
@@ -109,6 +110,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             Checkpoints(sinks),
             *qk_clip(run),
             *monitoring(run, sinks),
+            *forensics(run, sinks),
             Metrics(sinks),
             only_job,
             TellStartup(sinks, startup),

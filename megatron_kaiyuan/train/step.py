@@ -62,23 +62,10 @@ def training_step(
         judge: looks at the step before its update, which a fault withholds.
     """
     started = time.perf_counter()
-    train = run.train
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
     loss_scale = float(state.optimizer.get_loss_scale())
     overflows = BackwardOverflow(state.platform)
-    for model in state.models:
-        model.zero_grad_buffer()
-    state.optimizer.zero_grad()
-    losses = get_forward_backward_func()(
-        forward_step_func=partial(_forward, overflows),
-        # Each chunk of the network asks for every micro-batch, which is read once.
-        data_iterator=list(itertools.tee(batches, len(state.models))),
-        model=state.models,
-        num_microbatches=_micro_batches(train),
-        seq_length=train.seq_length,
-        micro_batch_size=train.micro_batch_size,
-        forward_only=False,
-    )
+    losses = forward_and_backward(state, batches, run.train, overflows)
     weight = batches.loss_weight()
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
@@ -104,17 +91,45 @@ def training_step(
     )
 
 
+def forward_and_backward(
+    state: TrainState, batches: GlobalBatch, train: TrainConfig, overflows: BackwardOverflow | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """The passes of one step through the pipeline; the gradients of all ranks are reduced afterwards. Collective.
+
+    Args:
+        overflows: told of each pass; None: the device's register of overflows is left alone.
+
+    Returns:
+        {"loss": mean of a micro-batch, FP32 scalar} for each one, on the last stage.
+    """
+    for model in state.models:
+        model.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    return get_forward_backward_func()(
+        forward_step_func=partial(_forward, overflows),
+        # Each chunk of the network asks for every micro-batch, which is read once.
+        data_iterator=list(itertools.tee(batches, len(state.models))),
+        model=state.models,
+        num_microbatches=_micro_batches(train),
+        seq_length=train.seq_length,
+        micro_batch_size=train.micro_batch_size,
+        forward_only=False,
+    )
+
+
 def _micro_batches(train: TrainConfig) -> int:
     return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
 
 
 def _forward(
-    overflows: BackwardOverflow, batches: Iterator[Batch], model: torch.nn.Module
+    overflows: BackwardOverflow | None, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[torch.Tensor, Callable]:
     batch = next(batches)
-    overflows.before_forward()
+    if overflows is not None:
+        overflows.before_forward()
     output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
-    overflows.after_forward(output)
+    if overflows is not None:
+        overflows.after_forward(output)
     return output, partial(_mean_loss, batch["loss_mask"])
 
 

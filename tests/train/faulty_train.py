@@ -2,9 +2,10 @@
 
     faulty_train.py '[{"kind": "nan_loss", "from": 2560, "to": 3072}]' RECIPE [KEY=VALUE]...
 
-Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient`, `infinite_weight_gradient` (in what `rank`
-updates), `loss` (adds `by` to the loss that is seen, not to the gradient), and `leave_out`, which is no fault: the run
-starts with these tokens taken out. `times`: so often in this process.
+Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient` (everywhere, or in one `micro_batch` of `rank`),
+`infinite_weight_gradient` (in what `rank` updates), `loss` (adds `by` to the loss that is seen, not to the gradient),
+`weight` (multiplies weight `name` of `layer` by `by`, or fills it; in the network, not the optimizer, on `rank` or on
+all), and `leave_out`, which is no fault: the run starts with these tokens taken out. `times`: so often in this process.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def training_step(state: Any, *arguments: Any) -> Any:
             if fault["kind"] == "raise":
                 raise ZeroDivisionError("a fault of this test")
             time.sleep(1000)
+        if (
+            fault["kind"] == "weight"
+            and fault.get("rank", torch.distributed.get_rank()) == torch.distributed.get_rank()
+        ):
+            multiply_weight(state.network, fault)
     try:
         return real_step(state, *arguments)
     finally:
@@ -48,16 +54,32 @@ def training_step(state: Any, *arguments: Any) -> Any:
                 fault["times"] -= 1
 
 
+def multiply_weight(network: Any, fault: dict[str, Any]) -> None:
+    for layer in network.decoder.layers:
+        if layer.layer_number == fault["layer"]:
+            weight = layer.get_parameter(fault["name"]).data
+            weight.fill_(fault["by"]) if fault.get("fill") else weight.mul_(fault["by"])
+
+
 def mean_loss(*arguments: Any) -> Any:
     loss, seen = real_loss(*arguments)
     for fault in now:
         if fault["kind"] == "nan_loss":
             loss, seen = loss * torch.nan, {"loss": seen["loss"] * torch.nan}
-        elif fault["kind"] == "infinite_gradient":
+        elif fault["kind"] == "infinite_gradient" and is_here(fault):
             loss = loss + (loss - loss.detach()) * torch.inf
         elif fault["kind"] == "loss":
             seen = {"loss": seen["loss"] + fault["by"]}
     return loss, seen
+
+
+def is_here(fault: dict[str, Any]) -> bool:
+    """Everywhere, or in one of the `micro_batches` that `rank` has."""
+    if "rank" not in fault:
+        return True
+    fault["passes"] = fault.get("passes", 0) + 1
+    micro_batch = (fault["passes"] - 1) % fault["micro_batches"] + 1
+    return fault["rank"] == torch.distributed.get_rank() and fault["micro_batch"] == micro_batch
 
 
 def measure_gradients(optimizer: Any, **options: Any) -> Any:

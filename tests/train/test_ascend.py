@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, launch, losses, metrics, start_from, train_on_bad_machine
+from small_run import TOKENS_PER_STEP, events, launch, losses, metrics, start_from, train_on_bad_machine
 from test_resume import load
 
 FAKE = Path(__file__).parents[1] / "platform" / "fake_ascend"
@@ -81,6 +81,10 @@ def test_an_overflow_on_one_910a_withholds_the_step_of_all(recipe: Path, machine
         assert sum(call["call"] == "hccl" for call in calls) > 1
         asked = [(call["after_pass"], call["flag"]) for call in calls if call["call"] == "get_npu_overflow_flag"]
         assert asked == [(number, rank == 1 and number in (5, 8)) for number in range(1, 2 * STEPS + 1)]
+
+    # Nothing is left in a tensor that a second pass could find; the register is not touched by it.
+    told = events(run_dir, "overflow")
+    assert [event["step"] for event in told] == [3, 4] and all("register" in event["message"] for event in told)
 
     found = table(run_dir)
     assert found["loss scaling"] == ("dynamic, told by float status of the device", "precision fp16")

@@ -1,0 +1,176 @@
+"""One part alone does what it did in the network; and every mistake with a capsule is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_sealed_json
+from tests.export.reference_network import SHAPE
+from tests.ranks import run
+
+IDS_BS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(3))
+PLACES = {
+    "embedding": ("embedding", None, "embedding", "word_embeddings.weight"),
+    "layer": ("layer", 2, "mlp_output", "mlp_output"),
+    "head": ("head", None, "logits", "logits"),
+}
+
+
+def make_capsule(
+    folder: Path,
+    part: str,
+    direction: str,
+    precision: str = "fp32",
+    head_times: float = 1.0,
+    apart: bool = False,
+    **changes: Any,
+) -> dict[tuple[str, str], float]:
+    """Two micro-batches through a whole network, of which the second one's part goes into a capsule.
+
+    Returns:
+        The largest |x| of all that was seen of this part, in the order of execution.
+    """
+    from megatron_kaiyuan.model.attention import document_mask
+    from megatron_kaiyuan.model.build import DTYPES, build_model, transformer_config
+    from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
+    from megatron_kaiyuan.monitor.forensics import Seen, TensorWatch
+
+    model = ModelConfig(**{**SHAPE, **changes})
+    torch.manual_seed(1)
+    network = build_model(model, transformer_config(model, ParallelConfig(), precision)).to(DTYPES[precision])
+    network.output_layer.weight.data.mul_(head_times)
+    peaks: dict[tuple[str, str], float] = {}
+
+    def look(seen: Seen, micro_batch: int, tensor: torch.Tensor) -> None:
+        if micro_batch == 1 and (seen.part, seen.layer) == PLACES[part][:2]:
+            peaks[seen.tensor, seen.direction] = float(tensor.abs().amax())
+
+    TensorWatch(network, model, look)
+    tensor = PLACES[part][2 if direction == "forward" else 3]
+    seen = Seen(part, PLACES[part][1], tensor, "module", direction)  # type: ignore[arg-type]
+    capture = Capture(network, seen, micro_batch=1)
+    documents_bs = torch.arange(IDS_BS.shape[1]).expand(len(IDS_BS), -1) // 7
+    mask = document_mask(documents_bs) if apart else None
+    for ids_bs in (IDS_BS, IDS_BS.flip(0, 1)):
+        positions_bs = torch.arange(ids_bs.shape[1]).expand(len(ids_bs), -1)
+        loss = network(ids_bs, positions_bs, mask, labels=ids_bs.roll(-1, 1)).mean()
+        (1024 * loss).backward()
+    tensors = {**capture.whole(), "random": {"host": torch.get_rng_state()}}
+    write_capsule(
+        folder,
+        {
+            "message": "a test",
+            "seen": dataclasses.asdict(seen),
+            "precision": precision,
+            "model": model.model_dump(mode="json"),
+        },
+        tensors,
+    )
+    return peaks
+
+
+def replayed(folder: Path, precision: str | None = None) -> Any:
+    from megatron_kaiyuan import platform
+    from megatron_kaiyuan.monitor.replay import replay
+
+    return replay(folder, platform.current(), precision)
+
+
+@pytest.mark.parametrize("changes", [{}, {"apart": True}, {"sandwich_norm": False, "logits_soft_cap": None}])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("part", PLACES)
+@pytest.mark.usefixtures("one_process")
+def test_a_part_alone_is_that_of_the_network(
+    part: str, direction: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = make_capsule(tmp_path / "capsule", part, direction, **changes)
+    result = replayed(tmp_path / "capsule")
+    found = {(line.seen.tensor, line.seen.direction): line.peak for line in result.lines}
+    if direction == "forward":
+        expected = {name: peak for name, peak in expected.items() if name[1] == "forward"}
+    assert list(found.items()) == list(expected.items())
+    assert {line.seen.layer for line in result.lines} == {PLACES[part][1]}
+    assert all(line.peak == line.peak_fp32 for line in result.lines)
+    assert result.first is None and not result.reproduced
+
+
+@pytest.mark.usefixtures("one_process")
+def test_logits_beyond_the_range_whose_loss_is_finite(tmp_path: Path) -> None:
+    """The soft cap hides them: tanh(inf) is 1."""
+    peaks = make_capsule(tmp_path / "capsule", "head", "forward", "fp16", head_times=3e5)
+    assert peaks["logits", "forward"] == float("inf") and peaks["losses", "forward"] < 100
+    result = replayed(tmp_path / "capsule")
+    assert result.first.tensor == "logits" and result.first.module == "output_layer"
+    assert replayed(tmp_path / "capsule", "fp32").first is None
+    assert replayed(tmp_path / "capsule", "bf16").first is None
+
+
+@pytest.fixture
+def capsule(tmp_path: Path, one_process: None) -> Path:
+    make_capsule(tmp_path / "capsule", "layer", "backward", "fp16")
+    return tmp_path / "capsule"
+
+
+def command(*words: object) -> Any:
+    return run(1, ["-m", "megatron_kaiyuan.cli", "replay", *words])
+
+
+def test_the_command_ends_with_1_where_nothing_is_reproduced(capsule: Path) -> None:
+    done = command(capsule, "--platform", "cpu")
+    assert (done.returncode, done.stderr) == (1, "")
+    first, *_, last = done.stdout.splitlines()
+    assert first == "recorded: a test" and last.startswith("replay: not reproduced in fp16 on cpu: every tensor stays")
+    done = command(capsule, "--json", "--precision", "bf16")
+    content = json.loads(done.stdout)
+    assert done.returncode == 1 and content["reproduced"] is False and content["precision"] == "bf16"
+    assert content["recorded"]["seen"]["tensor"] == "mlp_output" and len(content["tensors"]) > 40
+
+
+def test_mistakes_are_one_line(capsule: Path, tmp_path: Path) -> None:
+    from megatron_kaiyuan.monitor.capsule import read_capsule
+
+    manifest = json.loads((capsule / "capsule.json").read_text())
+    damages = {
+        "missing": (lambda folder: shutil.rmtree(folder), "overflow capsule not found"),
+        "no-tensors": (lambda folder: (folder / "tensors.pt").unlink(), "copy the whole folder of the capsule"),
+        "cut": (lambda folder: cut(folder / "tensors.pt"), "tensors.pt: damaged, its checksum is"),
+        "changed": (lambda folder: change(folder / "capsule.json"), "capsule.json: damaged, its checksum is"),
+        "foreign": (lambda folder: write(folder, {"format": "other"}), "is no overflow capsule"),
+        "newer": (lambda folder: write(folder, {**manifest, "version": 2}), "has version 2, and this is for version 1"),
+        "unsealed": (lambda folder: (folder / "capsule.json").write_text("{}"), "is no overflow capsule"),
+    }
+    for name, (damage, message) in damages.items():
+        folder = tmp_path / name
+        shutil.copytree(capsule, folder)
+        damage(folder)
+        with pytest.raises(UserError) as error:
+            read_capsule(folder)
+        assert message in str(error.value) and str(folder) in str(error.value)
+    done = command(tmp_path / "cut")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    other = {**manifest, "model": {**manifest["model"], "hidden_size": 128}}
+    write(tmp_path / "cut", other)
+    shutil.copy(capsule / "tensors.pt", tmp_path / "cut")
+    with pytest.raises(UserError, match="its weights are not those of its model"):
+        replayed(tmp_path / "cut")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text().replace('"layer": 2', '"layer": 1'))
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    write_sealed_json(folder / "capsule.json", content)
