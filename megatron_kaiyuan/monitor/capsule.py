@@ -103,8 +103,9 @@ class Capture:
 
     def _output(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
-        # A layer that is recomputed has its gradient in the backward pass's second forward pass alone.
-        if self._seen.direction == "backward" and tensor.requires_grad:
+        # What is recomputed has its gradient in the second forward pass. A hook of the first one, which has none, would
+        # keep later hooks of the same tensor from being called.
+        if self._seen.direction == "backward" and torch.is_grad_enabled() and tensor.requires_grad:
             tensor.register_hook(self._gradient)
 
     def _gradient(self, gradient: torch.Tensor) -> None:

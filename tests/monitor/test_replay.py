@@ -72,6 +72,7 @@ def make_capsule(
             "seen": dataclasses.asdict(seen),
             "precision": precision,
             "model": model.model_dump(mode="json"),
+            "z_loss": 0.0,
         },
         tensors,
     )

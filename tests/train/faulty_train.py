@@ -55,7 +55,7 @@ def training_step(state: Any, *arguments: Any) -> Any:
 
 
 def multiply_weight(network: Any, fault: dict[str, Any]) -> None:
-    for layer in network.decoder.layers:
+    for layer in [layer for chunk in network.chunks for layer in chunk.decoder.layers]:
         if layer.layer_number == fault["layer"]:
             weight = layer.get_parameter(fault["name"]).data
             weight.fill_(fault["by"]) if fault.get("fill") else weight.mul_(fault["by"])

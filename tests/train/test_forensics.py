@@ -23,6 +23,9 @@ LAYOUTS = {
     "pp2": (2, [PIPELINE]),
     "dp2": (2, []),
     "tp2-pp2": (4, [TENSOR, PIPELINE]),
+    # A layer on each virtual stage.
+    "pp2-virtual2": (2, [PIPELINE, "parallel.virtual_pipeline_model_parallel_size=2", "model.num_layers=4"]),
+    "pp2-recompute": (2, [PIPELINE, "parallel.recompute_granularity=full"]),
 }
 DEFAULT = ("tp2", "pp2")
 # Which ranks hold layer 1 and layer 2 of the first data-parallel rank.
@@ -33,6 +36,8 @@ HOLDERS = {
     "pp2": ([0], [1]),
     "dp2": ([0], [0]),
     "tp2-pp2": ([0, 1], [2, 3]),
+    "pp2-virtual2": ([0], [1]),
+    "pp2-recompute": ([0], [1]),
 }
 SCALE = 2.0**18
 FP16 = ["train.precision=fp16", f"optimizer.initial_loss_scale={SCALE}", "optimizer.hysteresis=1"]
