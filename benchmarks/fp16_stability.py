@@ -105,21 +105,26 @@ _ON: dict[str, Any] = {
 KAIYUAN = "sandwich+cap+qk"
 
 
-def networks(layers: int) -> dict[str, dict[str, Any]]:
-    """Fields of the model section by the name of the network: all combinations, then variants of single choices."""
-    found = {}
+def networks(layers: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Sections of the recipe by the name of the network: all combinations, then variants of single choices."""
+    models = {}
     for bits in range(8):
         names = [name for place, name in enumerate(_ON) if bits >> place & 1]
-        fields = dict(_OFF)
-        for name in names:
-            fields.update(_ON[name])
-        found["+".join(names) or "plain"] = fields
+        models["+".join(names) or "plain"] = {**_OFF, **{key: _ON[name][key] for name in names for key in _ON[name]}}
     # Qwen3's own initialisation of the embedding; all others have ours, 1.0.
-    found["qwen3, embedding 0.02"] = {**_OFF, "qk_layernorm": True, "embedding_init_method_std": 0.02}
+    models["qwen3, embedding 0.02"] = {**models["qk"], "embedding_init_method_std": 0.02}
     for cap in (15.0, 50.0):
-        found[f"{KAIYUAN}, cap {cap:g}"] = {**found[KAIYUAN], "logits_soft_cap": cap}
+        models[f"{KAIYUAN}, cap {cap:g}"] = {**models[KAIYUAN], "logits_soft_cap": cap}
     for name, gain in (("1", 1.0), ("1/sqrt(2L)", (2 * layers) ** -0.5)):
-        found[f"{KAIYUAN}, gain {name}"] = {**found[KAIYUAN], "post_norm_initial_gain": gain}
+        models[f"{KAIYUAN}, gain {name}"] = {**models[KAIYUAN], "post_norm_initial_gain": gain}
+    for base in ("plain", KAIYUAN):
+        for name in ("embedding_norm", "fp32_residual", "fp32_head"):
+            models[f"{base}, {name}"] = {**models[base], name: True}
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {"model": fields} for name, fields in models.items()}
+    for base in ("plain", KAIYUAN):
+        found[f"{base}, z_loss"] = {**found[base], "train": {"z_loss": 1e-4}}
+    # Where QK-norm bounds the logits it has nothing to do, and is refused.
+    found["plain, qk_clip"] = {**found["plain"], "optimizer": {"qk_clip_tau": 100.0}}
     return found
 
 
@@ -183,6 +188,7 @@ def run_trial(trial: Trial, size: Size, folder: Path) -> Outcome:
     from megatron_kaiyuan.train.hooks import Metrics, ReportBadSteps, ReportLossScale
     from megatron_kaiyuan.train.loop import fit
     from megatron_kaiyuan.train.monitoring import Monitoring
+    from megatron_kaiyuan.train.qk_clip import QKClip
     from megatron_kaiyuan.train.start import start
     from megatron_kaiyuan.train.startup import Startup
 
@@ -191,7 +197,7 @@ def run_trial(trial: Trial, size: Size, folder: Path) -> Outcome:
         run = parse(RunConfig, recipe(trial, size, folder, run_dir), "benchmark")
         with single_process(device):
             session = start(run, device, Startup())
-            kept = (ReportBadSteps, ReportLossScale, Monitoring, Metrics)
+            kept = (ReportBadSteps, ReportLossScale, Monitoring, QKClip, Metrics)
             session.hooks = [hook for hook in session.hooks if isinstance(hook, kept)]
             try:
                 fit(session)
@@ -204,11 +210,10 @@ def run_trial(trial: Trial, size: Size, folder: Path) -> Outcome:
 
 def recipe(trial: Trial, size: Size, folder: Path, run_dir: str) -> dict[str, Any]:
     tokens_per_step = size.batch * size.seq_length
-    model = {**size.model, **networks(size.model["num_layers"])[trial.network]}
-    return {
+    content: dict[str, Any] = {
         "run_dir": run_dir,
         "platform": size.platform,
-        "model": {"preset": "kaiyuan-tiny", "vocab_size": size.vocab_size, **model},
+        "model": {"preset": "kaiyuan-tiny", "vocab_size": size.vocab_size, **size.model},
         "data": {"phases": [{"path": str(folder / "phases" / "train"), "peak_lr": trial.rate}]},
         "train": {
             "seq_length": size.seq_length,
@@ -222,8 +227,16 @@ def recipe(trial: Trial, size: Size, folder: Path, run_dir: str) -> dict[str, An
         "optimizer": {"warmup_tokens": 10 * tokens_per_step, "loss_scale_window": 50},
         # Spikes are what is looked for: only a loss or gradient that is not finite is withheld.
         "faults": {"spike_zscore": None},
-        "monitor": {"log_every_steps": 1, "activations_every_steps": max(trial.steps // 15, 1)},
+        # Bad steps are not run again to name a tensor: the monitor has the sizes.
+        "monitor": {
+            "log_every_steps": 1,
+            "activations_every_steps": max(trial.steps // 15, 1),
+            "overflow_capsules": 0,
+        },
     }
+    for section, fields in networks(size.model["num_layers"])[trial.network].items():
+        content[section] |= fields
+    return content
 
 
 def held_out_loss(session: Any, phase: Path) -> tuple[float, float]:

@@ -175,8 +175,8 @@ def _rate_cell(trials: Sequence[Outcome]) -> str:
 def _at_each_rate(outcomes: Sequence[Outcome]) -> list[str]:
     """FP16: what happened at each rate, seeds beside each other."""
     lines = ["FP16 by learning rate, seeds beside each other"]
-    head = ("held-out", "skipped", "first skip", "left range", "headroom bits", "at", "residual L1")
-    lines.append(f"{'network':32}{'lr':>7}" + "".join(f"{name:>16}" for name in head))
+    head = ("held-out", "skipped", "first skip", "left range", "headroom bits", "least at", "residual L1")
+    lines.append(f"{'network':34}{'lr':>7}" + "".join(f"{name:>17}" for name in head))
     half = [outcome for outcome in outcomes if outcome.precision == "fp16"]
     for (network, rate), trials in _groups(half, lambda outcome: (outcome.network, outcome.rate)).items():
         cells = [
@@ -188,7 +188,7 @@ def _at_each_rate(outcomes: Sequence[Outcome]) -> list[str]:
             [_headroom(one)[1] for one in trials[:1]],
             [_growth(one) for one in trials],
         ]
-        lines.append(f"{network:32}{rate:>7g}" + "".join(f"{' '.join(cell):>16}" for cell in cells))
+        lines.append(f"{network:34}{rate:>7g}" + "".join(f"{' '.join(cell):>17}" for cell in cells))
     return lines
 
 
@@ -196,9 +196,10 @@ def _headroom(outcome: Outcome) -> tuple[float, str]:
     """Least bits to 65,504 over the watched steps, and of which tensor; minus infinity beyond the range."""
     if not outcome.peaks:
         return math.nan, "-"
-    name = max(outcome.peaks, key=lambda one: math.inf if outcome.peaks[one] is None else outcome.peaks[one] or 0)
-    peak = outcome.peaks[name]
-    return (-math.inf if peak is None else math.log2(FP16_MAX / max(peak, 1e-9))), name
+    if None in outcome.peaks.values():
+        return -math.inf, "-"  # one makes the others infinite
+    name = max(outcome.peaks, key=lambda one: outcome.peaks[one] or 0)
+    return math.log2(FP16_MAX / max(outcome.peaks[name] or 0, 1e-9)), name
 
 
 def _growth(outcome: Outcome) -> str:
