@@ -9,11 +9,11 @@ a count, then id (u32), size (u16), text.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import importlib.util
 import json
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,4 +110,6 @@ def _folder() -> Path:
 
 
 if __name__ == "__main__":
-    print(write_qwen(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    print(write_qwen(parser.parse_args().folder))
