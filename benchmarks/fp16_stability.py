@@ -282,7 +282,9 @@ def main() -> None:
         prepare(folder, size)
         done = {outcome.trial for outcome in Outcome.read(done_file)}
         tasks = [(trial, size, folder) for trial in trials(size, given.seeds) if dataclasses.astuple(trial) not in done]
-        with multiprocessing.get_context("spawn").Pool(given.jobs) as pool, done_file.open("a") as file:
+        # New processes now and then: gloo's groups keep their threads, which poll, when a trial has ended.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(given.jobs, maxtasksperchild=4) as pool, done_file.open("a") as file:
             for number, outcome in enumerate(pool.imap(_work, tasks), 1):
                 print(outcome.to_json(), file=file, flush=True)
                 print(f"{outcome.summary()}; {len(tasks) - number} to go", flush=True)
