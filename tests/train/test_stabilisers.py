@@ -79,6 +79,7 @@ FP16 = ["train.precision=fp16", "optimizer.initial_loss_scale=1024", "checkpoint
 TOGETHER = ["model.embedding_norm=true", "model.fp32_residual=true", "model.fp32_head=true", "train.z_loss=1e-4"]
 
 
+@pytest.mark.slow
 def test_all_together_in_fp16(recipe: Path, tmp_path: Path) -> None:
     """Layouts round differently; a pipeline that received its stream in another precision would be far off."""
     succeed(1, recipe, f"run_dir={tmp_path / 'one'}", THREE_STEPS, *TOGETHER, *FP16)
