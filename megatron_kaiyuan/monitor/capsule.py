@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
-from megatron_kaiyuan.monitor.forensics import Seen, part_weights
+from megatron_kaiyuan.monitor.forensics import MicroBatches, Seen, part_weights
 
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
 
@@ -40,7 +40,7 @@ class Capture:
 
     def __init__(self, network: GPTModel, seen: Seen, micro_batch: int):
         self._network, self._seen, self._micro_batch = network, seen, micro_batch
-        self._passes, self._backward_pass = 0, -1
+        self._at = MicroBatches(network)
         self._inputs: dict[str, torch.Tensor] = {}
         begin: Any
         end: Any
@@ -52,8 +52,8 @@ class Capture:
             begin, end = None, network.embedding
         self._owner = begin if seen.part == "layer" else network
         self.handles: list[RemovableHandle] = [
+            *self._at.handles,
             network.register_forward_pre_hook(self._begin, with_kwargs=True),
-            network.register_forward_hook(self._end),
             end.register_forward_hook(self._output),
         ]
         if begin is not None:
@@ -79,7 +79,6 @@ class Capture:
         return name == "hidden" or (name == "output_gradient" and self._seen.part != "head")
 
     def _begin(self, module: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self._passes += 1
         tokens_bs, position_ids_bs, attention_mask = inputs
         if self._seen.part == "embedding":
             self._keep("tokens", tokens_bs)
@@ -92,15 +91,6 @@ class Capture:
     def _input(self, module: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._keep("hidden", inputs[0] if inputs else options["hidden_states"])
 
-    def _end(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        micro_batch = self._passes - 1
-
-        def backward_begins(gradient: torch.Tensor) -> None:
-            self._backward_pass = micro_batch
-
-        if output.requires_grad:
-            output.register_hook(backward_begins)
-
     def _output(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         # What is recomputed has its gradient in the second forward pass. A hook of the first one, which has none, would
@@ -109,12 +99,12 @@ class Capture:
             tensor.register_hook(self._gradient)
 
     def _gradient(self, gradient: torch.Tensor) -> None:
-        if self._backward_pass == self._micro_batch:
+        if self._at.backward == self._micro_batch:
             self._inputs["output_gradient"] = gradient.detach().clone()
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:
         # The first time: what is recomputed later may be another micro-batch's.
-        if self._passes - 1 == self._micro_batch and name not in self._inputs:
+        if self._at.forward == self._micro_batch and name not in self._inputs:
             self._inputs[name] = tensor.detach().clone()
 
 

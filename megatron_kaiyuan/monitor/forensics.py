@@ -74,6 +74,34 @@ class _Spot(NamedTuple):
     used_by: str | None = None
 
 
+class MicroBatches:
+    """Which micro-batch the passes through a network are at, from 0; -1 before the first.
+
+    Attributes:
+        forward, backward: of the pass of that direction that began last. A layer that is recomputed is in the latter.
+        handles: of the hooks.
+    """
+
+    def __init__(self, network: GPTModel):
+        self.forward = self.backward = -1
+        self.handles: list[RemovableHandle] = [
+            network.register_forward_pre_hook(self._begin),
+            network.register_forward_hook(self._end),
+        ]
+
+    def _begin(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.forward += 1
+
+    def _end(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        micro_batch = self.forward
+
+        def backward_begins(gradient: torch.Tensor) -> None:
+            self.backward = micro_batch
+
+        if output.requires_grad:
+            output.register_hook(backward_begins)
+
+
 class TensorWatch:
     """Shows every tensor and gradient of this rank's part of a network to `look`, in the order of execution.
 
@@ -86,8 +114,8 @@ class TensorWatch:
 
     def __init__(self, network: GPTModel, model: ModelConfig, look: Look):
         self._look = look
-        self._forward_passes, self._backward_pass = 0, -1
-        self.handles: list[RemovableHandle] = [network.register_forward_pre_hook(self._begin_forward)]
+        self._micro_batches = MicroBatches(network)
+        self.handles = self._micro_batches.handles
         if network.pre_process:
             # What uses it is the first layer, which sees its gradient.
             self._output(network.embedding, _Spot("embedding", None, "embedding", "word_embeddings"))
@@ -96,21 +124,7 @@ class TensorWatch:
             self._watch_layer(layer)
         if network.post_process:
             self._watch_head(network, capped=model.logits_soft_cap is not None)
-        self.handles.append(network.register_forward_hook(self._end_forward))
-
-    def _begin_forward(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._forward_passes += 1
-
-    def _end_forward(self, network: GPTModel, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        micro_batch = self._forward_passes - 1
-
-        def backward_begins(gradient: torch.Tensor) -> None:
-            self._backward_pass = micro_batch
-
-        if output.requires_grad:
-            output.register_hook(backward_begins)
-        if network.post_process:
-            self._see(output, _Spot("head", None, "losses", "cross_entropy", "mean_loss"))
+            self._output(network, _Spot("head", None, "losses", "cross_entropy", "mean_loss"))
 
     def _watch_layer(self, layer: TransformerLayer) -> None:
         attention, mlp, spot = layer.self_attention, layer.mlp, partial(_Spot, "layer", layer.layer_number)
@@ -169,12 +183,12 @@ class TensorWatch:
 
     def _see(self, tensor: torch.Tensor, spot: _Spot) -> None:
         seen = Seen(spot.part, spot.layer, spot.tensor, spot.made_by, "forward")
-        self._look(seen, self._forward_passes - 1, tensor.detach())
+        self._look(seen, self._micro_batches.forward, tensor.detach())
         if spot.used_by is not None and tensor.requires_grad:
             self._see_gradient(tensor, Seen(spot.part, spot.layer, spot.tensor, spot.used_by, "backward"))
 
     def _see_gradient(self, tensor: torch.Tensor, seen: Seen) -> RemovableHandle:
-        return tensor.register_hook(lambda gradient: self._look(seen, self._backward_pass, gradient.detach()))
+        return tensor.register_hook(lambda gradient: self._look(seen, self._micro_batches.backward, gradient.detach()))
 
     def _weights(self, part: Part, layer: int | None, owner: GPTModel | TransformerLayer) -> None:
         for name, weight in part_weights(owner, part).items():
