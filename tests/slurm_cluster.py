@@ -54,7 +54,7 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 # Not from PyPI, and its packages are installed by root.
 needs_slurm = pytest.mark.skipif(
     not all(shutil.which(name, path=SEARCH) for name in DAEMONS),
-    reason="Slurm's daemons are not installed: apt-get install slurm-wlm munge",
+    reason="Slurm's daemons are not on PyPI: as root, apt-get install slurm-wlm munge",
 )
 
 

@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         not _can_make_namespaces(),
-        reason="root makes the two hosts, with iproute2 and unshare",
+        reason="the two hosts are network namespaces, which only root may make: run it as root, with iproute2",
     ),
 ]
 
