@@ -50,8 +50,20 @@ def write_tokens(folder: Path, vocab_size: int, tokens: int) -> Path:
 
 
 @contextmanager
-def session_of(shape: dict[str, Any], folder: Path, seq_length: int, batch: int, steps: int) -> Iterator[Any]:
-    """A session that has not trained yet, without checkpoints and signal handlers."""
+def session_of(
+    shape: dict[str, Any],
+    folder: Path,
+    seq_length: int,
+    batch: int,
+    steps: int,
+    precision: str = "fp32",
+    watched_every: int = 1,
+) -> Iterator[Any]:
+    """A session that has not trained yet, without checkpoints and signal handlers.
+
+    Args:
+        watched_every: steps from one that the monitor watches to the next; 0: none.
+    """
     from megatron_kaiyuan import platform
     from megatron_kaiyuan.cluster.groups import single_process
     from megatron_kaiyuan.config import RunConfig
@@ -60,10 +72,15 @@ def session_of(shape: dict[str, Any], folder: Path, seq_length: int, batch: int,
     device = platform.activate("cpu")
     model = {"preset": "kaiyuan-tiny", "vocab_size": 8192, **shape}
     phase = write_tokens(folder, 8192, (steps * batch + 1) * seq_length)
-    train = {"seq_length": seq_length, "micro_batch_size": min(batch, 4), "global_batch_size": batch}
+    train = {
+        "seq_length": seq_length,
+        "micro_batch_size": min(batch, 4),
+        "global_batch_size": batch,
+        "precision": precision,
+    }
     data = {"phases": [{"path": phase, "peak_lr": 1e-3}]}
     content = {"run_dir": folder / "run", "platform": "cpu", "model": model, "data": data, "train": train}
-    content["monitor"] = {"log_every_steps": 1_000_000, "activations_every_steps": 1}
+    content["monitor"] = {"log_every_steps": 1_000_000, "activations_every_steps": watched_every}
     from megatron_kaiyuan.train.hooks import ReportBadSteps, ReportLossScale
     from megatron_kaiyuan.train.monitoring import Monitoring
     from megatron_kaiyuan.train.start import start

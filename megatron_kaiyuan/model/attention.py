@@ -1,7 +1,7 @@
-"""Causal core attention through torch's scaled_dot_product_attention.
+"""Rotary self-attention, and causal core attention through torch's scaled_dot_product_attention.
 
-megatron-core's local one builds the whole [s, s] score matrix and expands the key heads; this one never does
-the first, and the second only under a mask.
+megatron-core's local core attention builds the whole [s, s] score matrix and expands the key heads; this one never
+does the first, and the second only under a mask.
 Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head size.
 """
 
@@ -11,9 +11,48 @@ from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_kaiyuan.backend.torch_ops import rotate
+
+
+class RotarySelfAttention(SelfAttention):
+    """megatron-core's, with queries and keys rotated by one operation of `backend/` instead of a dozen."""
+
+    _angles_s11d: torch.Tensor | None = None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *args: Any,
+        inference_context: Any = None,
+        rotary_pos_emb: torch.Tensor | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As megatron-core's; [s, b, h] to ([s, b, h], no bias)."""
+        if inference_context is None:
+            # Kept for the call below: megatron-core rotates nothing then.
+            self._angles_s11d, rotary_pos_emb = rotary_pos_emb, None
+        return super().forward(
+            hidden_states,
+            attention_mask,
+            *args,
+            inference_context=inference_context,
+            rotary_pos_emb=rotary_pos_emb,
+            **options,
+        )
+
+    def get_query_key_value_tensors(self, *args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+        """Of a sub-layer's input: queries [s, b, n, d], keys and values [s, b, g, d]; behind QK-norm, rotated."""
+        query_sbnd, key_sbgd, value_sbgd = super().get_query_key_value_tensors(*args, **options)
+        angles_s11d, self._angles_s11d = self._angles_s11d, None
+        if angles_s11d is not None:
+            query_sbnd, key_sbgd = rotate(query_sbnd, key_sbgd, angles_s11d)
+        return query_sbnd, key_sbgd, value_sbgd
 
 
 class CausalAttention(MegatronModule):

@@ -11,7 +11,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-from megatron_kaiyuan.model.head import cap_logits, compute_in_fp32
+from megatron_kaiyuan.model.head import compute_in_fp32
+from megatron_kaiyuan.model.loss import set_loss
 from megatron_kaiyuan.model.norm import PostNormLinear, norm_embedding
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 
@@ -33,6 +34,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         qk_layernorm=model.qk_layernorm,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
+        # Not Transformer Engine's: the one that the layer's spec names.
+        use_te_activation_func=True,
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -83,13 +86,16 @@ class Network(torch.nn.ModuleList):
         }
 
 
-def build_network(model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, seed: int) -> Network:
+def build_network(
+    model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, seed: int, z_loss: float = 0.0
+) -> Network:
     """This rank's part of the network, on the CPU; weights depend on the seed and on the number of parts in all."""
     rank, ranks = parallel_state.get_pipeline_model_parallel_rank(), parallel.pipeline_model_parallel_size
     chunks = []
     for virtual in range(parallel.virtual_pipeline_model_parallel_size):
         torch.manual_seed(seed + 100 * (virtual * ranks + rank))
-        chunks.append(build_model(model, config, None if parallel.virtual_stages is None else virtual))
+        virtual_stage = None if parallel.virtual_stages is None else virtual
+        chunks.append(build_model(model, config, virtual_stage, z_loss=z_loss))
     return Network(chunks)
 
 
@@ -99,12 +105,14 @@ def build_model(
     virtual_stage: int | None = None,
     pre_process: bool | None = None,
     post_process: bool | None = None,
+    z_loss: float = 0.0,
 ) -> GPTModel:
     """A pipeline stage of the network, on the CPU, with fresh weights from torch's generator.
 
     Args:
         pre_process: has the embedding; default: on the first stage of the pipeline.
         post_process: has the final norm and the head; default: on its last stage.
+        z_loss: coefficient of the z-loss whose gradient the loss has besides.
 
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
@@ -131,6 +139,5 @@ def build_model(
         norm_embedding(network)
     if model.fp32_head:
         compute_in_fp32(network)
-    if model.logits_soft_cap is not None:
-        cap_logits(network, model.logits_soft_cap)
+    set_loss(network, model.logits_soft_cap, z_loss)
     return network

@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan import platform
+from megatron_kaiyuan.backend.torch_ops import rms_norm
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -35,15 +36,12 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, input_h: torch.Tensor) -> torch.Tensor:
         """[..., h] to [..., h]."""
-        output_dtype = self.output_dtype or self.weight.dtype
-        if input_h.dtype == output_dtype == self.weight.dtype:
-            return self._norm(input_h, self.weight)
-        return self._norm(input_h.float(), self.weight.float()).to(output_dtype)
-
-    def _norm(self, input_h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        dtype = self.output_dtype or self.weight.dtype
         if self.fused is None:
-            return torch.nn.functional.rms_norm(input_h, self.normalized_shape, weight, self._epsilon)
-        return self.fused(input_h, weight, self._epsilon)
+            return rms_norm(input_h, self.weight, self._epsilon, dtype)
+        if input_h.dtype == dtype == self.weight.dtype:
+            return self.fused(input_h, self.weight, self._epsilon)
+        return self.fused(input_h.float(), self.weight.float(), self._epsilon).to(dtype)
 
 
 def norm_embedding(model: GPTModel) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -16,7 +16,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_kaiyuan.model.attention import CausalAttention
+from megatron_kaiyuan.model.attention import CausalAttention, RotarySelfAttention
+from megatron_kaiyuan.model.mlp import Swiglu
 from megatron_kaiyuan.model.norm import PostNormLinear, RMSNorm
 
 
@@ -31,7 +32,7 @@ def kaiyuan_layer_spec(
     last_linear = PostNormLinear if sandwich_norm else RowParallelLinear
     head_norm = RMSNorm if qk_layernorm else IdentityOp
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=RotarySelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
@@ -41,7 +42,10 @@ def kaiyuan_layer_spec(
             k_layernorm=head_norm,
         ),
     )
-    mlp = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=last_linear))
+    mlp = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=last_linear, activation_func=Swiglu),
+    )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

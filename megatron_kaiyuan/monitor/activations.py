@@ -11,7 +11,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch.utils.hooks import RemovableHandle
 
 from megatron_kaiyuan.config import ModelConfig
-from megatron_kaiyuan.monitor.sizes import largest_attention_logit, sizes
+from megatron_kaiyuan.model.loss import soft_cap
+from megatron_kaiyuan.monitor.sizes import Change, largest_attention_logit, sizes
 from megatron_kaiyuan.monitor.table import Table
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS
 
@@ -28,10 +29,10 @@ def watch_activations(network: GPTModel, model: ModelConfig, table: Table) -> li
     for layer in network.decoder.layers:
         _watch_layer(watch, layer, layer.layer_number - 1)
     if network.post_process:
-        # The cap is a forward hook of the head: one hook comes before it and one behind.
-        watch.output(network.output_layer, "logits", 0, first=True)
-        if model.logits_soft_cap is not None:
-            watch.output(network.output_layer, "capped_logits", 0)
+        watch.output(network.output_layer, "logits", 0)
+        if (cap := model.logits_soft_cap) is not None:
+            # No tensor of the step holds them whole: the loss caps block by block.
+            watch.output(network.output_layer, "capped_logits", 0, change=lambda logits: soft_cap(logits, cap))
     return watch.handles
 
 
@@ -45,11 +46,11 @@ class _Watch:
     def input(self, module: torch.nn.Module, name: str, place: int) -> None:
         self.call(module, lambda inputs: self.observe(name, place, inputs[0]))
 
-    def output(self, module: torch.nn.Module, name: str, place: int, first: bool = False) -> None:
+    def output(self, module: torch.nn.Module, name: str, place: int, change: Change | None = None) -> None:
         def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            self.observe(name, place, output[0] if isinstance(output, tuple) else output)
+            self.observe(name, place, output[0] if isinstance(output, tuple) else output, change)
 
-        self.handles.append(module.register_forward_hook(hook, prepend=first))
+        self.handles.append(module.register_forward_hook(hook))
 
     def call(self, module: torch.nn.Module, action: Callable[[tuple[Any, ...]], None]) -> None:
         """Have an action look at the positional inputs of a module."""
@@ -61,8 +62,8 @@ class _Watch:
         self.handles.append(module.register_forward_pre_hook(hook))
 
     @torch.no_grad()
-    def observe(self, name: str, place: int, tensor: torch.Tensor) -> None:
-        mean, mean_square, peak = sizes(tensor)
+    def observe(self, name: str, place: int, tensor: torch.Tensor, change: Change | None = None) -> None:
+        mean, mean_square, peak = sizes(tensor, change)
         self.table.add(name, place, (self.table.one, mean, mean_square), peak)
 
 

@@ -12,7 +12,7 @@ Tensors have the names of `monitor/tensors.py`, and these besides, in the order 
     mlp_gate_and_up    of the first linear of the MLP
     head_input         the residual stream in front of the final norm
     final_norm         behind the final norm
-    losses             of each token
+    losses             of each token, behind cap and cross-entropy
 
 The gradient of a tensor is made by the module that uses it, so that the gradient of the residual stream belongs to the
 layer behind it. A weight has the name of its parameter, and only its gradient is looked at.
@@ -123,7 +123,7 @@ class TensorWatch:
         for layer in network.decoder.layers:
             self._watch_layer(layer)
         if network.post_process:
-            self._watch_head(network, capped=model.logits_soft_cap is not None)
+            self._watch_head(network)
             self._output(network, _Spot("head", None, "losses", "cross_entropy", "mean_loss"))
 
     def _watch_layer(self, layer: TransformerLayer) -> None:
@@ -158,15 +158,11 @@ class TensorWatch:
         self._input(linear.get_submodule("post_norm"), spot(f"{name}_output", path, f"{path}.post_norm"))
         self._output(linear, spot(f"{name}_post_norm", f"{path}.post_norm", adds))
 
-    def _watch_head(self, network: GPTModel, capped: bool) -> None:
+    def _watch_head(self, network: GPTModel) -> None:
         norm, head, spot = network.decoder.final_layernorm, network.output_layer, partial(_Spot, "head", None)
         self._input(norm, spot("head_input", "the last layer", "final_layernorm"))
         self._output(norm, spot("final_norm", "final_layernorm", "output_layer"))
-        # The cap is a forward hook of the head: one hook comes before it and one behind.
-        logits_used_by = "soft_cap" if capped else "cross_entropy"
-        self._output(head, spot("logits", "output_layer", logits_used_by), first=True)
-        if capped:
-            self._output(head, spot("capped_logits", "soft_cap", "cross_entropy"))
+        self._output(head, spot("logits", "output_layer", "cross_entropy"))
         self._weights("head", None, network)
 
     def _input(self, module: torch.nn.Module, spot: _Spot, index: int = 0) -> None:
@@ -175,11 +171,11 @@ class TensorWatch:
 
         self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _output(self, module: torch.nn.Module, spot: _Spot, first: bool = False) -> None:
+    def _output(self, module: torch.nn.Module, spot: _Spot) -> None:
         def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             self._see(output[0] if isinstance(output, tuple) else output, spot)
 
-        self.handles.append(module.register_forward_hook(hook, prepend=first))
+        self.handles.append(module.register_forward_hook(hook))
 
     def _see(self, tensor: torch.Tensor, spot: _Spot) -> None:
         seen = Seen(spot.part, spot.layer, spot.tensor, spot.made_by, "forward")

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.model.build import DTYPES, build_model, transformer_config
-from megatron_kaiyuan.model.z_loss import add_z_loss
 from megatron_kaiyuan.monitor.capsule import Tensors, read_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Part, Seen, TensorWatch, part_weights
 from megatron_kaiyuan.monitor.headroom import headroom_bits
@@ -105,9 +104,7 @@ def _run(
     first: FirstOutOfRange | None,
 ) -> dict[Seen, float]:
     """The largest |x| of every tensor of the part, in the order of execution."""
-    network = _build(folder, model, recorded.part, tensors["weights"], platform, precision)
-    if z_loss:
-        add_z_loss(network, z_loss)
+    network = _build(folder, model, recorded.part, tensors["weights"], z_loss, platform, precision)
     peaks: dict[Seen, float] = {}
 
     def look(seen: Seen, micro_batch: int, tensor: torch.Tensor) -> None:
@@ -131,12 +128,13 @@ def _build(
     model: ModelConfig,
     part: Part,
     weights: dict[str, torch.Tensor],
+    z_loss: float,
     platform: Platform,
     precision: str,
 ) -> GPTModel:
     """A network that has this part and nothing else, with the capsule's weights."""
     config = transformer_config(model.model_copy(update={"num_layers": 1}), ParallelConfig(), precision)
-    network = build_model(model, config, pre_process=part == "embedding", post_process=part == "head")
+    network = build_model(model, config, pre_process=part == "embedding", post_process=part == "head", z_loss=z_loss)
     if part != "layer":
         network.decoder.layers = torch.nn.ModuleList()
     own = part_weights(network.decoder.layers[0] if part == "layer" else network, part)
@@ -154,8 +152,10 @@ def _forward(
 ) -> torch.Tensor:
     here = {name: tensor.to(platform.device) for name, tensor in inputs.items()}
     if "hidden" in here:
-        # A leaf of its own: both precisions start from the capsule's tensor.
-        network.set_input_tensor(here["hidden"].to(dtype).detach().requires_grad_())
+        # A leaf of its own: both precisions start from the capsule's tensor. What the part gets is no leaf, as in the
+        # run: its gradient comes behind those of the weights.
+        leaf = here["hidden"].to(dtype).detach().requires_grad_()
+        network.set_input_tensor(leaf.view_as(leaf))
     return network(here.get("tokens"), here.get("position_ids"), here.get("attention_mask"), labels=here.get("labels"))
 
 

@@ -5,10 +5,14 @@ Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import torch
+
+from megatron_kaiyuan.platform.blocks import block_rows
+
+Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Sizes(NamedTuple):
@@ -25,12 +29,16 @@ class Sizes(NamedTuple):
     peak: torch.Tensor
 
 
-def sizes(tensor: torch.Tensor) -> Sizes:
-    """Exact but for the rounding of FP32 sums, whatever the precision of the tensor."""
+def sizes(tensor: torch.Tensor, change: Change | None = None) -> Sizes:
+    """Exact but for the rounding of FP32 sums, whatever the precision of the tensor.
+
+    Args:
+        change: of the elements, block by block, before they are measured.
+    """
     sums, squares, peaks = [], [], []
-    rows = _rows(tensor.numel() // tensor.size(0), tensor.device)
+    rows = block_rows(tensor.numel() // tensor.size(0), tensor.device.type)
     for part in tensor.detach().split(rows):
-        magnitudes = part.abs()
+        magnitudes = (change(part) if change else part).abs()
         sums.append(magnitudes.sum(dtype=torch.float32))
         squares.append(torch.linalg.vector_norm(magnitudes, dtype=torch.float32).square())
         # torch's infinity norm says the same, twenty times slower on a CPU.
@@ -74,7 +82,7 @@ def _scores(
     dtype = torch.float32 if query_sbnd.device.type == "cpu" else query_sbnd.dtype
     key_bgds = key_sbgd.detach().to(dtype).permute(1, 2, 3, 0)
     query_sbgnd = query_sbnd.detach().unflatten(2, (key_sbgd.size(2), -1))
-    rows = _rows(batch * heads * length, query_sbnd.device)
+    rows = block_rows(batch * heads * length, query_sbnd.device.type)
     for start in range(0, length, rows):
         stop = min(start + rows, length)
         block = (query_sbgnd[start:stop].to(dtype) * scale).permute(1, 2, 3, 0, 4)
@@ -85,13 +93,3 @@ def _scores(
         else:
             scores.masked_fill_(attention_mask[..., start:stop, :stop], 0)
         yield scores
-
-
-def block_elements(device: torch.device) -> int:
-    """Elements to work on at once: what a CPU's cache holds, or enough to keep a device busy."""
-    return 1 << 18 if device.type == "cpu" else 1 << 26
-
-
-def _rows(elements: int, device: torch.device) -> int:
-    """Rows of so many elements that make a block."""
-    return max(block_elements(device) // elements, 1)

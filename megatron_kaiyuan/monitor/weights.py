@@ -15,9 +15,9 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.model.build import Network
-from megatron_kaiyuan.monitor.sizes import block_elements
 from megatron_kaiyuan.monitor.table import Table
 from megatron_kaiyuan.optim.main_weights import main_weights
+from megatron_kaiyuan.platform.blocks import block_elements
 
 _IN_LAYERS = {
     "self_attention.linear_qkv.weight": "qkv",
@@ -56,7 +56,7 @@ def add_weights(
         if not _counts_here(weights.parameter, optimizer):
             continue
         name, place = places[weights.parameter]
-        for block in weights.blocks(block_elements(weights.values.device)):
+        for block in weights.blocks(block_elements(weights.values.device.type)):
             magnitudes = block.gradient.abs()
             squares = [torch.linalg.vector_norm(magnitudes).div(clipped_by).square()]
             if updated:

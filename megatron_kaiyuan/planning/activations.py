@@ -78,6 +78,8 @@ class MicroBatch:
         """Bytes that stay from the end of a stage's forward pass to the start of its backward pass, logits apart."""
         run = self.stage.run
         total = self.stage.layers * self._layer() + self._boundary()
+        # The angles that queries and keys are rotated by are one tensor for all layers.
+        total += run.train.seq_length * run.model.kv_channels * _FP32
         # Ids, labels and positions; the mask of documents is one for all layers.
         total += 3 * self.tokens * _INT64
         if run.data.reset_attention_mask:
@@ -99,12 +101,6 @@ class MicroBatch:
         """Where the stage begins and ends."""
         run = self.stage.run
         total = 0
-        if self._recomputed == {"layer"}:
-            # Each layer keeps the angles that its queries and keys are rotated by.
-            total += run.train.seq_length * run.model.kv_channels * _FP32
-        elif not self.stage.is_first and not self.device.fused_norm and self.stream_element != _FP32:
-            # What was received is kept; the first norm saves a copy of it in FP32.
-            total += self.hidden
         if self.stage.is_first and run.model.embedding_norm:
             total += self._stream_norm()
         if self.stage.is_last:
@@ -137,8 +133,8 @@ class MicroBatch:
             copied = heads > groups
             total += self._norm(size, tokens * heads, input_kept=not copied)
             total += self._norm(size, tokens * groups, input_kept=True)
-        # Rotated queries and keys; cosine and sine, for queries and for keys.
-        total += query + keys + 4 * self.stage.run.train.seq_length * size * element
+        # Rotated queries and keys.
+        total += query + keys
         if "core_attn" in recomputed:
             return total
         if self.stage.run.data.reset_attention_mask:
@@ -154,19 +150,16 @@ class MicroBatch:
     def _keeps_projection(self) -> bool:
         """The projected queries, keys and values stay for a view of them: the values', or what the keys' norm saved."""
         run = self.stage.run
-        if not run.data.reset_attention_mask:
-            return True
-        # Values are copied to all heads then.
-        return run.model.qk_layernorm and (self.device.fused_norm or run.train.precision == "fp32")
+        # Values are copied to all heads under a mask.
+        return run.model.qk_layernorm or not run.data.reset_attention_mask
 
     def _mlp(self, recomputed: Set[str] = frozenset()) -> int:
         if "mlp" in recomputed:
             # The closing norm is a part of it.
-            return self._norm(self.stage.run.model.hidden_size, self.local_tokens) + self.hidden
-        # Both halves of the first projection, the gate behind SiLU, the other half once more (megatron-core adds an
-        # offset, 0, to it), and their product.
+            return self._stream_norm() + self.hidden
+        # Both halves of the first projection, and the gate times the other half.
         inner = self.stage.run.model.ffn_hidden_size // self.tensor_ranks
-        return self._sub_layer() + 5 * self.tokens * inner * self.element
+        return self._sub_layer() + 3 * self.tokens * inner * self.element
 
     def _sub_layer(self) -> int:
         """Norms round attention or MLP, and the input of the first projection."""
@@ -178,15 +171,10 @@ class MicroBatch:
         return self._norm(self.stage.run.model.hidden_size, self.local_tokens, element=self.stream_element)
 
     def _norm(self, width: int, rows: int, input_kept: bool = False, element: int | None = None) -> int:
-        """An RMSNorm over so many rows.
+        """An RMSNorm over so many rows: its input, and a number a row.
 
         Args:
             input_kept: the input is part of something that is counted already.
             element: bytes of an element of the input; None: as of the precision.
         """
-        inverse = rows * _FP32
-        if self.device.fused_norm:
-            return inverse + (0 if input_kept else rows * width * (element or self.element))
-        # In parts: the input in FP32, a copy for half precision, and the normed input in FP32.
-        in_fp32 = 1 if input_kept and self.stage.run.train.precision == "fp32" else 2
-        return inverse + in_fp32 * rows * width * _FP32
+        return rows * _FP32 + (0 if input_kept else rows * width * (element or self.element))

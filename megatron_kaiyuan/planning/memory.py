@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.planning.activations import MicroBatch
 from megatron_kaiyuan.planning.parameters import BYTES, Stage, distinct_stages, held
+from megatron_kaiyuan.platform.blocks import block_elements
 from megatron_kaiyuan.platform.figures import Device
 
 _FP32 = 4
@@ -86,8 +87,9 @@ def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     kept = in_flight * saved // stage.chunks
     moments = [(kept + again, 0, always + _layer_work(batch))]
     if stage.is_last:
-        moments.append((kept, _logits_at_loss(batch), always))
-        moments.append((kept, batch.logits * batch.head_element, always + _output_gradient(batch)))
+        # Their gradient is written over them.
+        work = max(_loss_work(batch), _output_gradient(batch))
+        moments.append((kept, batch.logits * batch.head_element, always + work))
     if stage.is_first:
         # The last thing of a backward pass: the other micro-batches in flight are still there.
         others = (in_flight - 1) * saved // stage.chunks
@@ -107,15 +109,10 @@ def _in_flight(stage: Stage) -> int:
     return min(ahead + 1, stage.micro_batches * stage.chunks)
 
 
-def _logits_at_loss(batch: MicroBatch) -> int:
-    """When the gradient of the logits is made.
-
-    With a soft cap: softmax, which becomes the gradient; tanh; its gradient in FP32, and in half precision that once
-    more. Without: the gradient, and its copy in half precision; before that, the logits themselves.
-    """
-    half = 0 if batch.head_element == _FP32 else batch.element
-    factor = (3 if batch.stage.run.model.logits_soft_cap is not None else 1) * _FP32 + half
-    return batch.logits * factor
+def _loss_work(batch: MicroBatch) -> int:
+    """What the gradient of a block of logits is made from: capped logits, the gradient before the cap and behind it."""
+    tensors = 3 if batch.stage.run.model.logits_soft_cap is not None else 2
+    return tensors * min(batch.logits, block_elements(batch.device.platform)) * _FP32
 
 
 def _output_gradient(batch: MicroBatch) -> int:
@@ -127,14 +124,13 @@ def _output_gradient(batch: MicroBatch) -> int:
 def _layer_work(batch: MicroBatch) -> int:
     """What the backward pass of a layer holds at once besides what was saved.
 
-    In the MLP gradients of its inner tensors and of a weight; in attention without a fused kernel those of the scores,
-    of the softmax and of what lies between.
+    In the MLP the gradients of both halves of the first projection with what they are made from, or with that of its
+    weight; in attention without a fused kernel those of the scores, of the softmax and of what lies between.
     """
     run = batch.stage.run
     inner = run.model.ffn_hidden_size // batch.tensor_ranks
-    mlp = (
-        2 * batch.tokens * inner * batch.element + 2 * batch.stream + 2 * inner * run.model.hidden_size * batch.element
-    )
+    halves, weight = 2 * batch.tokens * inner * batch.element, 2 * inner * run.model.hidden_size * batch.element
+    mlp = halves + max(halves, weight) + 2 * batch.stream
     if batch.device.fused_attention:
         return mlp
     heads = run.model.num_attention_heads // batch.tensor_ranks

@@ -27,7 +27,6 @@ class Device:
         node_gb_per_second: 1e9 bytes/s to another device of the same node.
         network_gb_per_second: 1e9 bytes/s to another node.
         per_node: devices of a node.
-        fused_norm: torch computes RMSNorm in one kernel, which saves its input and nothing else.
         fused_attention: torch has an attention that does not keep the scores of all pairs of tokens.
         source: of the figures.
         precisions: values of `train.precision` that it computes in.
@@ -41,7 +40,6 @@ class Device:
     node_gb_per_second: float | None
     network_gb_per_second: float | None
     per_node: int
-    fused_norm: bool
     fused_attention: bool
     source: str
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
@@ -69,7 +67,6 @@ DEVICES = {
             node_gb_per_second=450,
             network_gb_per_second=50,
             per_node=8,
-            fused_norm=True,
             fused_attention=True,
             source="NVIDIA H100 data sheet (SXM5 80 GB); network of DGX H100, 400 Gb/s a GPU",
         ),
@@ -82,7 +79,6 @@ DEVICES = {
             node_gb_per_second=450,
             network_gb_per_second=50,
             per_node=8,
-            fused_norm=True,
             fused_attention=True,
             source="NVIDIA H200 data sheet (SXM 141 GB); network of DGX H200, 400 Gb/s a GPU",
         ),
@@ -95,7 +91,6 @@ DEVICES = {
             node_gb_per_second=300,
             network_gb_per_second=25,
             per_node=8,
-            fused_norm=True,
             fused_attention=True,
             source="NVIDIA A100 data sheet (SXM4 80 GB); network of DGX A100, 200 Gb/s a GPU",
         ),
@@ -109,7 +104,6 @@ DEVICES = {
             node_gb_per_second=30,
             network_gb_per_second=12.5,
             per_node=8,
-            fused_norm=False,
             fused_attention=False,
             source="Huawei, Ascend 910 at Hot Chips 2019 and Atlas 900 (32 GB, 100 Gb/s RoCE a device)",
             precisions=("fp32", "fp16"),
@@ -123,7 +117,6 @@ DEVICES = {
             node_gb_per_second=196,
             network_gb_per_second=25,
             per_node=8,
-            fused_norm=False,
             fused_attention=True,
             source="Ascend 910B3 (64 GB), second-hand: users' reports, no data sheet of Huawei's",
         ),
@@ -136,7 +129,6 @@ DEVICES = {
             node_gb_per_second=None,
             network_gb_per_second=None,
             per_node=1,
-            fused_norm=False,
             fused_attention=True,
             source="this machine's memory, shared by the processes",
         ),

@@ -25,7 +25,7 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     rows = [
         ("norm", _norm(state.network), "of the network"),
         ("attention", "torch scaled_dot_product_attention", "of the network"),
-        ("cross-entropy", _cross_entropy(state.network.chunks[0].config), "of the network"),
+        ("cross-entropy", "with the soft cap, in blocks of tokens", "of the network"),
         (
             "optimizer",
             _optimizer(optimizer),
@@ -48,10 +48,6 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
 def _norm(network: torch.nn.Module) -> str:
     fused = next(module.fused for module in network.modules() if isinstance(module, RMSNorm))
     return "torch rms_norm" if fused is None else fused.__name__
-
-
-def _cross_entropy(config: Any) -> str:
-    return f"Megatron Core, {config.cross_entropy_fusion_impl if config.cross_entropy_loss_fusion else 'not fused'}"
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> str:

@@ -16,7 +16,6 @@ from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.model.build import build_network, transformer_config
-from megatron_kaiyuan.model.z_loss import add_z_loss
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -124,10 +123,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     stage = parallel_state.get_pipeline_model_parallel_rank()
     tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
     config = transformer_config(run.model, run.parallel, run.train.precision)
-    network = build_network(run.model, run.parallel, config, run.train.seed).to(platform.device)
-    if run.train.z_loss:
-        for chunk in network.chunks:
-            add_z_loss(chunk, run.train.z_loss)
+    network = build_network(run.model, run.parallel, config, run.train.seed, run.train.z_loss).to(platform.device)
     data_parallel = DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         grad_reduce_in_fp32=True,

@@ -81,7 +81,7 @@ def test_attention_under_a_document_mask_is_attention_within_each_document(heads
 
 
 def test_soft_cap_bounds_logits_and_its_gradient_is_right() -> None:
-    from megatron_kaiyuan.model.head import soft_cap
+    from megatron_kaiyuan.model.loss import soft_cap
 
     logits = torch.tensor([-1e4, -5.0, 0.0, 1e-3, 60000.0], dtype=torch.float16)
     capped = soft_cap(logits, 30.0)
@@ -107,7 +107,7 @@ def test_capped_model_is_the_uncapped_one_with_its_logits_capped() -> None:
 
 
 def test_loss_with_a_cap_has_the_gradient_of_its_definition() -> None:
-    """megatron-core's cross-entropy overwrites the logits it is given; the cap's backward pass must not see that."""
+    """The loss caps block by block; without labels a hook of the network caps all logits."""
     model = tiny(logits_soft_cap=2.0, num_layers=1)
     network = build(model)
     network.output_layer.weight.data.mul_(50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,10 @@ def test_activations_are_those_of_the_monitor(changes: dict[str, Any]) -> None:
         handle.remove()
     cells = table.gather()
     assert cells is not None
-    del cells[ATTENTION_LOGITS]  # never written down as a tensor
+    # Never written down as tensors.
+    del cells[ATTENTION_LOGITS]
+    if (cap := model.logits_soft_cap) is not None:
+        assert cells.pop("capped_logits")[0].peak == pytest.approx(cap * math.tanh(peaks["logits", 0] / cap))
     assert set(OUTSIDE_LAYERS) & set(cells)
     for name, row in cells.items():
         assert [peaks[name, place] for place in range(len(row))] == [cell.peak for cell in row]
@@ -136,7 +140,7 @@ def test_the_first_one_is_named(path: str, direction: str) -> None:
     passes = 0
 
     def spoil(tensor: torch.Tensor) -> torch.Tensor:
-        spoilt = tensor.clone()
+        spoilt = tensor.clone(memory_format=torch.contiguous_format)
         spoilt.view(-1)[7] = torch.inf
         return spoilt
 

@@ -9,17 +9,17 @@ import torch
 from megatron_kaiyuan.model.attention import document_mask
 from megatron_kaiyuan.monitor.headroom import headroom_bits
 from megatron_kaiyuan.monitor.sizes import (
-    block_elements,
     largest_attention_logit,
     largest_attention_logit_by_head,
     sizes,
 )
+from megatron_kaiyuan.platform.blocks import block_elements
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(7, 2, 5), (1000, 2, 400), (3, 2, block_elements(CPU))])
+@pytest.mark.parametrize("shape", [(7, 2, 5), (1000, 2, 400), (3, 2, block_elements("cpu"))])
 def test_sizes_are_numpys(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = (100 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
     tensor[-1, 0, -1] = -30000

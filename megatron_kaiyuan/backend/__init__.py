@@ -1,0 +1,1 @@
+"""What computes the network between its matrix products."""
