@@ -72,7 +72,7 @@ def _activations(stage: Stage) -> int:
     sent = _ring(elements * element, ranks, stage.layers * layer + 2 * stage.is_first)
     if stage.is_last:
         head_element = _FP32 if run.model.fp32_head else element
-        # Largest logit, sum of the exponentials and the label's logit of each token: three all-reduces, forward.
+        # The last term: largest logit, sum of the exponentials and the label's logit of each token, forward.
         sent += _ring(elements * head_element, ranks, 2 + gathered_again) + _ring(tokens * _FP32, ranks, 3 * 2)
     return sent
 
