@@ -10,6 +10,7 @@ from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.data.phase import MANIFEST
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.planning.communication import Communication, most_sent
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
 from megatron_kaiyuan.planning.parameters import Stage
@@ -24,11 +25,12 @@ _SAME_SPEED = 0.005
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """One layout: what its fullest stage needs, and how fast it is where that is known."""
+    """One layout: what its fullest stage needs, what a rank sends, and how fast it is where that is known."""
 
     run: RunConfig
     data_parallel_size: int
     memory: StageMemory
+    sent: Communication
     speed: Speed | None
     fits: bool
 
@@ -89,7 +91,8 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
         memory = fullest_stage(layout, world_size, device)
         fits = memory.device.total <= usable
         data_parallel = Stage(layout, world_size, 0).data_parallel_size
-        layouts.append(LayoutPlan(layout, data_parallel, memory, speed(layout, world_size, device, mfu), fits))
+        sent, found = most_sent(layout, world_size), speed(layout, world_size, device, mfu)
+        layouts.append(LayoutPlan(layout, data_parallel, memory, sent, found, fits))
     return Plan(run, world_size, device, mfu, _tokens(run), _ordered(layouts))
 
 

@@ -60,6 +60,7 @@ def _layout_as_json(plan: Plan, layout: LayoutPlan) -> dict[str, Any]:
         "fullest_stage": memory.stage.index,
         "bytes": {**asdict(memory.device), "total": memory.device.total, "host": memory.host},
         "largest_part": memory.device.largest_part,
+        "sent_bytes": asdict(layout.sent),
     }
     if layout.speed is not None:
         row |= asdict(layout.speed)
@@ -115,7 +116,8 @@ def _heading(plan: Plan) -> list[str]:
         assumed,
         speed,
         *_not_counted(plan),
-        "memory in GiB, of a rank of the fullest stage:",
+        "memory in GiB, of a rank of the fullest stage; tensor, pipe, data: GiB that a rank sends in a step, at most, "
+        "in its tensor-, pipeline- and data-parallel group:",
     ]
 
 
@@ -130,7 +132,7 @@ def _not_counted(plan: Plan) -> list[str]:
 
 def _head() -> list[str]:
     names = ["", "TP", "SP", "PP", "DP", "micro", "GiB", "weights", "grads", "optim", "activ", "logits", "buffers"]
-    return [*names, "stage", "host", "s/step", "tokens/s", "TFLOP/s", "days"]
+    return [*names, "stage", "host", "tensor", "pipe", "data", "s/step", "tokens/s", "TFLOP/s", "days"]
 
 
 def _layout_columns(layout: LayoutPlan) -> list[str]:
@@ -147,7 +149,7 @@ def _row(plan: Plan, layout: LayoutPlan) -> list[str]:
     memory = layout.memory
     parts = [gib(part) for part in asdict(memory.device).values()]
     row = ["*" if layout.is_recipe(plan.run) else "", *_layout_columns(layout), gib(memory.device.total), *parts]
-    row += [memory.stage.role, gib(memory.host)]
+    row += [memory.stage.role, gib(memory.host), *map(gib, asdict(layout.sent).values())]
     if layout.speed is None:
         return [*row, "-", "-", "-", "-"]
     days = _days(plan, layout.speed)

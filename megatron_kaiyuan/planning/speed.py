@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_kaiyuan.config import ModelConfig, RunConfig
-from megatron_kaiyuan.planning.parameters import BYTES, Stage, held
+from megatron_kaiyuan.planning.communication import Communication, communication
+from megatron_kaiyuan.planning.parameters import Stage, distinct_stages
 from megatron_kaiyuan.platform.figures import Device
 
 # Utilization of a stage at work, without waiting for others. Puro-2B, the same shape on Megatron Core 0.16 with
@@ -20,7 +21,6 @@ MFU_SOURCE = "Puro-2B on Megatron Core 0.16, arXiv 2608.27370: 238 TFLOP/s a GPU
 LINK_EFFICIENCY = 0.8
 # A backward pass multiplies twice for each product of the forward pass.
 _PASSES = 3
-_GRADIENT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,25 @@ def parameters(model: ModelConfig) -> int:
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
     """How fast a layout is; None where the device's peak is not known.
 
-    The slowest stage sets the pace, `m + (p - 1) / v` micro-batches of it make a step, v chunks a stage.
-    Collectives of tensor parallelism and
-    between stages are waited for; those of the gradients too, but for the last micro-batch's backward pass where
-    `overlap_grad_reduce` is on. Links that are not known cost nothing.
+    The slowest stage sets the pace, `m + (p - 1) / v` micro-batches of it make a step, v chunks a stage. Collectives of
+    tensor parallelism and sends between stages are waited for; those of the gradients too, but for the last
+    micro-batch's backward pass where `overlap_grad_reduce` is on. Links that are not known cost nothing.
     """
     peak = device.peak_tflops(run.train.precision)
     if peak is None:
         return None
     parallel = run.parallel
-    stage = Stage(run, world_size, 0)
-    compute = _slowest_stage_flops(run) / (parallel.tensor_model_parallel_size * peak * 1e12 * mfu)
+    stages = [(stage, communication(stage)) for stage in distinct_stages(run, world_size)]
+    rate = parallel.tensor_model_parallel_size * peak * 1e12 * mfu
+    pace = max(_stage_flops(stage) / rate + _waiting_seconds(stage, sent, device) for stage, sent in stages)
+    last = stages[-1][0]
     # A stage of several chunks waits for one chunk's time where others wait for a whole one's.
-    ticks = stage.micro_batches + (parallel.pipeline_model_parallel_size - 1) / stage.chunks
-    reduce = _gradient_seconds(stage, device)
+    ticks = last.micro_batches + (parallel.pipeline_model_parallel_size - 1) / last.chunks
+    spans = last.data_parallel_size * parallel.tensor_model_parallel_size
+    reduce = max(sent.data for _, sent in stages) / _link(device, spans)
     if parallel.overlap_grad_reduce:
-        reduce = max(0.0, reduce - compute * (_PASSES - 1) / _PASSES)
-    seconds = ticks * (compute + _tensor_seconds(stage, device) + _pipeline_seconds(stage, device)) + reduce
+        reduce = max(0.0, reduce - _stage_flops(last) / rate * (_PASSES - 1) / _PASSES)
+    seconds = ticks * pace + reduce
     return Speed(
         step_seconds=seconds,
         tokens_per_second=run.train.tokens_per_step / seconds,
@@ -103,57 +105,18 @@ def _head_flops(model: ModelConfig) -> float:
     return 2 * _PASSES * model.padded_vocab_size * model.hidden_size
 
 
-def _slowest_stage_flops(run: RunConfig) -> float:
-    """Of one micro-batch in the last stage, which has the head besides its layers."""
-    layers = run.model.num_layers // run.parallel.pipeline_model_parallel_size
+def _stage_flops(stage: Stage) -> float:
+    """Of one micro-batch; the last stage has the head besides its layers."""
+    run = stage.run
     tokens = run.train.micro_batch_size * run.train.seq_length
     layer = _layer_flops(run.model, run.train.seq_length) + recomputed_flops(run)
-    return tokens * (layers * layer + _head_flops(run.model))
+    return tokens * (stage.layers * layer + stage.is_last * _head_flops(run.model))
 
 
-def _hidden_bytes(run: RunConfig) -> int:
-    return run.train.micro_batch_size * run.train.seq_length * run.model.hidden_size * BYTES[run.train.precision]
-
-
-def _tensor_seconds(stage: Stage, device: Device) -> float:
-    """Two all-reduces a layer in either direction, for one micro-batch; with sequence parallelism as much in parts.
-
-    What is recomputed sends again.
-    """
-    run, ranks = stage.run, stage.run.parallel.tensor_model_parallel_size
-    recomputed = run.parallel.recomputed
-    reductions = 4 + 2 * ("layer" in recomputed) + ("mlp" in recomputed)
-    sent = reductions * stage.layers * 2 * (ranks - 1) / ranks * _hidden_bytes(run)
-    return sent / _link(device, spans=ranks)
-
-
-def _pipeline_seconds(stage: Stage, device: Device) -> float:
-    """To the next stage and back, for one micro-batch, from each chunk."""
-    run = stage.run
-    if run.parallel.pipeline_model_parallel_size == 1:
-        return 0.0
-    share = run.parallel.tensor_model_parallel_size if run.parallel.sequence_parallel else 1
-    stream = (
-        _hidden_bytes(run)
-        // BYTES[run.train.precision]
-        * BYTES["fp32" if run.model.fp32_residual else run.train.precision]
-    )
-    return 2 * stage.chunks * stream / share / _link(device, spans=stage.world_size)
-
-
-def _gradient_seconds(stage: Stage, device: Device) -> float:
-    """FP32 gradients to the ranks that own them and weights back, or an all-reduce of the gradients."""
-    ranks = stage.data_parallel_size
-    fullest = max(held(Stage(stage.run, stage.world_size, index)).parameters for index in _ends(stage.run))
-    bytes_each = _GRADIENT_BYTES + BYTES[stage.run.train.precision]
-    if not stage.run.parallel.use_distributed_optimizer:
-        bytes_each = 2 * _GRADIENT_BYTES
-    sent = fullest * bytes_each * (ranks - 1) / ranks
-    return sent / _link(device, spans=ranks * stage.run.parallel.tensor_model_parallel_size)
-
-
-def _ends(run: RunConfig) -> set[int]:
-    return {0, run.parallel.pipeline_model_parallel_size - 1}
+def _waiting_seconds(stage: Stage, sent: Communication, device: Device) -> float:
+    """For other tensor-parallel ranks and for the neighbouring stages, for one micro-batch."""
+    tensor = sent.tensor / _link(device, spans=stage.run.parallel.tensor_model_parallel_size)
+    return (tensor + sent.pipeline / _link(device, spans=stage.world_size)) / stage.micro_batches
 
 
 def _link(device: Device, spans: int) -> float:

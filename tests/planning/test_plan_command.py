@@ -42,6 +42,9 @@ def test_the_best_comes_first_and_what_does_not_fit_last() -> None:
         assert layout["bytes"]["total"] == sum(parts.values())
         assert layout["fits"] == (layout["bytes"]["total"] <= usable)
         assert layout["largest_part"] == max(parts, key=lambda name: parts[name])
+        groups = {"tensor": "tensor_model_parallel_size", "pipeline": "pipeline_model_parallel_size"}
+        for kind, size in {**groups, "data": "data_parallel_size"}.items():
+            assert (layout["sent_bytes"][kind] > 0) == (layout[size] > 1)
     seconds = [layout["step_seconds"] for layout in layouts if layout["fits"]]
     assert all(later > 0.99 * sooner for sooner, later in itertools.pairwise(seconds))
     assert layouts[0]["days"] == pytest.approx(262_260 * seconds[0] / 86_400)
@@ -55,6 +58,17 @@ def test_the_table_names_assumptions_and_what_is_too_large() -> None:
     assert len(rows) == 3 and all("GiB,  of which activations" in row for row in rows)
     assert text.splitlines()[-1].startswith("plan: ")
     assert len(as_text(found, every_micro_batch=True).splitlines()) > len(text.splitlines())
+
+
+def test_the_table_tells_what_is_sent() -> None:
+    """Of the layout TP 2, PP 2, DP 256: a quarter of the gradients, 4 bytes each, and of the weights, 2 bytes each."""
+    lines = [line.split() for line in as_text(planned(1024, "h100"), every_micro_batch=False).splitlines()]
+    (head,) = (words for words in lines if words[:2] == ["TP", "SP"])
+    # A row without sequence parallelism has no word for it.
+    (row,) = (words for words in lines if words[:3] == ["2", "2", "256"])
+    sent = dict(zip(head[2:], row[1:], strict=True))
+    assert float(sent["data"]) == pytest.approx(2_031_854_592 / 4 * 6 * 255 / 256 / 2**30, abs=0.01)
+    assert (sent["tensor"], sent["pipe"]) == ("7.13", "0.12")
 
 
 def test_what_is_not_counted_is_said() -> None:
