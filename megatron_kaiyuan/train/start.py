@@ -36,6 +36,7 @@ from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
 from megatron_kaiyuan.train.stop import StopOnSignal
+from megatron_kaiyuan.train.utilization import utilization
 
 
 def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> str:
@@ -95,6 +96,8 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         parameters=_count_parameters(state),
     )
     sinks.event("implementations", table=implementations(state, run.train.precision))
+    used = utilization(run, platform, torch.distributed.get_world_size())
+    sinks.event("utilization", **used.facts())
     return Session(
         run=run,
         state=state,
@@ -111,7 +114,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             *qk_clip(run),
             *monitoring(run, sinks),
             *forensics(run, sinks),
-            Metrics(sinks),
+            Metrics(sinks, used),
             only_job,
             TellStartup(sinks, startup),
         ],
