@@ -281,6 +281,15 @@ class MonitorConfig(Section):
             "platform/figures.py has it for the device that is found, and no mfu for others",
         ),
     ] = None
+    profile_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="how many steps of rank 0, behind the first 3 of each job, torch's profiler records, for "
+            "RUN_DIR/profile; 0: none; they take longer",
+        ),
+    ] = 0
     activations_every_steps: Annotated[
         int, Field(ge=0, description="size of activations, gradients and updates by layer; 0: never")
     ] = 100

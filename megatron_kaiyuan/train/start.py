@@ -29,6 +29,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
+from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
@@ -107,6 +108,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         identity=identity,
         resumed=resumed.step is not None,
         hooks=[
+            *profiling(run, platform, sinks),
             StopOnSignal(run.checkpoint.preempt_deadline_seconds),
             ReportBadSteps(sinks),
             ReportLossScale(sinks),
