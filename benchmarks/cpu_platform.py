@@ -63,7 +63,7 @@ def step(state: Any, tokens_bs: torch.Tensor) -> None:
     """What `train/step.py` does, without reading and without logging."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from megatron_kaiyuan.optim.update import apply_update, measure_gradients
+    from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
 
     def forward(batches: Any, model: torch.nn.Module) -> Any:
         positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
@@ -82,7 +82,8 @@ def step(state: Any, tokens_bs: torch.Tensor) -> None:
         forward_only=False,
     )
     _, gradient_norm = measure_gradients(state.optimizer, overflowed=False)
-    apply_update(state.optimizer, gradient_norm)
+    clip_gradients(state.optimizer, gradient_norm)
+    apply_update(state.optimizer)
 
 
 def seconds(action: Any) -> tuple[float, float]:

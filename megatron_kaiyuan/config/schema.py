@@ -273,6 +273,23 @@ class MonitorConfig(Section):
     """What is recorded; `metrics.jsonl` always is."""
 
     log_every_steps: Positive = 10
+    peak_tflops: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="that mfu divides by: of one device in the run's precision, dense, 1e12 FLOP/s; null: as "
+            "platform/figures.py has it for the device that is found, and no mfu for others",
+        ),
+    ] = None
+    profile_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="how many steps of rank 0, behind the first 3 of each job, torch's profiler records, for "
+            "RUN_DIR/profile; 0: none; they take longer",
+        ),
+    ] = 0
     activations_every_steps: Annotated[
         int, Field(ge=0, description="size of activations, gradients and updates by layer; 0: never")
     ] = 100

@@ -83,6 +83,8 @@ class Terminal(Sink):
         ]
         if row["loss_scale"] != 1:
             parts.insert(-2, f"loss scale {row['loss_scale']:g}")
+        if row.get("mfu") is not None:
+            parts.insert(-1, f"MFU {row['mfu']:.1%}")
         print(" | ".join(parts), flush=True)
 
     def event(self, row: Row) -> None:

@@ -32,8 +32,8 @@ def measure_gradients(optimizer: ChainedOptimizer, overflowed: bool) -> tuple[bo
     return False, float(optimizer.get_grad_norm())
 
 
-def apply_update(optimizer: ChainedOptimizer, gradient_norm: float) -> None:
-    """Clip the gradients that `measure_gradients` prepared and update weights with them. Collective."""
+def clip_gradients(optimizer: ChainedOptimizer, gradient_norm: float) -> None:
+    """Clip the gradients that `measure_gradients` prepared by the norm that it gave."""
     for part in optimizer.chained_optimizers:
         parameters = [] if part.is_stub_optimizer else part.get_parameters()
         if parameters and part.config.clip_grad > 0:
@@ -41,4 +41,8 @@ def apply_update(optimizer: ChainedOptimizer, gradient_norm: float) -> None:
             megatron_optimizer.clip_grad_by_total_norm_fp32(
                 parameters, max_norm=part.config.clip_grad, total_norm=gradient_norm
             )
+
+
+def apply_update(optimizer: ChainedOptimizer) -> None:
+    """Update weights with the gradients as they are. Collective."""
     optimizer.step_with_ready_grads()

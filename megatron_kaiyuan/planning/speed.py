@@ -37,12 +37,19 @@ class Speed:
     tflops_per_gpu: float
 
 
+def flops_per_token(run: RunConfig, causal: bool = True) -> float:
+    """Model FLOPs of a token: all matrix products, forward and backward; nothing is computed twice.
+
+    Args:
+        causal: attention counts the pairs of tokens that a causal mask leaves, half of them, as they are computed; else
+            all of them, as most papers count (PaLM, arXiv 2204.02311, appendix B).
+    """
+    return run.model.num_layers * _layer_flops(run.model, run.train.seq_length, causal) + _head_flops(run.model)
+
+
 def flops_per_step(run: RunConfig) -> float:
-    """Model FLOPs of a global batch: all matrix products, forward and backward; nothing is computed twice."""
-    model = run.model
-    return run.train.tokens_per_step * (
-        model.num_layers * _layer_flops(model, run.train.seq_length) + _head_flops(model)
-    )
+    """Model FLOPs of a global batch, causal."""
+    return run.train.tokens_per_step * flops_per_token(run)
 
 
 def parameters(model: ModelConfig) -> int:
@@ -83,11 +90,11 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
     )
 
 
-def _layer_flops(model: ModelConfig, seq_length: int) -> float:
-    """For one token; attention sees half of the sequence on average."""
+def _layer_flops(model: ModelConfig, seq_length: int, causal: bool = True) -> float:
+    """For one token; causal attention sees half of the sequence on average."""
     query, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
     weights = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * model.hidden_size
-    scores_and_values = 2 * query * seq_length / 2
+    scores_and_values = 2 * query * seq_length / (2 if causal else 1)
     return 2 * _PASSES * (weights + scores_and_values)
 
 

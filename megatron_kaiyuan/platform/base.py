@@ -68,6 +68,10 @@ class Platform(ABC):
         """Whether arithmetic overflowed since `clear_overflow()`, where `keeps_overflow`. Waits for the device."""
         return False
 
+    def device_name(self) -> str:
+        """This rank's device as its driver calls it; the platform's name where there is no driver."""
+        return self.name
+
     def device_names(self) -> list[str]:
         """The devices of this host that this process may use; none for `cpu`."""
         return []

@@ -37,6 +37,9 @@ class CudaPlatform(Platform):
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)
 
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device)
+
     def device_names(self) -> list[str]:
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return [f"{one.name}, {one.total_memory / (1 << 30):.0f} GiB" for one in found]

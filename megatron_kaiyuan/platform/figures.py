@@ -30,6 +30,8 @@ class Device:
         fused_attention: torch has an attention that does not keep the scores of all pairs of tokens.
         source: of the figures.
         precisions: values of `train.precision` that it computes in.
+        reported_as: names that the driver gives to devices with these peaks, letter for letter: others of the same
+            family (H100 PCIe) are slower.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Device:
     fused_attention: bool
     source: str
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    reported_as: tuple[str, ...] = ()
 
     def peak_tflops(self, precision: str) -> float | None:
         """Peak of matrix products in a recipe's `train.precision`, 1e12 FLOP/s."""
@@ -69,6 +72,7 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="NVIDIA H100 data sheet (SXM5 80 GB); network of DGX H100, 400 Gb/s a GPU",
+            reported_as=("NVIDIA H100 80GB HBM3",),
         ),
         Device(
             name="h200",
@@ -81,6 +85,7 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="NVIDIA H200 data sheet (SXM 141 GB); network of DGX H200, 400 Gb/s a GPU",
+            reported_as=("NVIDIA H200",),
         ),
         Device(
             name="a100",
@@ -93,6 +98,10 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="NVIDIA A100 data sheet (SXM4 80 GB); network of DGX A100, 200 Gb/s a GPU",
+            reported_as=(
+                *("NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB"),
+                *("NVIDIA A100 80GB PCIe", "NVIDIA A100-PCIE-40GB"),
+            ),
         ),
         Device(
             name="910a",
@@ -107,6 +116,7 @@ DEVICES = {
             fused_attention=False,
             source="Huawei, Ascend 910 at Hot Chips 2019 and Atlas 900 (32 GB, 100 Gb/s RoCE a device)",
             precisions=("fp32", "fp16"),
+            reported_as=("Ascend910A",),
         ),
         Device(
             name="910b",
@@ -119,6 +129,7 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="Ascend 910B3 (64 GB), second-hand: users' reports, no data sheet of Huawei's",
+            reported_as=("Ascend910B3",),
         ),
         Device(
             name="cpu",
@@ -134,6 +145,11 @@ DEVICES = {
         ),
     )
 }
+
+
+def device_reported_as(name: str) -> Device | None:
+    """The device that a driver calls so; None where the table does not have it."""
+    return next((device for device in DEVICES.values() if name in device.reported_as), None)
 
 
 def device_named(name: str, memory_gib: float | None = None, peak_tflops: float | None = None) -> Device:

@@ -63,6 +63,9 @@ class NpuPlatform(Platform):
     def peak_memory_bytes(self) -> int:
         return self._npu.max_memory_allocated()
 
+    def device_name(self) -> str:
+        return str(self._npu.get_device_name(self.device.index))
+
     def device_names(self) -> list[str]:
         return [str(self._npu.get_device_name(index)) for index in range(self._npu.device_count())]
 

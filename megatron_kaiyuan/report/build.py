@@ -136,6 +136,8 @@ def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] |
     tiles += [("tokens", f"{last['tokens']:,}"), ("steps", f"{last['step']:,}")]
     if np.isfinite(speed).any():
         tiles.append(("tokens/s, median", f"{np.nanmedian(speed):,.0f}"))
+    if np.isfinite(mfu := history.column("mfu")).any():
+        tiles.append(("MFU, median", f"{np.nanmedian(mfu):.1%}"))
     if run:
         tiles.append(("parameters", _short(count_parameters(run.model))))
     if history.monitored:

@@ -15,6 +15,7 @@ from megatron_kaiyuan.optim.scaler import loss_scaler
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
+from megatron_kaiyuan.train.utilization import Utilization
 
 
 class Heartbeat(Hook):
@@ -52,14 +53,14 @@ class TellStartup(Hook):
 class Metrics(Hook):
     """A row of metrics every `log_every_steps`, and for the last step."""
 
-    def __init__(self, sinks: Sinks):
-        self._sinks = sinks
+    def __init__(self, sinks: Sinks, utilization: Utilization):
+        self._sinks, self._utilization = sinks, utilization
         self._seconds: list[float] = []
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._seconds.append(result.seconds)
         if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
-            self._sinks.write(_row(session, result, statistics.fmean(self._seconds)))
+            self._sinks.write(_row(session, result, statistics.fmean(self._seconds), self._utilization))
             self._seconds.clear()
 
     def finish(self, session: Session) -> None:
@@ -67,8 +68,9 @@ class Metrics(Hook):
         self._sinks.close()
 
 
-def _row(session: Session, result: StepResult, seconds_per_step: float) -> dict[str, object]:
-    progress, train = session.state.progress, session.run.train
+def _row(session: Session, result: StepResult, seconds_per_step: float, utilization: Utilization) -> dict[str, object]:
+    progress = session.state.progress
+    tokens_per_second = session.run.train.tokens_per_step / seconds_per_step
     # The step is told by its last token: `tokens` is where the next one starts.
     index, _ = session.stream.phase_at(progress.tokens - 1)
     return {
@@ -81,7 +83,8 @@ def _row(session: Session, result: StepResult, seconds_per_step: float) -> dict[
         "grad_norm": None if result.skipped else result.gradient_norm,
         "loss_scale": result.loss_scale,
         "seconds_per_step": seconds_per_step,
-        "tokens_per_second": train.tokens_per_step / seconds_per_step,
+        "tokens_per_second": tokens_per_second,
+        **utilization.columns(tokens_per_second),
         "skipped_steps": progress.skipped_steps,
         "overflow_steps": progress.overflow_steps,
         "peak_memory_bytes": session.state.platform.peak_memory_bytes(),

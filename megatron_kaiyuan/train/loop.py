@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.build import set_step_options
+from megatron_kaiyuan.train.parts import part
 from megatron_kaiyuan.train.rollback import went_back
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import training_step
@@ -33,8 +34,10 @@ def _fit(session: Session) -> None:
         set_step_options(state.optimizer, learning_rate, session.run.optimizer.weight_decay)
 
         for hook in session.hooks:
-            hook.before_step(session)
-        votes = either(hook.vote(session) for hook in session.hooks)
+            with part("hooks", hook):
+                hook.before_step(session)
+        with part("hooks"):
+            votes = either(hook.vote(session) for hook in session.hooks)
         result = training_step(state, session.stream, session.run, votes, session.bad_steps.judge)
         session.stop_agreed = result.votes.stop > 0
         if result.fault is not None and went_back(session, result):
@@ -45,7 +48,8 @@ def _fit(session: Session) -> None:
         state.progress.skipped_steps += result.skipped
         state.progress.overflow_steps += result.skipped and result.fault is None
         for hook in session.hooks:
-            hook.after_step(session, result)
+            with part("hooks", hook):
+                hook.after_step(session, result)
 
     for hook in session.hooks:
         hook.finish(session)

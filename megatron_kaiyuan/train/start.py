@@ -28,6 +28,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
+from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
@@ -35,6 +36,7 @@ from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
 from megatron_kaiyuan.train.stop import StopOnSignal
+from megatron_kaiyuan.train.utilization import utilization
 
 
 def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> str:
@@ -94,6 +96,8 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         parameters=_count_parameters(state),
     )
     sinks.event("implementations", table=implementations(state, run.train.precision))
+    used = utilization(run, platform, torch.distributed.get_world_size())
+    sinks.event("utilization", **used.facts())
     return Session(
         run=run,
         state=state,
@@ -103,6 +107,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         identity=identity,
         resumed=resumed.step is not None,
         hooks=[
+            *profiling(run, platform, sinks),
             StopOnSignal(run.checkpoint.preempt_deadline_seconds),
             ReportBadSteps(sinks),
             ReportLossScale(sinks),
@@ -110,7 +115,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             *qk_clip(run),
             *monitoring(run, sinks),
             *forensics(run, sinks),
-            Metrics(sinks),
+            Metrics(sinks, used),
             only_job,
             TellStartup(sinks, startup),
         ],

@@ -17,10 +17,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.stream import TokenStream
-from megatron_kaiyuan.optim.update import apply_update, measure_gradients
+from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
 from megatron_kaiyuan.train.bad_steps import Fault, Measured
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
 from megatron_kaiyuan.train.overflow import BackwardOverflow
+from megatron_kaiyuan.train.parts import part
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.votes import Votes
 
@@ -72,14 +73,20 @@ def training_step(
         for model in state.models:
             model.scale_gradients(weight)
     votes = replace(votes, overflow=int(overflows.found()))
-    loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
-    overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
+    with part("loss"):
+        loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
+    with part("gradient norm"):
+        overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
     phase, _ = stream.phase_at(state.progress.tokens)
     fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase))
     updated = fault is None and not overflow
     if updated:
-        state.before_update()
-        apply_update(state.optimizer, gradient_norm)
+        with part("hooks"):
+            state.before_update()
+        with part("gradient clip"):
+            clip_gradients(state.optimizer, gradient_norm)
+        with part("optimizer"):
+            apply_update(state.optimizer)
     return StepResult(
         loss=loss,
         gradient_norm=gradient_norm,
@@ -102,9 +109,10 @@ def forward_and_backward(
     Returns:
         {"loss": mean of a micro-batch, FP32 scalar} for each one, on the last stage.
     """
-    for model in state.models:
-        model.zero_grad_buffer()
-    state.optimizer.zero_grad()
+    with part("zero gradients"):
+        for model in state.models:
+            model.zero_grad_buffer()
+        state.optimizer.zero_grad()
     return get_forward_backward_func()(
         forward_step_func=partial(_forward, overflows),
         # Each chunk of the network asks for every micro-batch, which is read once.
@@ -124,7 +132,8 @@ def _micro_batches(train: TrainConfig) -> int:
 def _forward(
     overflows: BackwardOverflow | None, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[torch.Tensor, Callable]:
-    batch = next(batches)
+    with part("data"):
+        batch = next(batches)
     if overflows is not None:
         overflows.before_forward()
     output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])

@@ -68,6 +68,9 @@ def test_what_is_written_back_is_read_again_as_the_same(recipe: Path) -> None:
         ("optimizer.min_loss_scale=131072", "min_loss_scale 131072 is above initial_loss_scale 65536"),
         ("optimizer.qk_clip_tau=100", "optimizer.qk_clip_tau changes nothing with model.qk_layernorm"),
         ("monitor.activations_every_steps=-1", "monitor.activations_every_steps"),
+        ("monitor.profile_steps=-1", "monitor.profile_steps: input should be greater than or equal to 0"),
+        ("monitor.profile_steps=1000", "monitor.profile_steps: input should be less than or equal to 100"),
+        ("monitor.peak_tflops=0", "monitor.peak_tflops: input should be greater than 0"),
         ("parallel.virtual_pipeline_model_parallel_size=2", "needs pipeline_model_parallel_size above 1"),
         (
             "parallel={pipeline_model_parallel_size: 2, virtual_pipeline_model_parallel_size: 3}",

@@ -43,7 +43,9 @@ def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> No
     assert "loss scale" not in line
     Terminal(107).write({**ROW, "grad_norm": None, "loss_scale": 1024.0})
     line = capsys.readouterr().out
-    assert "step skipped" in line and "loss scale 1024" in line
+    assert "step skipped" in line and "loss scale 1024" in line and "MFU" not in line
+    Terminal(107).write({**ROW, "mfu": 0.3456})
+    assert "500 tokens/s | MFU 34.6% | 0:03:20 left" in capsys.readouterr().out
 
 
 def test_a_table_is_aligned_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:

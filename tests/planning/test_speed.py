@@ -13,7 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.parameters import Stage, chunk_sizes
-from megatron_kaiyuan.planning.speed import ASSUMED_MFU, flops_per_step, parameters, recomputed_flops, speed
+from megatron_kaiyuan.planning.speed import (
+    ASSUMED_MFU,
+    flops_per_step,
+    flops_per_token,
+    parameters,
+    recomputed_flops,
+    speed,
+)
 from megatron_kaiyuan.platform.figures import DEVICES
 
 FULL, ATTENTION = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
@@ -38,6 +45,24 @@ def test_flops_are_those_of_the_matrix_products(recompute: dict[str, Any], passe
     attention = passes_of_attention * 2 * 2 * pairs * model.num_attention_heads * model.kv_channels * model.num_layers
     again = run.train.tokens_per_step * run.model.num_layers * recomputed_flops(run)
     assert flops_per_step(run) + again == products + attention
+
+
+def test_both_conventions_for_attention() -> None:
+    """PaLM, appendix B: 6 N + 12 L H Q T a token, N the weights that a token is multiplied with; and causal half."""
+    run = small_run()
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
+    from megatron_kaiyuan.model.build import build_model, transformer_config
+
+    with single_process(device):
+        network = build_model(run.model, transformer_config(run.model, run.parallel))
+    matrices = {name: weight.numel() for name, weight in network.named_parameters() if weight.dim() == 2}
+    n = sum(count for name, count in matrices.items() if "embedding" not in name)
+    # 4 layers, 4 heads of 18, 64 tokens.
+    attention = 12 * 4 * 4 * 18 * 64
+    assert flops_per_token(run, causal=False) == 6 * n + attention
+    assert flops_per_token(run, causal=True) == 6 * n + attention / 2
+    assert flops_per_step(run) == run.train.tokens_per_step * flops_per_token(run, causal=True)
 
 
 def test_parameters_are_the_sum_of_the_stages() -> None:

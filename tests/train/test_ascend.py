@@ -91,6 +91,8 @@ def test_an_overflow_on_one_910a_withholds_the_step_of_all(recipe: Path, machine
     assert found["norm"] == ("torch rms_norm", "torch_npu has no npu_rms_norm")
     assert found["optimizer"][0] == "AdamW, torch's fused kernel"
     assert found["collectives"] == ("hccl", "platform npu")
+    assert [(told["device"], told["peak_tflops"]) for told in events(run_dir, "utilization")] == [("Ascend910A", 256)]
+    assert metrics(run_dir)[1]["mfu"] == metrics(run_dir)[1]["tflops_per_device"] / 256
     assert printed.count("implementations:") == 1 and "float status of the device" in printed
 
 

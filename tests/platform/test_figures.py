@@ -1,0 +1,36 @@
+"""The table of devices by the names that drivers give them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from megatron_kaiyuan.platform.figures import DEVICES, device_reported_as
+
+
+@pytest.mark.parametrize(
+    ("reported", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
+        ("NVIDIA H100 80GB HBM3", "fp32", 66.9),
+        ("NVIDIA H200", "fp16", 989.4),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("Ascend910A", "fp16", 256),
+        ("Ascend910A", "fp32", None),
+        ("Ascend910B3", "bf16", 313),
+    ],
+)
+def test_peaks_of_known_devices(reported: str, precision: str, peak: float | None) -> None:
+    device = device_reported_as(reported)
+    assert device is not None and device.peak_tflops(precision) == peak
+
+
+@pytest.mark.parametrize("reported", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "Ascend910B1", "NVIDIA L4", "cpu", ""])
+def test_relatives_with_other_peaks_are_not_taken_for_them(reported: str) -> None:
+    assert device_reported_as(reported) is None
+
+
+def test_a_name_is_one_device() -> None:
+    names = Counter(name for device in DEVICES.values() for name in device.reported_as)
+    assert set(names.values()) == {1}
