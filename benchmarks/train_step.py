@@ -176,6 +176,7 @@ def serve_megatron(shape: Shape, precision: str, pipe: Any) -> None:
 
 
 def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]:
+    from megatron.core import tensor_parallel
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -184,6 +185,7 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
     from megatron.core.transformer.module import Float16Module
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     config = TransformerConfig(
         num_layers=shape.layers,

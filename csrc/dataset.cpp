@@ -6,14 +6,20 @@
 #include <stdexcept>
 #include <string>
 
+#include "parallel.h"
+
 namespace curriculum {
 namespace {
 
-// Gives rows, as they come in rising order, their percentile, and says which stay.
+// Gives rows, as they come in rising order from rank `start` on, their percentile, and says which stay.
 class Ranks {
  public:
-  Ranks(std::uint64_t rows, std::uint64_t first, std::uint64_t last, std::vector<Group>& groups)
-      : rows_(rows), first_(first), last_(last), groups_(groups) {}
+  Ranks(std::uint64_t rows, std::uint64_t first, std::uint64_t last, std::size_t groups, std::uint64_t start = 0,
+        std::uint64_t key_before = 0)
+      : groups(groups), rows_(rows), first_(first), last_(last), rank_(start), key_(key_before) {}
+
+  std::vector<Group> groups;  // of all rows that came
+  std::uint64_t tokens = 0;   // of those that stay
 
   // True when the row stays, which is then in `entry`.
   bool next(const ScoredRow& row, Entry& entry) {
@@ -22,7 +28,7 @@ class Ranks {
       ++percentile_;
       next_percentile_ = ((percentile_ + 1) * rows_ + percentiles - 1) / percentiles;
     }
-    Group& group = groups_[percentile_ * groups_.size() / percentiles];
+    Group& group = groups[percentile_ * groups.size() / percentiles];
     ++group.corpus_documents;
     group.corpus_tokens += row.tokens;
     if (rank < first_ || rank >= last_) return false;
@@ -30,17 +36,34 @@ class Ranks {
     key_ = row.key;
     entry.word = percentile_ << (sequence_bits + copy_bits) | row.sequence;
     entry.tail = static_cast<std::uint32_t>(tied) << 31 | row.tokens;
+    tokens += row.tokens;
     return true;
   }
 
  private:
   std::uint64_t rows_, first_, last_;
-  std::vector<Group>& groups_;
-  std::uint64_t rank_ = 0, percentile_ = 0, key_ = 0;
+  std::uint64_t rank_, percentile_ = 0, key_;
   std::uint64_t next_percentile_ = (rows_ + percentiles - 1) / percentiles;
 };
 
 constexpr unsigned groups_of_scored = 10;
+constexpr std::uint64_t parallel_from = std::uint64_t{1} << 12;  // rows; below, a thread costs more than it saves
+
+// Calls task(piece, first, last) for pieces of [0, rows) side by side; each but the last begins at a multiple of `step`.
+template <typename Task>
+void in_pieces(std::uint64_t rows, std::size_t pieces, unsigned threads, std::uint64_t step, const Task& task) {
+  const auto edge = [&](std::size_t piece) { return piece == pieces ? rows : rows / pieces * piece / step * step; };
+  parallel_for(pieces, threads, [&](std::size_t piece) { task(piece, edge(piece), edge(piece + 1)); });
+}
+
+void add(std::vector<Group>& sums, const std::vector<Group>& groups) {
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    sums[g].corpus_documents += groups[g].corpus_documents;
+    sums[g].corpus_tokens += groups[g].corpus_tokens;
+    sums[g].documents += groups[g].documents;
+    sums[g].tokens += groups[g].tokens;
+  }
+}
 
 }  // namespace
 
@@ -96,35 +119,70 @@ void Dataset::keep(std::uint64_t first, std::uint64_t last) {
   if (first > last || last > rows_)
     throw std::invalid_argument("ranks " + std::to_string(first) + " to " + std::to_string(last) + " of " +
                                 std::to_string(rows_));
-  Ranks ranks(rows_, first, last, groups_);
-  Entry entry;
+  if (sorter_->in_memory()) return keep_in_memory(first, last);
+  Ranks ranks(rows_, first, last, groups_.size());
   rows_ = last - first;
-  tokens_ = 0;
-  if (!sorter_->in_memory()) {
-    auto kept = std::make_unique<Store>(workshop_.memory, workshop_.chosen, rows_);
-    sorter_->drain([&](const ScoredRow& row) {
-      if (!ranks.next(row, entry)) return;
-      kept->append(entry);
-      tokens_ += entry.tokens();
-    });
-    sorter_.reset();
-    store_ = std::move(kept);
-    return store_->finish();
-  }
-  // In place: an entry is shorter than the row that it was made from, so it never reaches a row not yet read.
-  const std::uint64_t size = sorter_->size();
-  Buffer buffer = sorter_->take();
+  auto kept = std::make_unique<Store>(workshop_.memory, workshop_.chosen, rows_);
+  Entry entry;
+  sorter_->drain([&](const ScoredRow& row) {
+    if (ranks.next(row, entry)) kept->append(entry);
+  });
   sorter_.reset();
-  char *from = buffer.as<char>(), *to = from;
-  for (std::uint64_t i = 0; i < size; ++i, from += sizeof(ScoredRow)) {
-    ScoredRow row;
-    std::memcpy(&row, from, sizeof row);
-    if (!ranks.next(row, entry)) continue;
-    std::memcpy(to, &entry, sizeof entry);
-    to += sizeof entry;
-    tokens_ += entry.tokens();
+  store_ = std::move(kept);
+  store_->finish();
+  ::curriculum::add(groups_, ranks.groups);
+  tokens_ = ranks.tokens;
+}
+
+// In place, as an entry is shorter than the row that it was made from, and so never reaches a row not yet read; or, into
+// a block that the sort has left, by all threads.
+void Dataset::keep_in_memory(std::uint64_t first, std::uint64_t last) {
+  const std::uint64_t size = rows_;
+  Buffer sorted = sorter_->take(), kept;
+  sorter_.reset();
+  rows_ = last - first;
+  Memory& memory = workshop_.memory;
+  const bool apart = size >= parallel_from && workshop_.threads > 1 && memory.spare_bytes() >= rows_ * sizeof(Entry);
+  if (apart) {
+    memory.hold(sorted.bytes());
+    kept = memory.take(rows_ * sizeof(Entry));
   }
-  store_ = std::make_unique<Store>(workshop_.memory, workshop_.chosen, std::move(buffer), rows_);
+  const char* from = sorted.as<char>();
+  char* to = (apart ? kept : sorted).as<char>();
+  const auto key = [&](std::uint64_t rank) {
+    ScoredRow row;
+    std::memcpy(&row, from + rank * sizeof row, sizeof row);
+    return row.key;
+  };
+  std::vector<Ranks> found;
+  const std::size_t pieces = apart ? workshop_.threads : 1;
+  for (std::size_t piece = 0; piece < pieces; ++piece) {
+    const std::uint64_t start = size / pieces * piece;
+    found.emplace_back(size, first, last, groups_.size(), start, start ? key(start - 1) : 0);
+  }
+  in_pieces(size, pieces, workshop_.threads, 1, [&](std::size_t piece, std::uint64_t begin, std::uint64_t end) {
+    Ranks ranks = found[piece];
+    char* place = to + (std::clamp(begin, first, last) - first) * sizeof(Entry);
+    Entry entry;
+    for (std::uint64_t rank = begin; rank < end; ++rank) {
+      ScoredRow row;
+      std::memcpy(&row, from + rank * sizeof row, sizeof row);
+      if (!ranks.next(row, entry)) continue;
+      std::memcpy(place, &entry, sizeof entry);
+      place += sizeof entry;
+    }
+    found[piece] = ranks;
+  });
+  tokens_ = 0;
+  for (const Ranks& ranks : found) {
+    ::curriculum::add(groups_, ranks.groups);
+    tokens_ += ranks.tokens;
+  }
+  if (apart) {
+    memory.release(kept.bytes());
+    memory.give_back(std::move(sorted));
+  }
+  store_ = std::make_unique<Store>(memory, workshop_.chosen, std::move(apart ? kept : sorted), rows_);
 }
 
 void Dataset::finish_adding() {
@@ -221,14 +279,21 @@ void Dataset::sort_copies(std::uint64_t whole, std::uint64_t extra_below, std::u
     ordered = std::make_unique<Store>(workshop_.memory, workshop_.ordered, expected);
   };
   if (grouped) make_ordered();
-  EntrySorter sorter(workshop_.memory, workshop_.runs, ByDraw{grouped ? tie_draws_ : row_draws_}, workshop_.threads,
-                     grouped ? 0 : expected);
+  const ByDraw keys{grouped ? tie_draws_ : row_draws_};
+  if (!grouped && whole == 1 && !extra_below && store_->resident()) {  // the rows are their own copies
+    const std::uint64_t size = store_->size();
+    EntrySorter sorter(workshop_.memory, workshop_.runs, keys, workshop_.threads, store_->take(), size);
+    store_ = std::make_unique<Store>(workshop_.memory, workshop_.ordered, sorter.take(), size);
+    return;
+  }
+  EntrySorter sorter(workshop_.memory, workshop_.runs, keys, workshop_.threads, grouped ? 0 : expected);
   const auto drain = [&] { sorter.drain([&](const Entry& entry) { ordered->append(entry); }); };
-  store_->for_each([&](Entry entry) {
+  const auto add_in_turn = [&](Entry entry) {
     if (grouped && !entry.tied()) drain();
     const std::uint64_t copies = whole + (repeat_draws_(entry.sequence()) < extra_below);
     for (std::uint64_t copy = 0; copy < copies; ++copy, entry.word += sequence_mask + 1) sorter.add(entry);
-  });
+  };
+  if (grouped || !add_copies(sorter, whole, extra_below)) store_->for_each(add_in_turn);
   store_.reset();
   if (!grouped && sorter.in_memory()) {
     const std::uint64_t size = sorter.size();
@@ -241,25 +306,70 @@ void Dataset::sort_copies(std::uint64_t whole, std::uint64_t extra_below, std::u
   store_ = std::move(ordered);
 }
 
+// All copies by all threads, each those of its part of the rows; false where rows or copies are not in memory.
+bool Dataset::add_copies(EntrySorter& sorter, std::uint64_t whole, std::uint64_t extra_below) {
+  if (!store_->resident()) return false;
+  const Entry* rows = store_->rows();
+  const auto copies = [&](const Entry& entry) { return whole + (repeat_draws_(entry.sequence()) < extra_below); };
+  const std::size_t pieces = store_->size() < parallel_from ? 1 : workshop_.threads;
+  std::vector<std::uint64_t> starts(pieces + 1);
+  const auto each_piece = [&](const auto& task) { in_pieces(store_->size(), pieces, workshop_.threads, 1, task); };
+  each_piece([&](std::size_t piece, std::uint64_t first, std::uint64_t last) {
+    std::uint64_t count = extra_below ? 0 : (last - first) * whole;
+    if (extra_below)
+      for (std::uint64_t row = first; row < last; ++row) count += copies(rows[row]);
+    starts[piece + 1] = count;
+  });
+  for (std::size_t piece = 0; piece < pieces; ++piece) starts[piece + 1] += starts[piece];
+  Entry* const to = sorter.extend(starts[pieces]);
+  if (!to) return false;
+  each_piece([&](std::size_t piece, std::uint64_t first, std::uint64_t last) {
+    Entry* place = to + starts[piece];
+    for (std::uint64_t row = first; row < last; ++row) {
+      Entry entry = rows[row];
+      const std::uint64_t count = extra_below ? copies(entry) : whole;
+      for (std::uint64_t copy = 0; copy < count; ++copy, entry.word += sequence_mask + 1) *place++ = entry;
+    }
+  });
+  return true;
+}
+
 // One pass over the finished rows.
 void Dataset::index() {
   rows_ = store_->size();
-  tokens_ = 0;
-  std::uint64_t row = 0, weight = 0;
-  store_->for_each([&](const Entry& entry) {
-    if (row++ % stride == 0) {
-      tokens_before_.push_back(tokens_);
-      weight_before_.push_back(weight);
+  const std::uint64_t blocks = (rows_ + stride - 1) / stride;
+  tokens_before_.assign(blocks + 1, 0);
+  weight_before_.assign(blocks + 1, 0);
+  const std::size_t pieces = store_->resident() && rows_ >= parallel_from ? workshop_.threads : 1;
+  std::vector<std::vector<Group>> found(pieces, std::vector<Group>(groups_.size()));
+  in_pieces(rows_, pieces, workshop_.threads, stride, [&](std::size_t piece, std::uint64_t first, std::uint64_t last) {
+    std::vector<Group> groups(groups_.size());
+    Reader reader(*store_, piece_rows);
+    for (std::uint64_t row = first; row < last;) {
+      const auto [entries, count] = reader.from(row);
+      const std::uint64_t end = std::min({last, row + count, (row / stride + 1) * stride});
+      std::uint64_t tokens = 0, weight = 0;
+      for (std::uint64_t i = 0; i < end - row; ++i) {
+        const Entry entry = entries[i];
+        tokens += entry.tokens();
+        weight += std::max(1u, entry.tokens());
+        Group& group = groups[entry.percentile() == unscored ? 0 : entry.percentile() * groups.size() / percentiles];
+        ++group.documents;
+        group.tokens += entry.tokens();
+      }
+      tokens_before_[row / stride + 1] += tokens;
+      weight_before_[row / stride + 1] += weight;
+      row = end;
     }
-    tokens_ += entry.tokens();
-    weight += std::max(1u, entry.tokens());
-    Group& group = groups_[entry.percentile() == unscored ? 0 : entry.percentile() * groups_.size() / percentiles];
-    ++group.documents;
-    group.tokens += entry.tokens();
+    found[piece] = groups;
   });
-  tokens_before_.push_back(tokens_);
-  weight_before_.push_back(weight);
-  workshop_.memory.hold((tokens_before_.capacity() + weight_before_.capacity()) * sizeof weight);
+  for (const auto& groups : found) ::curriculum::add(groups_, groups);
+  for (std::uint64_t block = 0; block < blocks; ++block) {
+    tokens_before_[block + 1] += tokens_before_[block];
+    weight_before_[block + 1] += weight_before_[block];
+  }
+  tokens_ = tokens_before_.back();
+  workshop_.memory.hold((tokens_before_.capacity() + weight_before_.capacity()) * sizeof tokens_);
 }
 
 }  // namespace curriculum

@@ -79,6 +79,8 @@ class Dataset {
   // Score, then hash.
   struct ByScore {
     static constexpr unsigned levels = 2;
+    static constexpr std::size_t buckets_for_each_row = 2;
+    static constexpr bool is_hash(unsigned level) { return level == 1; }
     Draws tie;
     std::uint64_t operator()(const ScoredRow& row, unsigned level) const {
       return level == 0 ? row.key : tie(row.sequence);
@@ -86,6 +88,8 @@ class Dataset {
   };
   struct ByDraw {
     static constexpr unsigned levels = 2;
+    static constexpr std::size_t buckets_for_each_row = 2;
+    static constexpr bool is_hash(unsigned level) { return level == 0; }
     Draws draw;
     std::uint64_t operator()(const Entry& entry, unsigned level) const {
       return level == 0 ? draw(entry.row()) : entry.row();
@@ -102,7 +106,9 @@ class Dataset {
   template <typename Weight>
   std::uint64_t draw_below(const Draws& draw, std::uint64_t target, const Weight& weight) const;
   void expand(std::uint64_t whole, std::uint64_t extra_below, std::uint64_t expected);
+  void keep_in_memory(std::uint64_t first, std::uint64_t last);
   void sort_copies(std::uint64_t whole, std::uint64_t extra_below, std::uint64_t expected);
+  bool add_copies(EntrySorter& sorter, std::uint64_t whole, std::uint64_t extra_below);
   void index();
 
   Workshop& workshop_;

@@ -32,6 +32,8 @@ struct WindowRow {
 // R, then a hash; the last level decides between equal hashes of different rows.
 struct ByPosition {
   static constexpr unsigned levels = 3;
+  static constexpr std::size_t buckets_for_each_row = 1;  // their R lie evenly
+  static constexpr bool is_hash(unsigned level) { return level == 1; }
   const Draws* draws;
   std::uint64_t operator()(const WindowRow& row, unsigned level) const {
     if (level == 0) return row.key;

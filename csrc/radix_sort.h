@@ -21,6 +21,8 @@ namespace curriculum {
 
 // Keys: `static constexpr unsigned levels`, and operator()(row, level), the u64 that decides where all levels before
 // are equal. Rows that are equal in every level must be interchangeable: only then are the bytes always the same.
+// `static constexpr bool is_hash(level)`: keys that spread over all of 2^64, so that nobody needs to look where they lie.
+// `static constexpr std::size_t buckets_for_each_row`: of a group that the cache holds.
 template <typename Row, typename Keys>
 class RadixSort {
  public:
@@ -32,7 +34,7 @@ class RadixSort {
   static constexpr std::size_t cached_rows = std::size_t{1} << 14;
   // What a scratch takes for groups of so many rows.
   static constexpr std::size_t scratch_bytes(std::size_t rows) {
-    return std::min(rows, cached_rows) * (sizeof(Row) + buckets_for_each_row * sizeof(std::uint32_t));
+    return std::min(rows, cached_rows) * (sizeof(Row) + Keys::buckets_for_each_row * sizeof(std::uint32_t));
   }
 
   explicit RadixSort(const Keys& keys) : keys_(keys) {}
@@ -41,13 +43,13 @@ class RadixSort {
   void operator()(Row* rows, std::size_t size, unsigned threads) const {
     Digits digits;
     Scratch scratch;
-    if (size <= parallel_from || threads < 2 || !find_digits(rows, size, 0, most_buckets, digits))
-      return sort(rows, size, 0, scratch);
+    if (size <= parallel_from || threads < 2 || !find_digits(rows, size, {}, most_buckets, digits))
+      return sort(rows, size, {}, scratch);
     sort_buckets(rows, partition(rows, size, digits), digits, threads);
   }
 
   // In one thread, with memory that is kept for the next call.
-  void operator()(Row* rows, std::size_t size, Scratch& scratch) const { sort(rows, size, 0, scratch); }
+  void operator()(Row* rows, std::size_t size, Scratch& scratch) const { sort(rows, size, {}, scratch); }
 
   // From one place to another. Each thread counts and moves a piece of the rows.
   void operator()(const Row* from, Row* to, std::size_t size, unsigned threads) const {
@@ -57,10 +59,13 @@ class RadixSort {
         task(piece, from + size * piece / pieces, from + size * (piece + 1) / pieces);
       });
     };
-    std::vector<Range> ranges(pieces);
-    each_piece([&](std::size_t piece, const Row* first, const Row* last) { ranges[piece] = range(first, last, 0); });
-    Range all;
-    for (const Range& own : ranges) all = {std::min(all.lowest, own.lowest), std::max(all.highest, own.highest)};
+    Range all = everything;
+    if (!Keys::is_hash(0)) {
+      std::vector<Range> ranges(pieces);
+      each_piece([&](std::size_t piece, const Row* first, const Row* last) { ranges[piece] = range(first, last, 0); });
+      all = Range{};
+      for (const Range& own : ranges) all = {std::min(all.lowest, own.lowest), std::max(all.highest, own.highest)};
+    }
     if (all.lowest >= all.highest) {  // there is nothing to part them by yet
       std::copy_n(from, size, to);
       return (*this)(to, size, threads);
@@ -93,18 +98,26 @@ class RadixSort {
   static constexpr std::size_t parallel_from = std::size_t{1} << 15;  // below, a thread costs more than it saves
   static constexpr std::size_t small_group = 32;
   static constexpr std::size_t most_buckets = 2048;  // their ends stay in the first two caches
-  static constexpr std::size_t buckets_for_each_row = 2;
 
   struct Range {  // of keys
     std::uint64_t lowest = ~std::uint64_t{0}, highest = 0;
+  };
+  static constexpr Range everything{0, ~std::uint64_t{0}};
+  // What is known of a group: the level that decides, and where its keys can lie.
+  struct Known {
+    unsigned level = 0;
+    Range range = everything;
   };
   struct Digits {
     unsigned level, shift;
     std::uint64_t lowest;
     std::size_t buckets;
 
-    // The level that decides inside a bucket.
-    unsigned inside() const { return shift ? level : level + 1; }
+    Known inside(std::size_t bucket) const {
+      if (shift == 0) return {level + 1, everything};
+      const std::uint64_t first = lowest + (std::uint64_t{bucket} << shift);
+      return {level, {first, first + ((std::uint64_t{1} << shift) - 1)}};
+    }
   };
 
   Range range(const Row* first, const Row* last, unsigned level) const {
@@ -123,11 +136,11 @@ class RadixSort {
   }
 
   // False when all rows are equal in every level from `level` on.
-  bool find_digits(const Row* rows, std::size_t size, unsigned level, std::size_t buckets, Digits& digits) const {
-    for (; level < Keys::levels; ++level) {
-      const Range found = range(rows, rows + size, level);
+  bool find_digits(const Row* rows, std::size_t size, Known known, std::size_t buckets, Digits& digits) const {
+    for (; known.level < Keys::levels; known = {known.level + 1, everything}) {
+      const Range found = Keys::is_hash(known.level) ? known.range : range(rows, rows + size, known.level);
       if (found.lowest >= found.highest) continue;
-      digits = make_digits(found, level, buckets);
+      digits = make_digits(found, known.level, buckets);
       return true;
     }
     return false;
@@ -161,25 +174,25 @@ class RadixSort {
     parallel_for(threads, threads, [&](std::size_t) {
       Scratch scratch;
       for (std::size_t b = next++; b < digits.buckets; b = next++)
-        sort(rows + starts[b], starts[b + 1] - starts[b], digits.inside(), scratch);
+        sort(rows + starts[b], starts[b + 1] - starts[b], digits.inside(b), scratch);
     });
   }
 
-  void sort(Row* rows, std::size_t size, unsigned level, Scratch& scratch) const {
-    if (size <= small_group) return insertion_sort(rows, size, level);
-    if (size <= cached_rows) return sort_beside(rows, size, level, scratch);
+  void sort(Row* rows, std::size_t size, const Known& known, Scratch& scratch) const {
+    if (size <= small_group) return insertion_sort(rows, size, known.level);
+    if (size <= cached_rows) return sort_beside(rows, size, known, scratch);
     std::size_t buckets = 16;
     while (buckets < most_buckets && buckets * 8 < size) buckets *= 2;
     Digits digits;
-    if (!find_digits(rows, size, level, buckets, digits)) return;
+    if (!find_digits(rows, size, known, buckets, digits)) return;
     const std::vector<std::size_t> starts = partition(rows, size, digits);
     for (std::size_t b = 0; b < digits.buckets; ++b)
-      sort(rows + starts[b], starts[b + 1] - starts[b], digits.inside(), scratch);
+      sort(rows + starts[b], starts[b + 1] - starts[b], digits.inside(b), scratch);
   }
 
-  void sort_beside(Row* rows, std::size_t size, unsigned level, Scratch& scratch) const {
+  void sort_beside(Row* rows, std::size_t size, const Known& known, Scratch& scratch) const {
     Digits digits;
-    if (!find_digits(rows, size, level, buckets_for_each_row * size, digits)) return;
+    if (!find_digits(rows, size, known, Keys::buckets_for_each_row * size, digits)) return;
     if (scratch.rows.size() < size) scratch.rows = std::vector<Row>(size);
     Row* sorted = scratch.rows.data();
     scratch.ends.assign(digits.buckets, 0);
@@ -194,11 +207,8 @@ class RadixSort {
     if (largest <= small_group) return insert(sorted, rows, size, digits.level);
     std::copy_n(sorted, size, rows);
     const std::vector<std::uint32_t> bounds(ends, ends + digits.buckets);  // of here: the groups use the scratch too
-    std::size_t first = 0;
-    for (const std::uint32_t end : bounds) {
-      sort(rows + first, end - first, digits.inside(), scratch);
-      first = end;
-    }
+    for (std::size_t b = 0, first = 0; b < bounds.size(); first = bounds[b++])
+      sort(rows + first, bounds[b] - first, digits.inside(b), scratch);
   }
 
   // Copies rows that are nearly in order, and puts them in order.

@@ -29,12 +29,33 @@ class Sorter {
     buffer_ = memory_.take(capacity_ * sizeof(Row));
     rows_ = buffer_.template as<Row>();
   }
+  // Of rows that are in memory.
+  Sorter(Memory& memory, ScratchFile& scratch, const Keys& keys, unsigned threads, Buffer rows, std::uint64_t size)
+      : memory_(memory),
+        scratch_(scratch),
+        sort_(keys),
+        keys_(keys),
+        threads_(memory.sort_threads(threads, Sort::scratch_bytes(Sort::cached_rows))),
+        most_(static_cast<std::size_t>(size)),
+        capacity_(most_),
+        held_(most_),
+        buffer_(std::move(rows)),
+        rows_(buffer_.template as<Row>()) {
+    memory_.hold(buffer_.bytes());
+  }
   Sorter(const Sorter&) = delete;
   ~Sorter() { memory_.give_back(std::move(buffer_)); }
 
   void add(const Row& row) {
     if (held_ == capacity_) make_room();
     rows_[held_++] = row;
+  }
+  // Room for so many rows, to be written by the caller; null where they do not fit in memory.
+  Row* extend(std::uint64_t rows) {
+    if (rows > most_ - held_) return nullptr;
+    if (rows > capacity_ - held_) grow(held_ + static_cast<std::size_t>(rows));
+    held_ += static_cast<std::size_t>(rows);
+    return rows_ + held_ - rows;
   }
   std::uint64_t size() const { return spilled_ + held_; }
   bool in_memory() const { return runs_.empty(); }
@@ -76,7 +97,11 @@ class Sorter {
 
   void make_room() {
     if (capacity_ >= most_) return spill();
-    capacity_ = std::min(most_, capacity_ + capacity_ / 4 + 1024);
+    grow(std::min(most_, capacity_ + capacity_ / 4 + 1024));
+  }
+
+  void grow(std::size_t capacity) {
+    capacity_ = capacity;
     memory_.release(buffer_.bytes());
     buffer_.resize(capacity_ * sizeof(Row));
     memory_.hold(buffer_.bytes());

@@ -78,6 +78,7 @@ class Memory {
     release(buffer.bytes());
     if (buffer.bytes() > spare_.bytes()) spare_ = std::move(buffer);
   }
+  std::uint64_t spare_bytes() const { return spare_.bytes(); }
   void drop_spare() { spare_ = Buffer(); }
 
  private:
@@ -116,6 +117,7 @@ class Store {
     tail_[tail_rows_++] = entry;
   }
   void finish();  // no more is appended
+  Buffer take();  // the rows of a resident store, which is of no use after this
   std::uint64_t size() const { return written_ + tail_rows_; }
   bool resident() const { return resident_; }
   Entry* rows() const { return buffer_.as<Entry>(); }  // resident stores

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from megatron.core.transformer.module import MegatronModule
 
 from megatron_kaiyuan.backend.torch_ops import swiglu
 
 
-class Swiglu(torch.nn.Module):
+class Swiglu(MegatronModule):
     """megatron-core's `activation_func`, which it takes with `use_te_activation_func`: silu(gate) * up."""
-
-    def __init__(self, config: Any):
-        super().__init__()
 
     def forward(self, gate_and_up_sb2f: torch.Tensor) -> torch.Tensor:
         """[s, b, 2f] to [s, b, f], f the MLP's inner size on this rank."""
