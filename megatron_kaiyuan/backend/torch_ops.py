@@ -1,8 +1,8 @@
 """What lies between the matrix products of a layer, in torch's operations: few passes over memory, few tensors saved.
 
 torch differentiates an expression operation by operation, each with a pass and often a saved tensor of its own. These
-functions know their derivative, save their inputs alone, and compute the rest again. Half precision is computed in FP32
-where sums are taken. All work on any device and in any precision.
+functions know their derivative, save their inputs alone, and compute the rest again. Norms and rotations of half precision
+are computed in FP32 and rounded once. All work on any device and in any precision.
 
 Tensor suffixes: s sequence, b batch, n heads, d head size, h hidden, f ffn.
 """
@@ -59,7 +59,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input_h, weight_h, scale_1 = ctx.saved_tensors
-        gradient_h, exact_weight_h = _at_least_fp32(gradients[0]), _at_least_fp32(weight_h)
+        # Sums over rows depend on how they lie, and recomputed attention lays its gradients differently.
+        gradient_h, exact_weight_h = _at_least_fp32(gradients[0].contiguous()), _at_least_fp32(weight_h)
         normed_h = _at_least_fp32(input_h) * scale_1
         product_h = gradient_h * normed_h
         of_weight_h = product_h.flatten(0, -2).sum(0).to(weight_h.dtype)
@@ -105,15 +106,15 @@ class _Rotate(torch.autograd.Function):
 def _turned(
     tensors_sbnd: tuple[torch.Tensor, ...], angles_s11d: torch.Tensor, direction: int
 ) -> tuple[torch.Tensor, ...]:
-    dtype = tensors_sbnd[0].dtype
-    cosine_s11d = angles_s11d.cos().to(dtype)
-    sine_s11 = angles_s11d.chunk(2, -1)[0].sin().to(dtype)
+    # In half precision a CPU's addcmul rounds once or twice, as memory lies: in FP32, so that recomputing changes no bit.
+    cosine_s11d, sine_s11 = angles_s11d.cos(), angles_s11d.chunk(2, -1)[0].sin()
     turned = []
     for tensor_sbnd in tensors_sbnd:
-        first, second = tensor_sbnd.chunk(2, -1)
-        result_sbnd = tensor_sbnd * cosine_s11d
+        exact_sbnd = _at_least_fp32(tensor_sbnd)
+        first, second = exact_sbnd.chunk(2, -1)
+        result_sbnd = exact_sbnd * cosine_s11d
         of_first, of_second = result_sbnd.chunk(2, -1)
         of_first.addcmul_(second, sine_s11, value=-direction)
         of_second.addcmul_(first, sine_s11, value=direction)
-        turned.append(result_sbnd)
+        turned.append(result_sbnd.to(tensor_sbnd.dtype))
     return tuple(turned)
