@@ -1,8 +1,8 @@
 """What lies between the matrix products of a layer, in torch's operations: few passes over memory, few tensors saved.
 
 torch differentiates an expression operation by operation, each with a pass and often a saved tensor of its own. These
-functions know their derivative, save their inputs alone, and compute the rest again. Norms and rotations of half precision
-are computed in FP32 and rounded once. All work on any device and in any precision.
+functions know their derivative, save their inputs alone, and compute the rest again. Norms and rotations of half
+precision are computed in FP32 and rounded once. All work on any device and in any precision.
 
 Tensor suffixes: s sequence, b batch, n heads, d head size, h hidden, f ffn.
 """
@@ -106,7 +106,7 @@ class _Rotate(torch.autograd.Function):
 def _turned(
     tensors_sbnd: tuple[torch.Tensor, ...], angles_s11d: torch.Tensor, direction: int
 ) -> tuple[torch.Tensor, ...]:
-    # In half precision a CPU's addcmul rounds once or twice, as memory lies: in FP32, so that recomputing changes no bit.
+    # In half precision a CPU's addcmul rounds once or twice, as memory lies, and recomputing would change bits.
     cosine_s11d, sine_s11 = angles_s11d.cos(), angles_s11d.chunk(2, -1)[0].sin()
     turned = []
     for tensor_sbnd in tensors_sbnd:

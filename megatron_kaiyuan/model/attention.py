@@ -7,6 +7,8 @@ Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_kaiyuan import platform
 from megatron_kaiyuan.backend.torch_ops import rotate
+from megatron_kaiyuan.platform.half import DTYPES
 
 
 class RotarySelfAttention(SelfAttention):
@@ -71,6 +75,7 @@ class CausalAttention(MegatronModule):
         if attn_mask_type != AttnMaskType.causal or attention_type != "self" or config.context_parallel_size > 1:
             raise ValueError("CausalAttention does causal self-attention without context parallelism only")
         self.softmax_scale = softmax_scale
+        self._emulated = {DTYPES[name] for name in platform.emulated()}
 
     def forward(
         self,
@@ -96,16 +101,37 @@ class CausalAttention(MegatronModule):
         if attention_mask is not None and heads_per_group > 1:
             # torch's fused kernels that take a mask know no key/value groups, and the one that does builds all scores.
             key_sbgd, value_sbgd = (part.repeat_interleave(heads_per_group, dim=2) for part in (key_sbgd, value_sbgd))
-        output_bnsd = torch.nn.functional.scaled_dot_product_attention(
-            query_sbnd.permute(1, 2, 0, 3),
-            key_sbgd.permute(1, 2, 0, 3),
-            value_sbgd.permute(1, 2, 0, 3),
+        attend = partial(
+            torch.nn.functional.scaled_dot_product_attention,
             attn_mask=None if attention_mask is None else ~attention_mask,
             is_causal=attention_mask is None,
             scale=self.softmax_scale,
             enable_gqa=query_sbnd.size(2) != key_sbgd.size(2),
         )
+        query_bnsd, *key_and_value = (part.permute(1, 2, 0, 3) for part in (query_sbnd, key_sbgd, value_sbgd))
+        if query_sbnd.dtype in self._emulated:
+            output_bnsd = _InFp32.apply(attend, query_bnsd, *key_and_value)
+        else:
+            output_bnsd = attend(query_bnsd, *key_and_value)
         return output_bnsd.permute(2, 0, 1, 3).flatten(2)
+
+
+class _InFp32(torch.autograd.Function):
+    """A function of half-precision tensors, computed in FP32; again in the backward pass, so that no FP32 is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*(part.float() for part in inputs)).to(inputs[0].dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        exact = [part.detach().float().requires_grad_() for part in ctx.saved_tensors]
+        with torch.enable_grad():
+            output = ctx.function(*exact)
+        found = torch.autograd.grad(output, exact, gradients[0].float())
+        return None, *(gradient.to(gradients[0].dtype) for gradient in found)
 
 
 def document_mask(documents_bs: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import warnings
 
 from megatron_kaiyuan.platform.base import Platform, RmsNorm
 
-__all__ = ["Platform", "activate", "current", "fused_rms_norm"]
+__all__ = ["Platform", "activate", "current", "emulated", "fused_rms_norm"]
 
 # megatron-core 0.16 says these on every start; none of them is for the user to act on.
 _KNOWN_WARNINGS = (
@@ -80,6 +80,11 @@ def current() -> Platform:
     if _current is None:
         raise RuntimeError("megatron_kaiyuan.platform.activate() must run first")
     return _current
+
+
+def emulated() -> tuple[str, ...]:
+    """`Platform.emulated`; none in a process that activated no platform."""
+    return () if _current is None else _current.emulated
 
 
 def fused_rms_norm() -> RmsNorm | None:

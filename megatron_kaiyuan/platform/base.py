@@ -24,6 +24,8 @@ class Platform(ABC):
         device: where this rank's tensors live; set by `activate()`.
         precisions: the training precisions that it computes in.
         fused_rms_norm: the device's own kernel, of input, weight and epsilon; None: torch's is used.
+        emulated: precisions that it computes in much more slowly than in FP32; there products and attention are
+            computed in FP32 and rounded once.
         has_fused_adamw: whether torch's fused AdamW has a kernel for this device.
         keeps_overflow: overflows are kept in a register of the device and leave finite numbers, no infinity or NaN.
         findings: what was found on this machine, by what it would serve (`norm`, `optimizer`, ...), as a phrase.
@@ -34,6 +36,7 @@ class Platform(ABC):
     device: torch.device
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     fused_rms_norm: RmsNorm | None = None
+    emulated: tuple[str, ...] = ()
     has_fused_adamw: bool = True
     keeps_overflow: bool = False
 

@@ -4,7 +4,8 @@ The modules of megatron-core listed here see, in place of the module `torch`, a 
 answers for the CPU and whose tensor factories read `device="cuda"` as `"cpu"`. torch itself, as everybody
 else sees it, keeps its meaning, and no call is intercepted on the hot path. Two methods of `torch.Tensor`
 cannot be reached that way: `cuda()` returns the tensor itself for the whole process, and `type()` names
-CUDA types only while the three functions run that compare with these names (`type_names.py`).
+CUDA types only while the three functions run that compare with these names (`type_names.py`). On a CPU without
+instructions for half precision `matmul()` is a third: it multiplies in FP32 (`half.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from megatron_kaiyuan.platform import half
 from megatron_kaiyuan.platform.base import Platform
 from megatron_kaiyuan.platform.cores import cores_for_rank
 from megatron_kaiyuan.platform.lean_imports import optimizers_without_compiler, without_compiler
@@ -63,6 +65,10 @@ class CpuPlatform(Platform):
         with without_compiler():
             _point_megatron_at_cpu()
         optimizers_without_compiler()
+        self.emulated = half.emulated()
+        if self.emulated:
+            half.multiply_in_fp32(self.emulated)
+            self.findings["half precision"] = f"this CPU has no instructions for {' and '.join(self.emulated)}"
 
     def synchronize(self) -> None:
         pass
@@ -177,6 +183,7 @@ def _point_megatron_at_cpu() -> None:
     stand_in = _TorchForMegatron("torch")
     stand_in.__dict__.update(torch.__dict__)
     stand_in.__dict__["cuda"] = _CpuForCuda("torch.cuda")
+    stand_in.__dict__["matmul"] = lambda one, other: one.matmul(other)
     for name in _FACTORIES:
         stand_in.__dict__[name] = _on_cpu(getattr(torch, name))
     for name in _MODULES_THAT_NAME_CUDA:

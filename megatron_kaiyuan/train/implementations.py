@@ -35,6 +35,8 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
         ("loss scaling", f"dynamic{overflow}" if scaled else "none", f"precision {precision}"),
         ("collectives", platform.collective_backend, f"platform {platform.name}"),
     ]
+    if precision in platform.emulated:
+        rows.append(("half precision", "products and attention in FP32, rounded once", ""))
     if "threads" in platform.findings:
         rows.append(("threads", f"{torch.get_num_threads()} a rank", ""))
     if "megatron-core" in platform.findings:
