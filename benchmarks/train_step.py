@@ -293,11 +293,13 @@ def run_side(side: Callable[[Any], None], pipe: Any) -> None:
         pipe.send(f"failed\n{traceback.format_exc()}")
 
 
-def measure(name: str, precision: str, rounds: int) -> None:
+def measure(name: str, precision: str, rounds: int, wanted: list[str]) -> None:
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     print(f"{name} in {precision}, {BATCH} x {SEQ_LENGTH} tokens, {rounds} rounds")
     for side, serving in sides(SHAPES[name], precision).items():
+        if wanted and side not in [OURS, *wanted]:
+            continue
         here, there = spawn.Pipe()
         process = spawn.Process(target=run_side, args=(serving, there), daemon=True)
         process.start()
@@ -330,13 +332,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--sides", nargs="+", default=[], help="these peers only")
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core"))
     print(f"{packages}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for name in given.shapes:
         for precision in given.precisions:
-            measure(name, precision, given.rounds)
+            measure(name, precision, given.rounds, given.sides)
 
 
 if __name__ == "__main__":
