@@ -58,20 +58,22 @@ def session_of(
     steps: int,
     precision: str = "fp32",
     watched_every: int = 1,
+    on: str = "cpu",
 ) -> Iterator[Any]:
     """A session that has not trained yet, without checkpoints and signal handlers.
 
     Args:
         watched_every: steps from one that the monitor watches to the next; 0: none.
+        on: the platform.
     """
     from megatron_kaiyuan import platform
     from megatron_kaiyuan.cluster.groups import single_process
     from megatron_kaiyuan.config import RunConfig
     from megatron_kaiyuan.config.load import parse
 
-    device = platform.activate("cpu")
+    device = platform.activate(on)
     model = {"preset": "kaiyuan-tiny", "vocab_size": 8192, **shape}
-    phase = write_tokens(folder, 8192, (steps * batch + 1) * seq_length)
+    phase = write_tokens(folder, model["vocab_size"], (steps * batch + 1) * seq_length)
     train = {
         "seq_length": seq_length,
         "micro_batch_size": min(batch, 4),
@@ -79,7 +81,7 @@ def session_of(
         "precision": precision,
     }
     data = {"phases": [{"path": phase, "peak_lr": 1e-3}]}
-    content = {"run_dir": folder / "run", "platform": "cpu", "model": model, "data": data, "train": train}
+    content = {"run_dir": folder / "run", "platform": on, "model": model, "data": data, "train": train}
     content["monitor"] = {"log_every_steps": 1_000_000, "activations_every_steps": watched_every}
     from megatron_kaiyuan.train.hooks import ReportBadSteps, ReportLossScale
     from megatron_kaiyuan.train.monitoring import Monitoring

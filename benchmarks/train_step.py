@@ -3,6 +3,8 @@
     pip install transformers litgpt
     python -m benchmarks.train_step                          # CPU: both shapes, FP32 and BF16, about ten minutes
     python -m benchmarks.train_step --shapes 10m --precisions fp32
+    pip install liger-kernel
+    python -m benchmarks.train_step --platform cuda          # one H100 or H200: 0.5 B and Kaiyuan-2B; not run yet
 
 All sides train networks of the same shape (layers, widths, heads and groups, vocabulary, untied head, QK-norm) on
 batches of the same size: forward, backward, clipping, AdamW. Ours is the loop of `kaiyuan train` with its data, hooks
@@ -13,6 +15,10 @@ have, and once with Qwen3's layers. The peers are given their tokens, and nothin
                      time with FP32 weights under autocast, which is what ours computes
     megatron core    GPTModel with the stock local layers and optimizer, on our CPU platform
     litgpt           GPT with its own attention, AdamW(fused=True); precisions as Hugging Face's
+    with liger       Hugging Face's network with Liger's kernels; on a GPU only
+
+FP16 is autocast with a loss scaler for the peers. On a GPU peak memory and TFLOP/s are printed too, with attention over
+all pairs of tokens, as papers count, and their part of --peak-tflops.
 
 Each side is a process of its own. A round is one step of each side in turn; printed is the median of the rounds, and
 the median of the rounds' ratios with the range of their middle half. A side whose package is missing is left out, and
@@ -37,68 +43,102 @@ from typing import Any, TypeAlias
 
 import torch
 
-VOCABULARY, SEQ_LENGTH, BATCH = 8192, 512, 4
 OURS = "kaiyuan"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A network: heads have 64 numbers."""
+    """A network and what it is trained on in a step."""
 
     layers: int
     hidden: int
     ffn: int
     heads: int
     groups: int
+    head_size: int = 64
+    vocabulary: int = 8192
+    seq_length: int = 512
+    batch: int = 4
 
 
-SHAPES = {"10m": Shape(8, 256, 768, 4, 2), "33m": Shape(8, 512, 1536, 8, 4)}
+@dataclass(frozen=True)
+class Case:
+    shape: Shape
+    precision: str
+    platform: str
+
+    @property
+    def tokens(self) -> int:
+        return self.shape.batch * self.shape.seq_length
+
+
+SHAPES = {
+    "cpu": {"10m": Shape(8, 256, 768, 4, 2), "33m": Shape(8, 512, 1536, 8, 4)},
+    "cuda": {
+        "0.5b": Shape(24, 1024, 3072, 16, 8, 128, 151936, 4096, 2),
+        "kaiyuan-2b": Shape(28, 2048, 6144, 16, 8, 128, 151936, 4096, 2),
+    },
+}
+PRECISIONS = {"cpu": ["fp32", "bf16"], "cuda": ["bf16", "fp16"]}
 PLAIN = {"sandwich_norm": False, "logits_soft_cap": None}
 Step: TypeAlias = Callable[[], None]
 
 
-def random_tokens() -> torch.Tensor:
-    return torch.randint(VOCABULARY, (BATCH, SEQ_LENGTH + 1), generator=torch.Generator().manual_seed(0))
+def random_tokens(case: Case) -> torch.Tensor:
+    shape, drawn = case.shape, torch.Generator().manual_seed(0)
+    return torch.randint(shape.vocabulary, (shape.batch, shape.seq_length + 1), generator=drawn).to(case.platform)
 
 
-def serve_kaiyuan(shape: Shape, precision: str, changes: dict[str, Any], pipe: Any) -> None:
+def serve_kaiyuan(case: Case, changes: dict[str, Any], pipe: Any) -> None:
     """The loop of `kaiyuan train`, one step at a time."""
     from benchmarks.monitor import session_of
+    from megatron_kaiyuan.planning.speed import flops_per_token
     from megatron_kaiyuan.train.loop import fit
 
+    shape = case.shape
     model = {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
         "ffn_hidden_size": shape.ffn,
         "num_attention_heads": shape.heads,
         "num_query_groups": shape.groups,
-        "kv_channels": 64,
+        "kv_channels": shape.head_size,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": shape.seq_length,
         **changes,
     }
+    # As it is run: on a GPU with the monitor at k = 10.
+    every, size = (0 if case.platform == "cpu" else 10), (shape.seq_length, shape.batch)
     with (
         tempfile.TemporaryDirectory() as folder,
-        session_of(model, Path(folder), SEQ_LENGTH, BATCH, 200, precision, watched_every=0) as session,
+        session_of(model, Path(folder), *size, 200, case.precision, every, case.platform) as session,
     ):
 
         def step() -> None:
             session.end = session.state.progress.tokens + session.run.train.tokens_per_step
             fit(session)
 
-        serve(step, session.state.network, pipe)
+        serve(case, step, session.state.network, pipe, flops_per_token(session.run, causal=False))
 
 
-def serve_hugging_face(shape: Shape, precision: str, autocast: bool, pipe: Any) -> None:
+def serve_hugging_face(case: Case, autocast: bool, liger: bool, pipe: Any) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    shape = case.shape
+    if liger:
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen3
+
+        apply_liger_kernel_to_qwen3()
     config = Qwen3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.groups,
-        head_dim=64,
-        max_position_embeddings=SEQ_LENGTH,
+        head_dim=shape.head_size,
+        max_position_embeddings=shape.seq_length,
         tie_word_embeddings=False,
         use_cache=False,
         attn_implementation="sdpa",
@@ -109,23 +149,24 @@ def serve_hugging_face(shape: Shape, precision: str, autocast: bool, pipe: Any) 
         # It shifts its labels itself.
         return network(input_ids=tokens_bs[:, :-1], labels=tokens_bs[:, :-1]).loss
 
-    serve_plain_torch(network, loss, precision, autocast, pipe)
+    serve_plain_torch(case, network, loss, autocast, pipe)
 
 
-def serve_litgpt(shape: Shape, precision: str, autocast: bool, pipe: Any) -> None:
+def serve_litgpt(case: Case, autocast: bool, pipe: Any) -> None:
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
 
+    shape = case.shape
     config = Config(
-        block_size=SEQ_LENGTH,
-        vocab_size=VOCABULARY,
-        padded_vocab_size=VOCABULARY,
+        block_size=shape.seq_length,
+        vocab_size=shape.vocabulary,
+        padded_vocab_size=shape.vocabulary,
         n_layer=shape.layers,
         n_head=shape.heads,
         n_query_groups=shape.groups,
         n_embd=shape.hidden,
-        head_size=64,
+        head_size=shape.head_size,
         rotary_percentage=1.0,
         parallel_residual=False,
         bias=False,
@@ -139,43 +180,42 @@ def serve_litgpt(shape: Shape, precision: str, autocast: bool, pipe: Any) -> Non
     def loss(tokens_bs: torch.Tensor) -> torch.Tensor:
         return chunked_cross_entropy(network(tokens_bs[:, :-1]), tokens_bs[:, 1:].contiguous(), chunk_size=0)
 
-    serve_plain_torch(network, loss, precision, autocast, pipe)
+    serve_plain_torch(case, network, loss, autocast, pipe)
 
 
 def serve_plain_torch(
-    network: torch.nn.Module,
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    precision: str,
-    autocast: bool,
-    pipe: Any,
+    case: Case, network: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], autocast: bool, pipe: Any
 ) -> None:
-    if precision == "bf16" and not autocast:
-        network.to(torch.bfloat16)
+    dtype = DTYPES[case.precision]
+    network.to(case.platform, torch.float32 if autocast else dtype)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens_bs = random_tokens()
+    scaler = torch.amp.GradScaler(case.platform, enabled=case.precision == "fp16")
+    tokens_bs = random_tokens(case)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(case.platform, dtype, enabled=autocast):
             found = loss(tokens_bs)
-        found.backward()
+        scaler.scale(found).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
-    serve(step, network, pipe)
+    serve(case, step, network, pipe)
 
 
-def serve_megatron(shape: Shape, precision: str, pipe: Any) -> None:
+def serve_megatron(case: Case, pipe: Any) -> None:
     from megatron_kaiyuan import platform
 
-    device = platform.activate("cpu")
+    device = platform.activate(case.platform)
     from megatron_kaiyuan.cluster.groups import single_process
 
     with single_process(device):
-        serve(*stock_megatron(shape, precision), pipe)
+        serve(case, *stock_megatron(case), pipe)
 
 
-def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]:
+def stock_megatron(case: Case) -> tuple[Step, torch.nn.Module]:
     from megatron.core import tensor_parallel
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
@@ -186,14 +226,15 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shape, dtype = case.shape, DTYPES[case.precision]
+    halves = {"bf16": case.precision == "bf16", "fp16": case.precision == "fp16"}
     config = TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
         ffn_hidden_size=shape.ffn,
         num_attention_heads=shape.heads,
         num_query_groups=shape.groups,
-        kv_channels=64,
+        kv_channels=shape.head_size,
         normalization="RMSNorm",
         qk_layernorm=True,
         gated_linear_unit=True,
@@ -204,7 +245,7 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
         use_cpu_initialization=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        bf16=precision == "bf16",
+        **halves,
         # These need Apex or CUDA.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -213,13 +254,13 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
     network = GPTModel(
         config,
         get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm"),
-        VOCABULARY,
-        SEQ_LENGTH,
+        shape.vocabulary,
+        shape.seq_length,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
-    )
+    ).to(case.platform)
     parallel = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-    inner = Float16Module(config, network) if precision == "bf16" else network
+    inner = network if case.precision == "fp32" else Float16Module(config, network)
     models = [DistributedDataParallel(config, parallel, inner)]
     options = OptimizerConfig(
         optimizer="adam",
@@ -227,16 +268,16 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
         weight_decay=0.1,
         adam_beta2=0.95,
         clip_grad=1.0,
-        bf16=precision == "bf16",
+        **halves,
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
     optimizer = get_megatron_optimizer(options, models, use_gloo_process_groups=False)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
-    tokens_bs = random_tokens()
-    positions_bs = torch.arange(SEQ_LENGTH).expand(BATCH, -1)
-    future_ss = torch.ones(1, 1, SEQ_LENGTH, SEQ_LENGTH, dtype=torch.bool).triu_(1)
+    tokens_bs, length = random_tokens(case), shape.seq_length
+    positions_bs = torch.arange(length, device=case.platform).expand(shape.batch, -1)
+    future_ss = torch.ones(1, 1, length, length, dtype=torch.bool, device=case.platform).triu_(1)
 
     def forward(batches: Any, model: torch.nn.Module) -> Any:
         output = model(tokens_bs[:, :-1], positions_bs, future_ss, labels=tokens_bs[:, 1:])
@@ -250,8 +291,8 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
             data_iterator=None,
             model=models,
             num_microbatches=1,
-            seq_length=SEQ_LENGTH,
-            micro_batch_size=BATCH,
+            seq_length=length,
+            micro_batch_size=shape.batch,
             forward_only=False,
         )
         optimizer.step()
@@ -259,28 +300,38 @@ def stock_megatron(shape: Shape, precision: str) -> tuple[Step, torch.nn.Module]
     return step, network
 
 
-def serve(step: Step, network: torch.nn.Module, pipe: Any) -> None:
-    """Answer with the number of parameters, then each question with the seconds of one step."""
-    for _ in range(2):  # the first ones allocate
+def serve(case: Case, step: Step, network: torch.nn.Module, pipe: Any, flops_per_token: float | None = None) -> None:
+    """Answer with what the side is, then each question with the seconds of one step and the largest memory in GiB."""
+    on_gpu = case.platform == "cuda"
+
+    def finished_step() -> None:
         step()
-    pipe.send(sum(parameter.numel() for parameter in network.parameters()))
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    for _ in range(2):  # the first ones allocate
+        finished_step()
+    pipe.send((sum(parameter.numel() for parameter in network.parameters()), flops_per_token))
     while pipe.recv():
         began = time.perf_counter()
-        step()
-        pipe.send(time.perf_counter() - began)
+        finished_step()
+        pipe.send((time.perf_counter() - began, torch.cuda.max_memory_allocated() / (1 << 30) if on_gpu else 0.0))
 
 
-def sides(shape: Shape, precision: str) -> dict[str, Callable[[Any], None]]:
+def sides(case: Case) -> dict[str, Callable[[Any], None]]:
     found: dict[str, Callable[[Any], None]] = {
-        OURS: partial(serve_kaiyuan, shape, precision, {}),
-        f"{OURS}, qwen3's layers": partial(serve_kaiyuan, shape, precision, PLAIN),
-        "hugging face": partial(serve_hugging_face, shape, precision, False),
-        "megatron core": partial(serve_megatron, shape, precision),
-        "litgpt": partial(serve_litgpt, shape, precision, False),
+        OURS: partial(serve_kaiyuan, case, {}),
+        f"{OURS}, qwen3's layers": partial(serve_kaiyuan, case, PLAIN),
+        "megatron core": partial(serve_megatron, case),
     }
-    if precision == "bf16":
-        found["hugging face, autocast"] = partial(serve_hugging_face, shape, precision, True)
-        found["litgpt, autocast"] = partial(serve_litgpt, shape, precision, True)
+    if case.precision != "fp16":  # FP16 weights alone do not train
+        found["hugging face"] = partial(serve_hugging_face, case, False, False)
+        found["litgpt"] = partial(serve_litgpt, case, False)
+    if case.precision != "fp32":
+        found["hugging face, autocast"] = partial(serve_hugging_face, case, True, False)
+        found["litgpt, autocast"] = partial(serve_litgpt, case, True)
+    if case.platform == "cuda":
+        found["hugging face with liger, autocast"] = partial(serve_hugging_face, case, True, True)
     return found
 
 
@@ -293,53 +344,71 @@ def run_side(side: Callable[[Any], None], pipe: Any) -> None:
         pipe.send(f"failed\n{traceback.format_exc()}")
 
 
-def measure(name: str, precision: str, rounds: int, wanted: list[str]) -> None:
+def measure(case: Case, rounds: int, wanted: list[str], peak_tflops: float) -> None:
+    """On a CPU in turns; on a GPU, whose memory holds one side at a time, one side after the other."""
+    chosen = {side: serving for side, serving in sides(case).items() if not wanted or side in [OURS, *wanted]}
+    groups = [chosen] if case.platform == "cpu" else [{side: serving} for side, serving in chosen.items()]
+    seconds: dict[str, list[float]] = {}
+    flops = 0.0
+    for group in groups:
+        pipes = start_sides(group)
+        for side, (_, (_, own)) in pipes.items():
+            seconds[side] = []
+            flops = own or flops
+        for _ in range(rounds):
+            for side, (pipe, _) in pipes.items():
+                pipe.send(True)
+                taken, memory = pipe.recv()
+                seconds[side].append(taken)
+        for side, (pipe, (parameters, _)) in pipes.items():
+            pipe.send(False)
+            speed = case.tokens / statistics.median(seconds[side])
+            line = f"  {side:<33} {parameters / 1e6:7.1f} M parameters  {speed:8,.0f} tokens/s"
+            if case.platform == "cuda":
+                tflops = speed * flops / 1e12
+                line += f"  {tflops:4.0f} TFLOP/s, {tflops / peak_tflops:.1%} of the peak, {memory:.1f} GiB"
+            if side != OURS:
+                ratios = [theirs / ours for theirs, ours in zip(seconds[side], seconds[OURS], strict=True)]
+                low, middle, high = statistics.quantiles(ratios)
+                line += f": ours is {middle:.2f} times as fast ({low:.2f} to {high:.2f})"
+            print(line, flush=True)
+
+
+def start_sides(sides: dict[str, Callable[[Any], None]]) -> dict[str, tuple[Any, tuple[int, float | None]]]:
+    """A process for each, ready to take steps; by name its pipe, its parameters and its FLOPs a token."""
     spawn = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    print(f"{name} in {precision}, {BATCH} x {SEQ_LENGTH} tokens, {rounds} rounds")
-    for side, serving in sides(SHAPES[name], precision).items():
-        if wanted and side not in [OURS, *wanted]:
-            continue
+    pipes = {}
+    for side, serving in sides.items():
         here, there = spawn.Pipe()
-        process = spawn.Process(target=run_side, args=(serving, there), daemon=True)
-        process.start()
+        spawn.Process(target=run_side, args=(serving, there), daemon=True).start()
         answer = here.recv()
         if isinstance(answer, str):
-            print(f"  {side}: {answer}")
+            print(f"  {side}: {answer}", flush=True)
             if side == OURS:
                 raise SystemExit(1)
             continue
-        processes.append(process)
         pipes[side] = (here, answer)
-    seconds: dict[str, list[float]] = {side: [] for side in pipes}
-    for _ in range(rounds):
-        for side, (pipe, _) in pipes.items():
-            pipe.send(True)
-            seconds[side].append(pipe.recv())
-    for pipe, _ in pipes.values():
-        pipe.send(False)
-    for process in processes:
-        process.join()
-    for side, taken in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(taken, seconds[OURS], strict=True)]
-        low, middle, high = statistics.quantiles(ratios)
-        speed = BATCH * SEQ_LENGTH / statistics.median(taken)
-        compared = "" if side == OURS else f": ours is {middle:.2f} times as fast ({low:.2f} to {high:.2f})"
-        print(f"  {side:<24} {pipes[side][1] / 1e6:5.1f} M parameters  {speed:7,.0f} tokens/s{compared}", flush=True)
+    return pipes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--platform", choices=SHAPES, default="cpu")
+    parser.add_argument("--shapes", nargs="+", default=[], help="default: all of the platform")
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=[])
     parser.add_argument("--sides", nargs="+", default=[], help="these peers only")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peak-tflops", type=float, default=989.4, help="dense, of an H100 or H200 in half precision")
     given = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core"))
-    print(f"{packages}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    for name in given.shapes:
-        for precision in given.precisions:
-            measure(name, precision, given.rounds, given.sides)
+    device = torch.cuda.get_device_name() if given.platform == "cuda" else f"{os.cpu_count()} cores"
+    print(f"{packages}, {device}, load {os.getloadavg()[0]:.1f}")
+    shapes = SHAPES[given.platform]
+    for name in given.shapes or shapes:
+        for precision in given.precisions or PRECISIONS[given.platform]:
+            case = Case(shapes[name], precision, given.platform)
+            print(f"{name} in {precision}, {case.shape.batch} x {case.shape.seq_length} tokens, {given.rounds} rounds")
+            measure(case, given.rounds, given.sides, given.peak_tflops)
 
 
 if __name__ == "__main__":
