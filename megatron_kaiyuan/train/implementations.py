@@ -12,6 +12,7 @@ from megatron_kaiyuan.model.norm import RMSNorm
 from megatron_kaiyuan.optim.adamw import AdamW
 from megatron_kaiyuan.train.state import TrainState
 
+_OURS = "torch's operations, with a derivative of ours"
 _NO_LIBRARY = "Transformer Engine and Apex cannot be imported"
 
 
@@ -23,7 +24,8 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     scaled = precision == "fp16"
     overflow = f", told by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
     rows = [
-        ("norm", _norm(state.network), "of the network"),
+        ("norm", _norm(state.network, platform.name), "of the network"),
+        ("SwiGLU, RoPE", _OURS, "of the network"),
         ("attention", "torch scaled_dot_product_attention", "of the network"),
         ("cross-entropy", "with the soft cap, in blocks of tokens", "of the network"),
         (
@@ -47,9 +49,11 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     ]
 
 
-def _norm(network: torch.nn.Module) -> str:
+def _norm(network: torch.nn.Module, platform: str) -> str:
     fused = next(module.fused for module in network.modules() if isinstance(module, RMSNorm))
-    return "torch rms_norm" if fused is None else fused.__name__
+    if fused is None:
+        return "torch's kernel" if platform == "cuda" else _OURS
+    return fused.__name__
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> str:
