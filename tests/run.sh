@@ -23,7 +23,7 @@ check ruff check .
 check ruff format --check .
 check mypy
 check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/run.sh .ci/run
-check python -m pytest -m "not slow and not gpu" -n "${TEST_PROCESSES:-3}" --dist loadfile
+check python -m pytest -m "not slow and not gpu" -n "${TEST_PROCESSES:-2}" --dist loadfile
 
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}" >&2

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
+from megatron_kaiyuan.platform import half
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,12 +57,14 @@ def test_this_machine(tmp_path: Path) -> None:
     assert facts["machine"]["cores"] == len(os.sched_getaffinity(0))
     assert facts["limits"]["open_files"] > 0 and facts["machine"]["memory_bytes"] > 1 << 30
     assert facts["disk"]["folder"] == str(tmp_path) and not (tmp_path / "not").exists()
+    missing = half.emulated()
+    half_precision = {"half precision": f"this CPU has no instructions for {' and '.join(missing)}"} if missing else {}
     assert facts["platform"] == {
         "name": "cpu",
         "backend": "gloo",
         "devices": [],
         "precisions": ["fp32", "bf16", "fp16"],
-        "findings": {"threads": "OMP_NUM_THREADS is set"},
+        "findings": {"threads": "OMP_NUM_THREADS is set", **half_precision},
     }
     assert facts["launcher"]["name"] == "none" and facts["launcher"]["world_size"] == 1
 
