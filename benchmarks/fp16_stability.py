@@ -57,7 +57,7 @@ class Size:
 
 
 SIZES = {
-    # A trial in half precision takes about 15 s on one core, in FP32 4 s; two seeds three quarters of an hour on two.
+    # A trial takes about 8 s on one core in any precision; two seeds half an hour on two.
     "cpu": Size(
         platform="cpu",
         model={
