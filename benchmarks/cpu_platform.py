@@ -59,28 +59,33 @@ def build(size: dict[str, int], platform: Any) -> Any:
     return build_state(parse(RunConfig, content, "benchmark"), platform)
 
 
-def step(state: Any, tokens_bs: torch.Tensor) -> None:
-    """What `train/step.py` does, without reading and without logging."""
+def passes(models: list[Any], optimizer: Any, tokens_bs: torch.Tensor, labels_bs: torch.Tensor, mask: Any) -> None:
+    """Forward and backward over one micro-batch, and the reduction of gradients."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
-
     def forward(batches: Any, model: torch.nn.Module) -> Any:
-        positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
-        output = model(tokens_bs, positions_bs, None, labels=tokens_bs)
+        positions_bs = torch.arange(tokens_bs.size(1), device=tokens_bs.device).expand_as(tokens_bs)
+        output = model(tokens_bs, positions_bs, mask, labels=labels_bs)
         return output, lambda losses: (losses.float().mean(), {})
 
-    state.models[0].zero_grad_buffer()
-    state.optimizer.zero_grad()
+    models[0].zero_grad_buffer()
+    optimizer.zero_grad()
     get_forward_backward_func()(
         forward_step_func=forward,
         data_iterator=None,
-        model=state.models,
+        model=models,
         num_microbatches=1,
         seq_length=tokens_bs.size(1),
-        micro_batch_size=BATCH,
+        micro_batch_size=len(tokens_bs),
         forward_only=False,
     )
+
+
+def step(state: Any, tokens_bs: torch.Tensor) -> None:
+    """What `train/step.py` does, without reading and without logging."""
+    from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
+
+    passes(state.models, state.optimizer, tokens_bs, tokens_bs, None)
     _, gradient_norm = measure_gradients(state.optimizer, overflowed=False)
     clip_gradients(state.optimizer, gradient_norm)
     apply_update(state.optimizer)

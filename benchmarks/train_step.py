@@ -43,8 +43,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from megatron_kaiyuan.platform.precisions import DTYPES
+
 OURS = "kaiyuan"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,10 @@ def random_tokens(case: Case) -> torch.Tensor:
     return torch.randint(shape.vocabulary, (shape.batch, shape.seq_length + 1), generator=drawn).to(case.platform)
 
 
-def serve_kaiyuan(case: Case, changes: dict[str, Any], pipe: Any) -> None:
-    """The loop of `kaiyuan train`, one step at a time."""
-    from benchmarks.monitor import session_of
-    from megatron_kaiyuan.planning.speed import flops_per_token
-    from megatron_kaiyuan.train.loop import fit
-
-    shape = case.shape
-    model = {
+def recipe_of(shape: Shape) -> dict[str, Any]:
+    """The section `model` of a recipe."""
+    return {
+        "preset": "kaiyuan-tiny",
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
         "ffn_hidden_size": shape.ffn,
@@ -106,10 +103,18 @@ def serve_kaiyuan(case: Case, changes: dict[str, Any], pipe: Any) -> None:
         "kv_channels": shape.head_size,
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.seq_length,
-        **changes,
     }
+
+
+def serve_kaiyuan(case: Case, changes: dict[str, Any], pipe: Any) -> None:
+    """The loop of `kaiyuan train`, one step at a time."""
+    from benchmarks.monitor import session_of
+    from megatron_kaiyuan.planning.speed import flops_per_token
+    from megatron_kaiyuan.train.loop import fit
+
+    model, size = recipe_of(case.shape) | changes, (case.shape.seq_length, case.shape.batch)
     # As it is run: on a GPU with the monitor at k = 10.
-    every, size = (0 if case.platform == "cpu" else 10), (shape.seq_length, shape.batch)
+    every = 0 if case.platform == "cpu" else 10
     with (
         tempfile.TemporaryDirectory() as folder,
         session_of(model, Path(folder), *size, 200, case.precision, every, case.platform) as session,
@@ -212,53 +217,42 @@ def serve_megatron(case: Case, pipe: Any) -> None:
     from megatron_kaiyuan.cluster.groups import single_process
 
     with single_process(device):
-        serve(case, *stock_megatron(case), pipe)
+        network = stock_network(case)
+        serve(case, stock_step(case, network), network, pipe)
 
 
-def stock_megatron(case: Case) -> tuple[Step, torch.nn.Module]:
+def stock_network(case: Case) -> Any:
+    """Megatron Core's GPTModel with the layers of its own that need no Transformer Engine."""
     from megatron.core import tensor_parallel
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.transformer.module import Float16Module
-    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+    from megatron_kaiyuan.model.build import transformer_config
 
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    shape, dtype = case.shape, DTYPES[case.precision]
-    halves = {"bf16": case.precision == "bf16", "fp16": case.precision == "fp16"}
-    config = TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.groups,
-        kv_channels=shape.head_size,
-        normalization="RMSNorm",
-        qk_layernorm=True,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        use_cpu_initialization=True,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        **halves,
-        # These need Apex or CUDA.
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        persist_layer_norm=False,
-    )
-    network = GPTModel(
+    # What the shape says is ours too; the activation is a slot that stock layers leave empty.
+    config = transformer_config(ModelConfig(**recipe_of(case.shape)), ParallelConfig(), case.precision)
+    config.use_te_activation_func = False
+    return GPTModel(
         config,
         get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm"),
-        shape.vocabulary,
-        shape.seq_length,
+        case.shape.vocabulary,
+        case.shape.seq_length,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
     ).to(case.platform)
+
+
+def stock_step(case: Case, network: Any) -> Step:
+    """A step of Megatron Core's own optimizer, with its mask."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.transformer.module import Float16Module
+
+    from benchmarks.cpu_platform import passes
+
+    config = network.config
     parallel = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     inner = network if case.precision == "fp32" else Float16Module(config, network)
     models = [DistributedDataParallel(config, parallel, inner)]
@@ -268,36 +262,22 @@ def stock_megatron(case: Case) -> tuple[Step, torch.nn.Module]:
         weight_decay=0.1,
         adam_beta2=0.95,
         clip_grad=1.0,
-        **halves,
-        params_dtype=dtype,
+        bf16=config.bf16,
+        fp16=config.fp16,
+        params_dtype=config.params_dtype,
         use_distributed_optimizer=True,
     )
     optimizer = get_megatron_optimizer(options, models, use_gloo_process_groups=False)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
-    tokens_bs, length = random_tokens(case), shape.seq_length
-    positions_bs = torch.arange(length, device=case.platform).expand(shape.batch, -1)
-    future_ss = torch.ones(1, 1, length, length, dtype=torch.bool, device=case.platform).triu_(1)
-
-    def forward(batches: Any, model: torch.nn.Module) -> Any:
-        output = model(tokens_bs[:, :-1], positions_bs, future_ss, labels=tokens_bs[:, 1:])
-        return output, lambda losses: (losses.float().mean(), {})
+    tokens_bs, length = random_tokens(case), case.shape.seq_length
+    future = torch.ones(1, 1, length, length, dtype=torch.bool, device=case.platform).triu_(1)
 
     def step() -> None:
-        models[0].zero_grad_buffer()
-        optimizer.zero_grad()
-        get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=None,
-            model=models,
-            num_microbatches=1,
-            seq_length=length,
-            micro_batch_size=shape.batch,
-            forward_only=False,
-        )
+        passes(models, optimizer, tokens_bs[:, :-1], tokens_bs[:, 1:], future)
         optimizer.step()
 
-    return step, network
+    return step
 
 
 def serve(case: Case, step: Step, network: torch.nn.Module, pipe: Any, flops_per_token: float | None = None) -> None:

@@ -154,14 +154,10 @@ void Dataset::keep_in_memory(std::uint64_t first, std::uint64_t last) {
     std::memcpy(&row, from + rank * sizeof row, sizeof row);
     return row.key;
   };
-  std::vector<Ranks> found;
   const std::size_t pieces = apart ? workshop_.threads : 1;
-  for (std::size_t piece = 0; piece < pieces; ++piece) {
-    const std::uint64_t start = size / pieces * piece;
-    found.emplace_back(size, first, last, groups_.size(), start, start ? key(start - 1) : 0);
-  }
+  std::vector<Ranks> found(pieces, Ranks(size, first, last, groups_.size()));
   in_pieces(size, pieces, workshop_.threads, 1, [&](std::size_t piece, std::uint64_t begin, std::uint64_t end) {
-    Ranks ranks = found[piece];
+    Ranks ranks(size, first, last, groups_.size(), begin, begin ? key(begin - 1) : 0);
     char* place = to + (std::clamp(begin, first, last) - first) * sizeof(Entry);
     Entry entry;
     for (std::uint64_t rank = begin; rank < end; ++rank) {
@@ -279,14 +275,8 @@ void Dataset::sort_copies(std::uint64_t whole, std::uint64_t extra_below, std::u
     ordered = std::make_unique<Store>(workshop_.memory, workshop_.ordered, expected);
   };
   if (grouped) make_ordered();
-  const ByDraw keys{grouped ? tie_draws_ : row_draws_};
-  if (!grouped && whole == 1 && !extra_below && store_->resident()) {  // the rows are their own copies
-    const std::uint64_t size = store_->size();
-    EntrySorter sorter(workshop_.memory, workshop_.runs, keys, workshop_.threads, store_->take(), size);
-    store_ = std::make_unique<Store>(workshop_.memory, workshop_.ordered, sorter.take(), size);
-    return;
-  }
-  EntrySorter sorter(workshop_.memory, workshop_.runs, keys, workshop_.threads, grouped ? 0 : expected);
+  EntrySorter sorter(workshop_.memory, workshop_.runs, ByDraw{grouped ? tie_draws_ : row_draws_}, workshop_.threads,
+                     grouped ? 0 : expected);
   const auto drain = [&] { sorter.drain([&](const Entry& entry) { ordered->append(entry); }); };
   const auto add_in_turn = [&](Entry entry) {
     if (grouped && !entry.tied()) drain();

@@ -29,20 +29,6 @@ class Sorter {
     buffer_ = memory_.take(capacity_ * sizeof(Row));
     rows_ = buffer_.template as<Row>();
   }
-  // Of rows that are in memory.
-  Sorter(Memory& memory, ScratchFile& scratch, const Keys& keys, unsigned threads, Buffer rows, std::uint64_t size)
-      : memory_(memory),
-        scratch_(scratch),
-        sort_(keys),
-        keys_(keys),
-        threads_(memory.sort_threads(threads, Sort::scratch_bytes(Sort::cached_rows))),
-        most_(static_cast<std::size_t>(size)),
-        capacity_(most_),
-        held_(most_),
-        buffer_(std::move(rows)),
-        rows_(buffer_.template as<Row>()) {
-    memory_.hold(buffer_.bytes());
-  }
   Sorter(const Sorter&) = delete;
   ~Sorter() { memory_.give_back(std::move(buffer_)); }
 

@@ -105,12 +105,6 @@ void Store::finish() {
   account();
 }
 
-Buffer Store::take() {
-  memory_.release(accounted_);
-  accounted_ = 0;
-  return std::exchange(buffer_, Buffer());
-}
-
 void Store::read(std::uint64_t first, std::size_t count, Entry* rows) const {
   if (resident_)
     std::copy_n(buffer_.as<Entry>() + first, count, rows);

@@ -117,7 +117,6 @@ class Store {
     tail_[tail_rows_++] = entry;
   }
   void finish();  // no more is appended
-  Buffer take();  // the rows of a resident store, which is of no use after this
   std::uint64_t size() const { return written_ + tail_rows_; }
   bool resident() const { return resident_; }
   Entry* rows() const { return buffer_.as<Entry>(); }  // resident stores

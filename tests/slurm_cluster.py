@@ -51,16 +51,11 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 """
 
 
-# Not from PyPI, and its packages are installed by root.
-needs_slurm = pytest.mark.skipif(
-    not all(shutil.which(name, path=SEARCH) for name in DAEMONS),
-    reason="Slurm's daemons are not on PyPI: as root, apt-get install slurm-wlm munge",
-)
-
-
 @contextlib.contextmanager
 def slurm_cluster() -> Iterator[dict[str, str]]:
     """Start the daemons; yield the environment in which `sbatch` and `srun` find them."""
+    if missing := [name for name in DAEMONS if not shutil.which(name, path=SEARCH)]:
+        pytest.fail(f"{', '.join(missing)} not found: as root, apt-get install slurm-wlm munge", pytrace=False)
     # Sockets have short names at most, which a test's own folder may exceed.
     with tempfile.TemporaryDirectory(prefix="slurm") as name, contextlib.ExitStack() as stack:
         folder = Path(name)

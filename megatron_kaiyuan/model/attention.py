@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.backend.torch_ops import rotate
-from megatron_kaiyuan.platform.half import DTYPES
+from megatron_kaiyuan.platform.precisions import DTYPES
 
 
 class RotarySelfAttention(SelfAttention):

@@ -15,8 +15,7 @@ from megatron_kaiyuan.model.head import compute_in_fp32
 from megatron_kaiyuan.model.loss import set_loss
 from megatron_kaiyuan.model.norm import PostNormLinear, norm_embedding
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from megatron_kaiyuan.platform.precisions import DTYPES
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str = "fp32") -> TransformerConfig:

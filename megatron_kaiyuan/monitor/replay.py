@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.model.build import DTYPES, build_model, transformer_config
+from megatron_kaiyuan.model.build import build_model, transformer_config
 from megatron_kaiyuan.monitor.capsule import Tensors, read_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Part, Seen, TensorWatch, part_weights
 from megatron_kaiyuan.monitor.headroom import headroom_bits
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.platform.precisions import DTYPES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from megatron_kaiyuan.platform.precisions import DTYPES
 
 
 def emulated() -> tuple[str, ...]:

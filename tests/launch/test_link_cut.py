@@ -1,6 +1,6 @@
 """Two hosts, as network namespaces with a cable between them that is cut in mid-run. Needs root.
 
-bash tests/run.sh -m slow tests/launch/test_link_cut.py
+bash tests/run.sh -m root tests/launch/test_link_cut.py
 """
 
 from __future__ import annotations
@@ -27,25 +27,22 @@ def _ip(*words: str, check: bool = True) -> None:
     subprocess.run(["ip", *words], check=check, capture_output=True)
 
 
-def _can_make_namespaces() -> bool:
-    if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
-        return False
-    return not subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True).returncode
+def _require_namespaces() -> None:
+    tools = all(map(shutil.which, ("ip", "unshare")))
+    if not tools or subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True).returncode:
+        pytest.fail("two hosts are two network namespaces: run this as root, with iproute2 installed", pytrace=False)
 
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.root,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not _can_make_namespaces(),
-        reason="the two hosts are network namespaces, which only root may make: run it as root, with iproute2",
-    ),
 ]
 
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
     """Names of two hosts: 10.77.0.1 and 10.77.0.2, each with an interface of the host's name."""
+    _require_namespaces()
     names = [f"kaiyuan{os.getpid()}n{number}" for number in (0, 1)]
     names = [name[-14:] for name in names]
     try:

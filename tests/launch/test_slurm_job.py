@@ -1,7 +1,7 @@
 """launch/slurm.sbatch under a real Slurm: torchrun's losses, a save and a new turn in time, an array.
 
 apt-get install slurm-wlm munge
-bash tests/run.sh -m slow tests/launch/test_slurm_job.py
+bash tests/run.sh -m root tests/launch/test_slurm_job.py
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 from launched import ROOT
-from slurm_cluster import needs_slurm, slurm_cluster, wait_for_job
+from slurm_cluster import slurm_cluster, wait_for_job
 from small_run import losses, metrics
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.root,
     pytest.mark.timeout(900),
-    needs_slurm,
 ]
 
 

@@ -14,6 +14,7 @@ import torch
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.export import export_model
 from megatron_kaiyuan.model import names
+from megatron_kaiyuan.platform.precisions import DTYPES
 from tests.export.reference_network import SHAPE, numbered, random_weights
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -24,7 +25,6 @@ KINDS: dict[str, dict[str, Any]] = {
 # logits 4.0; gradients 12.9 against Gemma 3, 28.7 against Qwen3, whose sub-layers no norm closes.
 FP32_BOUND, LOGITS_BOUND, GRADIENTS_BOUND = 1e-5, 8, 48
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOSS_SCALE = 1024.0
 Tensors = dict[str, torch.Tensor]
 

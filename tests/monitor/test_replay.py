@@ -40,9 +40,10 @@ def make_capsule(
         The largest |x| of all that was seen of this part, in the order of execution.
     """
     from megatron_kaiyuan.model.attention import document_mask
-    from megatron_kaiyuan.model.build import DTYPES, build_model, transformer_config
+    from megatron_kaiyuan.model.build import build_model, transformer_config
     from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
     from megatron_kaiyuan.monitor.forensics import Seen, TensorWatch
+    from megatron_kaiyuan.platform.precisions import DTYPES
 
     model = ModelConfig(**{**SHAPE, **changes})
     torch.manual_seed(1)

@@ -1,6 +1,6 @@
 """Preprocessing under a real Slurm: an array, and the tasks of one `srun`, give what one process gives.
 
-    bash tests/run.sh -m slow tests/data_tools/preprocessing/test_slurm_ranks.py
+    bash tests/run.sh -m root tests/data_tools/preprocessing/test_slurm_ranks.py
 
 Slow, since its daemons answer late on a busy machine.
 """
@@ -14,13 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import needs_slurm, slurm_cluster, wait_for_job
+from slurm_cluster import slurm_cluster, wait_for_job
 
 ROOT = Path(__file__).parents[3]
-pytestmark = [
-    pytest.mark.slow,
-    needs_slurm,
-]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
