@@ -24,7 +24,7 @@ check ruff check .
 check ruff format --check .
 check mypy
 check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/run.sh .ci/run
-check python -m pytest -m "not slow and not gpu and not root" -n "${TEST_PROCESSES:-2}" --dist loadfile
+check python -m pytest -m "not slow and not gpu and not root" -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=30
 
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}" >&2
