@@ -24,7 +24,10 @@ from megatron_kaiyuan.platform.precisions import DTYPES
 
 
 class RotarySelfAttention(SelfAttention):
-    """megatron-core's, with queries and keys rotated by one operation of `backend/` instead of a dozen."""
+    """megatron-core's, with queries and keys rotated by one operation of `backend/` instead of a dozen.
+
+    Other forms of rotation (interleaved, of a part of the head, not in every layer) and inference stay megatron-core's.
+    """
 
     _angles_s11d: torch.Tensor | None = None
 
@@ -34,11 +37,16 @@ class RotarySelfAttention(SelfAttention):
         attention_mask: torch.Tensor | None,
         *args: Any,
         inference_context: Any = None,
-        rotary_pos_emb: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As megatron-core's; [s, b, h] to ([s, b, h], no bias)."""
-        if inference_context is None:
+        if (
+            inference_context is None
+            and isinstance(rotary_pos_emb, torch.Tensor)
+            and rotary_pos_emb.size(-1) == self.hidden_size_per_attention_head
+            and not (self.config.rotary_interleaved or self.config.no_rope_freq)
+        ):
             # Kept for the call below: megatron-core rotates nothing then.
             self._angles_s11d, rotary_pos_emb = rotary_pos_emb, None
         return super().forward(

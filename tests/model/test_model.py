@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -152,3 +154,18 @@ def test_stock_megatron_users_can_take_the_spec() -> None:
     spec = import_module(("megatron_kaiyuan.model.spec", "kaiyuan_layer_spec"))
     assert spec().module.__name__ == "TransformerLayer"
     assert platform.current().name == "cpu"
+
+
+@pytest.mark.parametrize("changes", [{}, {"rotary_interleaved": True}, {"no_rope_freq": [0, 1, 0, 1]}], ids=str)
+def test_rotation_is_megatrons_whatever_its_form(changes: dict[str, Any]) -> None:
+    """Of the same network with stock self-attention; the forms that ours does not have are left to it."""
+    from megatron.core.transformer.attention import SelfAttention
+
+    model = tiny(num_layers=4)
+    network = build(model)
+    for name, value in changes.items():
+        setattr(network.config, name, value)
+    found = forward(network, model)
+    for layer in network.decoder.layers:
+        layer.self_attention.__class__ = SelfAttention
+    torch.testing.assert_close(found, forward(network, model))
