@@ -59,24 +59,35 @@ def build(size: dict[str, int], platform: Any) -> Any:
     return build_state(parse(RunConfig, content, "benchmark"), platform)
 
 
-def passes(models: list[Any], optimizer: Any, tokens_bs: torch.Tensor, labels_bs: torch.Tensor, mask: Any) -> None:
-    """Forward and backward over one micro-batch, and the reduction of gradients."""
+def passes(
+    models: list[Any],
+    optimizer: Any,
+    tokens_bs: torch.Tensor,
+    labels_bs: torch.Tensor,
+    mask: Any,
+    micro_batch: int | None = None,
+) -> None:
+    """Forward and backward over micro-batches (default: one), and the reduction of gradients."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    size = micro_batch or len(tokens_bs)
+    parts = list(zip(tokens_bs.split(size), labels_bs.split(size), strict=True))
+
     def forward(batches: Any, model: torch.nn.Module) -> Any:
-        positions_bs = torch.arange(tokens_bs.size(1), device=tokens_bs.device).expand_as(tokens_bs)
-        output = model(tokens_bs, positions_bs, mask, labels=labels_bs)
+        inputs_bs, wanted_bs = next(batches)
+        positions_bs = torch.arange(inputs_bs.size(1), device=inputs_bs.device).expand_as(inputs_bs)
+        output = model(inputs_bs, positions_bs, mask, labels=wanted_bs)
         return output, lambda losses: (losses.float().mean(), {})
 
     models[0].zero_grad_buffer()
     optimizer.zero_grad()
     get_forward_backward_func()(
         forward_step_func=forward,
-        data_iterator=None,
+        data_iterator=iter(parts),
         model=models,
-        num_microbatches=1,
+        num_microbatches=len(parts),
         seq_length=tokens_bs.size(1),
-        micro_batch_size=len(tokens_bs),
+        micro_batch_size=size,
         forward_only=False,
     )
 

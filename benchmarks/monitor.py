@@ -15,7 +15,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,12 +59,15 @@ def session_of(
     precision: str = "fp32",
     watched_every: int = 1,
     on: str = "cpu",
+    micro_batch: int = 4,
+    changes: Mapping[str, Any] | None = None,
 ) -> Iterator[Any]:
     """A session that has not trained yet, without checkpoints and signal handlers.
 
     Args:
         watched_every: steps from one that the monitor watches to the next; 0: none.
         on: the platform.
+        changes: sections of the recipe besides.
     """
     from megatron_kaiyuan import platform
     from megatron_kaiyuan.cluster.groups import single_process
@@ -76,12 +79,19 @@ def session_of(
     phase = write_tokens(folder, model["vocab_size"], (steps * batch + 1) * seq_length)
     train = {
         "seq_length": seq_length,
-        "micro_batch_size": min(batch, 4),
+        "micro_batch_size": min(batch, micro_batch),
         "global_batch_size": batch,
         "precision": precision,
     }
     data = {"phases": [{"path": phase, "peak_lr": 1e-3}]}
-    content = {"run_dir": folder / "run", "platform": on, "model": model, "data": data, "train": train}
+    content = {
+        "run_dir": folder / "run",
+        "platform": on,
+        "model": model,
+        "data": data,
+        "train": train,
+        **(changes or {}),
+    }
     content["monitor"] = {"log_every_steps": 1_000_000, "activations_every_steps": watched_every}
     from megatron_kaiyuan.train.hooks import ReportBadSteps, ReportLossScale
     from megatron_kaiyuan.train.monitoring import Monitoring

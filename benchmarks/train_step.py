@@ -13,12 +13,14 @@ have, and once with Qwen3's layers. The peers are given their tokens, and nothin
 
     hugging face     Qwen3ForCausalLM, SDPA, AdamW(fused=True). BF16: all in BF16, AdamW's moments too, and a second
                      time with FP32 weights under autocast, which is what ours computes
+    ..., compiled    the same, each layer by torch.compile; on a GPU only
     megatron core    GPTModel with the stock local layers and optimizer, on our CPU platform
     litgpt           GPT with its own attention, AdamW(fused=True); precisions as Hugging Face's
     with liger       Hugging Face's network with Liger's kernels; on a GPU only
 
-FP16 is autocast with a loss scaler for the peers. On a GPU peak memory and TFLOP/s are printed too, with attention over
-all pairs of tokens, as papers count, and their part of --peak-tflops.
+FP16 is autocast with a loss scaler for the peers. On a GPU a step accumulates the gradients of micro-batches; stock
+Megatron Core, whose attention keeps all scores, has them of one sequence there. Peak memory and TFLOP/s are printed,
+with attention over all pairs of tokens, as papers count, and their part of --peak-tflops.
 
 Each side is a process of its own. A round is one step of each side in turn; printed is the median of the rounds, and
 the median of the rounds' ratios with the range of their middle half. A side whose package is missing is left out, and
@@ -61,6 +63,7 @@ class Shape:
     vocabulary: int = 8192
     seq_length: int = 512
     batch: int = 4
+    micro_batch: int = 4
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,12 @@ class Case:
 SHAPES = {
     "cpu": {"10m": Shape(8, 256, 768, 4, 2), "33m": Shape(8, 512, 1536, 8, 4)},
     "cuda": {
-        "0.5b": Shape(24, 1024, 3072, 16, 8, 128, 151936, 4096, 2),
-        "kaiyuan-2b": Shape(28, 2048, 6144, 16, 8, 128, 151936, 4096, 2),
+        "0.5b": Shape(24, 1024, 3072, 16, 8, 128, 151936, 4096, 8, 2),
+        "kaiyuan-2b": Shape(28, 2048, 6144, 16, 8, 128, 151936, 4096, 8, 2),
     },
 }
 PRECISIONS = {"cpu": ["fp32", "bf16"], "cuda": ["bf16", "fp16"]}
+OPERATIONS = ("norm", "swiglu", "rope", "loss", "attention")
 PLAIN = {"sandwich_norm": False, "logits_soft_cap": None}
 Step: TypeAlias = Callable[[], None]
 
@@ -106,18 +110,29 @@ def recipe_of(shape: Shape) -> dict[str, Any]:
     }
 
 
-def serve_kaiyuan(case: Case, changes: dict[str, Any], pipe: Any) -> None:
+def serve_kaiyuan(case: Case, changes: dict[str, Any], backend: dict[str, str], pipe: Any) -> None:
     """The loop of `kaiyuan train`, one step at a time."""
+    pipe.recv()
     from benchmarks.monitor import session_of
     from megatron_kaiyuan.planning.speed import flops_per_token
     from megatron_kaiyuan.train.loop import fit
 
-    model, size = recipe_of(case.shape) | changes, (case.shape.seq_length, case.shape.batch)
+    shape = case.shape
+    model, size = recipe_of(shape) | changes, (shape.seq_length, shape.batch, 50)
     # As it is run: on a GPU with the monitor at k = 10.
     every = 0 if case.platform == "cpu" else 10
     with (
         tempfile.TemporaryDirectory() as folder,
-        session_of(model, Path(folder), *size, 200, case.precision, every, case.platform) as session,
+        session_of(
+            model,
+            Path(folder),
+            *size,
+            case.precision,
+            every,
+            case.platform,
+            shape.micro_batch,
+            {"backend": backend},
+        ) as session,
     ):
 
         def step() -> None:
@@ -127,7 +142,7 @@ def serve_kaiyuan(case: Case, changes: dict[str, Any], pipe: Any) -> None:
         serve(case, step, session.state.network, pipe, flops_per_token(session.run, causal=False))
 
 
-def serve_hugging_face(case: Case, autocast: bool, liger: bool, pipe: Any) -> None:
+def serve_hugging_face(case: Case, autocast: bool, liger: bool, compiled: bool, pipe: Any) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     shape = case.shape
@@ -149,6 +164,8 @@ def serve_hugging_face(case: Case, autocast: bool, liger: bool, pipe: Any) -> No
         attn_implementation="sdpa",
     )
     network = Qwen3ForCausalLM(config)
+    for layer in network.model.layers if compiled else ():
+        layer.compile()
 
     def loss(tokens_bs: torch.Tensor) -> torch.Tensor:
         # It shifts its labels itself.
@@ -157,7 +174,7 @@ def serve_hugging_face(case: Case, autocast: bool, liger: bool, pipe: Any) -> No
     serve_plain_torch(case, network, loss, autocast, pipe)
 
 
-def serve_litgpt(case: Case, autocast: bool, pipe: Any) -> None:
+def serve_litgpt(case: Case, autocast: bool, compiled: bool, pipe: Any) -> None:
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
@@ -181,6 +198,8 @@ def serve_litgpt(case: Case, autocast: bool, pipe: Any) -> None:
         intermediate_size=shape.ffn,
     )
     network = GPT(config)
+    for layer in network.transformer.h if compiled else ():
+        layer.compile()
 
     def loss(tokens_bs: torch.Tensor) -> torch.Tensor:
         return chunked_cross_entropy(network(tokens_bs[:, :-1]), tokens_bs[:, 1:].contiguous(), chunk_size=0)
@@ -191,16 +210,18 @@ def serve_litgpt(case: Case, autocast: bool, pipe: Any) -> None:
 def serve_plain_torch(
     case: Case, network: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], autocast: bool, pipe: Any
 ) -> None:
-    dtype = DTYPES[case.precision]
+    dtype, micro_batch = DTYPES[case.precision], case.shape.micro_batch
+    pipe.recv()
     network.to(case.platform, torch.float32 if autocast else dtype)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     scaler = torch.amp.GradScaler(case.platform, enabled=case.precision == "fp16")
     tokens_bs = random_tokens(case)
 
     def step() -> None:
-        with torch.autocast(case.platform, dtype, enabled=autocast):
-            found = loss(tokens_bs)
-        scaler.scale(found).backward()
+        for part_bs in tokens_bs.split(micro_batch):
+            with torch.autocast(case.platform, dtype, enabled=autocast):
+                found = loss(part_bs) * (len(part_bs) / len(tokens_bs))
+            scaler.scale(found).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         scaler.step(optimizer)
@@ -211,6 +232,7 @@ def serve_plain_torch(
 
 
 def serve_megatron(case: Case, pipe: Any) -> None:
+    pipe.recv()
     from megatron_kaiyuan import platform
 
     device = platform.activate(case.platform)
@@ -273,8 +295,10 @@ def stock_step(case: Case, network: Any) -> Step:
     tokens_bs, length = random_tokens(case), case.shape.seq_length
     future = torch.ones(1, 1, length, length, dtype=torch.bool, device=case.platform).triu_(1)
 
+    micro_batch = case.shape.micro_batch if case.platform == "cpu" else 1
+
     def step() -> None:
-        passes(models, optimizer, tokens_bs[:, :-1], tokens_bs[:, 1:], future)
+        passes(models, optimizer, tokens_bs[:, :-1], tokens_bs[:, 1:], future, micro_batch)
         optimizer.step()
 
     return step
@@ -300,18 +324,21 @@ def serve(case: Case, step: Step, network: torch.nn.Module, pipe: Any, flops_per
 
 def sides(case: Case) -> dict[str, Callable[[Any], None]]:
     found: dict[str, Callable[[Any], None]] = {
-        OURS: partial(serve_kaiyuan, case, {}),
-        f"{OURS}, qwen3's layers": partial(serve_kaiyuan, case, PLAIN),
+        OURS: partial(serve_kaiyuan, case, {}, {}),
+        f"{OURS}, qwen3's layers": partial(serve_kaiyuan, case, PLAIN, {}),
         "megatron core": partial(serve_megatron, case),
     }
     if case.precision != "fp16":  # FP16 weights alone do not train
-        found["hugging face"] = partial(serve_hugging_face, case, False, False)
-        found["litgpt"] = partial(serve_litgpt, case, False)
+        found["hugging face"] = partial(serve_hugging_face, case, False, False, False)
+        found["litgpt"] = partial(serve_litgpt, case, False, False)
     if case.precision != "fp32":
-        found["hugging face, autocast"] = partial(serve_hugging_face, case, True, False)
-        found["litgpt, autocast"] = partial(serve_litgpt, case, True)
+        found["hugging face, autocast"] = partial(serve_hugging_face, case, True, False, False)
+        found["litgpt, autocast"] = partial(serve_litgpt, case, True, False)
     if case.platform == "cuda":
-        found["hugging face with liger, autocast"] = partial(serve_hugging_face, case, True, True)
+        found[f"{OURS}, torch's kernels"] = partial(serve_kaiyuan, case, {}, dict.fromkeys(OPERATIONS, "torch"))
+        found["hugging face with liger, autocast"] = partial(serve_hugging_face, case, True, True, False)
+        found["hugging face, autocast, compiled"] = partial(serve_hugging_face, case, True, False, True)
+        found["litgpt, autocast, compiled"] = partial(serve_litgpt, case, True, True)
     return found
 
 
@@ -320,18 +347,20 @@ def run_side(side: Callable[[Any], None], pipe: Any) -> None:
         side(pipe)
     except ImportError as error:
         pipe.send(f"left out: {error}")
+    except torch.OutOfMemoryError as error:
+        pipe.send(f"out of memory: {str(error).partition('. ')[0]}")
     except Exception:
         pipe.send(f"failed\n{traceback.format_exc()}")
 
 
 def measure(case: Case, rounds: int, wanted: list[str], peak_tflops: float) -> None:
     """On a CPU in turns; on a GPU, whose memory holds one side at a time, one side after the other."""
-    chosen = {side: serving for side, serving in sides(case).items() if not wanted or side in [OURS, *wanted]}
-    groups = [chosen] if case.platform == "cpu" else [{side: serving} for side, serving in chosen.items()]
+    started = start_sides({side: serve for side, serve in sides(case).items() if not wanted or side in [OURS, *wanted]})
+    groups = [started] if case.platform == "cpu" else [{side: pipe} for side, pipe in started.items()]
     seconds: dict[str, list[float]] = {}
     flops = 0.0
     for group in groups:
-        pipes = start_sides(group)
+        pipes = let_go(group)
         for side, (_, (_, own)) in pipes.items():
             seconds[side] = []
             flops = own or flops
@@ -354,13 +383,21 @@ def measure(case: Case, rounds: int, wanted: list[str], peak_tflops: float) -> N
             print(line, flush=True)
 
 
-def start_sides(sides: dict[str, Callable[[Any], None]]) -> dict[str, tuple[Any, tuple[int, float | None]]]:
-    """A process for each, ready to take steps; by name its pipe, its parameters and its FLOPs a token."""
+def start_sides(sides: dict[str, Callable[[Any], None]]) -> dict[str, Any]:
+    """A process for each, which builds what needs no device and waits; by name its pipe."""
     spawn = multiprocessing.get_context("spawn")
     pipes = {}
     for side, serving in sides.items():
-        here, there = spawn.Pipe()
+        pipes[side], there = spawn.Pipe()
         spawn.Process(target=run_side, args=(serving, there), daemon=True).start()
+    return pipes
+
+
+def let_go(started: dict[str, Any]) -> dict[str, tuple[Any, tuple[int, float | None]]]:
+    """Let sides take the device, one after the other; by name the pipe, the parameters and the FLOPs of a token."""
+    pipes = {}
+    for side, here in started.items():
+        here.send(True)
         answer = here.recv()
         if isinstance(answer, str):
             print(f"  {side}: {answer}", flush=True)

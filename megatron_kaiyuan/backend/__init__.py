@@ -1,1 +1,1 @@
-"""What computes the network between its matrix products."""
+"""What computes the network between its matrix products, one seam for several libraries (`choose`)."""

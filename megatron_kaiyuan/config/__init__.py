@@ -3,6 +3,7 @@
 from megatron_kaiyuan.config.load import load_run, parse, read_yaml
 from megatron_kaiyuan.config.presets import PRESETS
 from megatron_kaiyuan.config.schema import (
+    BackendConfig,
     FaultsConfig,
     ModelConfig,
     MonitorConfig,
@@ -16,6 +17,7 @@ from megatron_kaiyuan.config.world import check_world_size
 
 __all__ = [
     "PRESETS",
+    "BackendConfig",
     "FaultsConfig",
     "ModelConfig",
     "MonitorConfig",

@@ -173,6 +173,19 @@ class DataConfig(Section):
         return self
 
 
+class BackendConfig(Section):
+    """What computes the operations between the matrix products: a library, or the first choice of the device."""
+
+    norm: Literal["auto", "torch", "compiled", "liger", "npu"] = "auto"
+    swiglu: Literal["auto", "torch", "compiled", "liger"] = "auto"
+    rope: Literal["auto", "torch", "compiled"] = "auto"
+    loss: Literal["auto", "torch", "compiled"] = "auto"
+    attention: Annotated[
+        Literal["auto", "torch", "cudnn", "flash", "efficient"],
+        Field(description="one of torch's own kernels, or torch's choice among them"),
+    ] = "auto"
+
+
 class TrainConfig(Section):
     """The step: batch, length, precision and how far to go."""
 
@@ -332,6 +345,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     data: DataConfig
     train: TrainConfig
+    backend: BackendConfig = BackendConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()

@@ -19,7 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan import platform
-from megatron_kaiyuan.backend.torch_ops import rotate
+from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.platform.precisions import DTYPES
 
 
@@ -30,6 +30,10 @@ class RotarySelfAttention(SelfAttention):
     """
 
     _angles_s11d: torch.Tensor | None = None
+
+    def __init__(self, *args: Any, backend: Backend = TORCH, **options: Any):
+        super().__init__(*args, **options)
+        self._rotate = backend.rope
 
     def forward(
         self,
@@ -63,7 +67,7 @@ class RotarySelfAttention(SelfAttention):
         query_sbnd, key_sbgd, value_sbgd = super().get_query_key_value_tensors(*args, **options)
         angles_s11d, self._angles_s11d = self._angles_s11d, None
         if angles_s11d is not None:
-            query_sbnd, key_sbgd = rotate(query_sbnd, key_sbgd, angles_s11d)
+            query_sbnd, key_sbgd = self._rotate(query_sbnd, key_sbgd, angles_s11d)
         return query_sbnd, key_sbgd, value_sbgd
 
 
@@ -77,12 +81,13 @@ class CausalAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        backend: Backend = TORCH,
         **_: Any,
     ):
         super().__init__(config=config)
         if attn_mask_type != AttnMaskType.causal or attention_type != "self" or config.context_parallel_size > 1:
             raise ValueError("CausalAttention does causal self-attention without context parallelism only")
-        self.softmax_scale = softmax_scale
+        self.softmax_scale, self._chosen_kernel = softmax_scale, backend.attention
         self._emulated = {DTYPES[name] for name in platform.emulated()}
 
     def forward(
@@ -120,7 +125,8 @@ class CausalAttention(MegatronModule):
         if query_sbnd.dtype in self._emulated:
             output_bnsd = _InFp32.apply(attend, query_bnsd, *key_and_value)
         else:
-            output_bnsd = attend(query_bnsd, *key_and_value)
+            with self._chosen_kernel():
+                output_bnsd = attend(query_bnsd, *key_and_value)
         return output_bnsd.permute(2, 0, 1, 3).flatten(2)
 
 

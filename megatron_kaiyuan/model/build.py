@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.head import compute_in_fp32
 from megatron_kaiyuan.model.loss import set_loss
@@ -72,9 +73,9 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
 class Network(torch.nn.ModuleList):
     """This rank's part of the network, in one piece, or in one for each of its virtual pipeline stages."""
 
-    def __init__(self, chunks: Sequence[GPTModel]):
+    def __init__(self, chunks: Sequence[GPTModel], backend: Backend):
         super().__init__(chunks)
-        self.chunks = list(chunks)
+        self.chunks, self.backend = list(chunks), backend
 
     def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """megatron-core's, for `load_state_dict` of this class; on disk names are those of the whole network."""
@@ -86,7 +87,12 @@ class Network(torch.nn.ModuleList):
 
 
 def build_network(
-    model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, seed: int, z_loss: float = 0.0
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    config: TransformerConfig,
+    seed: int,
+    z_loss: float = 0.0,
+    backend: Backend = TORCH,
 ) -> Network:
     """This rank's part of the network, on the CPU; weights depend on the seed and on the number of parts in all."""
     rank, ranks = parallel_state.get_pipeline_model_parallel_rank(), parallel.pipeline_model_parallel_size
@@ -94,8 +100,8 @@ def build_network(
     for virtual in range(parallel.virtual_pipeline_model_parallel_size):
         torch.manual_seed(seed + 100 * (virtual * ranks + rank))
         virtual_stage = None if parallel.virtual_stages is None else virtual
-        chunks.append(build_model(model, config, virtual_stage, z_loss=z_loss))
-    return Network(chunks)
+        chunks.append(build_model(model, config, virtual_stage, z_loss=z_loss, backend=backend))
+    return Network(chunks, backend)
 
 
 def build_model(
@@ -105,6 +111,7 @@ def build_model(
     pre_process: bool | None = None,
     post_process: bool | None = None,
     z_loss: float = 0.0,
+    backend: Backend = TORCH,
 ) -> GPTModel:
     """A pipeline stage of the network, on the CPU, with fresh weights from torch's generator.
 
@@ -112,16 +119,17 @@ def build_model(
         pre_process: has the embedding; default: on the first stage of the pipeline.
         post_process: has the final norm and the head; default: on its last stage.
         z_loss: coefficient of the z-loss whose gradient the loss has besides.
+        backend: what computes the operations between the products.
 
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
     """
-    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm, model.fp32_residual)
+    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm, model.fp32_residual, backend)
     is_first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage)
     is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage)
     network = GPTModel(
         config=config,
-        transformer_layer_spec=kaiyuan_block_spec(config, layer, virtual_stage),
+        transformer_layer_spec=kaiyuan_block_spec(config, layer, virtual_stage, backend),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.max_position_embeddings,
         pre_process=is_first if pre_process is None else pre_process,
@@ -135,8 +143,8 @@ def build_model(
         if isinstance(module, PostNormLinear):
             torch.nn.init.constant_(module.post_norm.weight, model.post_norm_initial_gain)
     if model.embedding_norm:
-        norm_embedding(network)
+        norm_embedding(network, backend.norm)
     if model.fp32_head:
         compute_in_fp32(network)
-    set_loss(network, model.logits_soft_cap, z_loss)
+    set_loss(network, model.logits_soft_cap, z_loss, backend.loss)
     return network

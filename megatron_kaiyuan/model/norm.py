@@ -12,8 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_kaiyuan import platform
-from megatron_kaiyuan.backend.torch_ops import rms_norm
+from megatron_kaiyuan.backend.choose import TORCH, Norm
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -21,7 +20,6 @@ class RMSNorm(torch.nn.RMSNorm):
 
     The output has the precision of the gain, or `output_dtype`. Where the input's is another it is computed in FP32 and
     rounded once.
-    The device's own kernel computes it where the platform has found one that agrees with torch.
 
     With sequence parallelism each tensor-parallel rank sees other tokens, so that the gradient of the
     weight is summed over them: megatron-core does that for parameters that say `sequence_parallel`.
@@ -29,29 +27,26 @@ class RMSNorm(torch.nn.RMSNorm):
 
     output_dtype: torch.dtype | None = None
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any):
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, kernel: Norm = TORCH.norm, **_: Any
+    ):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        self.fused, self._epsilon = platform.fused_rms_norm(), eps
+        self._kernel, self._epsilon = kernel, eps
 
     def forward(self, input_h: torch.Tensor) -> torch.Tensor:
         """[..., h] to [..., h]."""
-        dtype = self.output_dtype or self.weight.dtype
-        if self.fused is None:
-            return rms_norm(input_h, self.weight, self._epsilon, dtype)
-        if input_h.dtype == dtype == self.weight.dtype:
-            return self.fused(input_h, self.weight, self._epsilon)
-        return self.fused(input_h.float(), self.weight.float(), self._epsilon).to(dtype)
+        return self._kernel(input_h, self.weight, self._epsilon, self.output_dtype or self.weight.dtype)
 
 
-def norm_embedding(model: GPTModel) -> None:
+def norm_embedding(model: GPTModel, kernel: Norm = TORCH.norm) -> None:
     """Close a GPTModel's embedding by an RMSNorm, as BLOOM does (arXiv 2211.05100) with a LayerNorm.
 
     Its gain is `embedding.norm.weight`, 1 at first. A stage without the embedding is left alone.
     """
     if model.pre_process:
         embedding = model.embedding
-        embedding.norm = RMSNorm(model.config, model.config.hidden_size, eps=model.config.layernorm_epsilon)
+        embedding.norm = RMSNorm(model.config, model.config.hidden_size, model.config.layernorm_epsilon, kernel)
         embedding.norm.output_dtype = torch.float32 if model.config.fp32_residual_connection else None
         embedding.register_forward_hook(lambda module, inputs, output_sbh: module.norm(output_sbh))
 
@@ -65,11 +60,19 @@ class PostNormLinear(RowParallelLinear):
     RMS `post_norm.weight`, however large the weights grow.
     """
 
-    def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any):
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        kernel: Norm = TORCH.norm,
+        **kwargs: Any,
+    ):
         super().__init__(input_size, output_size, config=config, **kwargs)
         if self.bias is not None:
             raise ValueError("PostNormLinear has no place for a bias: set add_bias_linear=False")
-        self.post_norm = RMSNorm(config, output_size, eps=config.layernorm_epsilon)
+        self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon, kernel)
 
     def forward(self, input_sbh: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[s, b, input_size / tensor ranks] to ([s, b, output_size], no bias)."""

@@ -16,27 +16,29 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.model.attention import CausalAttention, RotarySelfAttention
 from megatron_kaiyuan.model.mlp import Swiglu
 from megatron_kaiyuan.model.norm import PostNormLinear, RMSNorm
 
 
 def kaiyuan_layer_spec(
-    sandwich_norm: bool = True, qk_layernorm: bool = True, fp32_residual: bool = False
+    sandwich_norm: bool = True, qk_layernorm: bool = True, fp32_residual: bool = False, backend: Backend = TORCH
 ) -> ModuleSpec:
     """One transformer layer: pre-norm and, with `sandwich_norm`, post-norm round attention and round the MLP.
 
     With `fp32_residual` an FP32 residual stream stays one; `fp32_residual_connection` of the configuration makes one.
     """
     add = _get_promoting_add if fp32_residual else get_bias_dropout_add
-    last_linear = PostNormLinear if sandwich_norm else RowParallelLinear
-    head_norm = RMSNorm if qk_layernorm else IdentityOp
+    norm = _norm(backend)
+    last_linear = ModuleSpec(PostNormLinear, {"kernel": backend.norm}) if sandwich_norm else RowParallelLinear
+    head_norm = norm if qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=RotarySelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
+        params={"attn_mask_type": AttnMaskType.causal, "backend": backend},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=CausalAttention,
+            core_attention=ModuleSpec(CausalAttention, {"backend": backend}),
             linear_proj=last_linear,
             q_layernorm=head_norm,
             k_layernorm=head_norm,
@@ -44,15 +46,19 @@ def kaiyuan_layer_spec(
     )
     mlp = ModuleSpec(
         module=MLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=last_linear, activation_func=Swiglu),
+        submodules=MLPSubmodules(
+            linear_fc1=ColumnParallelLinear,
+            linear_fc2=last_linear,
+            activation_func=ModuleSpec(Swiglu, {"kernel": backend.swiglu}),
+        ),
     )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=attention,
             self_attn_bda=add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=mlp,
             mlp_bda=add,
         ),
@@ -65,8 +71,12 @@ def _get_promoting_add(training: bool, fused: bool) -> Callable[..., torch.Tenso
 
 
 def kaiyuan_block_spec(
-    config: TransformerConfig, layer: ModuleSpec, virtual_stage: int | None = None
+    config: TransformerConfig, layer: ModuleSpec, virtual_stage: int | None = None, backend: Backend = TORCH
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage, or of a virtual one, closed by an RMSNorm on the last one."""
     layers = get_num_layers_to_build(config, virtual_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=_norm(backend))
+
+
+def _norm(backend: Backend) -> ModuleSpec:
+    return ModuleSpec(RMSNorm, {"kernel": backend.norm})

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import warnings
 
-from megatron_kaiyuan.platform.base import Platform, RmsNorm
+from megatron_kaiyuan.platform.base import Platform
 
-__all__ = ["Platform", "activate", "current", "emulated", "fused_rms_norm"]
+__all__ = ["Platform", "activate", "current", "emulated"]
 
 # megatron-core 0.16 says these on every start; none of them is for the user to act on.
 _KNOWN_WARNINGS = (
@@ -85,8 +85,3 @@ def current() -> Platform:
 def emulated() -> tuple[str, ...]:
     """`Platform.emulated`; none in a process that activated no platform."""
     return () if _current is None else _current.emulated
-
-
-def fused_rms_norm() -> RmsNorm | None:
-    """The device's own RMSNorm; None where torch's is to be used, as in a process that activated no platform."""
-    return None if _current is None else _current.fused_rms_norm

@@ -8,11 +8,18 @@ from typing import Any
 import megatron.core.optimizer.clip_grads as clip_grads
 import torch
 
-from megatron_kaiyuan.model.norm import RMSNorm
 from megatron_kaiyuan.optim.adamw import AdamW
 from megatron_kaiyuan.train.state import TrainState
 
-_OURS = "torch's operations, with a derivative of ours"
+_NAMES = {
+    "torch": "torch's kernels",
+    "compiled": "kernels that torch compiled",
+    "liger": "Liger Kernel",
+    "npu": "torch_npu's kernel",
+    "cudnn": "torch scaled_dot_product_attention, cuDNN",
+    "flash": "torch scaled_dot_product_attention, FlashAttention",
+    "efficient": "torch scaled_dot_product_attention, memory-efficient",
+}
 _NO_LIBRARY = "Transformer Engine and Apex cannot be imported"
 
 
@@ -24,10 +31,10 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     scaled = precision == "fp16"
     overflow = f", told by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
     rows = [
-        ("norm", _norm(state.network, platform.name), "of the network"),
-        ("SwiGLU, RoPE", _OURS, "of the network"),
-        ("attention", "torch scaled_dot_product_attention", "of the network"),
-        ("cross-entropy", "with the soft cap, in blocks of tokens", "of the network"),
+        *(
+            (operation, _NAMES[choice.implementation], choice.why)
+            for operation, choice in state.network.backend.choices.items()
+        ),
         (
             "optimizer",
             _optimizer(optimizer),
@@ -47,13 +54,6 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
         {"op": op, "implementation": implementation, "why": platform.findings.get(op, why)}
         for op, implementation, why in rows
     ]
-
-
-def _norm(network: torch.nn.Module, platform: str) -> str:
-    fused = next(module.fused for module in network.modules() if isinstance(module, RMSNorm))
-    if fused is None:
-        return "torch's kernel" if platform == "cuda" else _OURS
-    return fused.__name__
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> str:

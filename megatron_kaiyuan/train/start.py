@@ -8,6 +8,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.module import Float16Module
 
+from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
@@ -128,7 +129,9 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     stage = parallel_state.get_pipeline_model_parallel_rank()
     tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
     config = transformer_config(run.model, run.parallel, run.train.precision)
-    network = build_network(run.model, run.parallel, config, run.train.seed, run.train.z_loss).to(platform.device)
+    backend = choose(run.backend, platform)
+    network = build_network(run.model, run.parallel, config, run.train.seed, run.train.z_loss, backend)
+    network.to(platform.device)
     data_parallel = DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         grad_reduce_in_fp32=True,

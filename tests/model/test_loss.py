@@ -17,9 +17,9 @@ CAPS = pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.fixture(params=[2, 1000], ids=["blocks", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tokens of a block: the last of several is a shorter one."""
-    from megatron_kaiyuan.model import loss
+    from megatron_kaiyuan.backend import formulas
 
-    monkeypatch.setattr(loss, "block_rows", lambda elements, device: request.param)
+    monkeypatch.setattr(formulas, "block_rows", lambda elements, device: request.param)
     return request.param
 
 

@@ -142,12 +142,14 @@ def test_a_910b_with_mindspeed(tmp_path: Path) -> None:
         assert "adaptor was loaded" in npu.findings["megatron-core"]
         assert npu.has_fused_adamw
 
-        from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+        from megatron_kaiyuan.backend.choose import choose
+        from megatron_kaiyuan.config import BackendConfig, ModelConfig, ParallelConfig
         from megatron_kaiyuan.model.build import transformer_config
         from megatron_kaiyuan.model.norm import RMSNorm
+        backend = choose(BackendConfig(), npu)
+        assert backend.choices["norm"].implementation == "npu"
         config = transformer_config(ModelConfig(preset="kaiyuan-tiny", vocab_size=256), ParallelConfig(), "bf16")
-        norm, values = RMSNorm(config, 64), torch.randn(3, 64, dtype=torch.bfloat16)
-        assert norm.fused.__name__ == "npu_rms_norm"
+        norm, values = RMSNorm(config, 64, kernel=backend.norm), torch.randn(3, 64, dtype=torch.bfloat16)
         torch.testing.assert_close(norm(values), torch.nn.functional.rms_norm(values, (64,), norm.weight, 1e-6))
         """,
         tmp_path,

@@ -88,7 +88,7 @@ def test_an_overflow_on_one_910a_withholds_the_step_of_all(recipe: Path, machine
 
     found = table(run_dir)
     assert found["loss scaling"] == ("dynamic, told by float status of the device", "precision fp16")
-    assert found["norm"] == ("torch's operations, with a derivative of ours", "torch_npu has no npu_rms_norm")
+    assert found["norm"] == ("torch's kernels", "torch_npu has no npu_rms_norm")
     assert found["optimizer"][0] == "AdamW, torch's fused kernel"
     assert found["collectives"] == ("hccl", "platform npu")
     assert [(told["device"], told["peak_tflops"]) for told in events(run_dir, "utilization")] == [("Ascend910A", 256)]
@@ -98,8 +98,9 @@ def test_an_overflow_on_one_910a_withholds_the_step_of_all(recipe: Path, machine
 
 @pytest.mark.slow
 def test_a_register_does_what_infinities_do(recipe: Path, machine: Any, tmp_path: Path) -> None:
-    """Losses, scales and weights of a run on CPU whose gradients are infinite in these steps, bit for bit.
+    """Losses, scales and weights of a run on CPU whose gradients are infinite in these steps.
 
+    The same to rounding: a CPU without instructions for FP16 computes its products in FP32, the simulated NPU does not.
     `bash tests/run.sh -m slow tests/train/test_ascend.py`
     """
     expected, run_dir = tmp_path / "cpu", tmp_path / "npu"
@@ -108,9 +109,10 @@ def test_a_register_does_what_infinities_do(recipe: Path, machine: Any, tmp_path
     assert done.returncode == 0, done.stderr
     machine(soc="910A", overflows=OVERFLOWS)
     succeed(recipe, run_dir, *FP16)
-    assert losses(run_dir) == losses(expected)
+    np.testing.assert_allclose(losses(run_dir), losses(expected), rtol=1e-5)
     mine, theirs = weights(run_dir, STEPS), weights(expected, STEPS)
-    assert [name for name in theirs if not torch.equal(mine[name], theirs[name])] == []
+    for name, weight in theirs.items():
+        torch.testing.assert_close(mine[name], weight, rtol=0, atol=1e-3, msg=name)
     scales = [[row["loss_scale"] for row in metrics(folder).values()] for folder in (run_dir, expected)]
     assert scales[0] == scales[1]
 

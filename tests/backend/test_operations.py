@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
-from megatron_kaiyuan.backend.torch_ops import rms_norm, rotate, swiglu
+from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
+from megatron_kaiyuan.backend.operations import rms_norm, rotate, swiglu
 
 EPSILON = 1e-6
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
@@ -42,18 +44,18 @@ def plain_rotate(values: torch.Tensor) -> torch.Tensor:
 Function = Callable[..., torch.Tensor]
 CASES: dict[str, tuple[Function, Function, list[torch.Tensor]]] = {
     "rms_norm": (
-        lambda values, weight: rms_norm(values, weight, EPSILON, values.dtype),
+        lambda formulas, values, weight: rms_norm(values, weight, EPSILON, values.dtype, formulas),
         plain_norm,
         [random(3, 2, 8), 1 + random(8, seed=1)],
     ),
-    "swiglu": (swiglu, plain_swiglu, [3 * random(3, 2, 10)]),
+    "swiglu": (lambda formulas, values: swiglu(values, formulas), plain_swiglu, [3 * random(3, 2, 10)]),
     "rotated queries": (
-        lambda query, key: rotate(query, key, angles(5, 6))[0],
+        lambda formulas, query, key: rotate(query, key, angles(5, 6), formulas)[0],
         lambda query, key: plain_rotate(query) + 0 * key.sum(),
         [random(5, 2, 4, 6), random(5, 2, 2, 6, seed=1)],
     ),
     "rotated keys": (
-        lambda query, key: rotate(query, key, angles(5, 6))[1],
+        lambda formulas, query, key: rotate(query, key, angles(5, 6), formulas)[1],
         lambda query, key: plain_rotate(key) + 0 * query.sum(),
         [random(5, 2, 4, 6), random(5, 2, 2, 6, seed=1)],
     ),
@@ -61,9 +63,15 @@ CASES: dict[str, tuple[Function, Function, list[torch.Tensor]]] = {
 ALL = pytest.mark.parametrize("case", CASES)
 
 
+@pytest.fixture(params=["eager", "compiled"])
+def formulas(request: pytest.FixtureRequest) -> Formulas:
+    return EAGER if request.param == "eager" else compiled()
+
+
 @ALL
-def test_values_and_gradients_in_float64(case: str) -> None:
+def test_values_and_gradients_in_float64(case: str, formulas: Formulas) -> None:
     function, plain, inputs = CASES[case]
+    function = partial(function, formulas)
     leaves = [leaf.clone().requires_grad_() for leaf in inputs]
     torch.testing.assert_close(function(*leaves), plain(*leaves), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(function, leaves)
@@ -71,8 +79,9 @@ def test_values_and_gradients_in_float64(case: str) -> None:
 
 @ALL
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_lower_precisions_are_near_the_float64_result(case: str, dtype: torch.dtype) -> None:
+def test_lower_precisions_are_near_the_float64_result(case: str, dtype: torch.dtype, formulas: Formulas) -> None:
     function, plain, inputs = CASES[case]
+    function = partial(function, formulas)
     leaves = [leaf.to(dtype).requires_grad_() for leaf in inputs]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     output, expected = function(*leaves), plain(*exact)

@@ -1,0 +1,334 @@
+"""What each operation of a layer costs on a GPU, by who computes it, beside what memory and products allow.
+
+    pip install liger-kernel
+    python -m benchmarks.operations                       # Kaiyuan-2B, BF16, micro-batches of 2 x 4,096 tokens
+    python -m benchmarks.operations --precision fp16 --hidden 1024 --ffn 3072
+
+Two ceilings are measured first: a copy of 1 GiB, bytes read and written counted, and a product of 8,192^3 on random
+numbers. An operation's floor is the bytes that it must move (each input read once, each output written once) at the
+copy's speed; of a matrix product and of attention, its FLOPs at the product's. Printed are milliseconds forward and
+backward, their share of the floor, and the distance of values and gradients from the same formulas in FP32, as
+|found - exact| / |exact|, the largest of all tensors. Medians; caches are flushed before each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from megatron_kaiyuan.platform.precisions import DTYPES
+
+Function = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of one rank: tokens of a micro-batch and widths."""
+
+    seq_length: int
+    batch: int
+    hidden: int
+    ffn: int
+    heads: int
+    groups: int
+    head_size: int
+    vocabulary: int
+
+    @property
+    def tokens(self) -> int:
+        return self.seq_length * self.batch
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Inputs, the bytes that each pass must move, how often a layer needs it, itself in FP32, and who computes it."""
+
+    name: str
+    inputs: Callable[[], list[torch.Tensor]]
+    forward_bytes: int
+    backward_bytes: int
+    a_layer: float
+    exact: Function
+    by: dict[str, Function]
+
+
+def median_ms(function: Callable[[], Any]) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(function, warmup=10, rep=60, return_mode="median")
+
+
+def ceilings(dtype: torch.dtype) -> tuple[float, float]:
+    """Of this device: bytes a second of a copy, FLOP/s of a product."""
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / (1e-3 * median_ms(lambda: target.copy_(source)))
+    one, other = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+    return copied, 2 * 8192**3 / (1e-3 * median_ms(lambda: one @ other))
+
+
+def operations_of(shape: Shape, dtype: torch.dtype) -> list[Operation]:
+    from megatron.core import parallel_state
+
+    from megatron_kaiyuan.backend import operations
+    from megatron_kaiyuan.backend.choose import choose
+    from megatron_kaiyuan.backend.formulas import EAGER, compiled
+    from megatron_kaiyuan.config import BackendConfig
+    from megatron_kaiyuan.errors import UserError
+    from megatron_kaiyuan.platform import current
+
+    def by(operation: str, *libraries: str) -> dict[str, Any]:
+        found = {}
+        for library in libraries:
+            try:
+                backend = choose(BackendConfig(**{operation: library}), current())  # type: ignore[arg-type]
+            except UserError as error:
+                print(f"  left out: {error}")
+            else:
+                found[library] = getattr(backend, operation)
+        return found
+
+    def norms(size: int) -> dict[str, Function]:
+        found: dict[str, Function] = {
+            library: lambda values, weight, norm=norm: norm(values, weight, 1e-6, dtype)
+            for library, norm in by("norm", "torch", "compiled", "liger").items()
+        }
+        return {"formulas": lambda values, weight: operations.rms_norm(values, weight, 1e-6, dtype), **found}
+
+    def exact_norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return operations.rms_norm(values, weight, 1e-6, torch.float32)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(size, device="cuda", dtype=dtype)
+
+    s, b, h, f = shape.seq_length, shape.batch, shape.hidden, shape.ffn
+    n, g, d, v = shape.heads, shape.groups, shape.head_size, shape.vocabulary
+    half = torch.arange(s, device="cuda")[:, None] * 1e6 ** -(torch.arange(d // 2, device="cuda") * 2 / d)
+    angles = torch.cat((half, half), -1)[:, None, None, :]
+    labels = torch.randint(v, (s * b,), device="cuda")
+    group = parallel_state.get_tensor_model_parallel_group()
+    t, size = shape.tokens, dtype.itemsize
+
+    def loss(formulas: Any) -> Function:
+        return lambda logits: operations.cross_entropy(logits, labels, 30.0, group, formulas)[0]
+
+    return [
+        Operation(
+            "norm of the hidden size",
+            lambda: [random(s, b, h), 1 + random(h)],
+            2 * size * t * h,
+            3 * size * t * h,
+            4,
+            exact_norm,
+            norms(h),
+        ),
+        Operation(
+            "norm of queries",
+            lambda: [random(s, b, n, d), 1 + random(d)],
+            2 * size * t * n * d,
+            3 * size * t * n * d,
+            1 + g / n,
+            exact_norm,
+            norms(d),
+        ),
+        Operation(
+            "SwiGLU",
+            lambda: [random(s, b, 2 * f)],
+            3 * size * t * f,
+            5 * size * t * f,
+            1,
+            operations.swiglu,
+            by("swiglu", "torch", "compiled", "liger"),
+        ),
+        Operation(
+            "rotation",
+            lambda: [random(s, b, n, d), random(s, b, g, d)],
+            2 * size * t * (n + g) * d,
+            2 * size * t * (n + g) * d,
+            1,
+            lambda query, key: operations.rotate(query, key, angles),
+            {
+                library: lambda query, key, rope=rope: rope(query, key, angles)
+                for library, rope in by("rope", "torch", "compiled").items()
+            },
+        ),
+        Operation(
+            "capped cross-entropy",
+            lambda: [3 * random(t, v)],
+            size * t * v,
+            2 * size * t * v,
+            0,
+            loss(EAGER),
+            {"torch": loss(EAGER), "compiled": loss(compiled())},
+        ),
+    ]
+
+
+def measure_operation(operation: Operation, copied: float) -> None:
+    for library, function in operation.by.items():
+        try:
+            distance = distance_from_exact(operation, function)
+            leaves = [leaf.requires_grad_() for leaf in operation.inputs()]
+            with torch.no_grad():
+                forward = median_ms(lambda: function(*leaves))  # noqa: B023
+            gradients = [torch.randn_like(output) for output in as_tuple(function(*leaves))]
+            # The loss takes its backward pass once.
+            backward = median_ms(lambda: torch.autograd.grad(as_tuple(function(*leaves)), leaves, gradients)) - forward  # noqa: B023
+        except Exception as error:
+            print(f"  {operation.name:<24} {library:<9} failed: {str(error).splitlines()[0]}", flush=True)
+            continue
+        floors = [1e3 * moved / copied for moved in (operation.forward_bytes, operation.backward_bytes)]
+        print(
+            f"  {operation.name:<24} {library:<9} {forward:7.3f} ms {floors[0] / forward:4.0%}"
+            f"  {backward:7.3f} ms {floors[1] / backward:4.0%}"
+            f"   {operation.a_layer * (forward + backward):7.3f} ms a layer   off by {distance:.1e}",
+            flush=True,
+        )
+
+
+def distance_from_exact(operation: Operation, function: Function) -> float:
+    """Largest relative distance of outputs and gradients from the same formulas on FP32 inputs."""
+    leaves = [leaf.requires_grad_() for leaf in operation.inputs()]
+    exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    wanted = as_tuple(operation.exact(*exact))
+    gradients = [torch.randn_like(output, dtype=leaves[0].dtype) for output in wanted]
+    wanted_gradients = torch.autograd.grad(
+        wanted, exact, [gradient.to(output.dtype) for gradient, output in zip(gradients, wanted, strict=True)]
+    )
+    found = as_tuple(function(*leaves))
+    found_gradients = torch.autograd.grad(
+        found, leaves, [gradient.to(output.dtype) for gradient, output in zip(gradients, found, strict=True)]
+    )
+    return max(
+        ((one.float() - other.float()).norm() / other.float().norm()).item()
+        for one, other in zip((*found, *found_gradients), (*wanted, *wanted_gradients), strict=True)
+    )
+
+
+def as_tuple(outputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+
+def measure_attention(shape: Shape, dtype: torch.dtype, product: float) -> None:
+    """The module with each kernel; the floor counts the half of the pairs that a causal mask leaves."""
+    from megatron.core.transformer.enums import AttnMaskType
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from megatron_kaiyuan.backend.choose import Backend
+    from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+    from megatron_kaiyuan.model.attention import CausalAttention
+    from megatron_kaiyuan.model.build import transformer_config
+
+    s, b, n, g, d = shape.seq_length, shape.batch, shape.heads, shape.groups, shape.head_size
+    config = transformer_config(ModelConfig(preset="kaiyuan-tiny"), ParallelConfig())  # type: ignore[call-arg]
+    query, key, value = (torch.randn(s, b, heads, d, device="cuda", dtype=dtype) for heads in (n, g, g))
+    gradient = torch.randn(s, b, n * d, device="cuda", dtype=dtype)
+    flops = 2 * s * s * b * n * d  # of two products over half of the pairs
+    contexts: dict[str, Any] = {"torch's choice": Backend().attention}
+    contexts |= {
+        name: partial(sdpa_kernel, kernel)
+        for name, kernel in {
+            "cudnn": SDPBackend.CUDNN_ATTENTION,
+            "flash": SDPBackend.FLASH_ATTENTION,
+            "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        }.items()
+    }
+    exact = None
+    for name, context in contexts.items():
+        module: Any = CausalAttention(config, 1, AttnMaskType.causal, "self", backend=Backend(attention=context))
+        leaves = [part.clone().requires_grad_() for part in (query, key, value)]
+        try:
+            output = module(*leaves)
+            gradients = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
+            forward = median_ms(partial(module, *leaves))
+            backward = median_ms(partial(torch.autograd.grad, output, leaves, gradient, retain_graph=True))
+        except Exception as error:
+            print(f"  attention                {name:<15} failed: {str(error).splitlines()[0]}", flush=True)
+            continue
+        again = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
+        same = all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+        exact = exact or (output, *gradients)
+        distance = max(
+            ((a.float() - e.float()).norm() / e.float().norm()).item()
+            for a, e in zip((output, *gradients), exact, strict=True)
+        )
+        print(
+            f"  attention                {name:<15} {forward:7.3f} ms {flops / (1e-3 * forward) / product:4.0%}"
+            f"  {backward:7.3f} ms {2.5 * flops / (1e-3 * backward) / product:4.0%} of the product's FLOP/s"
+            f"   {distance:.1e} from the first, repeats {'bit by bit' if same else 'not bit by bit'}",
+            flush=True,
+        )
+
+
+def measure_products(shape: Shape, dtype: torch.dtype, product: float) -> None:
+    h, f, d = shape.hidden, shape.ffn, shape.head_size
+    layers = {
+        "qkv": (h, (shape.heads + 2 * shape.groups) * d),
+        "proj": (shape.heads * d, h),
+        "fc1": (h, 2 * f),
+        "fc2": (f, h),
+        "head": (h, shape.vocabulary),
+    }
+    for name, (inner, outer) in layers.items():
+        values = torch.randn(shape.tokens, inner, device="cuda", dtype=dtype)
+        weight = torch.randn(outer, inner, device="cuda", dtype=dtype)
+        gradient = torch.randn(shape.tokens, outer, device="cuda", dtype=dtype)
+        flops = 2 * shape.tokens * inner * outer
+        passes = {
+            "forward": lambda: values @ weight.t(),  # noqa: B023
+            "input": lambda: gradient @ weight,  # noqa: B023
+            "weight": lambda: gradient.t() @ values,  # noqa: B023
+        }
+        times = {of: median_ms(run) for of, run in passes.items()}
+        told = "  ".join(f"{of} {ms:7.3f} ms {flops / (1e-3 * ms) / product:4.0%}" for of, ms in times.items())
+        print(f"  {name:<5} {inner:>5} to {outer:<6} {told}", flush=True)
+
+
+def measure_update(elements: int, copied: float) -> None:
+    """torch's fused AdamW in FP32: weight and both moments read and written, the gradient read."""
+    weight = torch.randn(elements, device="cuda", requires_grad=True)
+    weight.grad = torch.randn_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    ms = median_ms(optimizer.step)
+    print(
+        f"  fused AdamW of {elements / 1e6:.0f} M weights {ms:.3f} ms, {1e3 * 28 * elements / copied / ms:.0%}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=["bf16", "fp16"], default="bf16")
+    parser.add_argument("--seq-length", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--ffn", type=int, default=6144)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--head-size", type=int, default=128)
+    parser.add_argument("--vocabulary", type=int, default=151936)
+    given = vars(parser.parse_args())
+    dtype = DTYPES[given.pop("precision")]
+    shape = Shape(**given)
+    from megatron_kaiyuan import platform
+    from megatron_kaiyuan.cluster.groups import single_process
+
+    with single_process(platform.activate("cuda")):
+        copied, product = ceilings(dtype)
+        print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, {dtype}, {shape}")
+        print(f"copy {copied / 1e12:.2f} TB/s, product {product / 1e12:.0f} TFLOP/s")
+        for operation in operations_of(shape, dtype):
+            measure_operation(operation, copied)
+            torch.cuda.empty_cache()
+        measure_attention(shape, dtype, product)
+        measure_products(shape, dtype, product)
+        measure_update(1 << 28, copied)
+
+
+if __name__ == "__main__":
+    main()

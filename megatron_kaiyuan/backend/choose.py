@@ -1,0 +1,190 @@
+"""Which library computes each operation of a run: the first of this device's list that is there, or the one named.
+
+| | |
+|---|---|
+| torch    | torch's own kernels, everywhere: the one that the others are tested against |
+| compiled | the same formulas as kernels that torch compiles (`formulas.compiled`) |
+| liger    | Liger Kernel's Triton kernels, for NVIDIA GPUs |
+| npu      | torch_npu's, where the platform has found that they agree with torch |
+| cudnn, flash, efficient | for attention, one of the kernels that torch would choose among |
+
+Orders of preference are measured: benchmarks/results/operations_*.txt.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megatron_kaiyuan.backend import operations
+from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
+from megatron_kaiyuan.config import BackendConfig
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform import Platform
+
+Norm = Callable[[torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
+
+# What `auto` takes, the first that is there; torch where nothing is listed.
+_PREFERRED: dict[str, dict[str, Sequence[str]]] = {
+    "cuda": {
+        "norm": ("compiled",),
+        "swiglu": ("compiled",),
+        "rope": ("compiled",),
+        "loss": ("compiled",),
+    },
+    "npu": {"norm": ("npu",)},
+    # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
+    "cpu": {},
+}
+_ATTENTION = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What computes an operation, and why."""
+
+    implementation: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One function for each operation of the network, see `operations`.
+
+    Attributes:
+        norm: of input, weight, epsilon and the output's precision.
+        loss: formulas of the cross-entropy.
+        attention: makes the context in which torch's attention takes the chosen kernel.
+        choices: by operation.
+    """
+
+    norm: Norm = operations.rms_norm
+    swiglu: Callable[[torch.Tensor], torch.Tensor] = operations.swiglu
+    rope: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = operations.rotate
+    loss: Formulas = EAGER
+    attention: Callable[[], AbstractContextManager] = nullcontext
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+
+TORCH = Backend()
+
+
+def choose(wanted: BackendConfig, platform: Platform) -> Backend:
+    """The backend of a run.
+
+    Raises:
+        UserError: naming what a wanted one needs and this machine has not.
+    """
+    choices = {operation: _choice(operation, named, platform) for operation, named in wanted}
+    taken = {operation: choice.implementation for operation, choice in choices.items()}
+    kernel = _ATTENTION.get(taken["attention"])
+    return Backend(
+        norm=_norm(taken["norm"], platform),
+        swiglu=_liger_swiglu() if taken["swiglu"] == "liger" else _of(operations.swiglu, taken["swiglu"]),
+        rope=_of(operations.rotate, taken["rope"]),
+        loss=_formulas(taken["loss"]),
+        attention=nullcontext if kernel is None else partial(sdpa_kernel, kernel),
+        choices=choices,
+    )
+
+
+def _choice(operation: str, named: str, platform: Platform) -> Choice:
+    if named != "auto":
+        lack = _lack(operation, named, platform)
+        if lack is not None:
+            raise UserError(f"backend.{operation}: {named} {lack}; use auto or torch")
+        return Choice(named, f"backend.{operation} says so")
+    lacks: list[str] = []
+    for candidate in _PREFERRED[platform.name].get(operation, ()):
+        lack = _lack(operation, candidate, platform)
+        if lack is None:
+            return Choice(candidate, f"first choice of {platform.name}" if not lacks else "; ".join(lacks))
+        lacks.append(f"{candidate} {lack}")
+    return Choice("torch", "; ".join(lacks) or f"first choice of {platform.name}")
+
+
+def _lack(operation: str, implementation: str, platform: Platform) -> str | None:
+    """Why this machine cannot use it, or None."""
+    if implementation == "compiled":
+        return _compiler_lack(platform.name)
+    if implementation == "npu":
+        return None if platform.fused_rms_norm is not None else platform.findings.get("norm", "is for platform npu")
+    if implementation != "torch" and platform.name != "cuda":
+        return f"is for NVIDIA GPUs, and this is platform {platform.name}"
+    if implementation == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        return "is not installed (pip install liger-kernel)"
+    return None
+
+
+def _compiler_lack(platform: str) -> str | None:
+    if platform == "cuda":
+        return None if importlib.util.find_spec("triton") is not None else "needs Triton (pip install triton)"
+    if platform == "cpu":
+        compiler = os.environ.get("CXX", "g++")
+        return None if shutil.which(compiler) is not None else f"needs a C++ compiler, and there is no {compiler}"
+    return "is not tried on NPUs"
+
+
+def _formulas(implementation: str) -> Formulas:
+    return compiled() if implementation == "compiled" else EAGER
+
+
+def _of(operation: Callable, implementation: str) -> Callable:
+    return operation if implementation == "torch" else partial(operation, formulas=_formulas(implementation))
+
+
+def _norm(implementation: str, platform: Platform) -> Norm:
+    if implementation == "liger":
+        return _liger_norm()
+    if implementation == "npu":
+        return partial(_npu_norm, platform)
+    if implementation == "torch" and platform.name == "cuda":
+        return _torch_norm
+    return _of(operations.rms_norm, implementation)
+
+
+def _torch_norm(input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
+    if input_h.dtype == weight_h.dtype == dtype:
+        # One kernel there, which saves the same as ours.
+        return torch.nn.functional.rms_norm(input_h, weight_h.shape, weight_h, epsilon)
+    return operations.rms_norm(input_h, weight_h, epsilon, dtype)
+
+
+def _npu_norm(
+    platform: Platform, input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype
+) -> torch.Tensor:
+    kernel = platform.fused_rms_norm
+    assert kernel is not None
+    if input_h.dtype == dtype == weight_h.dtype:
+        return kernel(input_h, weight_h, epsilon)
+    return kernel(input_h.float(), weight_h.float(), epsilon).to(dtype)
+
+
+def _liger_norm() -> Norm:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    def norm(input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
+        if dtype != input_h.dtype:
+            return operations.rms_norm(input_h, weight_h, epsilon, dtype)
+        # "gemma" rounds once, at the end. Not in place: the residual stream needs the gradient as well.
+        return LigerRMSNormFunction.apply(input_h, weight_h, epsilon, 0.0, "gemma", False)
+
+    return norm
+
+
+def _liger_swiglu() -> Callable[[torch.Tensor], torch.Tensor]:
+    from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
+
+    return LigerFusedGateUpSiLUMulFunction.apply
