@@ -7,6 +7,8 @@
 | liger    | Liger Kernel's Triton kernels, for NVIDIA GPUs |
 | npu      | torch_npu's, where the platform has found that they agree with torch |
 | cudnn, flash, efficient | for attention, one of the kernels that torch would choose among |
+| recorded | for the passes over a micro-batch: CUDA graphs, see `train/recorded.py` |
+| fused    | for weight gradients: products that add themselves to the FP32 sum, by Apex or torch |
 
 Orders of preference are measured: benchmarks/results/operations_*.txt.
 """
@@ -26,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_kaiyuan.backend import operations
 from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
-from megatron_kaiyuan.config import BackendConfig
+from megatron_kaiyuan.config import BackendConfig, RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import Platform
 
@@ -36,9 +38,11 @@ Norm = Callable[[torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
 _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
     "cuda": {
         "norm": ("compiled",),
-        "swiglu": ("compiled",),
+        "swiglu": ("liger", "compiled"),
         "rope": ("compiled",),
         "loss": ("compiled",),
+        "weight_gradient": ("fused",),
+        "passes": ("recorded",),
     },
     "npu": {"norm": ("npu",)},
     # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
@@ -67,6 +71,7 @@ class Backend:
         norm: of input, weight, epsilon and the output's precision.
         loss: formulas of the cross-entropy.
         attention: makes the context in which torch's attention takes the chosen kernel.
+        accumulates: whether products of weight gradients add themselves to the FP32 sum, in half precision.
         choices: by operation.
     """
 
@@ -75,19 +80,23 @@ class Backend:
     rope: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = operations.rotate
     loss: Formulas = EAGER
     attention: Callable[[], AbstractContextManager] = nullcontext
+    accumulates: bool = False
     choices: dict[str, Choice] = field(default_factory=dict)
 
 
 TORCH = Backend()
 
 
-def choose(wanted: BackendConfig, platform: Platform) -> Backend:
+def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = None) -> Backend:
     """The backend of a run.
+
+    Args:
+        run: its layout, on which it depends whether passes can be recorded; None: one rank.
 
     Raises:
         UserError: naming what a wanted one needs and this machine has not.
     """
-    choices = {operation: _choice(operation, named, platform) for operation, named in wanted}
+    choices = {operation: _choice(operation, named, platform, run) for operation, named in wanted}
     taken = {operation: choice.implementation for operation, choice in choices.items()}
     kernel = _ATTENTION.get(taken["attention"])
     return Backend(
@@ -96,36 +105,58 @@ def choose(wanted: BackendConfig, platform: Platform) -> Backend:
         rope=_of(operations.rotate, taken["rope"]),
         loss=_formulas(taken["loss"]),
         attention=nullcontext if kernel is None else partial(sdpa_kernel, kernel),
+        accumulates=taken["weight_gradient"] == "fused",
         choices=choices,
     )
 
 
-def _choice(operation: str, named: str, platform: Platform) -> Choice:
+def _choice(operation: str, named: str, platform: Platform, run: RunConfig | None) -> Choice:
     if named != "auto":
-        lack = _lack(operation, named, platform)
+        lack = _lack(named, platform, run)
         if lack is not None:
             raise UserError(f"backend.{operation}: {named} {lack}; use auto or torch")
         return Choice(named, f"backend.{operation} says so")
     lacks: list[str] = []
     for candidate in _PREFERRED[platform.name].get(operation, ()):
-        lack = _lack(operation, candidate, platform)
+        lack = _lack(candidate, platform, run)
         if lack is None:
             return Choice(candidate, f"first choice of {platform.name}" if not lacks else "; ".join(lacks))
         lacks.append(f"{candidate} {lack}")
     return Choice("torch", "; ".join(lacks) or f"first choice of {platform.name}")
 
 
-def _lack(operation: str, implementation: str, platform: Platform) -> str | None:
+def _lack(implementation: str, platform: Platform, run: RunConfig | None) -> str | None:
     """Why this machine cannot use it, or None."""
     if implementation == "compiled":
         return _compiler_lack(platform.name)
+    if implementation == "recorded":
+        return _recorder_lack(platform, run)
     if implementation == "npu":
         return None if platform.fused_rms_norm is not None else platform.findings.get("norm", "is for platform npu")
     if implementation != "torch" and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
     if implementation == "liger" and importlib.util.find_spec("liger_kernel") is None:
         return "is not installed (pip install liger-kernel)"
+    if implementation == "fused":
+        return platform.findings.get("weight_gradient")
     return None
+
+
+def _recorder_lack(platform: Platform, run: RunConfig | None) -> str | None:
+    if not platform.records:
+        return f"is nothing that platform {platform.name} does"
+    if run is None:
+        return None
+    parallel = run.parallel
+    reasons = {
+        "parallel.tensor_model_parallel_size": parallel.tensor_model_parallel_size > 1,
+        "parallel.pipeline_model_parallel_size": parallel.pipeline_model_parallel_size > 1,
+        "parallel.overlap_grad_reduce": parallel.overlap_grad_reduce,
+        "parallel.recompute_granularity": parallel.recompute_granularity is not None,
+        "optimizer.qk_clip_tau": run.optimizer.qk_clip_tau is not None,
+    }
+    found = [field for field, is_set in reasons.items() if is_set]
+    return f"cannot be together with {' and '.join(found)}" if found else None
 
 
 def _compiler_lack(platform: str) -> str | None:
@@ -187,4 +218,9 @@ def _liger_norm() -> Norm:
 def _liger_swiglu() -> Callable[[torch.Tensor], torch.Tensor]:
     from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
 
-    return LigerFusedGateUpSiLUMulFunction.apply
+    def swiglu(gate_and_up_2f: torch.Tensor) -> torch.Tensor:
+        # Its gradient has two dimensions.
+        output_f = LigerFusedGateUpSiLUMulFunction.apply(gate_and_up_2f.flatten(0, -2))
+        return output_f.unflatten(0, gate_and_up_2f.shape[:-1])
+
+    return swiglu

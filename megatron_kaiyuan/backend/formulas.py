@@ -51,12 +51,13 @@ def rms_norm_backward(
     normed_h = _at_least_fp32(input_h) * scale_1
     product_h = gradient_h * normed_h
     of_weight_h = product_h.flatten(0, -2).sum(0).to(weight_h.dtype)
-    if torch.compiler.is_compiling():
-        # Summed in the pass that makes the rows; the product with a vector would read them again.
-        along_1 = (product_h * exact_weight_h).sum(-1, keepdim=True) / input_h.size(-1)
-    else:
-        along_1 = (product_h @ exact_weight_h).div_(input_h.size(-1)).unsqueeze(-1)
     # What changes the length of the input changes nothing behind the norm.
+    if torch.compiler.is_compiling():
+        # As sums of the pass that makes them: the product with a vector would be a kernel of its own.
+        along_1 = (product_h * exact_weight_h).sum(-1, keepdim=True) / input_h.size(-1)
+        of_input_h = (gradient_h * exact_weight_h - normed_h * along_1) * scale_1
+        return of_input_h.to(input_h.dtype), of_weight_h
+    along_1 = (product_h @ exact_weight_h).div_(input_h.size(-1)).unsqueeze(-1)
     of_input_h = torch.mul(gradient_h, exact_weight_h, out=product_h)
     of_input_h.addcmul_(normed_h, along_1, value=-1).mul_(scale_1)
     return of_input_h.to(input_h.dtype), of_weight_h
@@ -71,6 +72,9 @@ def swiglu(gate_and_up_2f: torch.Tensor) -> torch.Tensor:
 def swiglu_backward(gradient_f: torch.Tensor, gate_and_up_2f: torch.Tensor) -> torch.Tensor:
     """[..., 2f], of both halves."""
     gate_f, up_f = gate_and_up_2f.chunk(2, -1)
+    if torch.compiler.is_compiling():
+        of_gate_f = torch.ops.aten.silu_backward(gradient_f * up_f, gate_f)
+        return torch.cat((of_gate_f, torch.nn.functional.silu(gate_f) * gradient_f), -1)
     of_both_2f = torch.empty_like(gate_and_up_2f)
     of_gate_f, of_up_f = of_both_2f.chunk(2, -1)
     torch.mul(torch.nn.functional.silu(gate_f), gradient_f, out=of_up_f)
@@ -79,17 +83,17 @@ def swiglu_backward(gradient_f: torch.Tensor, gate_and_up_2f: torch.Tensor) -> t
 
 
 def rotate(
-    tensors_sbnd: tuple[torch.Tensor, ...], angles_s11d: torch.Tensor, direction: int
+    tensors_sbnd: tuple[torch.Tensor, ...], cosine_s11d: torch.Tensor, sine_s11d: torch.Tensor, direction: int
 ) -> tuple[torch.Tensor, ...]:
     """Rotary position embedding, the halves of each head turned against each other; -1 turns back.
 
     Source: RoPE (arXiv 2104.09864) in the form of GPT-NeoX and Llama.
 
     Args:
-        angles_s11d: FP32; both halves of the last dimension are equal.
+        cosine_s11d: of the angles, in FP32; both halves of the last dimension are equal. `sine_s11d` likewise.
     """
     # In half precision a CPU's addcmul rounds once or twice, as memory lies, and recomputing would change bits.
-    cosine_s11d, sine_s11 = angles_s11d.cos(), angles_s11d.chunk(2, -1)[0].sin()
+    sine_s11 = sine_s11d.chunk(2, -1)[0]
     turned = []
     for tensor_sbnd in tensors_sbnd:
         exact_sbnd = _at_least_fp32(tensor_sbnd)
@@ -175,10 +179,14 @@ EAGER = Formulas(
 @cache
 def compiled() -> Formulas:
     """Each formula as a kernel or two that torch compiles when a shape first comes up (Triton's; on a CPU C++)."""
+    import torch._dynamo
+
+    # For each formula, in one process; the default of 8 is met by a few shapes in three precisions.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
 
     def compile_one(formula: Callable[..., Any]) -> Any:
         # A kernel for each shape: those of a run are few, and one for all of them is slower.
-        return torch.compile(formula, dynamic=False)
+        return torch.compile(formula, dynamic=False, fullgraph=True)
 
     whole = Formulas(rms_norm, rms_norm_backward, swiglu, swiglu_backward, rotate, loss_parts, loss_gradient_)
     return Formulas(**{field.name: compile_one(getattr(whole, field.name)) for field in fields(Formulas)})

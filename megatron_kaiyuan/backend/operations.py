@@ -8,9 +8,11 @@ a rank.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from megatron_kaiyuan.backend.formulas import EAGER, Formulas
 
@@ -30,8 +32,15 @@ def swiglu(gate_and_up_2f: torch.Tensor, formulas: Formulas = EAGER) -> torch.Te
 def rotate(
     query_sbnd: torch.Tensor, key_sbnd: torch.Tensor, angles_s11d: torch.Tensor, formulas: Formulas = EAGER
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary position embedding of queries and keys; `angles_s11d` as `formulas.rotate` wants them."""
-    return _Rotate.apply(query_sbnd, key_sbnd, angles_s11d, formulas)
+    """Rotary position embedding of queries and keys.
+
+    Args:
+        angles_s11d: FP32; both halves of the last dimension are equal. The same tensor for all layers: sines of large
+            angles cost a GPU more than the rotation.
+    """
+    if angles_s11d not in _turns:
+        _turns[angles_s11d] = angles_s11d.cos(), angles_s11d.sin()
+    return _Rotate.apply(query_sbnd, key_sbnd, *_turns[angles_s11d], formulas)
 
 
 def cross_entropy(
@@ -46,6 +55,10 @@ def cross_entropy(
     The backward pass overwrites the logits, so that there is one only, and needs no exchange.
     """
     return _CrossEntropy.apply(logits_tv, labels_t, cap, group, formulas)
+
+
+# Cosine and sine, for as long as somebody has the angles.
+_turns: MutableMapping[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = WeakTensorKeyDictionary()
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -85,15 +98,20 @@ class _Swiglu(torch.autograd.Function):
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_sbnd: torch.Tensor, key_sbnd: torch.Tensor, angles_s11d: torch.Tensor, formulas: Formulas
+        ctx: Any,
+        query_sbnd: torch.Tensor,
+        key_sbnd: torch.Tensor,
+        cosine_s11d: torch.Tensor,
+        sine_s11d: torch.Tensor,
+        formulas: Formulas,
     ) -> tuple[torch.Tensor, ...]:
-        ctx.save_for_backward(angles_s11d)
+        ctx.save_for_backward(cosine_s11d, sine_s11d)
         ctx.formulas = formulas
-        return formulas.rotate((query_sbnd, key_sbnd), angles_s11d, 1)
+        return formulas.rotate((query_sbnd, key_sbnd), cosine_s11d, sine_s11d, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *ctx.formulas.rotate(gradients, *ctx.saved_tensors, -1), None, None
+        return *ctx.formulas.rotate(gradients, *ctx.saved_tensors, -1), None, None, None
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -112,11 +130,13 @@ class _CrossEntropy(torch.autograd.Function):
         local_t1 = local_t.where(is_here_t, 0).unsqueeze(-1)
         # Of this rank's part of the vocabulary.
         peak_t, sum_t, label_t = formulas.loss_parts(logits_tv, local_t1, cap)
-        highest_t = peak_t.clone()
-        torch.distributed.all_reduce(highest_t, op=torch.distributed.ReduceOp.MAX, group=group)
-        sums = torch.stack((sum_t * (peak_t - highest_t).exp(), label_t.where(is_here_t, 0)))
-        torch.distributed.all_reduce(sums, group=group)
-        sum_t, label_t = sums
+        highest_t = peak_t
+        if group.size() > 1:
+            highest_t = peak_t.clone()
+            torch.distributed.all_reduce(highest_t, op=torch.distributed.ReduceOp.MAX, group=group)
+            sums = torch.stack((sum_t * (peak_t - highest_t).exp(), label_t.where(is_here_t, 0)))
+            torch.distributed.all_reduce(sums, group=group)
+            sum_t, label_t = sums
         log_z_t = sum_t.log() + highest_t
         ctx.save_for_backward(logits_tv, log_z_t, local_t1, is_here_t)
         ctx.cap, ctx.formulas = cap, formulas

@@ -184,6 +184,14 @@ class BackendConfig(Section):
         Literal["auto", "torch", "cudnn", "flash", "efficient"],
         Field(description="one of torch's own kernels, or torch's choice among them"),
     ] = "auto"
+    weight_gradient: Annotated[
+        Literal["auto", "torch", "fused"],
+        Field(description="half precision; fused: the product adds itself to the FP32 sum, torch: another kernel does"),
+    ] = "auto"
+    passes: Annotated[
+        Literal["auto", "torch", "recorded"],
+        Field(description="recorded: CUDA graphs of a micro-batch, where one rank has the whole network"),
+    ] = "auto"
 
 
 class TrainConfig(Section):

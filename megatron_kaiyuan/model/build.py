@@ -19,7 +19,9 @@ from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 from megatron_kaiyuan.platform.precisions import DTYPES
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str = "fp32") -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: str = "fp32", backend: Backend = TORCH
+) -> TransformerConfig:
     """megatron-core's own configuration of the same network."""
     dtype = DTYPES[precision]
     return TransformerConfig(
@@ -60,8 +62,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         # Of each layer its input stays; units of several layers would keep less and hold more of them at once.
         recompute_method="uniform" if parallel.recompute_granularity == "full" else None,
         recompute_num_layers=1 if parallel.recompute_granularity == "full" else None,
+        gradient_accumulation_fusion=backend.accumulates and precision != "fp32",
         # These fusions need Apex or a compiler; the modules of model/ do without them.
-        gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,

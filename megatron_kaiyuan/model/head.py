@@ -14,6 +14,8 @@ def compute_in_fp32(model: GPTModel) -> None:
     weight is, once, when it leaves the product.
     """
     if model.post_process:
+        # An up-cast weight has no sum of gradients.
+        model.output_layer.gradient_accumulation_fusion = False
         model.decoder.final_layernorm.output_dtype = torch.float32
         model.output_layer.register_forward_pre_hook(
             lambda layer, inputs, options: (inputs, {**options, "weight": layer.weight.float()}), with_kwargs=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from megatron_kaiyuan.errors import UserError
@@ -28,6 +29,7 @@ class Platform(ABC):
             computed in FP32 and rounded once.
         has_fused_adamw: whether torch's fused AdamW has a kernel for this device.
         keeps_overflow: overflows are kept in a register of the device and leave finite numbers, no infinity or NaN.
+        records: whether `record` makes something that runs without Python.
         findings: what was found on this machine, by what it would serve (`norm`, `optimizer`, ...), as a phrase.
     """
 
@@ -39,6 +41,7 @@ class Platform(ABC):
     emulated: tuple[str, ...] = ()
     has_fused_adamw: bool = True
     keeps_overflow: bool = False
+    records: bool = False
 
     def __init__(self) -> None:
         self.findings: dict[str, str] = {}
@@ -62,6 +65,18 @@ class Platform(ABC):
     @abstractmethod
     def set_rng_state(self, state: Any) -> None:
         """Restore what `rng_state()` gave."""
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Call a function once to warm up, and return what computes the same each time from the same memory.
+
+        Its result lies in the same place each time. Where `records`, the function's own Python is not run again.
+        """
+        function()
+        return function
+
+    def beside(self) -> AbstractContextManager:
+        """A context for building what takes part in `record`."""
+        return nullcontext()
 
     def clear_overflow(self) -> None:
         """Forget the overflows so far, where `keeps_overflow`."""

@@ -1,16 +1,20 @@
-"""NVIDIA GPUs: megatron-core's home. Nothing is patched."""
+"""NVIDIA GPUs: megatron-core's home, which gets torch's kernels where it looks for Apex's and there are none."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
+from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
 
 
 class CudaPlatform(Platform):
@@ -18,6 +22,7 @@ class CudaPlatform(Platform):
 
     name = "cuda"
     collective_backend = "nccl"
+    records = True
 
     def activate(self, local_rank: int, local_world_size: int) -> None:
         count = torch.cuda.device_count()
@@ -30,6 +35,10 @@ class CudaPlatform(Platform):
         self.device = torch.device("cuda", local_rank)
         torch.cuda.set_device(self.device)
         self.findings = _findings()
+        use_foreach_for_clipping()
+        lack = use_torch_to_accumulate()
+        if lack is not None:
+            self.findings["weight_gradient"] = lack
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
@@ -43,6 +52,33 @@ class CudaPlatform(Platform):
     def device_names(self) -> list[str]:
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return [f"{one.name}, {one.total_memory / (1 << 30):.0f} GiB" for one in found]
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        with self.beside():
+            function()
+        # A recording has memory of its own: what earlier steps have kept for themselves would lie idle.
+        gc.collect()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, a watchdog among them, go on calling CUDA.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = function()
+
+        def play() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return play
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """On a stream of its own: the default stream, where autograd would wait for gradients, cannot be recorded."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream(self.device).wait_stream(stream)
 
     def rng_state(self) -> Any:
         return torch.cuda.get_rng_state(self.device)

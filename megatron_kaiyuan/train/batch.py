@@ -108,4 +108,8 @@ class GlobalBatch(Iterator[Batch]):
         return counts
 
     def _to_device(self, array: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":
+            # From pinned memory, so that the host does not wait.
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)

@@ -18,6 +18,8 @@ _NAMES = {
     "npu": "torch_npu's kernel",
     "cudnn": "torch scaled_dot_product_attention, cuDNN",
     "flash": "torch scaled_dot_product_attention, FlashAttention",
+    "recorded": "recorded as CUDA graphs",
+    "fused": "products that add to the FP32 sum",
     "efficient": "torch scaled_dot_product_attention, memory-efficient",
 }
 _NO_LIBRARY = "Transformer Engine and Apex cannot be imported"
@@ -27,7 +29,7 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     """Rows of `op`, `implementation` and `why`; why is what the platform found, or the only reason there is."""
     platform = state.platform
     optimizer = state.optimizer.chained_optimizers[0].optimizer
-    clipping = _library(clip_grads.multi_tensor_applier)
+    clipping = _library(clip_grads.l2_norm_impl)
     scaled = precision == "fp16"
     overflow = f", told by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
     rows = [
@@ -40,7 +42,11 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
             _optimizer(optimizer),
             _NO_LIBRARY if isinstance(optimizer, AdamW) else "first that could be imported",
         ),
-        ("clipping", clipping, _NO_LIBRARY if clipping == "Megatron Core" else "first that could be imported"),
+        (
+            "clipping",
+            clipping,
+            _NO_LIBRARY if clipping.startswith(("Megatron", "torch")) else "first that could be imported",
+        ),
         ("loss scaling", f"dynamic{overflow}" if scaled else "none", f"precision {precision}"),
         ("collectives", platform.collective_backend, f"platform {platform.name}"),
     ]
@@ -64,6 +70,13 @@ def _optimizer(optimizer: torch.optim.Optimizer) -> str:
 
 def _library(part: type | Callable[..., Any]) -> str:
     """The library that a class or function comes from."""
-    names = {"transformer_engine": "Transformer Engine", "apex": "Apex", "megatron": "Megatron Core"}
+    names = {
+        "transformer_engine": "Transformer Engine",
+        "transformer_engine_torch": "Transformer Engine",
+        "apex": "Apex",
+        "amp_C": "Apex",
+        "megatron": "Megatron Core",
+        "megatron_kaiyuan": "torch's kernels for lists",
+    }
     package = part.__module__.partition(".")[0]
     return names.get(package, package)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import yaml
 from megatron.core import parallel_state, tensor_parallel
@@ -31,6 +33,7 @@ from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
 from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
+from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
@@ -128,8 +131,8 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     """Fresh weights on the device, wrapped for data parallelism, with their optimizer. Collective."""
     stage = parallel_state.get_pipeline_model_parallel_rank()
     tensor_parallel.model_parallel_cuda_manual_seed(run.train.seed + 100 * stage)
-    config = transformer_config(run.model, run.parallel, run.train.precision)
-    backend = choose(run.backend, platform)
+    backend = choose(run.backend, platform, run)
+    config = transformer_config(run.model, run.parallel, run.train.precision, backend)
     network = build_network(run.model, run.parallel, config, run.train.seed, run.train.z_loss, backend)
     network.to(platform.device)
     data_parallel = DistributedDataParallelConfig(
@@ -137,23 +140,26 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
     )
-    models = [
-        DistributedDataParallel(
-            config,
-            data_parallel,
-            chunk if run.train.precision == "fp32" else Float16Module(config, chunk),
-            # As Megatron-LM does: gradients of the chunks behind the first are ready while others compute.
-            disable_bucketing=number > 0,
-        )
-        for number, chunk in enumerate(network.chunks)
-    ]
+    is_recorded = backend.choices["passes"].implementation == "recorded"
+    with platform.beside() if is_recorded else nullcontext():
+        models = [
+            DistributedDataParallel(
+                config,
+                data_parallel,
+                chunk if run.train.precision == "fp32" else Float16Module(config, chunk),
+                # As Megatron-LM does: gradients of the chunks behind the first are ready while others compute.
+                disable_bucketing=number > 0,
+            )
+            for number, chunk in enumerate(network.chunks)
+        ]
     optimizer = build_optimizer(run, models)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if run.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
-    return TrainState(network, models, optimizer, platform, Progress())
+    recorded = RecordedPasses(network) if is_recorded else None
+    return TrainState(network, models, optimizer, platform, Progress(), recorded)
 
 
 def _initialise(run: RunConfig, state: TrainState, resumed: Resumed) -> list[str]:

@@ -14,6 +14,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_kaiyuan.model.build import Network
 from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.recorded import RecordedPasses
 
 
 @dataclass
@@ -58,6 +59,7 @@ class TrainState:
 
     Attributes:
         models: the chunks of the network, wrapped for data parallelism.
+        recorded: plays the passes over micro-batches where they are recorded.
         before_update: called before weights and moments change: a save may still be copying them.
     """
 
@@ -66,6 +68,7 @@ class TrainState:
     optimizer: MegatronOptimizer
     platform: Platform
     progress: Progress
+    recorded: RecordedPasses | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
     before_update: Callable[[], None] = lambda: None
 

@@ -22,6 +22,7 @@ from megatron_kaiyuan.train.bad_steps import Fault, Measured
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
 from megatron_kaiyuan.train.overflow import BackwardOverflow
 from megatron_kaiyuan.train.parts import part
+from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.votes import Votes
 
@@ -64,9 +65,8 @@ def training_step(
     """
     started = time.perf_counter()
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
-    loss_scale = float(state.optimizer.get_loss_scale())
     overflows = BackwardOverflow(state.platform)
-    losses = forward_and_backward(state, batches, run.train, overflows)
+    losses = forward_and_backward(state, batches, run.train, overflows, state.recorded)
     weight = batches.loss_weight()
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
@@ -74,7 +74,9 @@ def training_step(
             model.scale_gradients(weight)
     votes = replace(votes, overflow=int(overflows.found()))
     with part("loss"):
+        # The only place of a step where the host waits for its device, which has its next work at once.
         loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
+        loss_scale = float(state.optimizer.get_loss_scale())
     with part("gradient norm"):
         overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
     phase, _ = stream.phase_at(state.progress.tokens)
@@ -99,12 +101,17 @@ def training_step(
 
 
 def forward_and_backward(
-    state: TrainState, batches: GlobalBatch, train: TrainConfig, overflows: BackwardOverflow | None = None
+    state: TrainState,
+    batches: GlobalBatch,
+    train: TrainConfig,
+    overflows: BackwardOverflow | None = None,
+    recorded: RecordedPasses | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """The passes of one step through the pipeline; the gradients of all ranks are reduced afterwards. Collective.
 
     Args:
         overflows: told of each pass; None: the device's register of overflows is left alone.
+        recorded: plays the passes if they are those that it has recorded.
 
     Returns:
         {"loss": mean of a micro-batch, FP32 scalar} for each one, on the last stage.
@@ -113,6 +120,10 @@ def forward_and_backward(
         for model in state.models:
             model.zero_grad_buffer()
         state.optimizer.zero_grad()
+    if recorded is not None:
+        losses = recorded.run(state, batches, partial(_both_passes, state.models[0], _micro_batches(train)))
+        if losses is not None:
+            return losses
     return get_forward_backward_func()(
         forward_step_func=partial(_forward, overflows),
         # Each chunk of the network asks for every micro-batch, which is read once.
@@ -123,6 +134,14 @@ def forward_and_backward(
         micro_batch_size=train.micro_batch_size,
         forward_only=False,
     )
+
+
+def _both_passes(model: torch.nn.Module, count: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+    """What megatron-core's schedule does with one of so many micro-batches, if there is one stage; its mean loss."""
+    output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
+    loss, told = _mean_loss(batch["loss_mask"], output)
+    (loss / count * scale).backward()
+    return told["loss"]
 
 
 def _micro_batches(train: TrainConfig) -> int:

@@ -1,0 +1,57 @@
+"""What megatron-core takes from Apex and Transformer Engine on a GPU, by torch's own kernels where neither is there.
+
+Without them megatron-core 0.16 waits for the GPU once for each weight when it takes the norm of the gradients, scales
+them through a copy, and adds each weight's gradient to the FP32 sum in a pass of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+
+def use_foreach_for_clipping() -> None:
+    """Norm and scale of all gradients in a few kernels, for the rest of the process."""
+    clipping: Any = importlib.import_module("megatron.core.optimizer.clip_grads")
+    if clipping.l2_norm_impl.__module__ == "megatron.core.utils":
+        clipping.l2_norm_impl = _norm
+        clipping.multi_tensor_scale_impl = _scale
+
+
+def use_torch_to_accumulate() -> str | None:
+    """Let products of weight gradients add themselves to the FP32 sum; why that cannot be, or None.
+
+    megatron-core's layers do it where `gradient_accumulation_fusion` is set.
+    """
+    layers: Any = importlib.import_module("megatron.core.tensor_parallel.layers")
+    if layers._grad_accum_fusion_available:
+        return None
+    try:
+        for dtype in (torch.float16, torch.bfloat16):
+            ones, total = torch.ones(32, 16, device="cuda", dtype=dtype), torch.ones(16, 16, device="cuda")
+            accumulate(ones, ones, total)
+            if not torch.equal(total, torch.full_like(total, 33)):
+                return "needs a torch whose addmm adds half precision to FP32, and this one's sums are wrong"
+    except (RuntimeError, TypeError):
+        return "needs a torch whose addmm adds half precision to FP32 (2.9 or newer)"
+    layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=accumulate)
+    layers._grad_accum_fusion_available = True
+    return None
+
+
+def accumulate(input_ti: torch.Tensor, gradient_to: torch.Tensor, total_oi: torch.Tensor) -> None:
+    """Add `gradient^T @ input`, in half precision, to an FP32 sum."""
+    torch.addmm(total_oi, gradient_to.t(), input_ti, out_dtype=torch.float32, out=total_oi)
+
+
+def _norm(chunk_size: int, flag: Any, lists: list[list[torch.Tensor]], per_tensor: bool, *_: Any) -> Any:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0]))).unsqueeze(0), None
+
+
+def _scale(chunk_size: int, flag: Any, lists: list[list[torch.Tensor]], scale: float) -> None:
+    sources, targets = lists
+    torch._foreach_copy_(targets, sources)
+    torch._foreach_mul_(targets, scale)

@@ -1,0 +1,92 @@
+"""The passes over a micro-batch, recorded once and played back: no Python between their kernels.
+
+A network of half a billion weights computes faster than Python can ask it to. Where a device records its work (CUDA
+graphs), both passes over a micro-batch are recorded in the third step and played back from then on. A recording has
+fixed shapes and takes no part in exchanges, so one rank has to hold the whole network; data parallelism is not touched,
+as gradients are reduced behind the passes. A step that is watched (hooks in the network) is computed as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from megatron_kaiyuan.train.batch import Batch
+from megatron_kaiyuan.train.parts import part
+
+if TYPE_CHECKING:
+    from megatron_kaiyuan.train.state import TrainState
+
+# The first steps allocate, compile and choose kernels.
+_WARM_UP_STEPS = 2
+
+Passes = Callable[[Batch, torch.Tensor], torch.Tensor]
+
+
+class RecordedPasses:
+    """Plays both passes over micro-batches of one shape."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self._steps = 0
+        # Those that are there to stay.
+        self._hooks = _count_hooks(network)
+        self._play: Callable[[], torch.Tensor] | None = None
+        self._batch: Batch = {}
+        self._scale = torch.empty(0)
+
+    def run(self, state: TrainState, batches: Iterable[Batch], passes: Passes) -> list[dict[str, torch.Tensor]] | None:
+        """The losses of a step's micro-batches, whose gradients are reduced then; None: the step is not one to play.
+
+        Args:
+            passes: forward and backward over one micro-batch under a loss scale, which return its loss.
+        """
+        self._steps += 1
+        if self._steps <= _WARM_UP_STEPS or _count_hooks(state.network) != self._hooks:
+            return None
+        losses = []
+        for batch in _read(batches):
+            if self._play is None:
+                self._record(state, batch, passes)
+            for name, tensor in batch.items():
+                kept = self._batch[name]
+                if kept is not None and tensor is not None:
+                    kept.copy_(tensor)
+            self._scale.copy_(state.optimizer.get_loss_scale())
+            assert self._play is not None
+            # A recording writes its result to the same place each time.
+            losses.append({"loss": self._play().clone()})
+        with part("gradient reduce"):
+            state.models[0].config.finalize_model_grads_func(state.models, None)
+        return losses
+
+    def _record(self, state: TrainState, batch: Batch, passes: Passes) -> None:
+        self._batch = {name: None if tensor is None else tensor.clone() for name, tensor in batch.items()}
+        self._scale = torch.empty_like(state.optimizer.get_loss_scale())
+        self._scale.copy_(state.optimizer.get_loss_scale())
+
+        def both() -> torch.Tensor:
+            return passes(self._batch, self._scale)
+
+        self._play = state.platform.record(both)
+        # Recording computes once to warm up.
+        for model in state.models:
+            model.zero_grad_buffer()
+
+
+def _read(batches: Iterable[Batch]) -> Iterable[Batch]:
+    iterator = iter(batches)
+    while True:
+        with part("data"):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _count_hooks(network: torch.nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+        for module in network.modules()
+    )

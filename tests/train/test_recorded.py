@@ -1,0 +1,55 @@
+"""Played passes give the bits of megatron-core's schedule; here a recording is the function itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import TOKENS_PER_STEP, fit_here, losses, train
+
+from megatron_kaiyuan import platform
+
+STEPS = 8
+SHORT = f"train.train_tokens={STEPS * TOKENS_PER_STEP}"
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A CPU that claims to record; its list grows by one with each micro-batch that is played."""
+    device: Any = platform.activate("cpu")
+    counted: list[int] = []
+
+    def record(function: Any) -> Any:
+        function()
+
+        def play() -> Any:
+            counted.append(1)
+            return function()
+
+        return play
+
+    monkeypatch.setattr(device, "records", True)
+    monkeypatch.setattr(device, "record", record)
+    return counted
+
+
+@pytest.mark.parametrize("settings", [[], ["train.precision=fp16", "optimizer.initial_loss_scale=1024"]], ids=str)
+@pytest.mark.parametrize("masks", [[], ["data.reset_attention_mask=true", "data.eod_mask_loss=true"]], ids=str)
+def test_the_same_bits(settings: list[str], masks: list[str], recipe: Path, played: list[int], tmp_path: Path) -> None:
+    common = [SHORT, "train.micro_batch_size=1", "monitor.activations_every_steps=5", *settings, *masks]
+    expected = fit_here(recipe, f"run_dir={tmp_path / 'expected'}", *common)
+    assert played == []
+    session = fit_here(recipe, f"run_dir={tmp_path / 'played'}", "backend.passes=recorded", *common)
+    # The first two warm up, and the fifth is watched.
+    micro_batches = session.run.train.global_batch_size
+    assert len(played) == (STEPS - 3) * micro_batches
+    assert losses(tmp_path / "played") == losses(tmp_path / "expected")
+    for mine, theirs in zip(session.state.network.parameters(), expected.state.network.parameters(), strict=True):
+        assert mine.equal(theirs)
+
+
+def test_what_cannot_be_recorded_is_refused(recipe: Path, tmp_path: Path) -> None:
+    done = train(1, recipe, f"run_dir={tmp_path}", "backend.passes=recorded")
+    assert done.returncode == 2
+    assert "backend.passes: recorded is nothing that platform cpu does; use auto or torch" in done.stderr
