@@ -46,7 +46,7 @@ EXTRAS = {
     # Tokenizer files of other libraries, and the fast engine for byte-level BPE.
     "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.6"],
-    "gpu": ["liger-kernel>=0.5"],
+    "gpu": ["liger-kernel>=0.8.5"],
     # Text of the demonstration: mathematics from sympy's docstrings, Chinese from the language pack.
     "demo": ["jupyterlab-language-pack-zh-CN>=4", "sympy>=1.13"],
     "dev": [

@@ -31,6 +31,7 @@ from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
 from megatron_kaiyuan.config import BackendConfig, RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.platform.base import first_line
 
 Norm = Callable[[torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
 
@@ -42,7 +43,6 @@ _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
         "rope": ("compiled",),
         "loss": ("compiled",),
         "weight_gradient": ("fused",),
-        "passes": ("recorded",),
     },
     "npu": {"norm": ("npu",)},
     # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
@@ -135,8 +135,8 @@ def _lack(implementation: str, platform: Platform, run: RunConfig | None) -> str
         return None if platform.fused_rms_norm is not None else platform.findings.get("norm", "is for platform npu")
     if implementation != "torch" and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
-    if implementation == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        return "is not installed (pip install liger-kernel)"
+    if implementation == "liger":
+        return _liger_lack()
     if implementation == "fused":
         return platform.findings.get("weight_gradient")
     return None
@@ -157,6 +157,16 @@ def _recorder_lack(platform: Platform, run: RunConfig | None) -> str | None:
     }
     found = [field for field, is_set in reasons.items() if is_set]
     return f"cannot be together with {' and '.join(found)}" if found else None
+
+
+def _liger_lack() -> str | None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "is not installed (pip install liger-kernel)"
+    try:
+        _liger_norm(), _liger_swiglu()
+    except Exception as error:
+        return f"cannot be used ({first_line(error)}; this project knows 0.8.5)"
+    return None
 
 
 def _compiler_lack(platform: str) -> str | None:

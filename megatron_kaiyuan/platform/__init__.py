@@ -50,6 +50,7 @@ def activate(name: str = "auto", local_rank: int = 0, local_world_size: int = 1,
         with lean_imports.without_trackers():
             chosen.activate(local_rank, local_world_size)
             _import_megatron()
+            chosen.adapt_megatron()
         _current = chosen
     elif name not in ("auto", _current.name):
         from megatron_kaiyuan.errors import UserError

@@ -50,6 +50,10 @@ class Platform(ABC):
     def activate(self, local_rank: int, local_world_size: int) -> None:
         """Select the device of this rank and prepare megatron-core for it."""
 
+    def adapt_megatron(self) -> None:
+        """Give megatron-core, once it is imported, what it lacks on this device."""
+        return
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until the device has finished what was queued."""

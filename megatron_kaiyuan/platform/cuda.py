@@ -6,7 +6,6 @@ import contextlib
 import gc
 import importlib
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +34,8 @@ class CudaPlatform(Platform):
         self.device = torch.device("cuda", local_rank)
         torch.cuda.set_device(self.device)
         self.findings = _findings()
+
+    def adapt_megatron(self) -> None:
         use_foreach_for_clipping()
         lack = use_torch_to_accumulate()
         if lack is not None:
@@ -88,33 +89,22 @@ class CudaPlatform(Platform):
 
 
 def _findings() -> dict[str, str]:
-    """Transformer Engine and Apex, from which megatron-core takes optimizer and clipping, and what goes unused."""
-    transformer_engine, found = _import("Transformer Engine", "transformer_engine.pytorch")
+    """Transformer Engine and Apex, from which megatron-core takes optimizer and clipping."""
     # Not `apex` itself: PyPI has an unrelated package of that name.
-    apex, _ = _import("Apex", "apex.optimizers")
-    findings = dict.fromkeys(("optimizer", "clipping"), f"{transformer_engine}; {apex}")
-    unused = [transformer_engine] if found else []
-    if importlib.util.find_spec("liger_kernel") is not None:
-        unused.append(_with_version("Liger Kernel", "liger_kernel"))
-    if unused:
-        findings |= dict.fromkeys(("norm", "attention", "cross-entropy"), f"{' and '.join(unused)} not used for it")
-    return findings
+    found = f"{_import('Transformer Engine', 'transformer_engine.pytorch')}; {_import('Apex', 'apex.optimizers')}"
+    return dict.fromkeys(("optimizer", "clipping"), found)
 
 
-def _import(label: str, module: str) -> tuple[str, bool]:
-    """What came of importing an optional library, as a phrase and as yes or no."""
+def _import(label: str, module: str) -> str:
+    """What came of importing an optional library, as a phrase."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and module.startswith(error.name):
-            return f"{label} not installed", False
-        return f"{label} not importable ({error})", False
+            return f"{label} not installed"
+        return f"{label} not importable ({error})"
     except Exception as error:  # compiled extensions that do not fit fail in many ways
-        return f"{label} not importable ({first_line(error)})", False
-    return _with_version(label, module.partition(".")[0]), True
-
-
-def _with_version(label: str, package: str) -> str:
-    for name in importlib.metadata.packages_distributions().get(package, ()):
+        return f"{label} not importable ({first_line(error)})"
+    for name in importlib.metadata.packages_distributions().get(module.partition(".")[0], ()):
         return f"{label} {importlib.metadata.version(name)}"
     return label

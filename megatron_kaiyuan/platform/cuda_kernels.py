@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from megatron_kaiyuan.platform.base import first_line
+
 
 def use_foreach_for_clipping() -> None:
     """Norm and scale of all gradients in a few kernels, for the rest of the process."""
@@ -34,9 +36,9 @@ def use_torch_to_accumulate() -> str | None:
             ones, total = torch.ones(32, 16, device="cuda", dtype=dtype), torch.ones(16, 16, device="cuda")
             accumulate(ones, ones, total)
             if not torch.equal(total, torch.full_like(total, 33)):
-                return "needs a torch whose addmm adds half precision to FP32, and this one's sums are wrong"
-    except (RuntimeError, TypeError):
-        return "needs a torch whose addmm adds half precision to FP32 (2.9 or newer)"
+                return f"gives wrong sums with torch {torch.__version__}"
+    except Exception as error:  # a kernel that a device or a version has not got fails in many ways
+        return f"fails with torch {torch.__version__} ({first_line(error)})"
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=accumulate)
     layers._grad_accum_fusion_available = True
     return None

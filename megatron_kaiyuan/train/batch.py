@@ -79,7 +79,7 @@ class GlobalBatch(Iterator[Batch]):
         """
         if not self._masks_loss:
             return None
-        counted = torch.tensor(self._counted, device=self._device)
+        counted = torch.tensor(self._counted).to(self._device, non_blocking=True)
         torch.distributed.all_reduce(counted, group=parallel_state.get_data_parallel_group())
         return self._tokens / counted.clamp(min=1)
 

@@ -173,7 +173,7 @@ def _reduce(
     losses: list[dict[str, torch.Tensor]], weight: torch.Tensor | None, votes: Votes, device: torch.device
 ) -> tuple[float, Votes]:
     """Mean loss over micro-batches and ranks, and the sum of all votes, in one collective."""
-    totals = torch.tensor([0.0, *map(float, astuple(votes))], device=device)
+    totals = torch.tensor([0.0, *map(float, astuple(votes))]).to(device, non_blocking=True)
     if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
         totals[0] = torch.stack([part["loss"] for part in losses]).mean()
         totals[0] /= parallel_state.get_data_parallel_world_size()

@@ -63,7 +63,8 @@ CASES: dict[str, tuple[Function, Function, list[torch.Tensor]]] = {
 ALL = pytest.mark.parametrize("case", CASES)
 
 
-@pytest.fixture(params=["eager", "compiled"])
+# Each case compiles for a few seconds: `bash tests/run.sh -m slow tests/backend`.
+@pytest.fixture(params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def formulas(request: pytest.FixtureRequest) -> Formulas:
     return EAGER if request.param == "eager" else compiled()
 
