@@ -75,7 +75,7 @@ def transformer_config(
 class Network(torch.nn.ModuleList):
     """This rank's part of the network, in one piece, or in one for each of its virtual pipeline stages."""
 
-    def __init__(self, chunks: Sequence[GPTModel], backend: Backend):
+    def __init__(self, chunks: Sequence[GPTModel], backend: Backend = TORCH):
         super().__init__(chunks)
         self.chunks, self.backend = list(chunks), backend
 

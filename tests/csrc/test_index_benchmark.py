@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_benchmark_compares_equal_files(tmp_path: Path):
     options = ["--documents", "20000", "--parts", "2", "--threads", "2", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.index", *options]

@@ -20,6 +20,7 @@ def trained(run_dir: Path, steps: int) -> bool:
     return (run_dir / "metrics.jsonl").exists() and len(metrics(run_dir)) >= steps
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_nothing_but_time(recipe: Path, tmp_path: Path) -> None:
     succeed(1, recipe, f"run_dir={tmp_path / 'calm'}")
     run_dir = tmp_path / "run"
