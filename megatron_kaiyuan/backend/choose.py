@@ -31,7 +31,7 @@ from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
 from megatron_kaiyuan.config import BackendConfig, RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.platform.base import first_line
+from megatron_kaiyuan.platform.base import Fused, first_line
 
 Norm = Callable[[torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
 
@@ -44,7 +44,7 @@ _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
         "loss": ("compiled",),
         "weight_gradient": ("fused",),
     },
-    "npu": {"norm": ("npu",)},
+    "npu": {"norm": ("npu",), "swiglu": ("npu",)},
     # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
     "cpu": {},
 }
@@ -53,6 +53,13 @@ _ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+
+
+def torch_norm(input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
+    """`operations.rms_norm`, on a GPU by torch's own kernel, which saves the same."""
+    if input_h.is_cuda and input_h.dtype == weight_h.dtype == dtype:
+        return torch.nn.functional.rms_norm(input_h, weight_h.shape, weight_h, epsilon)
+    return operations.rms_norm(input_h, weight_h, epsilon, dtype)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Backend:
         choices: by operation.
     """
 
-    norm: Norm = operations.rms_norm
+    norm: Norm = torch_norm
     swiglu: Callable[[torch.Tensor], torch.Tensor] = operations.swiglu
     rope: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = operations.rotate
     loss: Formulas = EAGER
@@ -101,7 +108,7 @@ def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = No
     kernel = _ATTENTION.get(taken["attention"])
     return Backend(
         norm=_norm(taken["norm"], platform),
-        swiglu=_liger_swiglu() if taken["swiglu"] == "liger" else _of(operations.swiglu, taken["swiglu"]),
+        swiglu=_swiglu(taken["swiglu"], platform),
         rope=_of(operations.rotate, taken["rope"]),
         loss=_formulas(taken["loss"]),
         attention=nullcontext if kernel is None else partial(sdpa_kernel, kernel),
@@ -112,27 +119,27 @@ def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = No
 
 def _choice(operation: str, named: str, platform: Platform, run: RunConfig | None) -> Choice:
     if named != "auto":
-        lack = _lack(named, platform, run)
+        lack = _lack(operation, named, platform, run)
         if lack is not None:
             raise UserError(f"backend.{operation}: {named} {lack}; use auto or torch")
         return Choice(named, f"backend.{operation} says so")
     lacks: list[str] = []
     for candidate in _PREFERRED[platform.name].get(operation, ()):
-        lack = _lack(candidate, platform, run)
+        lack = _lack(operation, candidate, platform, run)
         if lack is None:
             return Choice(candidate, f"first choice of {platform.name}" if not lacks else "; ".join(lacks))
         lacks.append(f"{candidate} {lack}")
     return Choice("torch", "; ".join(lacks) or f"first choice of {platform.name}")
 
 
-def _lack(implementation: str, platform: Platform, run: RunConfig | None) -> str | None:
+def _lack(operation: str, implementation: str, platform: Platform, run: RunConfig | None) -> str | None:
     """Why this machine cannot use it, or None."""
     if implementation == "compiled":
         return _compiler_lack(platform.name)
     if implementation == "recorded":
         return _recorder_lack(platform, run)
     if implementation == "npu":
-        return None if platform.fused_rms_norm is not None else platform.findings.get("norm", "is for platform npu")
+        return None if operation in platform.fused else platform.findings.get(operation, "is for platform npu")
     if implementation != "torch" and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
     if implementation == "liger":
@@ -190,24 +197,19 @@ def _norm(implementation: str, platform: Platform) -> Norm:
     if implementation == "liger":
         return _liger_norm()
     if implementation == "npu":
-        return partial(_npu_norm, platform)
-    if implementation == "torch" and platform.name == "cuda":
-        return _torch_norm
-    return _of(operations.rms_norm, implementation)
+        return partial(_npu_norm, platform.fused["norm"])
+    return torch_norm if implementation == "torch" else _of(operations.rms_norm, implementation)
 
 
-def _torch_norm(input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
-    if input_h.dtype == weight_h.dtype == dtype:
-        # One kernel there, which saves the same as ours.
-        return torch.nn.functional.rms_norm(input_h, weight_h.shape, weight_h, epsilon)
-    return operations.rms_norm(input_h, weight_h, epsilon, dtype)
+def _swiglu(implementation: str, platform: Platform) -> Callable[[torch.Tensor], torch.Tensor]:
+    if implementation == "liger":
+        return _liger_swiglu()
+    return platform.fused["swiglu"] if implementation == "npu" else _of(operations.swiglu, implementation)
 
 
 def _npu_norm(
-    platform: Platform, input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype
+    kernel: Fused, input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    kernel = platform.fused_rms_norm
-    assert kernel is not None
     if input_h.dtype == dtype == weight_h.dtype:
         return kernel(input_h, weight_h, epsilon)
     return kernel(input_h.float(), weight_h.float(), epsilon).to(dtype)

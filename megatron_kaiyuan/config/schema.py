@@ -177,7 +177,7 @@ class BackendConfig(Section):
     """What computes the operations between the matrix products: a library, or the first choice of the device."""
 
     norm: Literal["auto", "torch", "compiled", "liger", "npu"] = "auto"
-    swiglu: Literal["auto", "torch", "compiled", "liger"] = "auto"
+    swiglu: Literal["auto", "torch", "compiled", "liger", "npu"] = "auto"
     rope: Literal["auto", "torch", "compiled"] = "auto"
     loss: Literal["auto", "torch", "compiled"] = "auto"
     attention: Annotated[

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     # Planning reads the figures of devices and needs no torch.
     import torch
 
-RmsNorm: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]"
+Fused: TypeAlias = "Callable[..., torch.Tensor]"
 
 
 class Platform(ABC):
@@ -24,7 +24,7 @@ class Platform(ABC):
         collective_backend: the torch.distributed backend of its collectives.
         device: where this rank's tensors live; set by `activate()`.
         precisions: the training precisions that it computes in.
-        fused_rms_norm: the device's own kernel, of input, weight and epsilon; None: torch's is used.
+        fused: the device's own kernels by operation: `norm` of input, weight and epsilon, `swiglu` of gate and up.
         emulated: precisions that it computes in much more slowly than in FP32; there products and attention are
             computed in FP32 and rounded once.
         has_fused_adamw: whether torch's fused AdamW has a kernel for this device.
@@ -37,7 +37,6 @@ class Platform(ABC):
     collective_backend: str
     device: torch.device
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
-    fused_rms_norm: RmsNorm | None = None
     emulated: tuple[str, ...] = ()
     has_fused_adamw: bool = True
     keeps_overflow: bool = False
@@ -45,6 +44,7 @@ class Platform(ABC):
 
     def __init__(self) -> None:
         self.findings: dict[str, str] = {}
+        self.fused: dict[str, Fused] = {}
 
     @abstractmethod
     def activate(self, local_rank: int, local_world_size: int) -> None:

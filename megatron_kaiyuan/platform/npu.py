@@ -16,7 +16,7 @@ import torch
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
-from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe_rms_norm
+from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 
@@ -83,11 +83,11 @@ class NpuPlatform(Platform):
         return self.keeps_overflow and bool(self._npu.utils.get_npu_overflow_flag())
 
     def _choose_kernels(self, torch_npu: Any) -> None:
-        self.fused_rms_norm, found = probe_rms_norm(torch_npu, self.device, self.precisions)
+        self.fused, found = probe(torch_npu, self.device, self.precisions)
         self.has_fused_adamw = has_kernel("aten::_fused_adamw_")
         kernel = "has a" if self.has_fused_adamw else "has no"
         self.findings = {
-            "norm": found,
+            **found,
             "attention": "torch_npu answers with what this device has",
             "optimizer": f"torch_npu {kernel} fused AdamW kernel",
             "overflow": "float status of the device" if self.keeps_overflow else "inf and NaN in gradients",

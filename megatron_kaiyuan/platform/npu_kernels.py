@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from megatron_kaiyuan.platform.base import RmsNorm, first_line
+from megatron_kaiyuan.platform.base import Fused, first_line
 
 # By precision: its type, and how far a kernel may be from the result in FP32, as `atol` and `rtol` of allclose.
 _TYPES = {"fp32": (torch.float32, 1e-4), "bf16": (torch.bfloat16, 3e-2), "fp16": (torch.float16, 4e-3)}
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A kernel of torch_npu, how it is called, what torch computes, and shapes to try it on."""
+
+    kernel: str
+    call: Callable[..., torch.Tensor]
+    expected: Callable[..., torch.Tensor]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _rms_norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
+    return torch.nn.functional.rms_norm(values, weight.shape, weight, epsilon)
+
+
+def _npu_rms_norm(kernel: Any, values: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
+    return kernel(values, weight, epsilon=epsilon)[0]
+
+
+def _swiglu(values: torch.Tensor) -> torch.Tensor:
+    gate, up = values.chunk(2, -1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def _npu_swiglu(kernel: Any, values: torch.Tensor) -> torch.Tensor:
+    return kernel(values, dim=-1)
+
+
+# npu_rotary_mul is left out: it wants cosines in the precision of the heads, which rounds angles twice.
+_CANDIDATES = {
+    "norm": _Candidate("npu_rms_norm", _npu_rms_norm, _rms_norm, ((4, 2, 256), (256,))),
+    "swiglu": _Candidate("npu_swiglu", _npu_swiglu, _swiglu, ((4, 2, 512),)),
+}
 
 
 def has_kernel(operator: str) -> bool:
@@ -21,47 +57,53 @@ def has_kernel(operator: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "PrivateUse1")
 
 
-def probe_rms_norm(torch_npu: Any, device: torch.device, precisions: Sequence[str]) -> tuple[RmsNorm | None, str]:
-    """torch_npu's fused RMSNorm if it agrees with torch's, forward and backward, in every precision of the device.
+def probe(torch_npu: Any, device: torch.device, precisions: Sequence[str]) -> tuple[dict[str, Fused], dict[str, str]]:
+    """torch_npu's fused kernels that agree with torch, forward and backward, in every precision of the device.
 
     Returns:
-        The kernel, or None; and a phrase that says why.
+        The kernels by operation; and for each operation a phrase that says why or why not.
     """
-    kernel = getattr(torch_npu, "npu_rms_norm", None)
-    if kernel is None:
-        return None, "torch_npu has no npu_rms_norm"
+    kernels: dict[str, Fused] = {}
+    found: dict[str, str] = {}
+    for operation, candidate in _CANDIDATES.items():
+        kernel = getattr(torch_npu, candidate.kernel, None)
+        if kernel is None:
+            found[operation] = f"torch_npu has no {candidate.kernel}"
+            continue
+        fused = partial(candidate.call, kernel)
+        problem = _problem(candidate, fused, device, precisions)
+        if problem is None:
+            kernels[operation] = fused
+        found[operation] = f"{candidate.kernel} {problem or 'agrees with torch, forward and backward'}"
+    return kernels, found
 
-    def npu_rms_norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        return kernel(values, weight, epsilon=epsilon)[0]
 
+def _problem(candidate: _Candidate, fused: Fused, device: torch.device, precisions: Sequence[str]) -> str | None:
     for precision in precisions:
         try:
-            agrees = _agrees(npu_rms_norm, device, *_TYPES[precision])
+            agrees = _agrees(candidate, fused, device, *_TYPES[precision])
         except Exception as error:  # an operator that a device has not got fails in many ways
-            return None, f"npu_rms_norm fails in {precision} ({first_line(error)})"
+            return f"fails in {precision} ({first_line(error)})"
         if not agrees:
-            return None, f"npu_rms_norm differs from torch in {precision}"
-    return npu_rms_norm, "npu_rms_norm agrees with torch, forward and backward"
+            return f"differs from torch in {precision}"
+    return None
 
 
-def _agrees(fused: RmsNorm, device: torch.device, dtype: torch.dtype, tolerance: float) -> bool:
+def _agrees(candidate: _Candidate, fused: Fused, device: torch.device, dtype: torch.dtype, tolerance: float) -> bool:
     # A generator of its own: a probe must not move the one that weights are drawn from.
     drawn = torch.Generator().manual_seed(0)
-    values, weight, gradient = (torch.randn(shape, generator=drawn) for shape in ((4, 2, 256), (256,), (4, 2, 256)))
+    inputs = [torch.randn(shape, generator=drawn) for shape in candidate.shapes]
+    gradient = torch.randn(candidate.expected(*inputs).shape, generator=drawn)
 
-    def run(norm: RmsNorm, place: torch.device, kind: torch.dtype) -> list[torch.Tensor]:
+    def run(function: Fused, place: torch.device, kind: torch.dtype) -> list[torch.Tensor]:
         # Rounded before either side sees them, so that only the kernels differ.
-        leaves = [part.to(dtype).to(place, kind, copy=True).requires_grad_() for part in (values, weight)]
-        output = norm(leaves[0], leaves[1], 1e-6)
+        leaves = [part.to(dtype).to(place, kind, copy=True).requires_grad_() for part in inputs]
+        output = function(*leaves)
         output.backward(gradient.to(dtype).to(place, kind))
         return [part.detach().float().cpu() for part in (output, *(leaf.grad for leaf in leaves))]  # type: ignore[union-attr]
 
-    expected = run(_in_fp32, torch.device("cpu"), torch.float32)
+    expected = run(candidate.expected, torch.device("cpu"), torch.float32)
     return all(
         torch.allclose(one, other, rtol=tolerance, atol=tolerance)
         for one, other in zip(run(fused, device, dtype), expected, strict=True)
     )
-
-
-def _in_fp32(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(values, weight.shape, weight, epsilon)

@@ -37,7 +37,7 @@ def test_a_cpu_and_an_npu_take_torch_by_themselves(installed: set[str]) -> None:
 
 def test_an_npu_takes_its_norm_where_it_agrees() -> None:
     platform = NpuPlatform(mindspeed=False)
-    platform.fused_rms_norm = lambda values, weight, epsilon: 2 * values * weight
+    platform.fused["norm"] = lambda values, weight, epsilon: 2 * values * weight
     assert implementations(platform)["norm"] == "npu"
     norm = choose(BackendConfig(), platform).norm
     values, weight = torch.ones(2, 4, dtype=torch.float16), torch.ones(4, dtype=torch.float16)

@@ -83,7 +83,7 @@ def test_a_910a(tmp_path: Path) -> None:
             npu.clear_overflow()
             flags.append(npu.overflowed())
         assert flags == [False, True, False]
-        assert npu.fused_rms_norm is None and not npu.has_fused_adamw
+        assert npu.fused == {} and not npu.has_fused_adamw
         assert npu.findings["norm"] == "npu_rms_norm fails in fp32 (npu_rms_norm is not supported on this device)"
         assert npu.findings["optimizer"] == "torch_npu has no fused AdamW kernel"
         assert "float status" in npu.findings["overflow"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe_rms_norm
+from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe
 
 Answer = tuple[torch.Tensor, torch.Tensor]
 
@@ -37,32 +38,50 @@ def without_half(values: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-
     return by_hand(values, gamma, epsilon)
 
 
-def probe(kernel: Callable[..., Answer]) -> tuple[bool, str]:
-    norm, found = probe_rms_norm(SimpleNamespace(npu_rms_norm=kernel), torch.device("cpu"), ("fp32", "fp16"))
-    return norm is not None, found
+def tried(**kernels: Callable[..., Any]) -> tuple[list[str], dict[str, str]]:
+    fused, found = probe(SimpleNamespace(**kernels), torch.device("cpu"), ("fp32", "fp16"))
+    return list(fused), found
+
+
+def tried_norm(kernel: Callable[..., Answer]) -> tuple[bool, str]:
+    fused, found = tried(npu_rms_norm=kernel)
+    return "norm" in fused, found["norm"]
 
 
 def test_a_right_kernel_is_used() -> None:
     state = torch.get_rng_state()
-    assert probe(by_hand) == (True, "npu_rms_norm agrees with torch, forward and backward")
+    assert tried_norm(by_hand) == (True, "npu_rms_norm agrees with torch, forward and backward")
     assert torch.equal(torch.get_rng_state(), state)
-    norm, _ = probe_rms_norm(SimpleNamespace(npu_rms_norm=by_hand), torch.device("cpu"), ("fp32", "bf16", "fp16"))
-    values, weight = torch.randn(3, 64), torch.randn(64)
-    assert norm is not None
+    fused, _ = probe(SimpleNamespace(npu_rms_norm=by_hand), torch.device("cpu"), ("fp32", "bf16", "fp16"))
+    values, weight, norm = torch.randn(3, 64), torch.randn(64), fused["norm"]
     torch.testing.assert_close(norm(values, weight, 0.1), torch.nn.functional.rms_norm(values, (64,), weight, 0.1))
 
 
 @pytest.mark.parametrize("kernel", [without_weight, with_wrong_gradient, not_finite])
 def test_a_wrong_kernel_is_not(kernel: Callable[..., Answer]) -> None:
-    assert probe(kernel) == (False, "npu_rms_norm differs from torch in fp32")
+    assert tried_norm(kernel) == (False, "npu_rms_norm differs from torch in fp32")
 
 
 def test_a_kernel_that_fails_in_one_precision_is_not() -> None:
-    assert probe(without_half) == (False, "npu_rms_norm fails in fp16 (not supported)")
+    assert tried_norm(without_half) == (False, "npu_rms_norm fails in fp16 (not supported)")
 
 
 def test_no_kernel_at_all() -> None:
-    assert probe_rms_norm(SimpleNamespace(), torch.device("cpu"), ("fp32",)) == (None, "torch_npu has no npu_rms_norm")
+    told = {"norm": "torch_npu has no npu_rms_norm", "swiglu": "torch_npu has no npu_swiglu"}
+    assert tried() == ([], told)
+
+
+def test_swiglu_with_its_halves_the_other_way_round_is_not_used() -> None:
+    def right(values: torch.Tensor, dim: int) -> torch.Tensor:
+        gate, up = values.chunk(2, dim)
+        return torch.nn.functional.silu(gate) * up
+
+    def wrong(values: torch.Tensor, dim: int) -> torch.Tensor:
+        return right(values.roll(values.size(dim) // 2, dim), dim)
+
+    assert tried(npu_swiglu=right)[0] == ["swiglu"]
+    fused, found = tried(npu_swiglu=wrong)
+    assert fused == [] and found["swiglu"] == "npu_swiglu differs from torch in fp32"
 
 
 def test_no_torch_npu_has_registered_kernels_here() -> None:
