@@ -28,12 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_kaiyuan.backend import operations
 from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
+from megatron_kaiyuan.backend.libraries import Norm, liger_norm, liger_swiglu, npu_norm, torch_norm
 from megatron_kaiyuan.config import BackendConfig, RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.platform.base import Fused, first_line
-
-Norm = Callable[[torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
+from megatron_kaiyuan.platform.base import first_line
 
 # What `auto` takes, the first that is there; torch where nothing is listed.
 _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
@@ -53,13 +52,6 @@ _ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-
-
-def torch_norm(input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
-    """`operations.rms_norm`, on a GPU by torch's own kernel, which saves the same."""
-    if input_h.is_cuda and input_h.dtype == weight_h.dtype == dtype:
-        return torch.nn.functional.rms_norm(input_h, weight_h.shape, weight_h, epsilon)
-    return operations.rms_norm(input_h, weight_h, epsilon, dtype)
 
 
 @dataclass(frozen=True)
@@ -170,7 +162,7 @@ def _liger_lack() -> str | None:
     if importlib.util.find_spec("liger_kernel") is None:
         return "is not installed (pip install liger-kernel)"
     try:
-        _liger_norm(), _liger_swiglu()
+        liger_norm(), liger_swiglu()
     except Exception as error:
         return f"cannot be used ({first_line(error)}; this project knows 0.8.5)"
     return None
@@ -195,44 +187,13 @@ def _of(operation: Callable, implementation: str) -> Callable:
 
 def _norm(implementation: str, platform: Platform) -> Norm:
     if implementation == "liger":
-        return _liger_norm()
+        return liger_norm()
     if implementation == "npu":
-        return partial(_npu_norm, platform.fused["norm"])
+        return partial(npu_norm, platform.fused["norm"])
     return torch_norm if implementation == "torch" else _of(operations.rms_norm, implementation)
 
 
 def _swiglu(implementation: str, platform: Platform) -> Callable[[torch.Tensor], torch.Tensor]:
     if implementation == "liger":
-        return _liger_swiglu()
+        return liger_swiglu()
     return platform.fused["swiglu"] if implementation == "npu" else _of(operations.swiglu, implementation)
-
-
-def _npu_norm(
-    kernel: Fused, input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype
-) -> torch.Tensor:
-    if input_h.dtype == dtype == weight_h.dtype:
-        return kernel(input_h, weight_h, epsilon)
-    return kernel(input_h.float(), weight_h.float(), epsilon).to(dtype)
-
-
-def _liger_norm() -> Norm:
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-    def norm(input_h: torch.Tensor, weight_h: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
-        if dtype != input_h.dtype:
-            return operations.rms_norm(input_h, weight_h, epsilon, dtype)
-        # "gemma" rounds once, at the end. Not in place: the residual stream needs the gradient as well.
-        return LigerRMSNormFunction.apply(input_h, weight_h, epsilon, 0.0, "gemma", False)
-
-    return norm
-
-
-def _liger_swiglu() -> Callable[[torch.Tensor], torch.Tensor]:
-    from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
-
-    def swiglu(gate_and_up_2f: torch.Tensor) -> torch.Tensor:
-        # Its gradient has two dimensions.
-        output_f = LigerFusedGateUpSiLUMulFunction.apply(gate_and_up_2f.flatten(0, -2))
-        return output_f.unflatten(0, gate_and_up_2f.shape[:-1])
-
-    return swiglu

@@ -12,7 +12,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_kaiyuan.backend.choose import TORCH, Norm
+from megatron_kaiyuan.backend.choose import TORCH
+from megatron_kaiyuan.backend.libraries import Norm
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -9,15 +9,14 @@ as gradients are reduced behind the passes. A step that is watched (hooks in the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.batch import Batch
 from megatron_kaiyuan.train.parts import part
-
-if TYPE_CHECKING:
-    from megatron_kaiyuan.train.state import TrainState
 
 # The first steps allocate, compile and choose kernels.
 _WARM_UP_STEPS = 2
@@ -26,53 +25,52 @@ Passes = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
 class RecordedPasses:
-    """Plays both passes over micro-batches of one shape."""
+    """Plays both passes of a network that is in one piece, over micro-batches of one shape."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, model: DistributedDataParallel, optimizer: MegatronOptimizer, platform: Platform):
+        self._model, self._optimizer, self._platform = model, optimizer, platform
         self._steps = 0
         # Those that are there to stay.
-        self._hooks = _count_hooks(network)
+        self._hooks = _count_hooks(model)
         self._play: Callable[[], torch.Tensor] | None = None
         self._batch: Batch = {}
         self._scale = torch.empty(0)
 
-    def run(self, state: TrainState, batches: Iterable[Batch], passes: Passes) -> list[dict[str, torch.Tensor]] | None:
+    def run(self, batches: Iterable[Batch], passes: Passes) -> list[dict[str, torch.Tensor]] | None:
         """The losses of a step's micro-batches, whose gradients are reduced then; None: the step is not one to play.
 
         Args:
             passes: forward and backward over one micro-batch under a loss scale, which return its loss.
         """
         self._steps += 1
-        if self._steps <= _WARM_UP_STEPS or _count_hooks(state.network) != self._hooks:
+        if self._steps <= _WARM_UP_STEPS or _count_hooks(self._model) != self._hooks:
             return None
         losses = []
         for batch in _read(batches):
             if self._play is None:
-                self._record(state, batch, passes)
+                self._record(batch, passes)
             for name, tensor in batch.items():
                 kept = self._batch[name]
                 if kept is not None and tensor is not None:
                     kept.copy_(tensor)
-            self._scale.copy_(state.optimizer.get_loss_scale())
+            self._scale.copy_(self._optimizer.get_loss_scale())
             assert self._play is not None
             # A recording writes its result to the same place each time.
             losses.append({"loss": self._play().clone()})
         with part("gradient reduce"):
-            state.models[0].config.finalize_model_grads_func(state.models, None)
+            self._model.config.finalize_model_grads_func([self._model], None)
         return losses
 
-    def _record(self, state: TrainState, batch: Batch, passes: Passes) -> None:
+    def _record(self, batch: Batch, passes: Passes) -> None:
         self._batch = {name: None if tensor is None else tensor.clone() for name, tensor in batch.items()}
-        self._scale = torch.empty_like(state.optimizer.get_loss_scale())
-        self._scale.copy_(state.optimizer.get_loss_scale())
+        self._scale = self._optimizer.get_loss_scale().clone()
 
         def both() -> torch.Tensor:
             return passes(self._batch, self._scale)
 
-        self._play = state.platform.record(both)
+        self._play = self._platform.record(both)
         # Recording computes once to warm up.
-        for model in state.models:
-            model.zero_grad_buffer()
+        self._model.zero_grad_buffer()
 
 
 def _read(batches: Iterable[Batch]) -> Iterable[Batch]:

@@ -158,7 +158,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     if run.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
-    recorded = RecordedPasses(network) if is_recorded else None
+    recorded = RecordedPasses(models[0], optimizer, platform) if is_recorded else None
     return TrainState(network, models, optimizer, platform, Progress(), recorded)
 
 

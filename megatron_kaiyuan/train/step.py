@@ -121,7 +121,7 @@ def forward_and_backward(
             model.zero_grad_buffer()
         state.optimizer.zero_grad()
     if recorded is not None:
-        losses = recorded.run(state, batches, partial(_both_passes, state.models[0], _micro_batches(train)))
+        losses = recorded.run(batches, partial(_both_passes, state.models[0], _micro_batches(train)))
         if losses is not None:
             return losses
     return get_forward_backward_func()(
