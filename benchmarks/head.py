@@ -55,7 +55,7 @@ def serve(side: str, given: argparse.Namespace, precision: str, pipe: Any) -> No
     from megatron_kaiyuan import platform
     from megatron_kaiyuan.cluster.groups import single_process
 
-    with single_process(platform.activate(given.platform)) as _:
+    with single_process(platform.activate(given.platform)):
         drawn, dtype = torch.Generator().manual_seed(0), DTYPES[precision]
         place = {"device": given.platform, "dtype": dtype}
         values = torch.randn(given.tokens, given.hidden, generator=drawn).to(**place).requires_grad_()

@@ -15,6 +15,7 @@ layer's sum is above the device's, the device waits. Medians; small operations a
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,100 +93,119 @@ def ceilings(dtype: torch.dtype) -> tuple[float, float]:
     return copied, 2 * 8192**3 / (1e-3 * median_ms(lambda: one @ other))
 
 
-def operations_of(shape: Shape, dtype: torch.dtype) -> list[Operation]:
-    from megatron.core import parallel_state
-
-    from megatron_kaiyuan.backend import operations
+def by(operation: str, *libraries: str) -> dict[str, Any]:
+    """What each library that is there computes an operation with; the others are named."""
     from megatron_kaiyuan.backend.choose import choose
-    from megatron_kaiyuan.backend.formulas import EAGER, compiled
     from megatron_kaiyuan.config import BackendConfig
     from megatron_kaiyuan.errors import UserError
     from megatron_kaiyuan.platform import current
 
-    def by(operation: str, *libraries: str) -> dict[str, Any]:
-        found = {}
-        for library in libraries:
-            try:
-                backend = choose(BackendConfig(**{operation: library}), current())  # type: ignore[arg-type]
-            except UserError as error:
-                print(f"  left out: {error}")
-            else:
-                found[library] = getattr(backend, operation)
-        return found
+    found = {}
+    for library in libraries:
+        try:
+            backend = choose(BackendConfig(**{operation: library}), current())  # type: ignore[arg-type]
+        except UserError as error:
+            print(f"  left out: {error}")
+        else:
+            found[library] = getattr(backend, operation)
+    return found
 
-    def norms(size: int) -> dict[str, Function]:
-        found: dict[str, Function] = {
-            library: lambda values, weight, norm=norm: norm(values, weight, 1e-6, dtype)
-            for library, norm in by("norm", "torch", "compiled", "liger").items()
-        }
-        return {"formulas": lambda values, weight: operations.rms_norm(values, weight, 1e-6, dtype), **found}
 
-    def exact_norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return operations.rms_norm(values, weight, 1e-6, torch.float32)
+def random(dtype: torch.dtype, *size: int) -> torch.Tensor:
+    return torch.randn(size, device="cuda", dtype=dtype)
 
-    def random(*size: int) -> torch.Tensor:
-        return torch.randn(size, device="cuda", dtype=dtype)
 
-    s, b, h, f = shape.seq_length, shape.batch, shape.hidden, shape.ffn
-    n, g, d, v = shape.heads, shape.groups, shape.head_size, shape.vocabulary
-    half = torch.arange(s, device="cuda")[:, None] * 1e6 ** -(torch.arange(d // 2, device="cuda") * 2 / d)
+def norm(name: str, shape: Shape, dtype: torch.dtype, rows: tuple[int, ...], size: int, a_layer: float) -> Operation:
+    """Of so many rows a token, each of so many elements."""
+    from megatron_kaiyuan.backend.operations import rms_norm
+
+    def function_of(kernel: Any, to: torch.dtype) -> Function:
+        return lambda values, weight: kernel(values, weight, 1e-6, to)
+
+    kernels = {"formulas": rms_norm, **by("norm", "torch", "compiled", "liger")}
+    moved = dtype.itemsize * shape.tokens * math.prod(rows) * size
+    return Operation(
+        name,
+        lambda: [random(dtype, shape.seq_length, shape.batch, *rows, size), 1 + random(dtype, size)],
+        2 * moved,
+        3 * moved,
+        a_layer,
+        function_of(rms_norm, torch.float32),
+        {library: function_of(kernel, dtype) for library, kernel in kernels.items()},
+    )
+
+
+def swiglu(shape: Shape, dtype: torch.dtype) -> Operation:
+    from megatron_kaiyuan.backend import operations
+
+    moved = dtype.itemsize * shape.tokens * shape.ffn
+    return Operation(
+        "SwiGLU",
+        lambda: [random(dtype, shape.seq_length, shape.batch, 2 * shape.ffn)],
+        3 * moved,
+        5 * moved,
+        1,
+        operations.swiglu,
+        by("swiglu", "torch", "compiled", "liger"),
+    )
+
+
+def rotation(shape: Shape, dtype: torch.dtype) -> Operation:
+    from megatron_kaiyuan.backend import operations
+
+    size = shape.head_size
+    frequencies = 1e6 ** -(torch.arange(size // 2, device="cuda") * 2 / size)
+    half = torch.arange(shape.seq_length, device="cuda")[:, None] * frequencies
     angles = torch.cat((half, half), -1)[:, None, None, :]
-    labels = torch.randint(v, (s * b,), device="cuda")
-    group = parallel_state.get_tensor_model_parallel_group()
-    t, size = shape.tokens, dtype.itemsize
 
-    def loss(formulas: Any) -> Function:
+    def function_of(rope: Any) -> Function:
+        return lambda query, key: rope(query, key, angles)
+
+    moved = 2 * dtype.itemsize * shape.tokens * (shape.heads + shape.groups) * size
+    return Operation(
+        "rotation",
+        lambda: [random(dtype, shape.seq_length, shape.batch, heads, size) for heads in (shape.heads, shape.groups)],
+        moved,
+        moved,
+        1,
+        function_of(operations.rotate),
+        {library: function_of(rope) for library, rope in by("rope", "torch", "compiled").items()},
+    )
+
+
+def cross_entropy(shape: Shape, dtype: torch.dtype) -> Operation:
+    from megatron.core import parallel_state
+
+    from megatron_kaiyuan.backend import operations
+    from megatron_kaiyuan.backend.formulas import EAGER
+
+    labels = torch.randint(shape.vocabulary, (shape.tokens,), device="cuda")
+    group = parallel_state.get_tensor_model_parallel_group()
+
+    def function_of(formulas: Any) -> Function:
         return lambda logits: operations.cross_entropy(logits, labels, 30.0, group, formulas)[0]
 
+    moved = dtype.itemsize * shape.tokens * shape.vocabulary
+    return Operation(
+        "capped cross-entropy",
+        lambda: [3 * random(dtype, shape.tokens, shape.vocabulary)],
+        moved,
+        2 * moved,
+        0,
+        function_of(EAGER),
+        {library: function_of(formulas) for library, formulas in by("loss", "torch", "compiled").items()},
+    )
+
+
+def operations_of(shape: Shape, dtype: torch.dtype) -> list[Operation]:
+    # Keys have a norm as queries have, and fewer heads.
+    heads = 1 + shape.groups / shape.heads
     return [
-        Operation(
-            "norm of the hidden size",
-            lambda: [random(s, b, h), 1 + random(h)],
-            2 * size * t * h,
-            3 * size * t * h,
-            4,
-            exact_norm,
-            norms(h),
-        ),
-        Operation(
-            "norm of queries",
-            lambda: [random(s, b, n, d), 1 + random(d)],
-            2 * size * t * n * d,
-            3 * size * t * n * d,
-            1 + g / n,
-            exact_norm,
-            norms(d),
-        ),
-        Operation(
-            "SwiGLU",
-            lambda: [random(s, b, 2 * f)],
-            3 * size * t * f,
-            5 * size * t * f,
-            1,
-            operations.swiglu,
-            by("swiglu", "torch", "compiled", "liger"),
-        ),
-        Operation(
-            "rotation",
-            lambda: [random(s, b, n, d), random(s, b, g, d)],
-            2 * size * t * (n + g) * d,
-            2 * size * t * (n + g) * d,
-            1,
-            lambda query, key: operations.rotate(query, key, angles),
-            {
-                library: lambda query, key, rope=rope: rope(query, key, angles)
-                for library, rope in by("rope", "torch", "compiled").items()
-            },
-        ),
-        Operation(
-            "capped cross-entropy",
-            lambda: [3 * random(t, v)],
-            size * t * v,
-            2 * size * t * v,
-            0,
-            loss(EAGER),
-            {"torch": loss(EAGER), "compiled": loss(compiled())},
-        ),
+        norm("norm of the hidden size", shape, dtype, (), shape.hidden, 4),
+        norm("norm of queries", shape, dtype, (shape.heads,), shape.head_size, heads),
+        swiglu(shape, dtype),
+        rotation(shape, dtype),
+        cross_entropy(shape, dtype),
     ]
 
 
@@ -199,7 +219,6 @@ def measure_operation(operation: Operation, copied: float) -> None:
             with torch.no_grad():
                 forward = clock(lambda: function(*leaves))  # noqa: B023
             gradients = [torch.randn_like(output) for output in as_tuple(function(*leaves))]
-            # The loss takes its backward pass once.
 
             def both() -> Any:
                 return torch.autograd.grad(as_tuple(function(*leaves)), leaves, gradients)  # noqa: B023

@@ -45,6 +45,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from megatron_kaiyuan.config import BackendConfig
 from megatron_kaiyuan.platform.precisions import DTYPES
 
 OURS = "kaiyuan"
@@ -85,7 +86,6 @@ SHAPES = {
     },
 }
 PRECISIONS = {"cpu": ["fp32", "bf16"], "cuda": ["bf16", "fp16"]}
-OPERATIONS = ("norm", "swiglu", "rope", "loss", "attention", "weight_gradient", "passes")
 PLAIN = {"sandwich_norm": False, "logits_soft_cap": None}
 Step: TypeAlias = Callable[[], None]
 
@@ -336,7 +336,9 @@ def sides(case: Case) -> dict[str, Callable[[Any], None]]:
         found["litgpt, autocast"] = partial(serve_litgpt, case, True, False)
     if case.platform == "cuda":
         found[f"{OURS}, recorded"] = partial(serve_kaiyuan, case, {}, {"passes": "recorded"})
-        found[f"{OURS}, torch's kernels"] = partial(serve_kaiyuan, case, {}, dict.fromkeys(OPERATIONS, "torch"))
+        found[f"{OURS}, torch's kernels"] = partial(
+            serve_kaiyuan, case, {}, dict.fromkeys(BackendConfig.model_fields, "torch")
+        )
         found["hugging face with liger, autocast"] = partial(serve_hugging_face, case, True, True, False)
         found["hugging face, autocast, compiled"] = partial(serve_hugging_face, case, True, False, True)
         found["litgpt, autocast, compiled"] = partial(serve_litgpt, case, True, True)

@@ -11,7 +11,7 @@ a rank, 1 a dimension of size one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -146,33 +146,28 @@ def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _loss_parts_in_blocks(
-    logits_tv: torch.Tensor, label_t1: torch.Tensor, cap: float | None
-) -> tuple[torch.Tensor, ...]:
-    parts = [loss_parts(logits_tv[block], label_t1[block], cap) for block in _blocks(logits_tv)]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+def _in_blocks(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """A formula of the loss, whose arguments have a row for each token and end with the cap, on some rows at a time."""
 
+    def apply(logits_tv: torch.Tensor, *rows_and_cap: Any) -> Any:
+        *rows, cap = rows_and_cap
+        step = block_rows(logits_tv.size(-1), logits_tv.device.type)
+        blocks = [slice(start, start + step) for start in range(0, len(logits_tv), step)]
+        parts = [formula(logits_tv[block], *(row[block] for row in rows), cap) for block in blocks]
+        return None if parts[0] is None else tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-def _loss_gradient_in_blocks_(
-    logits_tv: torch.Tensor,
-    log_z_t: torch.Tensor,
-    of_softmax_t1: torch.Tensor,
-    label_t1: torch.Tensor,
-    of_label_t1: torch.Tensor,
-    cap: float | None,
-) -> None:
-    for block in _blocks(logits_tv):
-        loss_gradient_(logits_tv[block], log_z_t[block], of_softmax_t1[block], label_t1[block], of_label_t1[block], cap)
-
-
-def _blocks(logits_tv: torch.Tensor) -> list[slice]:
-    step = block_rows(logits_tv.size(-1), logits_tv.device.type)
-    return [slice(start, start + step) for start in range(0, len(logits_tv), step)]
+    return apply
 
 
 # One operation after the other, in torch's own kernels; of logits, a block of tokens at a time.
 EAGER = Formulas(
-    rms_norm, rms_norm_backward, swiglu, swiglu_backward, rotate, _loss_parts_in_blocks, _loss_gradient_in_blocks_
+    rms_norm,
+    rms_norm_backward,
+    swiglu,
+    swiglu_backward,
+    rotate,
+    _in_blocks(loss_parts),
+    _in_blocks(loss_gradient_),
 )
 
 
@@ -188,5 +183,5 @@ def compiled() -> Formulas:
         # A kernel for each shape: those of a run are few, and one for all of them is slower.
         return torch.compile(formula, dynamic=False, fullgraph=True)
 
-    whole = Formulas(rms_norm, rms_norm_backward, swiglu, swiglu_backward, rotate, loss_parts, loss_gradient_)
+    whole = replace(EAGER, loss_parts=loss_parts, loss_gradient_=loss_gradient_)
     return Formulas(**{field.name: compile_one(getattr(whole, field.name)) for field in fields(Formulas)})
