@@ -55,5 +55,7 @@ def _norm(chunk_size: int, flag: Any, lists: list[list[torch.Tensor]], per_tenso
 
 def _scale(chunk_size: int, flag: Any, lists: list[list[torch.Tensor]], scale: float) -> None:
     sources, targets = lists
-    torch._foreach_copy_(targets, sources)
+    # Clipping scales gradients in their place: to copy them there would be two passes over all of them.
+    if sources is not targets:
+        torch._foreach_copy_(targets, sources)
     torch._foreach_mul_(targets, scale)

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_the_benchmark_compares_equal_files(tmp_path: Path):
-    options = ["--documents", "20000", "--parts", "2", "--threads", "2", "--folder", str(tmp_path)]
+    options = ["--documents", "120000", "--parts", "2", "--threads", "2", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.index", *options]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

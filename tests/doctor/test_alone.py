@@ -9,8 +9,6 @@ import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
-import pytest
-
 from megatron_kaiyuan.platform import half
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +69,6 @@ def test_this_machine(tmp_path: Path) -> None:
     assert facts["launcher"]["name"] == "none" and facts["launcher"]["world_size"] == 1
 
 
-@pytest.mark.slow
 def test_backend_that_does_not_load_is_a_finding(tmp_path: Path) -> None:
     """torch_npu without CANN: `import torch` fails as a whole, as the first assertion proves."""
     (tmp_path / "driverless.py").write_text("raise ImportError('libascendcl.so: cannot open shared object file')")

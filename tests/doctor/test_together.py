@@ -49,7 +49,6 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_wrong_clock_and_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     """Started by hand: rank 1 has another file system at the run folder, as on a host that does not mount it."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:

@@ -109,6 +109,9 @@ def test_cuda_leaves_torch_alone() -> None:
         torch.testing.assert_close(norm, expected.norm().unsqueeze(0))
         clip_grads.multi_tensor_scale_impl(0, None, [gradients, gradients], 0.5)
         assert torch.equal(torch.cat([part.flatten() for part in gradients]), 0.5 * expected)
+        scaled = [torch.empty_like(part) for part in gradients]
+        clip_grads.multi_tensor_scale_impl(0, None, [gradients, scaled], 2)
+        assert torch.equal(torch.cat([part.flatten() for part in scaled]), expected)
         # The GPU is not there, so that nothing can be added on it.
         assert "fails with torch" in platform.current().findings["weight_gradient"]
     """)

@@ -5,7 +5,8 @@
 Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient` (everywhere, or in one `micro_batch` of `rank`),
 `infinite_weight_gradient` (in what `rank` updates), `loss` (adds `by` to the loss that is seen, not to the gradient),
 `weight` (multiplies weight `name` of `layer` by `by`, or fills it; in the network, not the optimizer, on `rank` or on
-all), and `leave_out`, which is no fault: the run starts with these tokens taken out. `times`: so often in this process.
+all), and two that are no faults: `leave_out`, the run starts with these tokens taken out, and `native_half`, this CPU
+computes half precision itself though it has no instructions for it. `times`: so often in this process.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan import platform
+from megatron_kaiyuan.platform import half
 from megatron_kaiyuan.train.rank import run_on_this_rank
 
 faults = json.loads(sys.argv[1])
+if any(fault["kind"] == "native_half" for fault in faults):
+    half.emulated = lambda: ()
 platform.activate("cpu")
 
 from megatron_kaiyuan.train import loop, start, step  # noqa: E402 - a platform has to be active before megatron-core

@@ -103,7 +103,6 @@ def test_from_two_ranks_to_four_to_two(recipe: Path, finished_run: Path, tmp_pat
     np.testing.assert_allclose([*losses(four), *losses(two)], losses(finished_run)[10:], rtol=2e-6)
 
 
-@pytest.mark.slow
 def test_same_layout_is_bitwise_with_a_scaler_and_without_the_distributed_optimizer(
     recipe: Path, from_step_0, tmp_path: Path
 ) -> None:

@@ -33,7 +33,6 @@ def rows(processes: int, recipe: Path, start: Path, run_dir: Path, *overrides: s
 Z_LOSS = ["train.z_loss=1", "data.eod_mask_loss=true"]
 
 
-@pytest.mark.slow
 def test_z_loss_moves_the_weights_but_is_not_reported(recipe: Path, start: Path, tmp_path: Path) -> None:
     plain = rows(1, recipe, start, tmp_path / "plain", "data.eod_mask_loss=true")
     found = rows(1, recipe, start, tmp_path / "one", *Z_LOSS)
@@ -50,7 +49,6 @@ def test_z_loss_is_scaled_with_the_loss_in_fp16(recipe: Path, start: Path, tmp_p
     assert metrics(tmp_path / "fp16")[1]["grad_norm"] == pytest.approx(norms[0], rel=0.01)
 
 
-@pytest.mark.slow
 def test_embedding_norm_in_any_layout(recipe: Path, tmp_path: Path) -> None:
     """Its gain is in the checkpoint that the layouts start from; with sequence parallelism its gradient is summed."""
     norm = ["model.embedding_norm=true", "checkpoint.save_every_steps=1", "monitor.activations_every_steps=3"]

@@ -118,8 +118,8 @@ def check_long_document(megabytes: int, most_memory: int, tokenizer_path: Path, 
     assert np.array_equal(ids[:-1], np.tile(once, text.count("\n") // paragraph.count("\n")))
 
 
-def test_a_document_of_5_megabytes(tokenizer_path: Path, tmp_path: Path):
-    check_long_document(5, 500_000_000, tokenizer_path, tmp_path)
+def test_a_document_of_20_megabytes(tokenizer_path: Path, tmp_path: Path):
+    check_long_document(20, 500_000_000, tokenizer_path, tmp_path)
 
 
 @pytest.mark.slow
