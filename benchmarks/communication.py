@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 from megatron_kaiyuan.config import check_world_size, load_run
 from megatron_kaiyuan.planning.communication import Communication, most_sent
 
+KINDS = ("tensor", "pipeline", "data")
 RECIPE = Path("launch/recipes/kaiyuan-2b/train.yaml")
 # Tensor and pipeline parallel size, virtual stages, sequence parallelism.
 LAYOUTS = [
@@ -35,7 +35,8 @@ def sent(recipe: Path, gpus: int, layout: tuple[int, int, int, bool]) -> Communi
 
 def row(recipe: Path, gpus: Sequence[int], layout: tuple[int, int, int, bool]) -> str:
     tensor, pipeline, virtual, sequence = layout
-    by_kind = zip(*(astuple(sent(recipe, count, layout)) for count in gpus), strict=True)
+    found = [sent(recipe, count, layout) for count in gpus]
+    by_kind = [[getattr(one, kind) for one in found] for kind in KINDS]
     numbers = [" | ".join(f"{size / 1e9:.2f}" if size else "0" for size in sizes) for sizes in by_kind]
     stages = f"PP {pipeline}" if virtual == 1 else f"PP {pipeline}x{virtual}"
     return f"| TP {tensor}{' SP' if sequence else ''}, {stages} | {' | '.join(numbers)} |"
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--gpus", type=int, nargs="+", default=[64, 256, 1024])
     given = parser.parse_args()
-    kinds = [f"{kind}, {count:,}" for kind in ("tensor", "pipeline", "data") for count in given.gpus]
+    kinds = [f"{kind}, {count:,}" for kind in KINDS for count in given.gpus]
     print(f"| GB a step | {' | '.join(kinds)} |")
     print("|---" * (len(kinds) + 1) + "|")
     for layout in LAYOUTS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.models.gpt import GPTModel
 
@@ -17,6 +19,13 @@ def compute_in_fp32(model: GPTModel) -> None:
         # An up-cast weight has no sum of gradients.
         model.output_layer.gradient_accumulation_fusion = False
         model.decoder.final_layernorm.output_dtype = torch.float32
-        model.output_layer.register_forward_pre_hook(
-            lambda layer, inputs, options: (inputs, {**options, "weight": layer.weight.float()}), with_kwargs=True
-        )
+        layer = model.output_layer
+        forward = layer.forward
+
+        # Inside the layer's own call: hooks in front of it may still be gathering the weight (`overlap_param_gather`).
+        def forward_in_fp32(
+            hidden_sbh: torch.Tensor, weight: torch.Tensor | None = None, **options: Any
+        ) -> tuple[torch.Tensor, None]:
+            return forward(hidden_sbh, weight=layer.weight.float(), **options)
+
+        layer.forward = forward_in_fp32

@@ -27,20 +27,30 @@ class Communication:
     Attributes:
         tensor: activations and their gradients, the three numbers a token of the cross-entropy, gradients of norms.
         pipeline: activations to the next stage, their gradients to the one before.
-        data: gradients, in FP32, and with the distributed optimizer the updated weights.
+        gradients: over data-parallel ranks, in FP32.
+        weights: updated ones, with the distributed optimizer.
     """
 
     tensor: int
     pipeline: int
-    data: int
+    gradients: int
+    weights: int
+
+    @property
+    def data(self) -> int:
+        """All that goes over data-parallel ranks."""
+        return self.gradients + self.weights
 
 
 def communication(stage: Stage) -> Communication:
     """What each rank of a stage sends."""
+    # Once a step over data-parallel ranks, with the padding of the distributed optimizer's buffers.
+    mine, ranks, is_cut = held(stage), stage.data_parallel_size, stage.run.parallel.use_distributed_optimizer
     return Communication(
         tensor=stage.micro_batches * _activations(stage) + _norm_gradients(stage),
         pipeline=stage.micro_batches * _neighbours(stage),
-        data=_gradients_and_weights(stage),
+        gradients=_ring(mine.gradients, ranks, 1 if is_cut else 2),
+        weights=_ring(mine.weights, ranks, 1) if is_cut else 0,
     )
 
 
@@ -98,11 +108,3 @@ def _neighbours(stage: Stage) -> int:
     element = _FP32 if run.model.fp32_residual else BYTES[run.train.precision]
     stream = run.train.micro_batch_size * run.train.seq_length * run.model.hidden_size * element // share
     return (2 * stage.chunks - stage.is_first - stage.is_last) * stream
-
-
-def _gradients_and_weights(stage: Stage) -> int:
-    """Once a step, over data-parallel ranks, with the padding of the distributed optimizer's buffers."""
-    mine, ranks = held(stage), stage.data_parallel_size
-    if stage.run.parallel.use_distributed_optimizer:
-        return _ring(mine.gradients, ranks, 1) + _ring(mine.weights, ranks, 1)
-    return _ring(mine.gradients, ranks, 2)

@@ -60,7 +60,7 @@ def _layout_as_json(plan: Plan, layout: LayoutPlan) -> dict[str, Any]:
         "fullest_stage": memory.stage.index,
         "bytes": {**asdict(memory.device), "total": memory.device.total, "host": memory.host},
         "largest_part": memory.device.largest_part,
-        "sent_bytes": asdict(layout.sent),
+        "sent_bytes": {**asdict(layout.sent), "data": layout.sent.data},
     }
     if layout.speed is not None:
         row |= asdict(layout.speed)
@@ -149,7 +149,8 @@ def _row(plan: Plan, layout: LayoutPlan) -> list[str]:
     memory = layout.memory
     parts = [gib(part) for part in asdict(memory.device).values()]
     row = ["*" if layout.is_recipe(plan.run) else "", *_layout_columns(layout), gib(memory.device.total), *parts]
-    row += [memory.stage.role, gib(memory.host), *map(gib, asdict(layout.sent).values())]
+    sent = layout.sent
+    row += [memory.stage.role, *map(gib, (memory.host, sent.tensor, sent.pipeline, sent.data))]
     if layout.speed is None:
         return [*row, "-", "-", "-", "-"]
     days = _days(plan, layout.speed)

@@ -66,7 +66,8 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
 
     The slowest stage sets the pace, `m + (p - 1) / v` micro-batches of it make a step, v chunks a stage. Collectives of
     tensor parallelism and sends between stages are waited for; those of the gradients too, but for the last
-    micro-batch's backward pass where `overlap_grad_reduce` is on. Links that are not known cost nothing.
+    micro-batch's backward pass where `overlap_grad_reduce` is on, and those of the weights, but for the first one's
+    forward pass where `overlap_param_gather` is. Links that are not known cost nothing.
     """
     peak = device.peak_tflops(run.train.precision)
     if peak is None:
@@ -79,10 +80,14 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
     # A stage of several chunks waits for one chunk's time where others wait for a whole one's.
     ticks = last.micro_batches + (parallel.pipeline_model_parallel_size - 1) / last.chunks
     spans = last.data_parallel_size * parallel.tensor_model_parallel_size
-    reduce = max(sent.data for _, sent in stages) / _link(device, spans)
+    forward = _stage_flops(last) / rate / _PASSES
+    reduce = max(sent.gradients for _, sent in stages) / _link(device, spans)
+    gather = max(sent.weights for _, sent in stages) / _link(device, spans)
     if parallel.overlap_grad_reduce:
-        reduce = max(0.0, reduce - _stage_flops(last) / rate * (_PASSES - 1) / _PASSES)
-    seconds = ticks * pace + reduce
+        reduce = max(0.0, reduce - (_PASSES - 1) * forward)
+    if parallel.overlap_param_gather:
+        gather = max(0.0, gather - forward)
+    seconds = ticks * pace + reduce + gather
     return Speed(
         step_seconds=seconds,
         tokens_per_second=run.train.tokens_per_step / seconds,

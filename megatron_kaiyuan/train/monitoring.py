@@ -60,6 +60,7 @@ class Monitoring(Hook):
             return
         state = session.state
         factor = 1.0 if result.skipped else _clip_factor(self._run.optimizer.clip_grad, result.gradient_norm)
+        state.gather_weights()
         add_weights(table, _WEIGHT, state.network, state.optimizer, factor, updated=not result.skipped)
         cells = table.gather()
         if cells is not None:

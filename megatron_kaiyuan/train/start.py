@@ -139,6 +139,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
         use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
+        overlap_param_gather=run.parallel.overlap_param_gather,
     )
     is_recorded = backend.choices["passes"].implementation == "recorded"
     with platform.beside() if is_recorded else nullcontext():

@@ -72,10 +72,18 @@ class TrainState:
     monitors: dict[str, Monitor] = field(default_factory=dict)
     before_update: Callable[[], None] = lambda: None
 
+    def gather_weights(self) -> None:
+        """Make the network whole, which it is not behind a step with `overlap_param_gather`. Collective."""
+        for model in self.models:
+            if model.ddp_config.overlap_param_gather:
+                model.start_param_sync(force_sync=True)
+
     def sharded(self, is_loading: bool = False) -> dict[str, Any]:
         """The state as megatron-core's sharded tensors plus common objects. Collective."""
         if is_loading:
             prepare_to_load(self.optimizer)
+        else:
+            self.gather_weights()
         network = self._sharded_network()
         state: dict[str, Any] = {"network": network, "optimizer": sharded_optimizer(self.optimizer, network)}
         if not is_loading:

@@ -46,7 +46,7 @@ class Sent:
         self.bytes[kind] += rounds * message.numel() * message.element_size() * (ranks - 1) // ranks
 
 
-def kind_of(group: Any) -> str:
+def kind_of(group: Any, name: str) -> str:
     from megatron.core import parallel_state
 
     data = [
@@ -56,20 +56,24 @@ def kind_of(group: Any) -> str:
     ]
     if group is parallel_state.get_tensor_model_parallel_group():
         return "tensor"
-    return "data" if any(group is one for one in data) else "small"
+    if not any(group is one for one in data):
+        return "small"
+    return "weights" if name == "all_gather_into_tensor" else "gradients"
 
 
 def count_calls(sent: Sent) -> None:
     """Put the counting functions in place of torch's everywhere: megatron-core keeps some under names of its own."""
     for name, (argument, place, rounds) in RINGS.items():
 
-        def ring(original: Callable, argument: str, place: int, rounds: int, *args: Any, **kwargs: Any) -> Any:
+        def ring(
+            original: Callable, name: str, argument: str, place: int, rounds: int, *args: Any, **kwargs: Any
+        ) -> Any:
             if sent.counting:
                 message = kwargs[argument] if argument in kwargs else args[place]
-                sent.ring(kind_of(kwargs.get("group")), message, kwargs.get("group"), rounds)
+                sent.ring(kind_of(kwargs.get("group"), name), message, kwargs.get("group"), rounds)
             return original(*args, **kwargs)
 
-        replace(name, functools.partial(ring, getattr(torch.distributed, name), argument, place, rounds))
+        replace(name, functools.partial(ring, getattr(torch.distributed, name), name, argument, place, rounds))
     for name in POINT_TO_POINT:
 
         def point_to_point(original: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from tests.ranks import run as run_ranks
 from tests.train.small_run import TOKENS_PER_STEP, write_recipe
 
 RANKS = 4
-KINDS = ("tensor", "pipeline", "data")
+KINDS = ("tensor", "pipeline", "gradients", "weights")
 # Loss and votes, gradient norm, the scaler's flag; each an all-reduce of some numbers, at most twice what it holds.
 SMALL = 128
 
@@ -46,6 +46,7 @@ SLOW = {
     "dp4, fp16": FP16,
     "dp4-plain": [PLAIN],
     "dp4-overlap": [OVERLAP],
+    "pp2-virtual2-dp2, weights gathered late": [*VIRTUAL, OVERLAP, "parallel.overlap_param_gather=true"],
     "tp4": [tensor(4)],
     "tp4-sequence-full": [tensor(4), SEQUENCE, FULL],
     "tp4-sequence-mlp, bf16, stabilisers": [tensor(4), SEQUENCE, *MLP, BF16, *IN_FP32],
@@ -81,7 +82,7 @@ def test_every_byte_of_a_step_is_planned(layout: str, recipe: Path, tmp_path: Pa
 
 
 def test_one_device_sends_nothing() -> None:
-    assert most_sent(small_run(), 1) == Communication(0, 0, 0)
+    assert most_sent(small_run(), 1) == Communication(0, 0, 0, 0)
 
 
 def test_most_of_each_kind_over_all_stages() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, succeed
+from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, succeed, train
 from test_monitoring import numbers
 from test_resume import load
+
+from tests.ranks import run
 
 # Four layers and four groups of keys, so that both can be cut in four.
 SHAPE = ["model.num_layers=4", "model.num_query_groups=4"]
@@ -28,6 +30,7 @@ def pipeline(ranks: int) -> str:
 
 
 VIRTUAL = [pipeline(2), "parallel.virtual_pipeline_model_parallel_size=2"]
+LATE = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 
 
 FAST = {
@@ -57,6 +60,8 @@ SLOW = {
     "pp4, micro-batches of 1": (4, [pipeline(4), "train.micro_batch_size=1"]),
     "tp2-pp2-virtual2-sequence-full": (4, [tensor(2), *VIRTUAL, SEQUENCE, FULL]),
     "pp2-virtual2-dp2-overlap": (4, [*VIRTUAL, "parallel.overlap_grad_reduce=true"]),
+    "pp2-virtual2-dp2, weights gathered late": (4, [*VIRTUAL, *LATE]),
+    "tp2-dp2-sequence, weights gathered late": (4, [tensor(2), SEQUENCE, *LATE]),
     "pp2-virtual2-dp2-plain-parts": (4, [*VIRTUAL, PLAIN, PARTS, PARTS_ALL]),
     "pp2-virtual2, micro-batches of 1": (2, [*VIRTUAL, "train.micro_batch_size=1"]),
     "pp2-virtual2, two micro-batches": (2, [*VIRTUAL, "train.micro_batch_size=4"]),
@@ -83,6 +88,34 @@ def test_losses_are_those_of_one_process(layout: str, recipe: Path, five_steps: 
     np.testing.assert_allclose(losses(run_dir), losses(five_steps), rtol=2e-6)
     (found,), (expected,) = (map(numbers, events(folder, "monitor")) for folder in (run_dir, five_steps))
     np.testing.assert_allclose([*found.values()], [expected[name] for name in found], rtol=2e-3)
+
+
+@pytest.mark.parametrize("settings", [[], ["model.fp32_head=true", "train.precision=bf16"]], ids=["fp32", "fp32 head"])
+def test_weights_that_are_gathered_late_are_the_same_bits(settings: list[str], recipe: Path, tmp_path: Path) -> None:
+    """Over buckets of a few parameters each, on checkpoints in between, watched weights and a resume."""
+    program = [Path(__file__).with_name("small_buckets.py")]
+    steps = [*SHAPE, *settings, "monitor.activations_every_steps=2", "checkpoint.save_every_steps=3"]
+    folders = []
+    for name, overlap in (("at once", LATE[:1]), ("late", LATE)):
+        folder = tmp_path / name
+        for count in (4, 7):
+            tokens = f"train.train_tokens={count * TOKENS_PER_STEP}"
+            done = run(2, [*program, "train", recipe, f"run_dir={folder}", tokens, *steps, *overlap])
+            assert done.returncode == 0, done.stderr[-3000:]
+        folders.append(folder)
+    assert [event["step"] for event in events(folders[1], "checkpoint")] == [0, 3, 4, 6, 7]
+    (expected, found) = ([losses(folder), events(folder, "monitor")] for folder in folders)
+    assert len(found[1]) == 3
+    assert found[0] == expected[0] and list(map(numbers, found[1])) == list(map(numbers, expected[1]))
+    for step in (3, 7):
+        expected_weights, weights = (load(folder / "checkpoints" / f"step_{step}")[0] for folder in folders)
+        assert expected_weights.keys() == weights.keys()
+        assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
+
+
+def test_what_weights_gathered_late_need_is_named(recipe: Path, tmp_path: Path) -> None:
+    done = train(1, recipe, f"run_dir={tmp_path}", LATE[1])
+    assert done.returncode == 2 and "overlap_param_gather needs overlap_grad_reduce: true" in done.stderr
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
