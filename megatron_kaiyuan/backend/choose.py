@@ -7,6 +7,8 @@
 | liger    | Liger Kernel's Triton kernels, for NVIDIA GPUs |
 | npu      | torch_npu's, where the platform has found that they agree with torch |
 | cudnn, flash, efficient | for attention, one of the kernels that torch would choose among |
+| parts    | for attention on a CPU: torch's kernel, over the parts of the scores that are not masked |
+| flex     | for attention within documents on NVIDIA GPUs: torch's FlexAttention |
 | recorded | for the passes over a micro-batch: CUDA graphs, see `train/recorded.py` |
 | fused    | for weight gradients: products that add themselves to the FP32 sum, by Apex or torch |
 
@@ -19,7 +21,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,6 +28,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_kaiyuan.backend import operations
+from megatron_kaiyuan.backend.attention import Attention, flex_attention, in_parts, torch_attention
 from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
 from megatron_kaiyuan.backend.libraries import Norm, liger_norm, liger_swiglu, npu_norm, torch_norm
 from megatron_kaiyuan.config import BackendConfig, RunConfig
@@ -41,11 +43,12 @@ _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
         "swiglu": ("liger", "compiled"),
         "rope": ("compiled",),
         "loss": ("compiled",),
+        "document_attention": ("flex",),
         "weight_gradient": ("fused",),
     },
     "npu": {"norm": ("npu",), "swiglu": ("npu",)},
     # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
-    "cpu": {},
+    "cpu": {"attention": ("parts",), "document_attention": ("parts",)},
 }
 _ATTENTION = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -69,7 +72,8 @@ class Backend:
     Attributes:
         norm: of input, weight, epsilon and the output's precision.
         loss: formulas of the cross-entropy.
-        attention: makes the context in which torch's attention takes the chosen kernel.
+        attention: of one document a sample.
+        document_attention: within each of several.
         accumulates: whether products of weight gradients add themselves to the FP32 sum, in half precision.
         choices: by operation.
     """
@@ -78,7 +82,8 @@ class Backend:
     swiglu: Callable[[torch.Tensor], torch.Tensor] = operations.swiglu
     rope: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = operations.rotate
     loss: Formulas = EAGER
-    attention: Callable[[], AbstractContextManager] = nullcontext
+    attention: Attention = torch_attention
+    document_attention: Attention = torch_attention
     accumulates: bool = False
     choices: dict[str, Choice] = field(default_factory=dict)
 
@@ -97,13 +102,13 @@ def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = No
     """
     choices = {operation: _choice(operation, named, platform, run) for operation, named in wanted}
     taken = {operation: choice.implementation for operation, choice in choices.items()}
-    kernel = _ATTENTION.get(taken["attention"])
     return Backend(
         norm=_norm(taken["norm"], platform),
         swiglu=_swiglu(taken["swiglu"], platform),
         rope=_of(operations.rotate, taken["rope"]),
         loss=_formulas(taken["loss"]),
-        attention=nullcontext if kernel is None else partial(sdpa_kernel, kernel),
+        attention=_attention(taken["attention"]),
+        document_attention=_attention(taken["document_attention"]),
         accumulates=taken["weight_gradient"] == "fused",
         choices=choices,
     )
@@ -132,10 +137,14 @@ def _lack(operation: str, implementation: str, platform: Platform, run: RunConfi
         return _recorder_lack(platform, run)
     if implementation == "npu":
         return None if operation in platform.fused else platform.findings.get(operation, "is for platform npu")
+    if implementation == "parts":
+        return None if platform.name == "cpu" else f"is for CPUs, and this is platform {platform.name}"
     if implementation != "torch" and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
     if implementation == "liger":
         return _liger_lack()
+    if implementation == "flex":
+        return _compiler_lack(platform.name)
     if implementation == "fused":
         return platform.findings.get("weight_gradient")
     return None
@@ -152,6 +161,7 @@ def _recorder_lack(platform: Platform, run: RunConfig | None) -> str | None:
         "parallel.pipeline_model_parallel_size": parallel.pipeline_model_parallel_size > 1,
         "parallel.overlap_grad_reduce": parallel.overlap_grad_reduce,
         "parallel.recompute_granularity": parallel.recompute_granularity is not None,
+        "data.reset_attention_mask": run.data.reset_attention_mask,
         "optimizer.qk_clip_tau": run.optimizer.qk_clip_tau is not None,
     }
     found = [field for field, is_set in reasons.items() if is_set]
@@ -183,6 +193,12 @@ def _formulas(implementation: str) -> Formulas:
 
 def _of(operation: Callable, implementation: str) -> Callable:
     return operation if implementation == "torch" else partial(operation, formulas=_formulas(implementation))
+
+
+def _attention(implementation: str) -> Attention:
+    if implementation in _ATTENTION:
+        return partial(torch_attention, kernel=partial(sdpa_kernel, _ATTENTION[implementation]))
+    return {"parts": in_parts, "flex": flex_attention, "torch": torch_attention}[implementation]
 
 
 def _norm(implementation: str, platform: Platform) -> Norm:

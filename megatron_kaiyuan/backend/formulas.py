@@ -107,8 +107,11 @@ def rotate(
 
 
 def loss_parts(logits_tv: torch.Tensor, label_t1: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, ...]:
-    """Of capped logits: the largest of each row, the sum of exponentials below it, and the one at the label; [t]."""
-    bounded_tv = _bounded(logits_tv, cap)
+    """Of capped logits: the largest of each row, the sum of exponentials below it, and the one at the label; [t].
+
+    FP32 logits are capped in their place, so that `loss_gradient_` need not do it again.
+    """
+    bounded_tv = _cap_in_place(logits_tv, cap) if _stay_capped(logits_tv) else _bounded(logits_tv, cap)
     peak_t = bounded_tv.amax(-1)
     sum_t = (bounded_tv - peak_t.unsqueeze(-1)).exp_().sum(-1)
     return peak_t, sum_t, bounded_tv.gather(-1, label_t1).squeeze(-1)
@@ -123,7 +126,7 @@ def loss_gradient_(
     cap: float | None,
 ) -> None:
     """Write over logits `of_softmax * softmax + of_label` at the label, taken back through the cap."""
-    bounded_tv = _bounded(logits_tv, cap)
+    bounded_tv = logits_tv if _stay_capped(logits_tv) else _bounded(logits_tv, cap)
     gradient_tv = (bounded_tv - log_z_t.unsqueeze(-1)).exp_().mul_(of_softmax_t1)
     if torch.compiler.is_compiling():
         # A scatter would end the kernel.
@@ -134,6 +137,15 @@ def loss_gradient_(
     if cap is not None:
         gradient_tv = torch.ops.aten.tanh_backward(gradient_tv, bounded_tv.div_(cap))
     logits_tv.copy_(gradient_tv)
+
+
+def _stay_capped(logits_tv: torch.Tensor) -> bool:
+    # Half precision would round them once more.
+    return logits_tv.dtype == torch.promote_types(logits_tv.dtype, torch.float32)
+
+
+def _cap_in_place(logits_tv: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return logits_tv if cap is None else logits_tv.div_(cap).tanh_().mul_(cap)
 
 
 def _bounded(logits_tv: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -52,7 +52,8 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each token under the soft cap, and log Z; over the vocabulary of all ranks of the group.
 
-    The backward pass overwrites the logits, so that there is one only, and needs no exchange.
+    The backward pass overwrites the logits, so that there is one only, and needs no exchange; FP32 logits are capped in
+    their place before.
     """
     return _CrossEntropy.apply(logits_tv, labels_t, cap, group, formulas)
 

@@ -85,6 +85,9 @@ class ParallelConfig(Section):
         bool, Field(description="cut optimizer state over the data-parallel ranks")
     ] = True
     overlap_grad_reduce: Annotated[bool, Field(description="reduce gradients while the backward pass runs")] = False
+    overlap_param_gather: Annotated[
+        bool, Field(description="gather the updated weights while the next forward pass runs; with overlap_grad_reduce")
+    ] = False
     recompute_granularity: Annotated[
         Literal["selective", "full"] | None,
         Field(description="computed again by the backward pass: parts of a layer, whole layers; null: nothing"),
@@ -104,6 +107,14 @@ class ParallelConfig(Section):
                 f"context_parallel_size {self.context_parallel_size}: Megatron Core 0.16 cuts sequences over ranks "
                 "with Transformer Engine's attention only, which this network does not use; leave it at 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_gather(self) -> ParallelConfig:
+        needed = ("use_distributed_optimizer", "overlap_grad_reduce")
+        lacks = [name for name in needed if not getattr(self, name)]
+        if self.overlap_param_gather and lacks:
+            raise ValueError(f"overlap_param_gather needs {' and '.join(f'{name}: true' for name in lacks)}")
         return self
 
     @model_validator(mode="after")
@@ -181,8 +192,12 @@ class BackendConfig(Section):
     rope: Literal["auto", "torch", "compiled"] = "auto"
     loss: Literal["auto", "torch", "compiled"] = "auto"
     attention: Annotated[
-        Literal["auto", "torch", "cudnn", "flash", "efficient"],
-        Field(description="one of torch's own kernels, or torch's choice among them"),
+        Literal["auto", "torch", "cudnn", "flash", "efficient", "parts"],
+        Field(description="a kernel of torch's, or its choice among them; parts: a CPU's, over what is not masked"),
+    ] = "auto"
+    document_attention: Annotated[
+        Literal["auto", "torch", "flex", "parts"],
+        Field(description="with data.reset_attention_mask; torch: under a mask of all pairs"),
     ] = "auto"
     weight_gradient: Annotated[
         Literal["auto", "torch", "fused"],

@@ -1,14 +1,13 @@
-"""Rotary self-attention, and causal core attention through torch's scaled_dot_product_attention.
+"""Rotary self-attention, and causal core attention by a kernel of `backend/`.
 
-megatron-core's local core attention builds the whole [s, s] score matrix and expands the key heads; this one never
-does the first, and the second only under a mask.
+megatron-core's local core attention builds the whole [s, s] score matrix and expands the key heads; this one does so
+under a mask only.
 Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan import platform
+from megatron_kaiyuan.backend.attention import masked_attention
 from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.platform.precisions import DTYPES
 
@@ -87,7 +87,7 @@ class CausalAttention(MegatronModule):
         super().__init__(config=config)
         if attn_mask_type != AttnMaskType.causal or attention_type != "self" or config.context_parallel_size > 1:
             raise ValueError("CausalAttention does causal self-attention without context parallelism only")
-        self.softmax_scale, self._chosen_kernel = softmax_scale, backend.attention
+        self.softmax_scale, self._backend = softmax_scale, backend
         self._emulated = {DTYPES[name] for name in platform.emulated()}
 
     def forward(
@@ -103,31 +103,30 @@ class CausalAttention(MegatronModule):
         """Attend causally within each sequence, or within each document of it; returns [s, b, n * d].
 
         Args:
-            attention_mask: Megatron's, boolean [b or 1, 1, s, s], true where a query (row) must not see a key; it says
-                causality too (`document_mask`). None: causal. Stock Megatron-LM makes one by default, which costs
-                speed and says no more than None unless it was given --reset-attention-mask:
-                --no-create-attention-mask-in-dataloader leaves it out.
+            attention_mask: number of the document that each token belongs to, [b, s]; None: all are one. Or Megatron's
+                mask, boolean [b or 1, 1, s, s], true where a query (row) must not see a key, which says causality
+                too. Stock Megatron-LM makes one by default, which costs speed and says no more than None unless it was
+                given --reset-attention-mask: --no-create-attention-mask-in-dataloader leaves it out.
         """
         if attention_bias is not None or packed_seq_params is not None:
             raise ValueError("CausalAttention takes no bias and no packed sequences")
-        heads_per_group = query_sbnd.size(2) // key_sbgd.size(2)
-        if attention_mask is not None and heads_per_group > 1:
-            # torch's fused kernels that take a mask know no key/value groups, and the one that does builds all scores.
-            key_sbgd, value_sbgd = (part.repeat_interleave(heads_per_group, dim=2) for part in (key_sbgd, value_sbgd))
-        attend = partial(
-            torch.nn.functional.scaled_dot_product_attention,
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None,
-            scale=self.softmax_scale,
-            enable_gqa=query_sbnd.size(2) != key_sbgd.size(2),
-        )
         query_bnsd, *key_and_value = (part.permute(1, 2, 0, 3) for part in (query_sbnd, key_sbgd, value_sbgd))
+        attend = self._choose(attention_mask)
         if query_sbnd.dtype in self._emulated:
             output_bnsd = _InFp32.apply(attend, query_bnsd, *key_and_value)
         else:
-            with self._chosen_kernel():
-                output_bnsd = attend(query_bnsd, *key_and_value)
+            output_bnsd = attend(query_bnsd, *key_and_value)
         return output_bnsd.permute(2, 0, 1, 3).flatten(2)
+
+    def _choose(self, attention_mask: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        """A function of queries, keys and values."""
+        if attention_mask is None:
+            attend: Callable[..., torch.Tensor] = self._backend.attention
+        elif attention_mask.dtype == torch.bool:
+            attend = masked_attention
+        else:
+            attend = self._backend.document_attention
+        return lambda *tensors: attend(*tensors, self.softmax_scale, attention_mask)
 
 
 class _InFp32(torch.autograd.Function):
@@ -146,17 +145,3 @@ class _InFp32(torch.autograd.Function):
             output = ctx.function(*exact)
         found = torch.autograd.grad(output, exact, gradients[0].float())
         return None, *(gradient.to(gradients[0].dtype) for gradient in found)
-
-
-def document_mask(documents_bs: torch.Tensor) -> torch.Tensor:
-    """Megatron's block-diagonal causal mask: boolean [b, 1, s, s], true where a query must not see a key.
-
-    s^2 bytes a sample, made once for all layers. A kernel for documents of varying length (FlexAttention, or flash
-    attention's varlen form) would take `documents_bs` in its place.
-
-    Args:
-        documents_bs: number of the document that each token belongs to.
-    """
-    length = documents_bs.size(1)
-    future_ss = torch.ones(length, length, dtype=torch.bool, device=documents_bs.device).triu_(1)
-    return (documents_bs[:, None, :, None] != documents_bs[:, None, None, :]) | future_ss

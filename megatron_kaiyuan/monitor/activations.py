@@ -71,11 +71,11 @@ def _watch_layer(watch: _Watch, layer: TransformerLayer, place: int) -> None:
     attention = layer.self_attention
 
     def inputs_of_attention(inputs: tuple[Any, ...]) -> None:
-        query, key, _, mask = inputs[:4]
+        query, key, _, documents = inputs[:4]
         watch.observe("query", place, query)
         watch.observe("key", place, key)
         scale = layer.config.softmax_scale or query.size(-1) ** -0.5
-        watch.table.add(ATTENTION_LOGITS, place, (), largest_attention_logit(query, key, scale, mask))
+        watch.table.add(ATTENTION_LOGITS, place, (), largest_attention_logit(query, key, scale, documents))
 
     watch.call(attention.core_attention, inputs_of_attention)
     watch.input(layer.pre_mlp_layernorm, "residual_after_attention", place)

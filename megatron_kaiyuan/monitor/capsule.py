@@ -2,7 +2,7 @@
 
 A folder of two files. `tensors.pt` holds tensors only, in three dictionaries:
 
-    inputs   of the part: tokens and position_ids; hidden [s, b, h], and attention_mask for a layer or labels for the
+    inputs   of the part: tokens and position_ids; hidden [s, b, h], and documents for a layer or labels for the
              head; output_gradient after an overflow in the backward pass
     weights  whole ones by their name in the part, in the precision of the run
     random   state of the generators of the host and of the device (nothing draws from them without dropout)
@@ -79,14 +79,14 @@ class Capture:
         return name == "hidden" or (name == "output_gradient" and self._seen.part != "head")
 
     def _begin(self, module: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        tokens_bs, position_ids_bs, attention_mask = inputs
+        tokens_bs, position_ids_bs, documents_bs = inputs
         if self._seen.part == "embedding":
             self._keep("tokens", tokens_bs)
             self._keep("position_ids", position_ids_bs)
         elif self._seen.part == "head":
             self._keep("labels", options["labels"])
-        elif attention_mask is not None:
-            self._keep("attention_mask", attention_mask)
+        elif documents_bs is not None:
+            self._keep("documents", documents_bs)
 
     def _input(self, module: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._keep("hidden", inputs[0] if inputs else options["hidden_states"])

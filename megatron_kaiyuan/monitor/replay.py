@@ -157,7 +157,7 @@ def _forward(
         # run: its gradient comes behind those of the weights.
         leaf = here["hidden"].to(dtype).detach().requires_grad_()
         network.set_input_tensor(leaf.view_as(leaf))
-    return network(here.get("tokens"), here.get("position_ids"), here.get("attention_mask"), labels=here.get("labels"))
+    return network(here.get("tokens"), here.get("position_ids"), here.get("documents"), labels=here.get("labels"))
 
 
 def as_text(result: Replay) -> str:

@@ -48,7 +48,7 @@ def sizes(tensor: torch.Tensor, change: Change | None = None) -> Sizes:
 
 
 def largest_attention_logit(
-    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, attention_mask: torch.Tensor | None
+    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, documents_bs: torch.Tensor | None
 ) -> torch.Tensor:
     """The largest |q k^T| * scale over all heads and all pairs that attention looks at; an FP32 scalar.
 
@@ -56,25 +56,25 @@ def largest_attention_logit(
     in an attention that writes its scores down.
 
     Args:
-        attention_mask: Megatron's, boolean [b or 1, 1, s, s], true where a query must not see a key; None: causal.
+        documents_bs: number of each token's document, beyond which attention does not look; None: all are one.
     """
     peaks = []
-    for scores_bnst in _scores(query_sbnd, key_sbgd, scale, attention_mask):
+    for scores_bnst in _scores(query_sbnd, key_sbgd, scale, documents_bs):
         lowest, highest = scores_bnst.aminmax()
         peaks += [-lowest, highest]
     return torch.stack(peaks).amax().float()
 
 
 def largest_attention_logit_by_head(
-    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, attention_mask: torch.Tensor | None
+    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, documents_bs: torch.Tensor | None
 ) -> torch.Tensor:
     """The largest q k^T * scale of each head, with its sign, but at least 0; FP32 [n]. Otherwise as for all heads."""
-    parts = [scores_bnst.amax((0, 2, 3)) for scores_bnst in _scores(query_sbnd, key_sbgd, scale, attention_mask)]
+    parts = [scores_bnst.amax((0, 2, 3)) for scores_bnst in _scores(query_sbnd, key_sbgd, scale, documents_bs)]
     return torch.stack(parts).amax(0).clamp_(min=0).float()
 
 
 def _scores(
-    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, attention_mask: torch.Tensor | None
+    query_sbnd: torch.Tensor, key_sbgd: torch.Tensor, scale: float, documents_bs: torch.Tensor | None
 ) -> Iterator[torch.Tensor]:
     """q k^T * scale in blocks of queries; 0 where attention does not look."""
     length, batch, heads, _ = query_sbnd.shape
@@ -88,8 +88,7 @@ def _scores(
         block = (query_sbgnd[start:stop].to(dtype) * scale).permute(1, 2, 3, 0, 4)
         scores = block.flatten(2, 3) @ key_bgds[..., :stop]
         scores = scores.view(batch, heads, stop - start, stop)
-        if attention_mask is None:
-            scores[..., start:].tril_()
-        else:
-            scores.masked_fill_(attention_mask[..., start:stop, :stop], 0)
+        scores[..., start:].tril_()
+        if documents_bs is not None:
+            scores.masked_fill_(documents_bs[:, None, start:stop, None] != documents_bs[:, None, None, :stop], 0)
         yield scores

@@ -80,9 +80,9 @@ class MicroBatch:
         total = self.stage.layers * self._layer() + self._boundary()
         # The angles that queries and keys are rotated by are one tensor for all layers.
         total += run.train.seq_length * run.model.kv_channels * _FP32
-        # Ids, labels and positions; the mask of documents is one for all layers.
-        total += 3 * self.tokens * _INT64
-        if run.data.reset_attention_mask:
+        # Ids, labels and positions, and numbers of documents; a mask of them is one for all layers.
+        total += (3 + run.data.reset_attention_mask) * self.tokens * _INT64
+        if self._masked:
             total += self.tokens * run.train.seq_length
         return total
 
@@ -137,7 +137,7 @@ class MicroBatch:
         total += query + keys
         if "core_attn" in recomputed:
             return total
-        if self.stage.run.data.reset_attention_mask:
+        if self._masked:
             # Keys and values spread over all heads, and the mask as numbers.
             total += (query - keys) + query + tokens * self.stage.run.train.seq_length * element
         if self.device.fused_attention:
@@ -147,11 +147,15 @@ class MicroBatch:
         return total + copies + tokens * heads * self.stage.run.train.seq_length * _FP32
 
     @property
+    def _masked(self) -> bool:
+        """Documents are kept apart by a mask of all pairs: elsewhere kernels leave out what is masked (`backend/`)."""
+        return self.stage.run.data.reset_attention_mask and self.device.platform == "npu"
+
+    @property
     def _keeps_projection(self) -> bool:
         """The projected queries, keys and values stay for a view of them: the values', or what the keys' norm saved."""
-        run = self.stage.run
         # Values are copied to all heads under a mask.
-        return run.model.qk_layernorm or not run.data.reset_attention_mask
+        return self.stage.run.model.qk_layernorm or not self._masked
 
     def _mlp(self, recomputed: Set[str] = frozenset()) -> int:
         if "mlp" in recomputed:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.boundaries import document_numbers, position_ids
 from megatron_kaiyuan.data.stream import PADDING, STARTS_ENTRY, TokenStream
-from megatron_kaiyuan.model.attention import document_mask
 from megatron_kaiyuan.train.plan import pack_length
 
 Batch = dict[str, "torch.Tensor | None"]
@@ -38,8 +37,9 @@ class GlobalBatch(Iterator[Batch]):
     Every rank of a model-parallel group reads the same samples, see `sample_positions`: masks need not travel along
     the pipeline.
 
-    A micro-batch holds tokens, labels and position_ids, int64[b, s]; attention_mask, boolean [b, 1, s, s], or None for
-    plain causal attention; loss_mask, float32[b, s], or None where every label counts.
+    A micro-batch holds tokens, labels and position_ids, int64[b, s]; documents, int64[b, s], the number of each token's
+    document, or None where attention is causal over all of them; loss_mask, float32[b, s], or None where every label
+    counts.
     """
 
     def __init__(self, stream: TokenStream, position: int, run: RunConfig, device: torch.device):
@@ -64,7 +64,7 @@ class GlobalBatch(Iterator[Batch]):
             "tokens": self._to_device(tokens[:, : self._length]),
             "labels": self._to_device(labels),
             "position_ids": ids_s.expand(self._rows, -1),
-            "attention_mask": None,
+            "documents": None,
             "loss_mask": None,
         }
         if marks is not None:
@@ -90,7 +90,7 @@ class GlobalBatch(Iterator[Batch]):
     def _add_boundaries(self, batch: Batch, marks: NDArray[np.uint8]) -> None:
         starts_bs = (marks[:, : self._length] & STARTS_ENTRY) != 0
         if self._data.reset_attention_mask:
-            batch["attention_mask"] = document_mask(self._to_device(document_numbers(starts_bs)))
+            batch["documents"] = self._to_device(document_numbers(starts_bs))
         if self._data.reset_position_ids:
             batch["position_ids"] = self._to_device(position_ids(starts_bs))
         if self._masks_loss:

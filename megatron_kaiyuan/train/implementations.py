@@ -18,6 +18,8 @@ _NAMES = {
     "npu": "torch_npu's kernel",
     "cudnn": "torch scaled_dot_product_attention, cuDNN",
     "flash": "torch scaled_dot_product_attention, FlashAttention",
+    "parts": "torch's kernel, over what is not masked",
+    "flex": "torch's FlexAttention",
     "recorded": "recorded as CUDA graphs",
     "fused": "products that add to the FP32 sum",
     "efficient": "torch scaled_dot_product_attention, memory-efficient",

@@ -47,9 +47,9 @@ class QKClip(Hook):
 
     @torch.no_grad()
     def _measure(self, place: int, module: Any, inputs: tuple[Any, ...]) -> None:
-        query, key, _, mask = inputs[:4]
+        query, key, _, documents = inputs[:4]
         scale = module.softmax_scale or query.size(-1) ** -0.5
-        found = largest_attention_logit_by_head(query, key, scale, mask)
+        found = largest_attention_logit_by_head(query, key, scale, documents)
         self._largest[place] = torch.maximum(self._largest[place], found)
 
     def _clip(self) -> None:

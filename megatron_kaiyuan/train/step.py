@@ -138,7 +138,7 @@ def forward_and_backward(
 
 def _both_passes(model: torch.nn.Module, count: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
     """What megatron-core's schedule does with one of so many micro-batches, if there is one stage; its mean loss."""
-    output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
+    output = model(batch["tokens"], batch["position_ids"], batch["documents"], labels=batch["labels"])
     loss, told = _mean_loss(batch["loss_mask"], output)
     (loss / count * scale).backward()
     return told["loss"]
@@ -155,7 +155,7 @@ def _forward(
         batch = next(batches)
     if overflows is not None:
         overflows.before_forward()
-    output = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
+    output = model(batch["tokens"], batch["position_ids"], batch["documents"], labels=batch["labels"])
     if overflows is not None:
         overflows.after_forward(output)
     return output, partial(_mean_loss, batch["loss_mask"])

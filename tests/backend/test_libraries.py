@@ -31,8 +31,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_a_cpu_and_an_npu_take_torch_by_themselves(installed: set[str]) -> None:
-    for platform in (CpuPlatform(), NpuPlatform(mindspeed=False)):
-        assert set(implementations(platform).values()) == {"torch"}
+    assert set(implementations(NpuPlatform(mindspeed=False)).values()) == {"torch"}
+    # Of the same kernel of torch's.
+    taken = implementations(CpuPlatform())
+    assert {operation for operation in taken if taken[operation] == "parts"} == {"attention", "document_attention"}
+    assert set(taken.values()) == {"torch", "parts"}
 
 
 def test_an_npu_takes_its_norm_where_it_agrees() -> None:
@@ -61,6 +64,7 @@ def test_a_gpu_takes_what_is_there_and_says_what_is_not(installed: set[str]) -> 
     assert taken == {
         **dict.fromkeys(("norm", "swiglu", "rope", "loss"), "compiled"),
         "attention": "torch",
+        "document_attention": "flex",
         "weight_gradient": "fused",
         "passes": "torch",
     }
@@ -79,13 +83,14 @@ def test_a_broken_library_is_not_there(installed: set[str]) -> None:
     [
         ("swiglu", "liger", "is for NVIDIA GPUs, and this is platform cpu"),
         ("attention", "cudnn", "is for NVIDIA GPUs, and this is platform cpu"),
+        ("document_attention", "parts", "is for CPUs, and this is platform cuda"),
         ("weight_gradient", "fused", "is for NVIDIA GPUs, and this is platform cpu"),
         ("passes", "recorded", "is nothing that platform cpu does"),
     ],
 )
 def test_what_is_named_and_not_there_is_refused(operation: str, named: str, told: str) -> None:
     with pytest.raises(UserError) as error:
-        choose(BackendConfig(**{operation: named}), CpuPlatform())
+        choose(BackendConfig(**{operation: named}), CudaPlatform() if told.endswith("cuda") else CpuPlatform())
     assert str(error.value) == f"backend.{operation}: {named} {told}; use auto or torch"
 
 
@@ -99,18 +104,21 @@ def test_layouts_whose_passes_cannot_be_recorded_are_named() -> None:
     class Run:
         parallel = ParallelConfig(tensor_model_parallel_size=2, recompute_granularity="full")
 
+        class data:
+            reset_attention_mask = True
+
         class optimizer:
             qk_clip_tau = None
 
     with pytest.raises(UserError) as error:
         choose(BackendConfig(passes="recorded"), CudaPlatform(), Run())  # type: ignore[arg-type]
-    fields = "parallel.tensor_model_parallel_size and parallel.recompute_granularity"
+    fields = "parallel.tensor_model_parallel_size and parallel.recompute_granularity and data.reset_attention_mask"
     assert str(error.value) == f"backend.passes: recorded cannot be together with {fields}; use auto or torch"
 
 
 def test_the_kernel_of_attention_is_the_chosen_one() -> None:
     backend = choose(BackendConfig(attention="flash"), CudaPlatform())
-    with backend.attention():
+    with backend.attention.keywords["kernel"]():
         assert torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_kaiyuan import platform
+from megatron_kaiyuan.backend.attention import document_mask
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 
 
@@ -63,10 +65,13 @@ def test_attention_is_causal_softmax_attention(heads: int, groups: int) -> None:
 
 
 @pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2)])
-def test_attention_under_a_document_mask_is_attention_within_each_document(heads: int, groups: int) -> None:
+@pytest.mark.parametrize("mask", [document_mask, lambda documents_bs: documents_bs], ids=["megatron's", "numbers"])
+def test_attention_under_a_document_mask_is_attention_within_each_document(
+    mask: Callable[[torch.Tensor], torch.Tensor], heads: int, groups: int
+) -> None:
     from megatron.core.transformer.enums import AttnMaskType
 
-    from megatron_kaiyuan.model.attention import CausalAttention, document_mask
+    from megatron_kaiyuan.model.attention import CausalAttention
     from megatron_kaiyuan.model.build import transformer_config
 
     attention = CausalAttention(transformer_config(tiny(), ParallelConfig()), 1, AttnMaskType.causal, "self")
@@ -75,7 +80,7 @@ def test_attention_under_a_document_mask_is_attention_within_each_document(heads
     torch.manual_seed(0)
     query = torch.randn(17, 2, heads, 8, dtype=torch.float64)
     key, value = torch.randn(2, 17, 2, groups, 8, dtype=torch.float64)
-    found = attention(query, key, value, document_mask(documents_bs))
+    found = attention(query, key, value, mask(documents_bs))
     for sample, row in enumerate(lengths):
         parts = [part[:, sample : sample + 1].split(row) for part in (query, key, value)]
         expected = torch.cat([attention(*document) for document in zip(*parts, strict=True)])

@@ -39,7 +39,6 @@ def make_capsule(
     Returns:
         The largest |x| of all that was seen of this part, in the order of execution.
     """
-    from megatron_kaiyuan.model.attention import document_mask
     from megatron_kaiyuan.model.build import build_model, transformer_config
     from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
     from megatron_kaiyuan.monitor.forensics import Seen, TensorWatch
@@ -59,11 +58,10 @@ def make_capsule(
     tensor = PLACES[part][2 if direction == "forward" else 3]
     seen = Seen(part, PLACES[part][1], tensor, "module", direction)  # type: ignore[arg-type]
     capture = Capture(network, seen, micro_batch=1)
-    documents_bs = torch.arange(IDS_BS.shape[1]).expand(len(IDS_BS), -1) // 7
-    mask = document_mask(documents_bs) if apart else None
+    documents_bs = torch.arange(IDS_BS.shape[1]).expand(len(IDS_BS), -1) // 7 if apart else None
     for ids_bs in (IDS_BS, IDS_BS.flip(0, 1)):
         positions_bs = torch.arange(ids_bs.shape[1]).expand(len(ids_bs), -1)
-        loss = network(ids_bs, positions_bs, mask, labels=ids_bs.roll(-1, 1)).mean()
+        loss = network(ids_bs, positions_bs, documents_bs, labels=ids_bs.roll(-1, 1)).mean()
         (1024 * loss).backward()
     tensors = {**capture.whole(), "random": {"host": torch.get_rng_state()}}
     write_capsule(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kaiyuan.model.attention import document_mask
+from megatron_kaiyuan.backend.attention import document_mask
 from megatron_kaiyuan.monitor.headroom import headroom_bits
 from megatron_kaiyuan.monitor.sizes import (
     largest_attention_logit,
@@ -58,14 +58,14 @@ def test_largest_attention_logit_is_that_of_all_scores(documents: bool, groups: 
     if documents:
         starts[0, 250:], starts[1, 400:] = 1, 1
     hidden = document_mask(starts)
-    found = largest_attention_logit(query, key, 0.3, hidden if documents else None)
+    found = largest_attention_logit(query, key, 0.3, starts if documents else None)
 
     keys = key.double().repeat_interleave(heads // groups, dim=2)
     scores = 0.3 * torch.einsum("sbnd,tbnd->bnst", query.double(), keys)
     expected = scores.masked_fill(hidden, 0).abs().max()
     assert scores.abs().max() > 2 * expected
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    by_head = largest_attention_logit_by_head(query, key, 0.3, hidden if documents else None)
+    by_head = largest_attention_logit_by_head(query, key, 0.3, starts if documents else None)
     np.testing.assert_allclose(by_head, scores.masked_fill(hidden, 0).amax((0, 2, 3)), rtol=1e-5)
 
 

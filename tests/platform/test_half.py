@@ -61,16 +61,16 @@ def test_attention_in_fp32_is_near_attention_in_float64(
     monkeypatch.setattr(device, "emulated", ALL)
     from megatron.core.transformer.enums import AttnMaskType
 
-    from megatron_kaiyuan.model.attention import CausalAttention, document_mask
+    from megatron_kaiyuan.model.attention import CausalAttention
     from megatron_kaiyuan.model.build import transformer_config
 
     config = transformer_config(ModelConfig(preset="kaiyuan-tiny"), ParallelConfig())  # type: ignore[call-arg]
     attention = CausalAttention(config, 1, AttnMaskType.causal, "self")
-    mask = document_mask(torch.arange(17).expand(2, -1) // 6) if apart else None
+    documents_bs = torch.arange(17).expand(2, -1) // 6 if apart else None
     drawn = torch.Generator().manual_seed(0)
     leaves = [torch.randn(17, 2, heads, 8, generator=drawn).to(dtype).requires_grad_() for heads in (4, 2, 2)]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    found, expected = attention(*leaves, mask), attention(*exact, mask)
+    found, expected = attention(*leaves, documents_bs), attention(*exact, documents_bs)
     assert found.dtype == dtype
     found.sum().backward()
     expected.sum().backward()

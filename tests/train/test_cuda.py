@@ -56,6 +56,25 @@ def test_libraries_agree(precision: str, recipe: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[library], found["torch"], rtol=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_flex_attention_keeps_documents_apart(dtype: torch.dtype) -> None:
+    """Values and gradients of grouped heads, against a mask in float64."""
+    from megatron_kaiyuan.backend.attention import flex_attention, torch_attention
+
+    drawn = torch.Generator().manual_seed(0)
+    shapes = [(512, 2, heads, 64) for heads in (4, 2, 2, 4)]
+    leaves = [torch.randn(shape, generator=drawn).to("cuda", dtype).requires_grad_() for shape in shapes]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    documents = (torch.arange(512) // 150).expand(2, -1).cuda()
+    results = []
+    for kernel, tensors in ((flex_attention, leaves), (torch_attention, exact)):
+        query, key, value, weights = (tensor.permute(1, 2, 0, 3) for tensor in tensors)
+        output = kernel(query, key, value, None, documents)
+        results.append([output, *torch.autograd.grad(output, tensors[:3], weights)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_product_adds_itself_to_an_fp32_sum(dtype: torch.dtype) -> None:
     from megatron_kaiyuan.platform.cuda_kernels import accumulate

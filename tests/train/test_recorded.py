@@ -35,7 +35,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("settings", [[], ["train.precision=fp16", "optimizer.initial_loss_scale=1024"]], ids=str)
-@pytest.mark.parametrize("masks", [[], ["data.reset_attention_mask=true", "data.eod_mask_loss=true"]], ids=str)
+@pytest.mark.parametrize("masks", [[], ["data.eod_mask_loss=true"]], ids=str)
 def test_the_same_bits(settings: list[str], masks: list[str], recipe: Path, played: list[int], tmp_path: Path) -> None:
     common = [SHORT, "train.micro_batch_size=1", "monitor.activations_every_steps=5", *settings, *masks]
     expected = fit_here(recipe, f"run_dir={tmp_path / 'expected'}", *common)
