@@ -6,10 +6,11 @@
 
 Two ceilings are measured first: a copy of 1 GiB, bytes read and written counted, and a product of 8,192^3 on random
 numbers. An operation's floor is the bytes that it must move (each input read once, each output written once) at the
-copy's speed; of a matrix product and of attention, its FLOPs at the product's. Printed are milliseconds forward and
+copy's speed; of a matrix product, its FLOPs at the product's. Printed are milliseconds forward and
 backward, their share of the floor, and the distance of values and gradients from the same formulas in FP32, as
 |found - exact| / |exact|, the largest of all tensors. `host` is how long Python takes to start both passes: where a
-layer's sum is above the device's, the device waits. Medians; small operations are timed as CUDA graphs.
+layer's sum is above the device's, the device waits. Medians; small operations are timed as CUDA graphs. Attention has a
+benchmark of its own, `benchmarks.attention`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -261,57 +261,6 @@ def as_tuple(outputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tens
     return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
 
 
-def measure_attention(shape: Shape, dtype: torch.dtype, product: float) -> None:
-    """The module with each kernel; the floor counts the half of the pairs that a causal mask leaves."""
-    from megatron.core.transformer.enums import AttnMaskType
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from megatron_kaiyuan.backend.choose import Backend
-    from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-    from megatron_kaiyuan.model.attention import CausalAttention
-    from megatron_kaiyuan.model.build import transformer_config
-
-    s, b, n, g, d = shape.seq_length, shape.batch, shape.heads, shape.groups, shape.head_size
-    config = transformer_config(ModelConfig(preset="kaiyuan-tiny"), ParallelConfig())  # type: ignore[call-arg]
-    query, key, value = (torch.randn(s, b, heads, d, device="cuda", dtype=dtype) for heads in (n, g, g))
-    gradient = torch.randn(s, b, n * d, device="cuda", dtype=dtype)
-    flops = 2 * s * s * b * n * d  # of two products over half of the pairs
-    contexts: dict[str, Any] = {"torch's choice": Backend().attention}
-    contexts |= {
-        name: partial(sdpa_kernel, kernel)
-        for name, kernel in {
-            "cudnn": SDPBackend.CUDNN_ATTENTION,
-            "flash": SDPBackend.FLASH_ATTENTION,
-            "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        }.items()
-    }
-    exact = None
-    for name, context in contexts.items():
-        module: Any = CausalAttention(config, 1, AttnMaskType.causal, "self", backend=Backend(attention=context))
-        leaves = [part.clone().requires_grad_() for part in (query, key, value)]
-        try:
-            output = module(*leaves)
-            gradients = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
-            forward = median_ms(partial(module, *leaves))
-            backward = median_ms(partial(torch.autograd.grad, output, leaves, gradient, retain_graph=True))
-        except Exception as error:
-            print(f"  attention                {name:<15} failed: {str(error).splitlines()[0]}", flush=True)
-            continue
-        again = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
-        same = all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
-        exact = exact or (output, *gradients)
-        distance = max(
-            ((a.float() - e.float()).norm() / e.float().norm()).item()
-            for a, e in zip((output, *gradients), exact, strict=True)
-        )
-        print(
-            f"  attention                {name:<15} {forward:7.3f} ms {flops / (1e-3 * forward) / product:4.0%}"
-            f"  {backward:7.3f} ms {2.5 * flops / (1e-3 * backward) / product:4.0%} of the product's FLOP/s"
-            f"   {distance:.1e} from the first, repeats {'bit by bit' if same else 'not bit by bit'}",
-            flush=True,
-        )
-
-
 def measure_products(shape: Shape, dtype: torch.dtype, product: float) -> None:
     h, f, d = shape.hidden, shape.ffn, shape.head_size
     layers = {
@@ -372,7 +321,6 @@ def main() -> None:
         for operation in operations_of(shape, dtype):
             measure_operation(operation, copied)
             torch.cuda.empty_cache()
-        measure_attention(shape, dtype, product)
         measure_products(shape, dtype, product)
         measure_update(1 << 28, copied)
 

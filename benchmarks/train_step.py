@@ -1,15 +1,20 @@
-"""Tokens a second of a training step: `kaiyuan train` beside Hugging Face, Megatron Core and litgpt, in one run.
+"""Tokens a second of a training step: `kaiyuan train` beside other trainers, in one run.
 
-    pip install transformers litgpt
+    pip install transformers docstring-parser
+    pip install --no-deps litgpt lightning lightning-utilities torchmetrics jsonargparse typeshed-client
+    pip install --no-deps torchtitan==0.3.0 spmd-types==0.2.3 tyro      # and triton, where torch brings none
     python -m benchmarks.train_step                          # CPU: both shapes, FP32 and BF16, about ten minutes
     python -m benchmarks.train_step --shapes 10m --precisions fp32
     pip install liger-kernel
     python -m benchmarks.train_step --platform cuda          # one H100 or H200: 0.5 B and Kaiyuan-2B, half an hour
 
+Without --no-deps litgpt brings a huggingface-hub, and torchtitan a datasets, that are too old for the rest.
+
 All sides train networks of the same shape (layers, widths, heads and groups, vocabulary, untied head, QK-norm) on
 batches of the same size: forward, backward, clipping, AdamW. Ours is the loop of `kaiyuan train` with its data, hooks
 and log, without checkpoints: once with the whole network, whose four norms a layer and capped logits the others do not
-have, and once with Qwen3's layers. The peers are given their tokens, and nothing is logged:
+have, and once with Qwen3's layers; on a CPU also with norms, SwiGLU, rotation and loss by torch.compile. The peers are
+given their tokens, and nothing is logged:
 
     hugging face     Qwen3ForCausalLM, SDPA, AdamW(fused=True). BF16: all in BF16, AdamW's moments too, and a second
                      time with FP32 weights under autocast, which is what ours computes
@@ -17,6 +22,11 @@ have, and once with Qwen3's layers. The peers are given their tokens, and nothin
     megatron core    GPTModel with the stock local layers and optimizer, on our CPU platform
     litgpt           GPT with its own attention, AdamW(fused=True); precisions as Hugging Face's
     with liger       Hugging Face's network with Liger's kernels; on a GPU only
+    torchtitan       Qwen3Model with its loss in eight chunks and AdamW(fused=True), nothing recomputed. In FSDP, as
+                     its trainer has it on one device too: FP32 weights and gradients, each layer in BF16 without
+                     autocast; no FP16. On a GPU with FlexAttention, layers and loss by torch.compile, and a second
+                     time recorded as CUDA graphs, its trainer's default; on a CPU with SDPA, the one it can train
+                     with there. Needs a newer torch than 2.11
 
 FP16 is autocast with a loss scaler for the peers. On a GPU a step accumulates the gradients of micro-batches; stock
 Megatron Core, whose attention keeps all scores, has them of one sequence there. Peak memory and TFLOP/s are printed,
@@ -34,50 +44,22 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
+from benchmarks.train_step_case import Case, Shape, recipe_of, serve
+from benchmarks.train_step_peers import serve_hugging_face, serve_litgpt, serve_megatron, serve_torchtitan
 from megatron_kaiyuan.config import BackendConfig
 from megatron_kaiyuan.platform.precisions import DTYPES
 
 OURS = "kaiyuan"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A network and what it is trained on in a step."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    groups: int
-    head_size: int = 64
-    vocabulary: int = 8192
-    seq_length: int = 512
-    batch: int = 4
-    micro_batch: int = 4
-
-
-@dataclass(frozen=True)
-class Case:
-    shape: Shape
-    precision: str
-    platform: str
-
-    @property
-    def tokens(self) -> int:
-        return self.shape.batch * self.shape.seq_length
-
-
 SHAPES = {
     "cpu": {"10m": Shape(8, 256, 768, 4, 2), "33m": Shape(8, 512, 1536, 8, 4)},
     "cuda": {
@@ -87,27 +69,6 @@ SHAPES = {
 }
 PRECISIONS = {"cpu": ["fp32", "bf16"], "cuda": ["bf16", "fp16"]}
 PLAIN = {"sandwich_norm": False, "logits_soft_cap": None}
-Step: TypeAlias = Callable[[], None]
-
-
-def random_tokens(case: Case) -> torch.Tensor:
-    shape, drawn = case.shape, torch.Generator().manual_seed(0)
-    return torch.randint(shape.vocabulary, (shape.batch, shape.seq_length + 1), generator=drawn).to(case.platform)
-
-
-def recipe_of(shape: Shape) -> dict[str, Any]:
-    """The section `model` of a recipe."""
-    return {
-        "preset": "kaiyuan-tiny",
-        "num_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "ffn_hidden_size": shape.ffn,
-        "num_attention_heads": shape.heads,
-        "num_query_groups": shape.groups,
-        "kv_channels": shape.head_size,
-        "vocab_size": shape.vocabulary,
-        "max_position_embeddings": shape.seq_length,
-    }
 
 
 def serve_kaiyuan(case: Case, changes: dict[str, Any], backend: dict[str, str], pipe: Any) -> None:
@@ -142,186 +103,6 @@ def serve_kaiyuan(case: Case, changes: dict[str, Any], backend: dict[str, str], 
         serve(case, step, session.state.network, pipe, flops_per_token(session.run, causal=False))
 
 
-def serve_hugging_face(case: Case, autocast: bool, liger: bool, compiled: bool, pipe: Any) -> None:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    shape = case.shape
-    if liger:
-        from liger_kernel.transformers import apply_liger_kernel_to_qwen3
-
-        apply_liger_kernel_to_qwen3()
-    config = Qwen3Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        head_dim=shape.head_size,
-        max_position_embeddings=shape.seq_length,
-        tie_word_embeddings=False,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
-    network = Qwen3ForCausalLM(config)
-    for layer in network.model.layers if compiled else ():
-        layer.compile()
-
-    def loss(tokens_bs: torch.Tensor) -> torch.Tensor:
-        # It shifts its labels itself.
-        return network(input_ids=tokens_bs[:, :-1], labels=tokens_bs[:, :-1]).loss
-
-    serve_plain_torch(case, network, loss, autocast, pipe)
-
-
-def serve_litgpt(case: Case, autocast: bool, compiled: bool, pipe: Any) -> None:
-    from litgpt.config import Config
-    from litgpt.model import GPT
-    from litgpt.utils import chunked_cross_entropy
-
-    shape = case.shape
-    config = Config(
-        block_size=shape.seq_length,
-        vocab_size=shape.vocabulary,
-        padded_vocab_size=shape.vocabulary,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_query_groups=shape.groups,
-        n_embd=shape.hidden,
-        head_size=shape.head_size,
-        rotary_percentage=1.0,
-        parallel_residual=False,
-        bias=False,
-        norm_class_name="RMSNorm",
-        norm_qk=True,
-        mlp_class_name="LLaMAMLP",
-        intermediate_size=shape.ffn,
-    )
-    network = GPT(config)
-    for layer in network.transformer.h if compiled else ():
-        layer.compile()
-
-    def loss(tokens_bs: torch.Tensor) -> torch.Tensor:
-        return chunked_cross_entropy(network(tokens_bs[:, :-1]), tokens_bs[:, 1:].contiguous(), chunk_size=0)
-
-    serve_plain_torch(case, network, loss, autocast, pipe)
-
-
-def serve_plain_torch(
-    case: Case, network: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], autocast: bool, pipe: Any
-) -> None:
-    dtype, micro_batch = DTYPES[case.precision], case.shape.micro_batch
-    pipe.recv()
-    network.to(case.platform, torch.float32 if autocast else dtype)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    scaler = torch.amp.GradScaler(case.platform, enabled=case.precision == "fp16")
-    tokens_bs = random_tokens(case)
-
-    def step() -> None:
-        for part_bs in tokens_bs.split(micro_batch):
-            with torch.autocast(case.platform, dtype, enabled=autocast):
-                found = loss(part_bs) * (len(part_bs) / len(tokens_bs))
-            scaler.scale(found).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-    serve(case, step, network, pipe)
-
-
-def serve_megatron(case: Case, pipe: Any) -> None:
-    pipe.recv()
-    from megatron_kaiyuan import platform
-
-    device = platform.activate(case.platform)
-    from megatron_kaiyuan.cluster.groups import single_process
-
-    with single_process(device):
-        network = stock_network(case)
-        serve(case, stock_step(case, network), network, pipe)
-
-
-def stock_network(case: Case) -> Any:
-    """Megatron Core's GPTModel with the layers of its own that need no Transformer Engine."""
-    from megatron.core import tensor_parallel
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-
-    from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-    from megatron_kaiyuan.model.build import transformer_config
-
-    tensor_parallel.model_parallel_cuda_manual_seed(1)
-    # What the shape says is ours too; the activation is a slot that stock layers leave empty.
-    config = transformer_config(ModelConfig(**recipe_of(case.shape)), ParallelConfig(), case.precision)
-    config.use_te_activation_func = False
-    return GPTModel(
-        config,
-        get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm"),
-        case.shape.vocabulary,
-        case.shape.seq_length,
-        share_embeddings_and_output_weights=False,
-        position_embedding_type="rope",
-    ).to(case.platform)
-
-
-def stock_step(case: Case, network: Any) -> Step:
-    """A step of Megatron Core's own optimizer, with its mask."""
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-    from megatron.core.transformer.module import Float16Module
-
-    from benchmarks.cpu_platform import passes
-
-    config = network.config
-    parallel = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-    inner = network if case.precision == "fp32" else Float16Module(config, network)
-    models = [DistributedDataParallel(config, parallel, inner)]
-    options = OptimizerConfig(
-        optimizer="adam",
-        lr=1e-3,
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        clip_grad=1.0,
-        bf16=config.bf16,
-        fp16=config.fp16,
-        params_dtype=config.params_dtype,
-        use_distributed_optimizer=True,
-    )
-    optimizer = get_megatron_optimizer(options, models, use_gloo_process_groups=False)
-    config.finalize_model_grads_func = finalize_model_grads
-    config.grad_scale_func = optimizer.scale_loss
-    tokens_bs, length = random_tokens(case), case.shape.seq_length
-    future = torch.ones(1, 1, length, length, dtype=torch.bool, device=case.platform).triu_(1)
-
-    micro_batch = case.shape.micro_batch if case.platform == "cpu" else 1
-
-    def step() -> None:
-        passes(models, optimizer, tokens_bs[:, :-1], tokens_bs[:, 1:], future, micro_batch)
-        optimizer.step()
-
-    return step
-
-
-def serve(case: Case, step: Step, network: torch.nn.Module, pipe: Any, flops_per_token: float | None = None) -> None:
-    """Answer with what the side is, then each question with the seconds of one step and the largest memory in GiB."""
-    on_gpu = case.platform == "cuda"
-
-    def finished_step() -> None:
-        step()
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    for _ in range(2):  # the first ones allocate
-        finished_step()
-    pipe.send((sum(parameter.numel() for parameter in network.parameters()), flops_per_token))
-    while pipe.recv():
-        began = time.perf_counter()
-        finished_step()
-        pipe.send((time.perf_counter() - began, torch.cuda.max_memory_allocated() / (1 << 30) if on_gpu else 0.0))
-
-
 def sides(case: Case) -> dict[str, Callable[[Any], None]]:
     found: dict[str, Callable[[Any], None]] = {
         OURS: partial(serve_kaiyuan, case, {}, {}),
@@ -331,10 +112,18 @@ def sides(case: Case) -> dict[str, Callable[[Any], None]]:
     if case.precision != "fp16":  # FP16 weights alone do not train
         found["hugging face"] = partial(serve_hugging_face, case, False, False, False)
         found["litgpt"] = partial(serve_litgpt, case, False, False)
+        if case.platform == "cpu":
+            found["torchtitan"] = partial(serve_torchtitan, case, False, False)
+        else:
+            found["torchtitan, compiled"] = partial(serve_torchtitan, case, True, False)
+            found["torchtitan, compiled, recorded"] = partial(serve_torchtitan, case, True, True)
     if case.precision != "fp32":
         found["hugging face, autocast"] = partial(serve_hugging_face, case, True, False, False)
         found["litgpt, autocast"] = partial(serve_litgpt, case, True, False)
-    if case.platform == "cuda":
+    if case.platform == "cpu":
+        compiled = dict.fromkeys(("norm", "swiglu", "rope", "loss"), "compiled")
+        found[f"{OURS}, compiled"] = partial(serve_kaiyuan, case, {}, compiled)
+    else:
         found[f"{OURS}, recorded"] = partial(serve_kaiyuan, case, {}, {"passes": "recorded"})
         found[f"{OURS}, torch's kernels"] = partial(
             serve_kaiyuan, case, {}, dict.fromkeys(BackendConfig.model_fields, "torch")
@@ -400,7 +189,9 @@ def let_go(started: dict[str, Any]) -> dict[str, tuple[Any, tuple[int, float | N
     """Let sides take the device, one after the other; by name the pipe, the parameters and the FLOPs of a token."""
     pipes = {}
     for side, here in started.items():
-        here.send(True)
+        # A side whose package is missing has answered already, and is gone.
+        with suppress(BrokenPipeError):
+            here.send(True)
         answer = here.recv()
         if isinstance(answer, str):
             print(f"  {side}: {answer}", flush=True)

@@ -1,17 +1,17 @@
 """Core attention: causal within a sequence, or within each document of it.
 
 `torch_attention` is torch's scaled_dot_product_attention, which every device has; it knows documents by a mask of all
-pairs only. The others compute no pair that is masked: `in_parts` on CPUs, `flex_attention` on NVIDIA GPUs.
+pairs only. Two compute no pair of two documents: `split_attention` on CPUs, `flex_attention` on NVIDIA GPUs.
 
 Tensor suffixes: s sequence, b batch, n query heads, g key/value heads, d head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,8 +21,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Attention: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, "float | None", "torch.Tensor | None"], torch.Tensor
 ]
-# Beyond so many tokens torch's CPU kernel computes whole blocks of which half is masked: 512 keys at a time.
-_LARGEST_TRIANGLE = 256
 
 
 def torch_attention(
@@ -71,19 +69,29 @@ def document_mask(documents_bs: torch.Tensor) -> torch.Tensor:
     return (documents_bs[:, None, :, None] != documents_bs[:, None, None, :]) | future_ss
 
 
-def in_parts(
+def split_attention(
     query_bnsd: torch.Tensor,
     key_bgsd: torch.Tensor,
     value_bgsd: torch.Tensor,
     scale: float | None,
     documents_bs: torch.Tensor | None,
 ) -> torch.Tensor:
-    """torch's kernel for CPUs over the parts of the scores that are not masked, joined by their log-sum-exp.
+    """torch's own choice for each document alone.
 
-    The triangle of a document is cut into small ones along the diagonal and squares below it, as ring attention
-    (arXiv 2310.01889) cuts it over devices.
+    Their lengths are read by the host, which a device would make wait.
     """
-    return _InParts.apply(query_bnsd, key_bgsd, value_bgsd, scale, list(_parts(query_bnsd.size(2), documents_bs)))
+    assert documents_bs is not None
+    samples = []
+    for sample, documents_s in enumerate(documents_bs):
+        lengths = documents_s.unique_consecutive(return_counts=True)[1].tolist()
+        parts = (tensor[sample : sample + 1].split(lengths, 2) for tensor in (query_bnsd, key_bgsd, value_bgsd))
+        outputs = [
+            torch_attention(query, key, value, scale, None).permute(2, 0, 1, 3)
+            for query, key, value in zip(*parts, strict=True)
+        ]
+        # As the projection wants it in memory: tokens first.
+        samples.append(torch.cat(outputs))
+    return torch.cat(samples, 1).permute(1, 2, 0, 3)
 
 
 def flex_attention(
@@ -107,103 +115,6 @@ def flex_attention(
         scale=scale,
         enable_gqa=grouped,
     )
-
-
-class _Part(NamedTuple):
-    """Some queries of some samples and keys that they see: all of them, or, of the same tokens, causally."""
-
-    samples: slice
-    queries: slice
-    keys: slice
-    is_causal: bool
-
-    def query_side(self, tensor_bns: torch.Tensor) -> torch.Tensor:
-        return tensor_bns[self.samples, :, self.queries]
-
-    def key_side(self, tensor_bgs: torch.Tensor) -> torch.Tensor:
-        return tensor_bgs[self.samples, :, self.keys]
-
-
-def _parts(length: int, documents_bs: torch.Tensor | None) -> Iterator[_Part]:
-    """Those with the diagonal hold each token once, and come before any other of its queries and keys."""
-    if documents_bs is None:
-        yield from _triangle(slice(None), 0, length)
-        return
-    for sample, documents_s in enumerate(documents_bs):
-        changes = (documents_s.diff().nonzero().flatten() + 1).tolist()
-        for start, stop in zip([0, *changes], [*changes, length], strict=True):
-            yield from _triangle(slice(sample, sample + 1), start, stop)
-
-
-def _triangle(samples: slice, start: int, stop: int) -> Iterator[_Part]:
-    if stop - start <= _LARGEST_TRIANGLE:
-        yield _Part(samples, slice(start, stop), slice(start, stop), is_causal=True)
-        return
-    middle = (start + stop) // 2
-    yield from _triangle(samples, start, middle)
-    yield from _triangle(samples, middle, stop)
-    yield _Part(samples, slice(middle, stop), slice(start, middle), is_causal=False)
-
-
-class _InParts(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query_bnsd: torch.Tensor,
-        key_bgsd: torch.Tensor,
-        value_bgsd: torch.Tensor,
-        scale: float | None,
-        parts: list[_Part],
-    ) -> torch.Tensor:
-        # Sums of parts are not rounded in between.
-        exact = torch.promote_types(query_bnsd.dtype, torch.float32)
-        output_bnsd = torch.empty_like(query_bnsd, dtype=exact)
-        log_sum_bns = output_bnsd.new_empty(query_bnsd.shape[:-1])
-        for part in parts:
-            found_bnsd, found_log_bns = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                part.query_side(query_bnsd),
-                part.key_side(key_bgsd),
-                part.key_side(value_bgsd),
-                is_causal=part.is_causal,
-                scale=scale,
-            )
-            here_bnsd, here_log_bns = part.query_side(output_bnsd), part.query_side(log_sum_bns)
-            if part.is_causal:
-                here_bnsd.copy_(found_bnsd)
-                here_log_bns.copy_(found_log_bns)
-                continue
-            both_log_bns = torch.logaddexp(here_log_bns, found_log_bns)
-            here_bnsd.mul_((here_log_bns - both_log_bns).exp_().unsqueeze(-1))
-            here_bnsd.addcmul_(found_bnsd, (found_log_bns - both_log_bns).exp_().unsqueeze(-1))
-            here_log_bns.copy_(both_log_bns)
-        output_bnsd = output_bnsd.to(query_bnsd.dtype)
-        ctx.save_for_backward(query_bnsd, key_bgsd, value_bgsd, output_bnsd, log_sum_bns)
-        ctx.scale, ctx.parts = scale, parts
-        return output_bnsd
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query_bnsd, key_bgsd, value_bgsd, output_bnsd, log_sum_bns = ctx.saved_tensors
-        exact = torch.promote_types(query_bnsd.dtype, torch.float32)
-        found = tuple(torch.empty_like(tensor, dtype=exact) for tensor in (query_bnsd, key_bgsd, value_bgsd))
-        of_query_bnsd, of_key_bgsd, of_value_bgsd = found
-        for part in ctx.parts:
-            # With the output and the log-sum-exp over all keys the kernel finds the part's share of the gradients.
-            shares = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                part.query_side(gradients[0]),
-                part.query_side(query_bnsd),
-                part.key_side(key_bgsd),
-                part.key_side(value_bgsd),
-                part.query_side(output_bnsd),
-                part.query_side(log_sum_bns),
-                dropout_p=0.0,
-                is_causal=part.is_causal,
-                scale=ctx.scale,
-            )
-            sums = part.query_side(of_query_bnsd), part.key_side(of_key_bgsd), part.key_side(of_value_bgsd)
-            for sum_of_shares, share in zip(sums, shares, strict=True):
-                sum_of_shares.copy_(share) if part.is_causal else sum_of_shares.add_(share)
-        return *(tensor.to(query_bnsd.dtype) for tensor in found), None, None
 
 
 # Of a micro-batch, made once for all layers, for as long as somebody has its document numbers.

@@ -7,7 +7,7 @@
 | liger    | Liger Kernel's Triton kernels, for NVIDIA GPUs |
 | npu      | torch_npu's, where the platform has found that they agree with torch |
 | cudnn, flash, efficient | for attention, one of the kernels that torch would choose among |
-| parts    | for attention on a CPU: torch's kernel, over the parts of the scores that are not masked |
+| split    | for attention within documents on CPUs: torch's, on each document alone |
 | flex     | for attention within documents on NVIDIA GPUs: torch's FlexAttention |
 | recorded | for the passes over a micro-batch: CUDA graphs, see `train/recorded.py` |
 | fused    | for weight gradients: products that add themselves to the FP32 sum, by Apex or torch |
@@ -28,7 +28,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_kaiyuan.backend import operations
-from megatron_kaiyuan.backend.attention import Attention, flex_attention, in_parts, torch_attention
+from megatron_kaiyuan.backend.attention import Attention, flex_attention, split_attention, torch_attention
 from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
 from megatron_kaiyuan.backend.libraries import Norm, liger_norm, liger_swiglu, npu_norm, torch_norm
 from megatron_kaiyuan.config import BackendConfig, RunConfig
@@ -48,7 +48,7 @@ _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
     },
     "npu": {"norm": ("npu",), "swiglu": ("npu",)},
     # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
-    "cpu": {"attention": ("parts",), "document_attention": ("parts",)},
+    "cpu": {"document_attention": ("split",)},
 }
 _ATTENTION = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -137,7 +137,7 @@ def _lack(operation: str, implementation: str, platform: Platform, run: RunConfi
         return _recorder_lack(platform, run)
     if implementation == "npu":
         return None if operation in platform.fused else platform.findings.get(operation, "is for platform npu")
-    if implementation == "parts":
+    if implementation == "split":
         return None if platform.name == "cpu" else f"is for CPUs, and this is platform {platform.name}"
     if implementation != "torch" and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
@@ -198,7 +198,7 @@ def _of(operation: Callable, implementation: str) -> Callable:
 def _attention(implementation: str) -> Attention:
     if implementation in _ATTENTION:
         return partial(torch_attention, kernel=partial(sdpa_kernel, _ATTENTION[implementation]))
-    return {"parts": in_parts, "flex": flex_attention, "torch": torch_attention}[implementation]
+    return {"split": split_attention, "flex": flex_attention, "torch": torch_attention}[implementation]
 
 
 def _norm(implementation: str, platform: Platform) -> Norm:

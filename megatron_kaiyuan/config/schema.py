@@ -192,11 +192,11 @@ class BackendConfig(Section):
     rope: Literal["auto", "torch", "compiled"] = "auto"
     loss: Literal["auto", "torch", "compiled"] = "auto"
     attention: Annotated[
-        Literal["auto", "torch", "cudnn", "flash", "efficient", "parts"],
-        Field(description="a kernel of torch's, or its choice among them; parts: a CPU's, over what is not masked"),
+        Literal["auto", "torch", "cudnn", "flash", "efficient"],
+        Field(description="one of torch's own kernels, or torch's choice among them"),
     ] = "auto"
     document_attention: Annotated[
-        Literal["auto", "torch", "flex", "parts"],
+        Literal["auto", "torch", "flex", "split"],
         Field(description="with data.reset_attention_mask; torch: under a mask of all pairs"),
     ] = "auto"
     weight_gradient: Annotated[

@@ -140,6 +140,9 @@ class MicroBatch:
         if self._masked:
             # Keys and values spread over all heads, and the mask as numbers.
             total += (query - keys) + query + tokens * self.stage.run.train.seq_length * element
+        if self.stage.run.data.reset_attention_mask and self.device.platform == "cpu":
+            # The result of each document, which the projection's input is joined from.
+            total += query
         if self.device.fused_attention:
             return total + tokens * heads * _FP32
         # torch's own attention computes in FP32, which it copies queries, keys and values for, and saves the softmax.

@@ -18,7 +18,7 @@ _NAMES = {
     "npu": "torch_npu's kernel",
     "cudnn": "torch scaled_dot_product_attention, cuDNN",
     "flash": "torch scaled_dot_product_attention, FlashAttention",
-    "parts": "torch's kernel, over what is not masked",
+    "split": "torch's kernels, on each document alone",
     "flex": "torch's FlexAttention",
     "recorded": "recorded as CUDA graphs",
     "fused": "products that add to the FP32 sum",

@@ -1,4 +1,4 @@
-"""Core attention against its definition in float64: every pair of a query and a key that it sees, once."""
+"""Core attention against its definition in float64."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megatron_kaiyuan.backend import attention
-from megatron_kaiyuan.backend.attention import Attention, document_mask, flex_attention, in_parts, torch_attention
+from megatron_kaiyuan.backend.attention import (
+    Attention,
+    document_mask,
+    flex_attention,
+    split_attention,
+    torch_attention,
+)
 
-KERNELS = {"torch": torch_attention, "parts": in_parts}
+KERNELS = {"torch": torch_attention, "split": split_attention}
 
 
 def numbers(*rows: list[int]) -> torch.Tensor:
@@ -38,11 +42,17 @@ def by_definition(
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize(
-    "documents",
-    [None, numbers([700], [700]), numbers([1, 299, 300, 100], [520, 1, 179])],
-    ids=["none", "one", "several"],
+    ("kernel", "documents"),
+    [
+        ("torch", None),
+        *(
+            (kernel, documents)
+            for kernel in KERNELS
+            for documents in (numbers([700], [700]), numbers([1, 299, 300, 100], [520, 1, 179]))
+        ),
+    ],
+    ids=["torch, causal", "torch, one", "torch, several", "split, one", "split, several"],
 )
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_values_and_gradients(kernel: str, documents: torch.Tensor | None, groups: int) -> None:
     inputs = [random(700, heads, seed=heads).requires_grad_() for heads in (4, groups, groups)]
     hidden = document_mask(torch.zeros(2, 700) if documents is None else documents)
@@ -53,32 +63,6 @@ def test_values_and_gradients(kernel: str, documents: torch.Tensor | None, group
     gradients = [torch.autograd.grad(output, inputs, weights) for output in (found, expected)]
     for of_found, of_expected in zip(*gradients, strict=True):
         torch.testing.assert_close(of_found, of_expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_parts_round_half_precision_once(dtype: torch.dtype) -> None:
-    inputs = [random(600, heads, seed=heads).to(dtype) for heads in (4, 2, 2)]
-    whole = torch_attention(*inputs, None, None).double()
-    exact = by_definition(*(part.double() for part in inputs), 16**-0.5, document_mask(torch.zeros(2, 600)))
-    found = in_parts(*inputs, None, None)
-    assert found.dtype == dtype
-    assert (found.double() - exact).abs().max() < 1.5 * (whole - exact).abs().max()
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(1, 900), min_size=1, max_size=6), min_size=1, max_size=2))
-def test_parts_hold_each_pair_that_is_seen_once_and_none_of_two_documents(rows: list[list[int]]) -> None:
-    length = max(map(sum, rows))
-    documents = numbers(*([*row, length - sum(row)] if sum(row) < length else row for row in rows))
-    seen = torch.zeros(len(rows), length, length, dtype=torch.int64)
-    first = torch.ones(len(rows), length, dtype=torch.bool)
-    for part in attention._parts(length, documents):
-        square = seen[part.samples, part.queries, part.keys]
-        square += torch.ones_like(square).tril() if part.is_causal else 1
-        # Sums begin with the diagonal.
-        assert first[part.samples, part.queries].all() == part.is_causal
-        first[part.samples, part.queries] = False
-    assert seen.equal((~document_mask(documents)[:, 0]).long()) and not first.any()
 
 
 def test_a_mask_is_made_once_and_goes_with_its_documents(monkeypatch: pytest.MonkeyPatch) -> None:

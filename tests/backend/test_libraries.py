@@ -32,10 +32,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def test_a_cpu_and_an_npu_take_torch_by_themselves(installed: set[str]) -> None:
     assert set(implementations(NpuPlatform(mindspeed=False)).values()) == {"torch"}
-    # Of the same kernel of torch's.
     taken = implementations(CpuPlatform())
-    assert {operation for operation in taken if taken[operation] == "parts"} == {"attention", "document_attention"}
-    assert set(taken.values()) == {"torch", "parts"}
+    assert taken.pop("document_attention") == "split" and set(taken.values()) == {"torch"}
 
 
 def test_an_npu_takes_its_norm_where_it_agrees() -> None:
@@ -83,7 +81,7 @@ def test_a_broken_library_is_not_there(installed: set[str]) -> None:
     [
         ("swiglu", "liger", "is for NVIDIA GPUs, and this is platform cpu"),
         ("attention", "cudnn", "is for NVIDIA GPUs, and this is platform cpu"),
-        ("document_attention", "parts", "is for CPUs, and this is platform cuda"),
+        ("document_attention", "split", "is for CPUs, and this is platform cuda"),
         ("weight_gradient", "fused", "is for NVIDIA GPUs, and this is platform cpu"),
         ("passes", "recorded", "is nothing that platform cpu does"),
     ],
