@@ -11,7 +11,6 @@ instructions for half precision `matmul()` is a third: it multiplies in FP32 (`h
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import os
@@ -51,8 +50,6 @@ _MODULES_THAT_NAME_CUDA = (
     "tensor_parallel.utils",
     "utils",
 )
-# Of mallopt(3): M_TRIM_THRESHOLD, none; M_TOP_PAD, 64 MiB; M_MMAP_MAX, no blocks outside the heap.
-_MALLOC_OPTIONS = {-1: -1, -2: 64 << 20, -4: 0}
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "rand", "randn", "tensor", "zeros", "zeros_like")
 
 
@@ -65,7 +62,6 @@ class CpuPlatform(Platform):
     def activate(self, local_rank: int, local_world_size: int) -> None:
         self.device = torch.device("cpu")
         self._choose_threads(local_world_size)
-        self._keep_freed_memory()
         with without_compiler():
             _point_megatron_at_cpu()
         optimizers_without_compiler()
@@ -107,22 +103,6 @@ class CpuPlatform(Platform):
         torch.set_num_threads(min(torch.get_num_threads(), cores_for_rank(local_world_size)))
         ranks = "rank" if local_world_size == 1 else "ranks"
         self.findings["threads"] = f"the cores of this node, for {local_world_size} {ranks}"
-
-    def _keep_freed_memory(self) -> None:
-        """Let the C library keep what tensors leave behind.
-
-        By default it gives each large block back to the kernel, which fills the next one with zeros, page by page: a
-        twelfth of a small step.
-        """
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is None:
-            # No glibc.
-            return
-        if any(name.startswith("MALLOC_") for name in os.environ):
-            self.findings["memory"] = "the environment has variables MALLOC_*"
-            return
-        for option, value in _MALLOC_OPTIONS.items():
-            mallopt(option, value)
 
 
 class _Stream:

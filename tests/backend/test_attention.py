@@ -10,7 +10,6 @@ import torch
 
 from megatron_kaiyuan.backend import attention
 from megatron_kaiyuan.backend.attention import (
-    Attention,
     document_mask,
     flex_attention,
     split_attention,
