@@ -47,7 +47,7 @@ _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
         "weight_gradient": ("fused",),
     },
     "npu": {"norm": ("npu",), "swiglu": ("npu",)},
-    # Compiling takes a CPU about a minute at each start and wins little: products and attention are nine tenths there.
+    # Compiling takes a CPU half a minute at a first start, and three quarters of a step are products and attention.
     "cpu": {"document_attention": ("split",)},
 }
 _ATTENTION = {

@@ -28,7 +28,7 @@ from megatron_kaiyuan.monitor.forensics import MicroBatches, Seen, part_weights
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
 
 _MANIFEST, _TENSORS = "capsule.json", "tensors.pt"
-_FORMAT, _VERSION = "kaiyuan overflow capsule", 1
+_FORMAT, _VERSION = "kaiyuan overflow capsule", 2
 
 
 class Capture:

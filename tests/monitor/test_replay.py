@@ -145,7 +145,7 @@ def test_mistakes_are_one_line(capsule: Path, tmp_path: Path) -> None:
         "cut": (lambda folder: cut(folder / "tensors.pt"), "tensors.pt: damaged, its checksum is"),
         "changed": (lambda folder: change(folder / "capsule.json"), "capsule.json: damaged, its checksum is"),
         "foreign": (lambda folder: write(folder, {"format": "other"}), "is no overflow capsule"),
-        "newer": (lambda folder: write(folder, {**manifest, "version": 2}), "has version 2, and this is for version 1"),
+        "older": (lambda folder: write(folder, {**manifest, "version": 1}), "has version 1, and this is for version 2"),
         "unsealed": (lambda folder: (folder / "capsule.json").write_text("{}"), "is no overflow capsule"),
     }
     for name, (damage, message) in damages.items():
