@@ -161,7 +161,6 @@ def _recorder_lack(platform: Platform, run: RunConfig | None) -> str | None:
         "parallel.pipeline_model_parallel_size": parallel.pipeline_model_parallel_size > 1,
         "parallel.overlap_grad_reduce": parallel.overlap_grad_reduce,
         "parallel.recompute_granularity": parallel.recompute_granularity is not None,
-        "data.reset_attention_mask": run.data.reset_attention_mask,
         "optimizer.qk_clip_tau": run.optimizer.qk_clip_tau is not None,
     }
     found = [field for field, is_set in reasons.items() if is_set]

@@ -66,7 +66,9 @@ class RecordedPasses:
         self._scale = self._optimizer.get_loss_scale().clone()
 
         def both() -> torch.Tensor:
-            return passes(self._batch, self._scale)
+            # What is made of a tensor once, as masks of documents, is made of each view anew: within the recording.
+            views = {name: None if tensor is None else tensor.view_as(tensor) for name, tensor in self._batch.items()}
+            return passes(views, self._scale)
 
         self._play = self._platform.record(both)
         # Recording computes once to warm up.

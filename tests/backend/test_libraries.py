@@ -102,15 +102,12 @@ def test_layouts_whose_passes_cannot_be_recorded_are_named() -> None:
     class Run:
         parallel = ParallelConfig(tensor_model_parallel_size=2, recompute_granularity="full")
 
-        class data:
-            reset_attention_mask = True
-
         class optimizer:
             qk_clip_tau = None
 
     with pytest.raises(UserError) as error:
         choose(BackendConfig(passes="recorded"), CudaPlatform(), Run())  # type: ignore[arg-type]
-    fields = "parallel.tensor_model_parallel_size and parallel.recompute_granularity and data.reset_attention_mask"
+    fields = "parallel.tensor_model_parallel_size and parallel.recompute_granularity"
     assert str(error.value) == f"backend.passes: recorded cannot be together with {fields}; use auto or torch"
 
 
