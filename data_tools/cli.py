@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, optional_value, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value, run_app
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
@@ -22,6 +22,7 @@ def harvest(
     megabytes: Annotated[float, typer.Option(help="10^6 bytes of training text a domain")] = 3.0,
     held_out: Annotated[float, typer.Option(help="share of the source files that is never trained on")] = 0.05,
     seed: Annotated[int, typer.Option(help="which files are taken and which are held out")] = 1234,
+    force: Force = False,
 ) -> None:
     """Collect real text that this machine already has: code, mathematics, English, and Chinese where there is some.
 
@@ -30,7 +31,7 @@ def harvest(
     from data_tools.harvesting.harvest import harvest as collect
 
     results = []
-    for result in collect(output, megabytes, held_out, seed):
+    for result in collect(output, megabytes, held_out, seed, force=force):
         results.append(result)
         print(result if result.documents["train"] else f"{result.domain}: none on this machine, left out", flush=True)
     documents = sum(len(result.documents["train"]) for result in results)
@@ -45,16 +46,16 @@ def tokenizer_train(
     output: Annotated[Path, typer.Option("--output", help="the tokenizer.json to write")],
     vocab_size: Annotated[int, typer.Option(help="ids in all, the 256 bytes and the end of a document included")],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    force: Force = False,
 ) -> None:
     """Train a byte-fallback BPE tokenizer; any text comes back unchanged.
 
     Example: kaiyuan-data tokenizer train --input runs/text/*.train.jsonl --vocab-size 8192 --output runs/tokenizer.json
     """
-    from data_tools.reading.text import texts
     from data_tools.tokenizers.tokenizer import TextTokenizer
-    from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
+    from data_tools.tokenizers.train_tokenizer import train_and_save
 
-    save_tokenizer(train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size), output)
+    train_and_save(inputs, json_key, vocab_size, output, force)
     single = sum(len(token) == 1 for token in TextTokenizer(output).vocabulary)
     print(f"tokenizer train: {vocab_size:,} tokens, {single:,} of them single characters and 256 bytes, in {output}")
 
@@ -104,6 +105,7 @@ def preprocess(
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. The result is the same")] = 0,
     merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
+    force: Force = False,
 ) -> None:
     """Tokenize text into a Megatron .bin/.idx corpus with metadata and a manifest.
 
@@ -137,7 +139,7 @@ def preprocess(
         engine,
     )
     workers = workers or default_workers(place)
-    totals = write(inputs, output_prefix, settings, workers, max_bad_rows, task_bytes, place, merge_only)
+    totals = write(inputs, output_prefix, settings, workers, max_bad_rows, task_bytes, place, merge_only, force)
     if totals.engine and place.rank == 0:
         print(totals.engine)
     for prefix in totals.prefixes if totals.joined else ():
@@ -150,14 +152,15 @@ def merge(
     prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx, in the order to join them")],
     output_prefix: Annotated[Path, typer.Option(help="the joined corpus, without .bin or .idx")],
     threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
+    force: Force = False,
 ) -> None:
     """Join corpora of one tokenizer: the bytes are those of one writer for all documents. Memory does not grow.
 
     Example: kaiyuan-data merge runs/part_0_text_document runs/part_1_text_document --output-prefix runs/all
     """
-    from data_tools.corpora.merge import merge_corpora
+    from data_tools.corpora.merge import merge as merge_into_one
 
-    print(merge_corpora(prefixes, output_prefix, threads or os.cpu_count() or 1))
+    print(merge_into_one(prefixes, output_prefix, threads or os.cpu_count() or 1, force))
 
 
 @app.command()
@@ -241,6 +244,7 @@ def curriculum(
             help="also write each phase as a plain Megatron .bin/.idx; index: pointers only, for a phase of one corpus",
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Build the document order of each phase: shuffled, or quality ascending (Algorithm 1).
 
@@ -254,8 +258,9 @@ def curriculum(
     from data_tools.curriculum.memory import parse_memory
 
     pairs = check_recipe(recipe, overrides or [], materialize, phase) if materialize else []
-    summary = build_recipe(recipe, overrides or [], output, phase, threads, parse_memory(memory) if memory else None)
-    for line in materialize_phases(output, pairs, materialize, threads or os.cpu_count() or 1):
+    limit = parse_memory(memory) if memory else None
+    summary = build_recipe(recipe, overrides or [], output, phase, threads, limit, force)
+    for line in materialize_phases(output, pairs, materialize, threads or os.cpu_count() or 1, force):
         print(line, flush=True)
     print(summary)
 
@@ -267,6 +272,7 @@ def report(
     overrides: Annotated[list[str] | None, typer.Argument(help="as they were given to curriculum")] = None,
     output: Annotated[Path | None, typer.Option(help="the page; default: report.html beside the phases")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object; no page unless --output")] = False,
+    force: Force = False,
 ) -> None:
     """Show what built phases hold: shares and quality along the tokens, and how often each quality decile is seen.
 
@@ -274,7 +280,7 @@ def report(
     """
     from data_tools.curriculum.report import report_order
 
-    print(report_order(recipe, overrides or [], phases, output, as_json))
+    print(report_order(recipe, overrides or [], phases, output, as_json, force))
 
 
 def main() -> None:

@@ -91,24 +91,26 @@ source launch/stages.sh
 # Nothing below may ask the network.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-stage text "$RUN/text" kaiyuan-data harvest "$RUN/text"
+# --force: a stage that is done again replaces what it made before, and nothing else.
+stage text "$RUN/text" kaiyuan-data harvest "$RUN/text" --force
 stage tokenizer "$RUN/tokenizer/tokenizer.json" \
     kaiyuan-data tokenizer train --input "$RUN"/text/*.train.jsonl --vocab-size 8192 \
-    --output "$RUN/tokenizer/tokenizer.json"
+    --output "$RUN/tokenizer/tokenizer.json" --force
 stage tokens "$RUN/corpora" preprocess_all
-stage order "$RUN/phases" kaiyuan-data curriculum "$RECIPES/order.yaml" --output "$RUN/phases"
+stage order "$RUN/phases" kaiyuan-data curriculum "$RECIPES/order.yaml" --output "$RUN/phases" --force
 stage train "$RUN/train/latest" train_until_preempted "$RECIPES/train.yaml"
 stage resume "$RUN/train/checkpoints" train "$RECIPES/train.yaml"
-stage average "$RUN/train/averaged" kaiyuan average "$RUN/train" --last 4
+stage average "$RUN/train/averaged" kaiyuan average "$RUN/train" --last 4 --force
 stage export "$RUN/export/averaged" \
-    kaiyuan export "$RUN/train/averaged" --output "$RUN/export/averaged" --tokenizer "$RUN/tokenizer"
+    kaiyuan export "$RUN/train/averaged" --output "$RUN/export/averaged" --tokenizer "$RUN/tokenizer" --force
 stage untrained "$RUN/export/untrained" \
-    kaiyuan export "$RUN/train/checkpoints/step_0" --output "$RUN/export/untrained" --tokenizer "$RUN/tokenizer"
+    kaiyuan export "$RUN/train/checkpoints/step_0" --output "$RUN/export/untrained" --tokenizer "$RUN/tokenizer" \
+    --force
 stage eval "$RUN/train/evaluation.json" \
     kaiyuan eval "$RUN/export/averaged" --baseline "$RUN/export/untrained" \
     --held-out "$RUN"/corpora/*.heldout_text_document.idx --held-out-text "$RUN"/text/*.heldout.jsonl \
-    --seq-length 256 --output "$RUN/train/evaluation.json"
-stage report "$RUN/report.html" kaiyuan report "$RUN/train" --output "$RUN/report.html"
+    --seq-length 256 --output "$RUN/train/evaluation.json" --force
+stage report "$RUN/report.html" kaiyuan report "$RUN/train" --output "$RUN/report.html" --force
 
 show_table
 echo

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
 
@@ -100,6 +100,7 @@ def average(
     run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
     last: Annotated[int, typer.Option(min=1, help="how many of the newest checkpoints")] = 8,
     output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged")] = None,
+    force: Force = False,
 ) -> None:
     """Equal mean of the weights of the last checkpoints.
 
@@ -108,7 +109,7 @@ def average(
     with _alone():
         from megatron_kaiyuan.checkpoint.average import average_checkpoints
 
-        print(average_checkpoints(run_dir, last, output or run_dir / "averaged"))
+        print(average_checkpoints(run_dir, last, output or run_dir / "averaged", force))
 
 
 @app.command()
@@ -118,6 +119,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
     tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
+    force: Force = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder that stock transformers loads.
 
@@ -126,7 +128,7 @@ def export(
     with _alone():
         from megatron_kaiyuan.export.run import export_checkpoint
 
-        print(export_checkpoint(checkpoint, output, tokenizer))
+        print(export_checkpoint(checkpoint, output, tokenizer, force))
 
 
 @app.command("eval", cls=SeveralValuesCommand)
@@ -134,11 +136,12 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Hugging Face folder")],
     held_out: Annotated[list[Path], typer.Option(help="held-out corpora, each an .idx or a prefix")],
     held_out_text: Annotated[list[Path], typer.Option(help="the same documents as JSON lines files")],
-    output: Annotated[Path, typer.Option(help="JSON file to write; work files go beside it")],
+    output: Annotated[Path, typer.Option(help="JSON file to write")],
     baseline: Annotated[Path | None, typer.Option(help="Hugging Face folder to compare with")] = None,
     seq_length: Annotated[
         int | None, typer.Option(help="context in tokens, best as in training; default: all that the model admits")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Held-out loss and lm-eval on tasks made from held-out text, offline.
 
@@ -148,8 +151,7 @@ def evaluate(
     from megatron_kaiyuan.evaluate.run import summary_line
 
     prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out]
-    work = output.parent / "evaluation"
-    result = evaluate_model(model, baseline, prefixes, held_out_text, work, output, seq_length=seq_length)
+    result = evaluate_model(model, baseline, prefixes, held_out_text, None, output, seq_length=seq_length, force=force)
     print(f"eval: {summary_line(result)}")
 
 
@@ -157,6 +159,7 @@ def evaluate(
 def report(
     run_dir: Annotated[Path, typer.Argument(help="run folder with metrics.jsonl")],
     output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/report.html")] = None,
+    force: Force = False,
 ) -> None:
     """One self-contained page about a run.
 
@@ -164,7 +167,7 @@ def report(
     """
     from megatron_kaiyuan.report import build_report
 
-    print(f"report: {build_report(run_dir, output or run_dir / 'report.html')}")
+    print(f"report: {build_report(run_dir, output or run_dir / 'report.html', force)}")
 
 
 @app.command()

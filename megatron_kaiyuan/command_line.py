@@ -6,12 +6,16 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from megatron_kaiyuan.errors import UserError, describe
+
+Force = Annotated[
+    bool, typer.Option("--force", help="replace what this command wrote there earlier from other input; nothing else")
+]
 
 
 class _Group(TyperGroup):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,9 @@ from megatron_kaiyuan.errors import UserError
 _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
 _SEAL = "seal"
+_TEMPORARY = ".tmp"
+_LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def fsync_path(path: Path) -> None:
@@ -29,28 +36,129 @@ def fsync_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it is flushed and renamed to `target`.
+def atomic_path(target: Path, *, replace_folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `target`, of a name of its own; on success it is flushed and renamed to `target`.
 
-    Works for a file or for a folder (the caller makes it). On an exception nothing is left behind
-    and an existing `target` stays as it was. An existing folder is replaced.
+    Works for a file or for a folder (the caller makes it). On an exception nothing is left behind and an existing
+    `target` stays as it was. A process that is killed leaves either the old or the new `target`, and at most a
+    temporary name, which `remove_leftovers` removes.
+
+    Args:
+        replace_folder: a folder that holds something is replaced whole: the caller knows all that is in it.
+
+    Raises:
+        UserError: `target` is a folder that holds something.
     """
+    if target.is_dir() and not replace_folder and any(target.iterdir()):
+        raise UserError(f"{target}: holds files already; name another folder, or move them away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp")
-    _remove(temporary)
+    temporary = temporary_beside(target)
     try:
         yield temporary
         if temporary.is_dir():
             for path in sorted(temporary.rglob("*")):
                 fsync_path(path)
-            if target.is_dir():
-                shutil.rmtree(target)
-        fsync_path(temporary)
-        os.replace(temporary, target)
-        fsync_path(target.parent)
+        if not temporary.is_symlink():
+            fsync_path(temporary)
+        put_in_place(temporary, target)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
+
+
+def temporary_beside(target: Path) -> Path:
+    """A name beside `target` that nobody else uses, and that `remove_leftovers` knows."""
+    return target.with_name(f"{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; a folder that is there is exchanged with it in one step, then removed.
+
+    On a file system that cannot exchange, the old folder is renamed aside in between: `settle` brings it back after
+    a kill.
+    """
+    if target.is_dir() and not target.is_symlink() and new.is_dir():
+        if not _exchange(new, target):
+            os.rename(target, _aside(target))
+            os.rename(new, target)
+        fsync_path(target.parent)
+        remove(new)
+        remove(_aside(target))
+    else:
+        os.replace(new, target)
+    fsync_path(target.parent)
+
+
+def publish(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
+    """Give several files of one folder their names as if at once, the last one last.
+
+    The journal lists them before the first is renamed: whoever calls `settle` after a kill finishes the work. No old
+    file stands beside a new one in between.
+
+    Args:
+        pairs: (temporary, final) paths, all in the journal's folder; the last one is what readers open first.
+    """
+    for temporary, _ in pairs:
+        if not temporary.is_symlink():
+            fsync_path(temporary)
+    write_sealed_json(journal, {"publish": [[temporary.name, final.name] for temporary, final in pairs]})
+    _finish(journal)
+
+
+def settle(journal: Path, target: Path | None = None) -> None:
+    """Finish what a killed process left between its first and its last rename.
+
+    Args:
+        journal: of `publish`; it need not exist.
+        target: a folder that `put_in_place` may have left aside.
+    """
+    if journal.is_file():
+        _finish(journal)
+    if target is not None and _aside(target).is_dir():
+        if target.exists():
+            remove(_aside(target))
+        else:
+            os.rename(_aside(target), target)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary files and folders of `target` that killed processes left. The caller holds its lock."""
+    if target.parent.is_dir():
+        for path in target.parent.iterdir():
+            if path.name.startswith(f"{target.name}.") and _LEFTOVER.fullmatch(path.name[len(target.name) + 1 :]):
+                remove(path)
+
+
+def _finish(journal: Path) -> None:
+    folder = journal.parent
+    pairs = [(folder / new, folder / name) for new, name in read_sealed_json(journal, "journal of names")["publish"]]
+    left = [pair for pair in pairs if os.path.lexists(pair[0])]  # the others got their names before a kill
+    for _, final in reversed(left):
+        final.unlink(missing_ok=True)
+    fsync_path(folder)
+    for temporary, final in left:
+        os.rename(temporary, final)
+    fsync_path(folder)
+    journal.unlink()
+    fsync_path(folder)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.replaced{_TEMPORARY}")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step, as Linux can on most file systems; False where it cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # another system, or an old C library
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
 
 
 def write_text(target: Path, text: str) -> None:
@@ -121,7 +229,8 @@ def _digest(content: bytes) -> str:
     return f"{DIGEST_PREFIX}{xxhash.xxh3_128_hexdigest(content)}"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder; it need not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -30,11 +30,13 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     for name in ("first", "second"):
-        with atomic_path(target) as temporary:
+        with atomic_path(target, replace_folder=True) as temporary:
             (temporary / "deep").mkdir(parents=True)
             (temporary / "deep" / name).write_text(name)
     assert [path.name for path in target.rglob("*")] == ["deep", "second"]
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+    with pytest.raises(UserError, match="holds files already"), atomic_path(target):
+        pass
+    with pytest.raises(RuntimeError), atomic_path(target, replace_folder=True) as temporary:
         temporary.mkdir()
         raise RuntimeError("killed")
     assert (target / "deep" / "second").exists() and not list(tmp_path.glob("*.tmp"))

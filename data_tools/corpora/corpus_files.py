@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import fsync_path, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.files import publish, read_sealed_json, settle, temporary_beside, write_sealed_json
+from megatron_kaiyuan.outputs import Output, journal_of
 
 FORMAT, VERSION = "kaiyuan-corpus", 1
 AGAIN = "make the corpus again, or copy it again from where it came"
@@ -129,7 +130,8 @@ class NewCorpus:
 
     def __init__(self, prefix: Path):
         self.prefix = prefix
-        self.bin, self.index, self.metadata = (path.with_name(f"{path.name}.tmp") for path in sealed_paths(prefix))
+        self.bin, self.index, self.metadata = (temporary_beside(path) for path in sealed_paths(prefix))
+        self._sealed = temporary_beside(manifest_path(prefix))
         self.manifest: dict[str, Any] | None = None
 
     @property
@@ -137,44 +139,58 @@ class NewCorpus:
         return [self.bin, self.index, self.metadata]
 
     def remove(self) -> None:
-        for path in self.paths:
+        for path in [*self.paths, self._sealed]:
             path.unlink(missing_ok=True)
 
     def put_in_place(self) -> None:
-        """Rename the files. Whoever is killed here leaves no pair that opens: the old `.idx` goes first, the new
-        one comes last, and the manifest after it."""
+        """Give the files their names; a corpus of which only some have theirs is finished by the next `settle`."""
         if self.manifest is None:
             raise ValueError("a corpus needs its manifest")
-        for path in self.paths:
-            fsync_path(path)
-        folder = self.prefix.parent
-        for old in (manifest_path(self.prefix), idx_path(self.prefix)):
-            old.unlink(missing_ok=True)
-        fsync_path(folder)
-        os.replace(self.bin, bin_path(self.prefix))
-        os.replace(self.metadata, metadata_path(self.prefix))
-        fsync_path(folder)
-        os.replace(self.index, idx_path(self.prefix))
-        fsync_path(folder)
-        write_sealed_json(manifest_path(self.prefix), self.manifest)
+        write_sealed_json(self._sealed, self.manifest)
+        pairs = dict(zip(self.paths, sealed_paths(self.prefix), strict=True))
+        # The index after the tokens, since readers of Megatron's format open it; the manifest, which seals all, last.
+        order = [self.bin, self.metadata, self.index]
+        publish(
+            [*((new, pairs[new]) for new in order), (self._sealed, manifest_path(self.prefix))],
+            journal_of(self.prefix),
+        )
 
 
 @contextmanager
 def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
     """Yield temporary files; when the block ends well they become the corpus, the manifest last.
 
-    After an exception nothing of the new corpus is left, and an older one stays as it was.
+    After an exception nothing of the new corpus is left, and an older one stays as it was. The caller has claimed the
+    place, or holds a lock of its own.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
+    settle(journal_of(prefix))
     new = NewCorpus(prefix)
-    new.remove()
     try:
         yield new
         with write_errors(prefix):
             new.put_in_place()
     except BaseException:
-        new.remove()
+        if not journal_of(prefix).exists():
+            new.remove()
         raise
+
+
+def corpus_output(prefix: Path) -> Output:
+    """The place of a corpus, for `outputs.claim`."""
+    return Output(prefix, "a corpus", "--output-prefix", "prefix")
+
+
+def earlier_corpus(output: Output) -> str | None:
+    """Recognises a corpus with its manifest at a prefix, see `outputs.Earlier`."""
+    prefix = output.path
+    there = [path for path in (*sealed_paths(prefix), manifest_path(prefix)) if os.path.lexists(path)]
+    if not there:
+        return None
+    try:
+        return str(read_manifest(prefix).get("identity", ""))
+    except UserError:
+        raise output.in_the_way(there[0], "belongs to no corpus with a manifest of this program") from None
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from data_tools.corpora.corpus import manifest_of
 from data_tools.corpora.corpus_files import (
     AGAIN,
     NewCorpus,
+    corpus_output,
+    earlier_corpus,
     manifest_path,
     metadata_path,
     read_manifest,
@@ -34,6 +36,7 @@ from data_tools.corpora.verify import check_sealed_index
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.outputs import claim, identity_of
 
 _CHUNK_BYTES = 1 << 22
 
@@ -50,16 +53,32 @@ class Part:
         return self.manifest["files"][path.name]
 
 
-def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1) -> str:
+def merge(inputs: Sequence[Path], output: Path, threads: int = 1, force: bool = False) -> str:
+    """`kaiyuan-data merge`: as `merge_corpora`, into a new corpus or an earlier one of the same inputs.
+
+    Args:
+        force: a corpus of other inputs may be replaced.
+
+    Raises:
+        UserError: as `merge_corpora`, or `output` holds something else.
+    """
+    parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
+    identity = identity_of("merge", [part.manifest["seal"] for part in parts])
+    with claim(corpus_output(Path(output)), identity, earlier_corpus, force=force):
+        return merge_corpora(inputs, output, threads, identity)
+
+
+def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identity: str = "") -> str:
     """Join corpora in the order given into a new one at `output`; return a summary of one line.
 
     Everything that is read is compared with its manifest on the way. A merge that was killed leaves nothing under a
-    final name and is simply done again.
+    final name, or what the next one finishes.
 
     Args:
         inputs: prefixes of corpora that the same tokenizer made.
-        output: prefix; an older corpus there is replaced.
+        output: prefix, which the caller has claimed; an older corpus there is replaced.
         threads: for the index; they change the speed, never the bytes.
+        identity: fingerprint of what the corpus is made from, for its manifest.
 
     Raises:
         UserError: an input is missing, damaged or of another tokenizer; or the disk is full.
@@ -71,7 +90,7 @@ def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1) -> str
         _check_small_files(part)
     with replace_corpus(Path(output)) as new:
         digest = _join_files(parts, new, threads)
-        content = _joined_content(parts)
+        content = {**_joined_content(parts), "identity": identity}
         new.manifest = manifest_of(new, content, digest)
     plural = "corpus" if len(parts) == 1 else "corpora"
     counts = f"{content['sequences']:,} sequences, {content['tokens']:,} tokens"

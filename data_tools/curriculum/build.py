@@ -15,19 +15,22 @@ from pathlib import Path
 import xxhash
 
 from data_tools._curriculum import Builder
-from data_tools.corpora.corpus_files import write_errors
+from data_tools.corpora.corpus_files import manifest_path, write_errors
 from data_tools.curriculum.artefact import MissingScores, phase_manifest
 from data_tools.curriculum.memory import default_memory, rows_memory
 from data_tools.curriculum.packing import Packing, pack_phase, stretch_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
-from data_tools.curriculum.recipe import PhaseRecipe, load_order, nearest
+from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
 from data_tools.curriculum.source import Source
-from megatron_kaiyuan.data.indexed import bin_path, idx_path
-from megatron_kaiyuan.data.phase import FORMAT
+from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
+from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, read_json, write_json, write_sealed_json
+from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
+from megatron_kaiyuan.outputs import Output, check, claim, identity_of, refuse_unlisted
+
+PHASE = "a phase"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def build_recipe(
     phase_name: str | None,
     threads: int,
     memory: int | None = None,
+    force: bool = False,
 ) -> str:
     """Build every phase of a recipe, or one, into folders of their names in `output`; print each, return a summary.
 
@@ -80,10 +84,13 @@ def build_recipe(
         raise UserError(
             f"{recipe}: no phase {phase_name!r}; {nearest(str(phase_name), [p.name for p in order.phases])}"
         )
+    for phase in phases:
+        place = Output(output / phase.name, PHASE)
+        check(place, _identity(phase, order.corpora), earlier_phase, force)
     built = []
     for phase in phases:
         folder = output / phase.name
-        built.append(build_phase(phase, order.corpora, folder, threads or os.cpu_count() or 1, memory))
+        built.append(build_phase(phase, order.corpora, folder, threads or os.cpu_count() or 1, memory, force))
         print(built[-1], flush=True)
     documents, tokens = (sum(getattr(phase, what) for phase in built) for what in ("documents", "tokens"))
     plural = "phase" if len(built) == 1 else "phases"
@@ -91,66 +98,99 @@ def build_recipe(
 
 
 def build_phase(
-    phase: PhaseRecipe, corpora: Mapping[str, Path], folder: Path, threads: int, memory: int | None = None
+    phase: PhaseRecipe,
+    corpora: Mapping[str, Path],
+    folder: Path,
+    threads: int,
+    memory: int | None = None,
+    force: bool = False,
 ) -> BuiltPhase:
-    """Choose, order and write one phase; an existing phase in `folder` is replaced as a whole.
+    """Choose, order and write one phase.
 
     Args:
         corpora: prefix of each corpus, by the name that the recipe uses.
+        folder: a new folder, or an earlier phase of the same recipe and corpora.
         threads: they change the speed, never the result.
         memory: bytes that the build may take, beyond which it works with files beside `folder`; half of what is free by
             default. It changes the speed, never the result.
+        force: an earlier phase of another recipe or other corpora may be replaced.
 
     Raises:
-        UserError: a corpus or score is missing or wrong, the recipe cannot be met, or `folder` is no phase.
+        UserError: a corpus or score is missing or wrong, the recipe cannot be met, or `folder` holds something else.
     """
     began = time.perf_counter()
-    _check_target(folder)
-    present = [dataset for dataset in phase.datasets if not (dataset.optional and _absent(corpora[dataset.corpus]))]
-    if not present:
-        raise UserError(f"phase {phase.name}: all its corpora are optional and none exists; make one first")
+    identity, place = _identity(phase, corpora), Output(folder, PHASE)
+    with write_errors(folder), claim(place, identity, earlier_phase, force=force):
+        present = _present(phase, corpora)
+        sources = [Source(dataset, Path(corpora[dataset.corpus]), threads) for dataset in present]
+        limit = rows_memory(memory or default_memory(), len(sources))
+        with atomic_path(place.path, replace_folder=True) as temporary, _recipe_errors(phase):
+            temporary.mkdir()
+            builder = Builder(os.fspath(temporary), memory=limit, shuffle=phase.order == "shuffle", threads=threads)
+            kept, missing = _read(phase, sources, builder)
+            plan = plan_copies(phase.model_copy(update={"datasets": present}), kept)
+            for dataset, copies in enumerate(plan.copies):
+                _repeat(builder, dataset, copies)
+            counts = [builder.count(dataset) for dataset in range(len(sources))]
+            tokens = sum(tokens for _, tokens in counts)
+            if not tokens:
+                raise UserError(f"phase {phase.name}: its documents hold no token; check its corpora")
+            profiles = _interleave(phase, sources, builder, temporary)
+            packing = pack_phase(temporary, [s.corpus.lengths for s in sources], phase.pack) if phase.pack else None
+            shown = phase_profile(tokens, profiles)
+            write_json(temporary / "profile.json", stretch_profile(shown, packing) if packing else shown)
+            content = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
+            manifest = {**content, "identity": identity}
+            write_sealed_json(temporary / MANIFEST, manifest)
     notes = [
         f"{d.corpus} left out: optional, and its corpus does not exist" for d in phase.datasets if d not in present
     ]
-    sources = [Source(dataset, Path(corpora[dataset.corpus]), threads) for dataset in present]
-    limit = rows_memory(memory or default_memory(), len(sources))
-    with write_errors(folder), atomic_path(folder) as temporary, _recipe_errors(phase):
-        temporary.mkdir()
-        builder = Builder(os.fspath(temporary), memory=limit, shuffle=phase.order == "shuffle", threads=threads)
-        kept, missing = _read(phase, sources, builder)
-        plan = plan_copies(phase.model_copy(update={"datasets": present}), kept)
-        for dataset, copies in enumerate(plan.copies):
-            _repeat(builder, dataset, copies)
-        counts = [builder.count(dataset) for dataset in range(len(sources))]
-        tokens = sum(tokens for _, tokens in counts)
-        if not tokens:
-            raise UserError(f"phase {phase.name}: its documents hold no token; check its corpora")
-        profiles = _interleave(phase, sources, builder, temporary)
-        packing = pack_phase(temporary, [s.corpus.lengths for s in sources], phase.pack) if phase.pack else None
-        shown = phase_profile(tokens, profiles)
-        write_json(temporary / "profile.json", stretch_profile(shown, packing) if packing else shown)
-        manifest = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
-        write_sealed_json(temporary / "manifest.json", manifest)
     notes += [str(found) for found in missing if found.documents] + plan.warnings
     datasets = [(source.name, *count, len(source.corpus)) for source, count in zip(sources, counts, strict=True)]
     seconds = time.perf_counter() - began
     return BuiltPhase(folder, phase.order, manifest["documents"], manifest["tokens"], seconds, datasets, notes, packing)
 
 
+def earlier_phase(output: Output) -> str | None:
+    """Recognises a phase at the place where one is to be built, see `outputs.Earlier`."""
+    folder = output.path
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    try:
+        manifest = read_sealed_json(folder / MANIFEST, "phase manifest")
+    except UserError:
+        manifest = {}
+    if manifest.get("format") != FORMAT:
+        raise output.in_the_way(folder)
+    refuse_unlisted(output, manifest["files"])
+    return str(manifest.get("identity", ""))
+
+
+def _identity(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> str:
+    """What the order is made from: the recipe of the phase, and the tokens and scores of each corpus."""
+    found = []
+    for dataset in _present(phase, corpora):
+        prefix = Path(corpora[dataset.corpus])
+        # The manifest names the checksum of the scores too; a pair that Megatron made has none.
+        seal = checksum(manifest_path(prefix)) if manifest_path(prefix).is_file() else ""
+        found.append([dataset.corpus, IndexedCorpus(prefix, check=None).sample_fingerprint(), seal])
+    return identity_of("phase", VERSION, phase.model_dump(mode="json"), found)
+
+
+def _present(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> list[DatasetRecipe]:
+    """The datasets whose corpora are there; an optional one may be absent.
+
+    Raises:
+        UserError: none is there.
+    """
+    present = [dataset for dataset in phase.datasets if not (dataset.optional and _absent(corpora[dataset.corpus]))]
+    if not present:
+        raise UserError(f"phase {phase.name}: all its corpora are optional and none exists; make one first")
+    return present
+
+
 def _absent(prefix: Path) -> bool:
     return not (bin_path(prefix).exists() or idx_path(prefix).exists())
-
-
-def _check_target(folder: Path) -> None:
-    """A folder is replaced as a whole, so it must be one of ours."""
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_phase(folder))):
-        raise UserError(f"{folder}: exists and is no phase; choose another --output or remove it")
-
-
-def _is_phase(folder: Path) -> bool:
-    path = folder / "manifest.json"
-    manifest = read_json(path, "phase manifest") if path.is_file() else None
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 @contextmanager

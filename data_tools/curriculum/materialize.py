@@ -10,7 +10,6 @@ Megatron's GPTDataset shuffles documents: read the pair in its own order to keep
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +25,12 @@ from data_tools.curriculum.recipe import PhaseRecipe, load_order
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, fsync_path, read_json
+from megatron_kaiyuan.files import publish, read_json, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
 
 How = Literal["tokens", "index"]
 HOW: tuple[How, ...] = ("tokens", "index")
+_FORMAT = "kaiyuan-materialized"
 # Entries handed to C++ at a time: 2 MiB of order.bin, and a progress bar that moves.
 _ENTRIES = 1 << 18
 
@@ -49,11 +50,13 @@ def check_recipe(recipe: Path, overrides: Sequence[str], how: str, phase_name: s
     return [phase.name for phase in phases]
 
 
-def materialize_phases(output: Path, phases: Sequence[str], how: str | None, threads: int) -> Iterator[str]:
+def materialize_phases(
+    output: Path, phases: Sequence[str], how: str | None, threads: int, force: bool = False
+) -> Iterator[str]:
     """Write phases that lie in `output` as pairs beside them; one line each. See `materialize`."""
     for phase in phases:
         yield materialize(
-            output / phase, output_prefix(output, phase), "index" if how == "index" else "tokens", threads
+            output / phase, output_prefix(output, phase), "index" if how == "index" else "tokens", threads, force
         )
 
 
@@ -80,18 +83,21 @@ def check_materialize(phase: PhaseRecipe, corpora: Mapping[str, Path], how: How)
     _check_alike(phase.name, present)
 
 
-def materialize(folder: Path, output: Path, how: How, threads: int = 1) -> str:
+def materialize(folder: Path, output: Path, how: How, threads: int = 1, force: bool = False) -> str:
     """Write a finished phase as a pair; memory does not grow with it. Return one line.
 
-    The `.idx` appears last. A run that was killed leaves no pair that opens.
+    Beside the pair lies `OUTPUT.phase.json`, which records of what phase it is. A run that was killed leaves the older
+    pair, or what the next run finishes.
 
     Args:
         folder: the phase.
-        output: prefix of the pair; an older pair there is replaced.
+        output: prefix of the pair; a new one, or an earlier pair of the same phase.
         threads: they change the speed, never the bytes.
+        force: the pair of another phase may be replaced.
 
     Raises:
-        UserError: as `check_materialize`; the phase or a corpus is damaged; `output` is a corpus; the disk is full.
+        UserError: as `check_materialize`; the phase or a corpus is damaged; something else lies at `output`; the disk
+            is full.
     """
     phase = Phase(folder)
     if phase.manifest.get("packing"):
@@ -100,19 +106,26 @@ def materialize(folder: Path, output: Path, how: How, threads: int = 1) -> str:
     _check_alike(phase.name, dict(enumerate(prefixes)))
     if how == "index" and len(prefixes) > 1:
         raise UserError(f"{folder}: --materialize index points into one .bin, and the phase has {len(prefixes)}")
-    _check_output(output, prefixes)
     item_size = phase.corpora[0].dtype.itemsize
     order: NDArray[np.uint64] = np.memmap(folder / "order.bin", "<u8", mode="r")
-    _check_space(output, 20 * len(order) + (phase.tokens * item_size if how == "tokens" else 0))
-    with write_errors(output):
-        idx_path(output).unlink(missing_ok=True)
-        with atomic_path(idx_path(output)) as index, atomic_path(bin_path(output)) as tokens:
+    identity = identity_of("materialize", phase.manifest["seal"], how)
+    place = Output(output, "a materialized phase", kind="prefix")
+    needed = 20 * len(order) + (phase.tokens * item_size if how == "tokens" else 0)
+    with write_errors(output), claim(place, identity, _earlier, force=force, needed_bytes=needed):
+        finals = [bin_path(output), idx_path(output), _record_path(output)]
+        tokens, index, record = (temporary_beside(path) for path in finals)
+        try:
             written = _write(order, prefixes, index, tokens if how == "tokens" else None, threads, str(folder))
             if written != phase.tokens:
                 raise UserError(f"{folder}: its documents hold {written} tokens, not {phase.tokens}; build it again")
             if how == "index":
                 os.symlink(os.path.relpath(bin_path(prefixes[0]), output.parent.resolve()), tokens)
-        fsync_path(output.parent)
+            write_sealed_json(record, {"format": _FORMAT, "version": 1, "identity": identity})
+            publish(list(zip((tokens, index, record), finals, strict=True)), journal_of(output))
+        finally:
+            if not journal_of(output).exists():
+                for path in (tokens, index, record):
+                    path.unlink(missing_ok=True)
     what = "pointers" if how == "index" else f"{phase.tokens * item_size:,} bytes of tokens"
     return f"{output}: {len(order):,} sequences, {what}"
 
@@ -171,15 +184,19 @@ def _tokenizer(prefix: Path) -> str:
         raise UserError(f"{manifest_path(prefix)}: names no tokenizer; make the corpus again") from error
 
 
-def _check_output(output: Path, prefixes: Sequence[Path]) -> None:
-    if manifest_path(output).exists() or output.resolve() in [prefix.resolve() for prefix in prefixes]:
-        raise UserError(f"{output}: a corpus lies there; choose another --output")
+def _record_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.phase.json")
 
 
-def _check_space(output: Path, needed: int) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output.parent).free
-    if free < needed:
-        raise UserError(
-            f"{output}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} are free; free some, or go elsewhere"
-        )
+def _earlier(output: Output) -> str | None:
+    record = _record_path(output.path)
+    there = [path for path in (bin_path(output.path), idx_path(output.path), record) if os.path.lexists(path)]
+    if not there:
+        return None
+    try:
+        content = read_sealed_json(record, "record of a materialized phase")
+    except UserError:
+        content = {}
+    if content.get("format") != _FORMAT:
+        raise output.in_the_way(there[0])
+    return str(content["identity"])

@@ -15,12 +15,15 @@ from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
 DECILES = ["worst", *map(str, range(2, 10)), "best"]
 
 
-def report_order(recipe: Path, overrides: Sequence[str], phases: Path, output: Path | None, as_json: bool) -> str:
-    """Write the page about built phases, and say what to print.
+def report_order(
+    recipe: Path, overrides: Sequence[str], phases: Path, output: Path | None, as_json: bool, force: bool = False
+) -> str:
+    """Write the page about built phases, and return what to print.
 
     Args:
         phases: folder with one folder a phase, as `kaiyuan-data curriculum --output` left it.
         output: the page; default `phases`/report.html. With `as_json` it is written only when given.
+        force: a page about other phases may be replaced.
 
     Returns:
         One JSON object with the page's figures, or the exposure table and a summary line.
@@ -34,7 +37,7 @@ def report_order(recipe: Path, overrides: Sequence[str], phases: Path, output: P
     tables = stream_tables(mixes)
     page = output or (None if as_json else phases / "report.html")
     if page:
-        build_order_report(mixes, page, recipe.resolve().parent.name, notes)
+        build_order_report(mixes, page, recipe.resolve().parent.name, notes, folder=phases, force=force)
     if as_json:
         return json.dumps({"recipe": str(recipe), "notes": notes, **tables}, ensure_ascii=False)
     plural = "phase" if len(mixes) == 1 else "phases"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +18,10 @@ from data_tools.harvesting.harvest_sources import DOMAINS, SourceFile
 from data_tools.harvesting.quality import score
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path
+from megatron_kaiyuan.outputs import Output, claim, identity_of, recorded_folder, write_record
 
 SHORTEST_TEXT = 200
+_FORMAT = "kaiyuan-harvest"
 _SPLITS = ("train", "heldout")
 
 
@@ -42,19 +46,27 @@ class Harvest:
 
 
 def harvest(
-    folder: Path, megabytes: float = 3.0, held_out: float = 0.05, seed: int = 1234, domains: Iterable[str] = DOMAINS
+    folder: Path,
+    megabytes: float = 3.0,
+    held_out: float = 0.05,
+    seed: int = 1234,
+    domains: Iterable[str] = DOMAINS,
+    force: bool = False,
 ) -> Iterator[Harvest]:
-    """Write `{domain}.train.jsonl` and `{domain}.heldout.jsonl` under `folder`; yield each domain when it is written.
+    """Yield each domain when it is collected; at the end `folder` appears, with `{domain}.train.jsonl` and
+    `{domain}.heldout.jsonl`.
 
     A source file is held out as a whole when a seeded hash of its name falls below `held_out`, so that no file is in
     both splits, not even through two domains. Files are taken in the order of that hash, from all packages in turn.
     The result depends on the installed packages, the arguments and nothing else.
 
     Args:
+        folder: a new folder, or an earlier harvest with the same arguments and packages.
         megabytes: 10^6 bytes of text for `train`; `heldout` gets `held_out` times as much.
+        force: another earlier harvest may be replaced.
 
     Raises:
-        UserError: an argument is out of range.
+        UserError: an argument is out of range, or `folder` holds something else.
     """
     if megabytes <= 0:
         raise UserError(f"--megabytes {megabytes}: must be above 0")
@@ -62,11 +74,24 @@ def harvest(
         raise UserError(f"--held-out {held_out}: must be above 0 and below 1")
     limits = {"train": int(megabytes * 1e6), "heldout": int(megabytes * 1e6 * held_out)}
     seen: set[bytes] = set()
-    for domain in domains:
-        result = _collect(domain, limits, held_out, seed, seen)
-        for split in _SPLITS:
-            _write(folder / f"{domain}.{split}.jsonl", result.documents[split])
-        yield result
+    domains = list(domains)
+    identity = identity_of("harvest", megabytes, held_out, seed, domains, sys.version, _packages())
+    place = Output(folder, "a harvest of text", "folder")
+    with (
+        claim(place, identity, recorded_folder(_FORMAT), force=force),
+        atomic_path(place.path, replace_folder=True) as new,
+    ):
+        new.mkdir()
+        for domain in domains:
+            result = _collect(domain, limits, held_out, seed, seen)
+            for split in _SPLITS:
+                _write(new / f"{domain}.{split}.jsonl", result.documents[split])
+            yield result
+        write_record(new, _FORMAT, identity)
+
+
+def _packages() -> list[list[str]]:
+    return sorted([package.name, package.version] for package in importlib.metadata.distributions())
 
 
 def _collect(domain: str, limits: dict[str, int], held_out: float, seed: int, seen: set[bytes]) -> Harvest:
@@ -127,9 +152,7 @@ def _hash(name: str, seed: int) -> int:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines; without rows, no file, nor one of an earlier harvest."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Write JSON lines; without rows, no file."""
+    if rows:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

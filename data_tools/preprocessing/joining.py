@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from data_tools.reading.tasks import Task
 from data_tools.reading.text import BadPlace
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_json, write_json
+from megatron_kaiyuan.outputs import Output
 
 _JOINED = "joined.json"
+# What shards are called, and what lies beside them.
+_OURS = re.compile(r"[0-9a-f]{32}\.|joined\.json|run\.lock$")
 
 Done = tuple[Task, Record]
 
@@ -55,10 +60,14 @@ def finished_tasks(shards: Shards, tasks: Sequence[Task]) -> list[Done]:
     return done
 
 
-def join(shards: Shards, prefixes: Sequence[Path], done: Sequence[Done], bad_rows: Path) -> None:
-    """Make the corpora and, when there is a bad row, the file `bad_rows`; then note in the shards that this is done."""
-    for i, prefix in enumerate(prefixes):
-        merge_corpora([shards.corpora(task)[i] for task, _ in done], prefix)
+def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_rows: Path) -> None:
+    """Make the corpora and, when there is a bad row, the file `bad_rows`; then note in the shards that this is done.
+
+    Args:
+        outputs: the identity of the corpus at each prefix.
+    """
+    for i, (prefix, identity) in enumerate(outputs.items()):
+        merge_corpora([shards.corpora(task)[i] for task, _ in done], prefix, identity=identity)
     _write_bad_rows(shards, done, bad_rows)
     records = [vars(record) for _, record in done]
     write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(task for task, _ in done), "records": records})
@@ -80,8 +89,9 @@ def remove(shards: Shards) -> None:
     for folder in reversed(shards.folders):
         shutil.rmtree(folder / METERS, ignore_errors=True)
         for path in sorted(folder.glob("*"), key=_turn):
-            path.unlink(missing_ok=True)
-        if folder.exists():
+            if _OURS.match(path.name):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody put a file there
             folder.rmdir()
 
 
@@ -103,6 +113,20 @@ def _bad_places(shards: Shards, task: Task) -> Iterator[BadPlace]:
     with open(shards.bad_rows_path(task), encoding="utf-8") as file:
         for line in file:
             yield BadPlace(**json.loads(line))
+
+
+def earlier_bad_rows(output: Output) -> str | None:
+    """Recognises a list of bad rows by its first line, see `outputs.Earlier`; it belongs to the corpora beside it."""
+    if not output.path.exists():
+        return None
+    try:
+        with open(output.path, encoding="utf-8") as file:
+            fields = set(json.loads(file.readline()))
+    except (ValueError, TypeError):
+        fields = set()
+    if fields not in ({"file", "row", "reason"}, {"file", "line", "offset", "reason"}):
+        raise output.in_the_way(output.path)
+    return ""
 
 
 def _write_bad_rows(shards: Shards, done: Sequence[Done], path: Path) -> None:

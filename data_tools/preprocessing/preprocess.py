@@ -7,22 +7,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from data_tools.preprocessing.joining import Done, finished_tasks, join, joined_earlier, remove, tidy, within_limit
-from data_tools.preprocessing.locks import lock
+from data_tools.corpora.corpus_files import corpus_output, earlier_corpus
+from data_tools.preprocessing.joining import (
+    Done,
+    earlier_bad_rows,
+    finished_tasks,
+    join,
+    joined_earlier,
+    remove,
+    tidy,
+    within_limit,
+)
 from data_tools.preprocessing.pool import Job, Pool
 from data_tools.preprocessing.progress import Bar, forget
 from data_tools.preprocessing.sample import sample_texts
 from data_tools.preprocessing.shards import Record, Shards
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.place import Place
-from data_tools.reading.tasks import Settings, Task, cut_tasks, share
+from data_tools.reading.tasks import Settings, Task, cut_tasks, share, work_identity
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.locks import lock
+from megatron_kaiyuan.outputs import Output, check, claim
 
 __all__ = ["Settings", "Totals", "preprocess"]
 
@@ -64,6 +75,7 @@ def preprocess(
     task_bytes: int = 0,
     place: Place | None = None,
     merge_only: bool = False,
+    force: bool = False,
 ) -> Totals:
     """Write the corpus `{output_prefix}_{key}_document` for each json key.
 
@@ -74,28 +86,44 @@ def preprocess(
         task_bytes: size of a task; 0 takes one that fits the inputs.
         place: which of several ranks this is; with more than one, shards are written but not joined.
         merge_only: do no task, only join the shards that the ranks have left.
+        force: corpora of other input or settings may be replaced.
 
     Raises:
-        UserError: an argument or an input is wrong, there are too many bad rows, or the disk is full; the message
-            names file and line.
+        UserError: an argument or an input is wrong, something else lies at the output, there are too many bad rows, or
+            the disk is full; the message names file and line.
     """
     _check_arguments(settings, workers, max_bad_rows, task_bytes)
     place = place or Place()
     files = find_inputs(inputs)
-    tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
-    tasks = cut_tasks(files, settings, tokenizer.description(), task_bytes)
+    # What is in the way is found before the tokenizer is loaded and its engine proven.
     prefixes = [output_prefix.with_name(f"{output_prefix.name}_{key}_document") for key in settings.json_keys]
+    bad_rows = Output(
+        output_prefix.with_name(f"{output_prefix.name}.bad_rows.jsonl"), "a list of bad rows", "--output-prefix", "file"
+    )
+    check(bad_rows, "", earlier_bad_rows)
+    tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
+    description = tokenizer.description()
+    identities = {
+        prefix: work_identity(files, settings, description, key)
+        for key, prefix in zip(settings.json_keys, prefixes, strict=True)
+    }
+    tasks = cut_tasks(files, settings, description, task_bytes)
     shards = Shards(prefixes)
     work = _Work(tasks, shards, Job(settings, tuple(prefixes), place.rank, max_bad_rows), tokenizer, workers, place)
     if place.world > 1 and not merge_only:
+        for prefix, identity in identities.items():
+            check(corpus_output(prefix), identity, earlier_corpus, force)
         with lock(shards.lock_path, shared=True):
             records = [record for _, record in work.do()]
         return _totals(work, prefixes, records, joined=False)
-    with lock(shards.lock_path):
+    with ExitStack() as claims:
+        for prefix, identity in identities.items():
+            claims.enter_context(claim(corpus_output(prefix), identity, earlier_corpus, force=force))
+        claims.enter_context(lock(shards.lock_path))
         joined = joined_earlier(shards, prefixes, tasks)
         if joined is None:
             done = work.collect() if merge_only else work.do_alone()
-            join(shards, prefixes, done, output_prefix.with_name(f"{output_prefix.name}.bad_rows.jsonl"))
+            join(shards, identities, done, bad_rows.path)
             joined = [record for _, record in done]
         remove(shards)
     return _totals(work, prefixes, joined, joined=True)

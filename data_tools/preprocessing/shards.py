@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
-from data_tools.preprocessing.locks import lock
 from data_tools.preprocessing.long_text import encode_texts
 from data_tools.preprocessing.progress import Meter
 from data_tools.reading.columns import column_rows, rows_before
@@ -27,6 +26,7 @@ from data_tools.reading.text import BadPlace, Rows, line_rows, lines_before
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_json, write_json
+from megatron_kaiyuan.locks import lock
 
 KEPT = "finished shards are kept: run the command again"
 

@@ -13,6 +13,7 @@ import xxhash
 
 from data_tools.reading.inputs import InputFile
 from data_tools.reading.place import Place
+from megatron_kaiyuan.outputs import identity_of
 
 # Goes up when a shard of the same input and settings would get other content than before.
 _SHARD_VERSION = 1
@@ -90,6 +91,11 @@ def cut_tasks(
             stop = file.size if whole else min(start + step, file.size)
             tasks.append(Task(file, start, stop, _name(file, start, stop, about)))
     return tasks
+
+
+def work_identity(files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], key: str) -> str:
+    """Fingerprint of all that the corpus of one json key is made from, however it is cut into tasks."""
+    return identity_of("preprocess", key, [asdict(file) for file in files], _about(settings, tokenizer))
 
 
 def is_whole(file: InputFile, settings: Settings) -> bool:

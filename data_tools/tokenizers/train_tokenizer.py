@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_tools.reading.text import texts
 from data_tools.tokenizers.tokenizer import END_OF_DOCUMENT
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import write_json
+from megatron_kaiyuan.files import (
+    checksum,
+    publish,
+    read_sealed_json,
+    temporary_beside,
+    write_json,
+    write_sealed_json,
+)
+from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, journal_of
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -26,6 +35,7 @@ PATTERN = (
 )
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 SMALLEST_VOCABULARY = 512
+_FORMAT = "kaiyuan-tokenizer"
 # A character rarer than this is cheaper as three bytes than as a row of the embedding that is hardly ever trained.
 _RAREST_CHARACTER = 10
 
@@ -61,8 +71,29 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
     return content
 
 
-def save_tokenizer(content: dict[str, Any], output: Path) -> None:
-    """Write `tokenizer.json`, and beside it the `tokenizer_config.json` by which transformers loads the folder."""
+def train_and_save(inputs: Sequence[Path], json_key: str, vocab_size: int, output: Path, force: bool = False) -> None:
+    """`kaiyuan-data tokenizer train`: read the text of files, train, and write `tokenizer.json`.
+
+    Args:
+        output: a new file, or a tokenizer that was trained on the same files.
+        force: a tokenizer that was trained on other files may be replaced.
+
+    Raises:
+        UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
+    """
+    identity = identity_of("tokenizer", files_identity(path for path in inputs if path.exists()), json_key, vocab_size)
+    with claim(Output(output, "a trained tokenizer", kind="file"), identity, _earlier, force=force):
+        content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)
+        save_tokenizer(content, output, identity)
+
+
+def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") -> None:
+    """Write `tokenizer.json`, the `tokenizer_config.json` by which transformers loads the folder, and a record.
+
+    Args:
+        output: the path of `tokenizer.json`, which the caller has claimed.
+        identity: fingerprint of what it was trained on.
+    """
     configuration = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_DOCUMENT,
@@ -70,8 +101,36 @@ def save_tokenizer(content: dict[str, Any], output: Path) -> None:
         "split_special_tokens": True,
         "model_max_length": 10**12,
     }
-    write_json(output.with_name("tokenizer_config.json"), configuration)
-    write_json(output, content)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    finals = [output.with_name("tokenizer_config.json"), output, _record_path(output)]
+    new = [temporary_beside(path) for path in finals]
+    for path, written in zip(new, (configuration, content), strict=False):
+        write_json(path, written)
+    checksums = {final.name: checksum(path) for final, path in zip(finals[:2], new[:2], strict=True)}
+    write_sealed_json(new[2], {"format": _FORMAT, "version": 1, "identity": identity, "files": checksums})
+    publish(list(zip(new, finals, strict=True)), journal_of(output))
+
+
+def _record_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.manifest.json")
+
+
+def _earlier(output: Output) -> str | None:
+    record = _record_path(output.path)
+    files = [output.path, output.path.with_name("tokenizer_config.json")]
+    there = [path for path in (*files, record) if path.exists()]
+    if not there:
+        return None
+    try:
+        content = read_sealed_json(record, "record of a tokenizer")
+    except UserError:
+        content = {}
+    if content.get("format") != _FORMAT:
+        raise output.in_the_way(there[0], "exists already")
+    for path in files:
+        if path.exists() and checksum(path) != content["files"].get(path.name):
+            raise output.in_the_way(path, "was changed after it was written")
+    return str(content["identity"])
 
 
 def _alphabet_size(texts: Iterable[str], largest: int) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import os
 import queue
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from megatron_kaiyuan.checkpoint.part import HostCopies, Part, Task
 from megatron_kaiyuan.checkpoint.verify import Files
 from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
-from megatron_kaiyuan.files import fsync_path
+from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
 
 COMMON = "common.pt"
 # What torch.save puts round each tensor, and what a file system needs for itself.
@@ -286,12 +285,10 @@ def _close(flight: _Flight, results: list[Any], files: Files) -> None:
             fsync_path(path)
     layout.write_manifest(flight.temporary, files, **flight.about)
     fsync_path(flight.temporary)
-    aside = layout.set_aside(flight.folder, "replaced") if flight.folder.exists() else None
-    os.rename(flight.temporary, flight.folder)
-    fsync_path(flight.folder.parent)
-    if aside is not None and layout.step_of(flight.folder.name) is None:
-        # An average that was made again. A step is not removed here: it was whole once.
-        shutil.rmtree(aside)
+    if layout.step_of(flight.folder.name) is not None and flight.folder.exists():
+        # A step was whole once: it is kept. Any other folder is an average that is made again.
+        layout.set_aside(flight.folder, "replaced")
+    put_in_place(flight.temporary, flight.folder)
     flight.after()
 
 
@@ -308,7 +305,7 @@ def _make_folder(folder: Path, needed: int) -> Path:
     def make() -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         require_room(folder, needed)
-        temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+        temporary = temporary_beside(folder)
         temporary.mkdir()
         return str(temporary)
 

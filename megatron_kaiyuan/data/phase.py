@@ -25,6 +25,7 @@ from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.data.indexed import IndexedCorpus, share
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json
+from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-phase", 2
 SEQUENCE_BITS = 48
@@ -74,6 +75,11 @@ class Phase:
         self.tokens: int = self.manifest["tokens"]
         self.stride: int = self.manifest["stride"]
         files = self.manifest["files"]
+        if extra := unlisted(self.folder, files):
+            raise UserError(
+                f"{self.folder / extra[0]}: is not listed in the manifest of the phase, so it is not known what the "
+                f"order is; move it away, or {_REMEDY}"
+            )
         self.entries: int = files["order.bin"]["bytes"] // 8
         blocks = -(-self.entries // self.stride)
         self._order = _map(self.folder / "order.bin", self.entries)

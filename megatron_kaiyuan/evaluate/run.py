@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, write_tasks
-from megatron_kaiyuan.files import write_json
+from megatron_kaiyuan.files import remove, temporary_beside, write_json
+from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
+
+FORMAT = "kaiyuan-evaluation"
 
 
 def evaluate(
@@ -20,7 +25,7 @@ def evaluate(
     baseline_folder: Path | None,
     held_out: Sequence[Path],
     held_out_text: Sequence[Path],
-    work: Path,
+    work: Path | None,
     output: Path,
     *,
     seq_length: int | None = None,
@@ -28,6 +33,7 @@ def evaluate(
     sizes: TaskSizes | None = None,
     seed: int = 1234,
     device: str = "cpu",
+    force: bool = False,
 ) -> dict[str, Any]:
     """Evaluate an exported model and write the result as JSON.
 
@@ -35,32 +41,53 @@ def evaluate(
         model_folder, baseline_folder: Hugging Face folders; the baseline is the untrained model.
         held_out: corpus prefixes, one for each domain.
         held_out_text: the same documents as JSON lines {"text", "domain", ...}.
-        work: where task files and caches go.
+        work: where task files and caches go; None: a temporary folder beside `output`.
+        output: a new file, or the result of the same evaluation.
         seq_length: context in tokens, as in training; None: all that the model admits.
         token_limit: predicted tokens at most of the held-out loss; None: all.
+        force: the result of another evaluation may be replaced.
 
     Returns:
-        {"model": {"path", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items": by task, "seed"};
-        it is written to `output`.
+        {"format", "identity", "model": {"path", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items":
+        by task, "seed"}; it is written to `output`.
 
     Raises:
-        UserError: a package, folder, corpus or file is missing or wrong; the message names it.
+        UserError: a package, folder, corpus or file is missing or wrong, or `output` holds something else; the message
+            names it.
     """
     from megatron_kaiyuan.evaluate.heldout import open_corpora
 
-    work.mkdir(parents=True, exist_ok=True)
-    with offline(work / "cache"):
-        for module in ("transformers", "lm_eval"):
-            require(module, extra="eval", purpose="the evaluation")
-        corpora = open_corpora(held_out)
-        items = write_tasks(held_out_text, work, sizes or TaskSizes(), seed)
-        measured = [
-            _measure(folder, corpora, work, list(items), seq_length, token_limit, device) if folder else None
-            for folder in (model_folder, baseline_folder)
-        ]
-    result = {"model": measured[0], "baseline": measured[1], "items": items, "seed": seed}
-    write_json(output, result)
+    sizes = sizes or TaskSizes()
+    folders = [folder for folder in (model_folder, baseline_folder) if folder]
+    files = [*map(idx_path, held_out), *held_out_text]
+    settings = [seq_length, token_limit, dataclasses.asdict(sizes), seed]
+    identity = identity_of("evaluation", files_identity(path for path in [*folders, *files] if path.exists()), settings)
+    place = Output(output, "a result of kaiyuan eval", kind="file")
+    with claim(place, identity, marked_json(FORMAT), force=force), _work_folder(work, place.path) as folder:
+        with offline(folder / "cache"):
+            for module in ("transformers", "lm_eval"):
+                require(module, extra="eval", purpose="the evaluation")
+            corpora = open_corpora(held_out)
+            items = write_tasks(held_out_text, folder, sizes, seed)
+            measured = [
+                _measure(model, corpora, folder, list(items), seq_length, token_limit, device) if model else None
+                for model in (model_folder, baseline_folder)
+            ]
+        result: dict[str, Any] = {"format": FORMAT, "identity": identity, "model": measured[0], "baseline": measured[1]}
+        result |= {"items": items, "seed": seed}
+        write_json(place.path, result)
     return result
+
+
+@contextlib.contextmanager
+def _work_folder(work: Path | None, output: Path) -> Iterator[Path]:
+    folder = work or temporary_beside(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if work is None:
+            remove(folder)
 
 
 def summary_line(result: Mapping[str, Any]) -> str:

@@ -22,10 +22,13 @@ from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.model import names
+from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, write_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FORMAT, EXPORTED = "kaiyuan-export", "an exported model"
+_FP32_BYTES = 4
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,14 +46,18 @@ def export_model(
     model: ModelConfig,
     destination: Path,
     tokenizer_folder: Path | None,
+    identity: str = "",
+    force: bool = False,
 ) -> Path:
     """Write a Hugging Face model folder: FP32 safetensors, config, generation config, tokenizer.
 
     Args:
         weights: full tensors by megatron-core name, as `dist_checkpointing.load_plain_tensors` gives them for a
             GPTModel: layers stacked along a first axis, or numbered in the name.
-        destination: the folder; an earlier export there is replaced whole.
+        destination: a new folder, or an earlier export of the same `identity`; its `manifest.json` lists its files.
         tokenizer_folder: a folder that `AutoTokenizer` loads; its end-of-text id becomes the end of generation.
+        identity: fingerprint of what is exported.
+        force: an earlier export of another identity may be replaced.
 
     Returns:
         `destination`.
@@ -61,17 +68,24 @@ def export_model(
     """
     require("transformers", extra="eval", purpose="the Hugging Face export")
     _check_representable(model)
-    _check_destination(destination)
+    place = Output(destination, EXPORTED)
+    needed = sum(tensor.numel() * _FP32_BYTES for tensor in weights.values())
+    check(place, identity, recorded_folder(FORMAT), force, needed)
     eos_token_id = _end_of_text(tokenizer_folder, model) if tokenizer_folder else None
     network = _empty_network(model, eos_token_id)
     state = _to_transformers(names.split_layers(dict(weights), model.num_layers), model)
     _check_state(state, network)
     network.load_state_dict(state, assign=True)
-    with quiet_transformers(), atomic_path(destination) as folder:
-        network.save_pretrained(folder)
-        if tokenizer_folder:
-            _copy_tokenizer(tokenizer_folder, folder)
-            load_tokenizer(folder)
+    with (
+        claim(place, identity, recorded_folder(FORMAT), force=force),
+        atomic_path(place.path, replace_folder=True) as new,
+    ):
+        with quiet_transformers():
+            network.save_pretrained(new)
+            if tokenizer_folder:
+                _copy_tokenizer(tokenizer_folder, new)
+                load_tokenizer(new)
+        write_record(new, FORMAT, identity)
     return destination
 
 
@@ -90,11 +104,6 @@ def _check_representable(model: ModelConfig) -> None:
             f"export: transformers' Gemma 3 wants model.hidden_size {model.hidden_size} to be a multiple of "
             f"model.num_attention_heads {model.num_attention_heads}"
         )
-
-
-def _check_destination(destination: Path) -> None:
-    if destination.exists() and not (destination / "config.json").is_file():
-        raise UserError(f"{destination}: exists and is no exported model; name another folder, or remove it")
 
 
 def _empty_network(model: ModelConfig, eos_token_id: int | None) -> PreTrainedModel:

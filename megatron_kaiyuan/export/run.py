@@ -7,25 +7,39 @@ from pathlib import Path
 import torch
 
 from megatron_kaiyuan.checkpoint.load import load_common, load_into, load_weights
+from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.compare import largest_logit_difference
-from megatron_kaiyuan.export.huggingface import export_model
+from megatron_kaiyuan.export.huggingface import EXPORTED, FORMAT, export_model
 from megatron_kaiyuan.model.build import build_model, transformer_config
+from megatron_kaiyuan.outputs import Output, check, files_identity, identity_of, recorded_folder
 
 _COMPARED_SEQUENCES, _COMPARED_LENGTH = 2, 128
 
 
-def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None) -> str:
-    """Export a checkpoint, of a run or averaged, and say how far its logits are from megatron-core's.
+def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None, force: bool = False) -> str:
+    """Export a checkpoint, of a run or averaged, and report how far its logits are from megatron-core's.
 
     One process; process groups are initialised. Both networks compute in FP32 on random token ids.
 
+    Args:
+        output: a new folder, or an earlier export of the same checkpoint and tokenizer.
+        force: an export of another checkpoint may be replaced.
+
     Raises:
-        UserError: the checkpoint is missing or damaged, or cannot be represented.
+        UserError: the checkpoint is missing or damaged, or cannot be represented, or `output` holds something else.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: checkpoint not found")
+    identity = identity_of(
+        read_manifest(folder)["seal"], files_identity([tokenizer_folder] if tokenizer_folder else [])
+    )
+    # Before the weights are read, which takes long.
+    check(Output(output, EXPORTED), identity, recorded_folder(FORMAT), force)
     weights = load_weights(folder)
     model = ModelConfig(**load_common(folder)["run"]["config"]["model"])
-    export_model(weights, model, output, tokenizer_folder)
+    export_model(weights, model, output, tokenizer_folder, identity, force)
     network = _megatron_network(folder, model)
     length = min(_COMPARED_LENGTH, model.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)

@@ -132,7 +132,7 @@ def _gathered(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 def write_capsule(folder: Path, manifest: dict[str, Any], tensors: Tensors) -> int:
     """Write a capsule, whole or not at all; one that is there is replaced. Bytes on disk."""
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder, replace_folder=True) as temporary:
         temporary.mkdir()
         file = temporary / _TENSORS
         torch.save(tensors, file)

@@ -12,30 +12,35 @@ import numpy as np
 from megatron_kaiyuan.config import ModelConfig, RunConfig, load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
-from megatron_kaiyuan.files import read_json, write_text
+from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
 from megatron_kaiyuan.report.metrics import History, read_history
 from megatron_kaiyuan.report.monitored import least_headroom, monitor_figures
-from megatron_kaiyuan.report.page import render
+from megatron_kaiyuan.report.page import earlier_page, page_identity, page_output, render, write_page
 from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
 
+GENERATOR = "kaiyuan report"
 # Told in other places of the page.
 _NOT_LISTED = ("checkpoint", "loss_scale")
 
 
-def build_report(run_dir: Path, output: Path) -> Path:
+def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     """Write the report of a run, finished or not.
 
     Args:
         run_dir: holds `metrics.jsonl`; `config.yaml`, the phases it names and `evaluation.json` are shown when there.
-        output: the HTML file; it refers to nothing outside itself.
+        output: the HTML file, new or an earlier report of the run; it refers to nothing outside itself.
+        force: the report of another run may be replaced.
 
     Returns:
         `output`.
 
     Raises:
-        UserError: there are no metrics.
+        UserError: there are no metrics, or something else lies at `output`.
     """
+    identity = page_identity(run_dir, output)
+    check(page_output(output), identity, earlier_page(GENERATOR), force)
     history = read_history(run_dir / "metrics.jsonl")
     missing: list[str] = []
     run = _read_config(run_dir, missing)
@@ -50,6 +55,8 @@ def build_report(run_dir: Path, output: Path) -> Path:
         figures += stream_figures(phases)
     page = render(
         "page.html",
+        generator=GENERATOR,
+        identity=identity,
         name=run_dir.resolve().name,
         tiles=_tiles(history, run, evaluation),
         figures=figures,
@@ -63,7 +70,7 @@ def build_report(run_dir: Path, output: Path) -> Path:
         configuration=(run_dir / "config.yaml").read_text(encoding="utf-8") if run else None,
         missing=missing,
     )
-    write_text(output, page)
+    write_page(output, page, identity, GENERATOR, force)
     return output
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.train.run_folder import require_run_folder
 
 
 def count_steps(run: RunConfig, stream: TokenStream) -> int:
@@ -78,6 +79,7 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     check_world_size(run, world_size)
     if run.init_from is not None and not run.init_from.is_dir():
         raise UserError(f"init_from: {run.init_from} is no folder; name a checkpoint's, or a Hugging Face Qwen3 folder")
+    require_run_folder(run.run_dir)
     # Headers and samples only: the ranks will share the rest, which may take one process minutes.
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
     return f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

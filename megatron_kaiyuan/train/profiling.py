@@ -126,7 +126,7 @@ def write_profile(folder: Path, profiler: torch.profiler.profile, title: str, st
         steps: how many were profiled.
         seconds: wall time of all of them.
     """
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder, replace_folder=True) as temporary:
         temporary.mkdir()
         times = part_times(profiler.events() or [], 1e6 * seconds)
         text = "\n".join([f"{title}\n", *part_table(times, steps), "", _operator_table(profiler, times)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-import yaml
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.module import Float16Module
@@ -17,7 +16,6 @@ from megatron_kaiyuan.cluster.groups import agreed, process_groups
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
-from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
@@ -35,6 +33,7 @@ from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
+from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
@@ -83,6 +82,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
     state.monitors["bad_steps"] = bad_steps
     # Only now: a start that fails on its input leaves no run folder behind.
+    agreed(lambda: require_run_folder(run.run_dir))
     only_job = OnlyJob(run.run_dir)
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
@@ -201,9 +201,8 @@ def _schedule(run: RunConfig, stream: TokenStream, end: int) -> Schedule:
 def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
     if torch.distributed.get_rank() != 0:
         return Sinks([])
-    config = run.model_dump(mode="json")
-    write_text(run.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    return open_sinks(run.run_dir, run.monitor, total_steps, config)
+    write_config(run)
+    return open_sinks(run.run_dir, run.monitor, total_steps, run.model_dump(mode="json"))
 
 
 def _count_parameters(state: TrainState) -> int:

@@ -21,10 +21,10 @@ from json_lines import read_rows, write_rows
 from data_tools.corpora.corpus import manifest_path
 from data_tools.corpora.verify import verify
 from data_tools.preprocessing import joining
-from data_tools.preprocessing.locks import lock
 from data_tools.preprocessing.preprocess import Settings, Totals, preprocess
 from data_tools.reading.place import Place
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.locks import lock
 
 ROOT = Path(__file__).parents[3]
 TASK_BYTES = 3000
