@@ -158,9 +158,9 @@ def merge(
 
     Example: kaiyuan-data merge runs/part_0_text_document runs/part_1_text_document --output-prefix runs/all
     """
-    from data_tools.corpora.merge import merge as merge_into_one
+    from data_tools.corpora.merge import merge_corpora
 
-    print(merge_into_one(prefixes, output_prefix, threads or os.cpu_count() or 1, force))
+    print(merge_corpora(prefixes, output_prefix, threads or os.cpu_count() or 1, force))
 
 
 @app.command()

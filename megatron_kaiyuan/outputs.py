@@ -38,12 +38,14 @@ class Output:
         what: of what kind the product is, with its article: "an exported model".
         option: how the user names the place: "--output".
         kind: "file", "folder" or "prefix".
+        files: all that the product consists of, where that is more than `path`.
     """
 
     path: Path
     what: str
     option: str = "--output"
     kind: Literal["file", "folder", "prefix"] = "folder"
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         # What a link leads to is written, as by any other program; the link stays.
@@ -103,7 +105,8 @@ def claim(
     with lock(output.path.with_name(f".{output.path.name}.lock"), keep=False) as held:
         settle(journal_of(output.path), output.path)
         if held:
-            remove_leftovers(output.path)
+            for path in (*(output.files or (output.path,)), journal_of(output.path)):
+                remove_leftovers(path)
         check(output, identity, earlier, force)
         yield
 

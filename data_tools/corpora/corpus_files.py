@@ -41,6 +41,10 @@ def sealed_paths(prefix: Path) -> list[Path]:
     return [bin_path(prefix), idx_path(prefix), metadata_path(prefix)]
 
 
+def _all_paths(prefix: Path) -> tuple[Path, ...]:
+    return (*sealed_paths(prefix), manifest_path(prefix))
+
+
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """How Megatron stores ids below `vocab_size`, which is the largest id + 1."""
     return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
@@ -178,13 +182,13 @@ def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
 
 def corpus_output(prefix: Path) -> Output:
     """The place of a corpus, for `outputs.claim`."""
-    return Output(prefix, "a corpus", "--output-prefix", "prefix")
+    return Output(prefix, "a corpus", "--output-prefix", "prefix", _all_paths(prefix))
 
 
 def earlier_corpus(output: Output) -> str | None:
     """Recognises a corpus with its manifest at a prefix, see `outputs.Earlier`."""
     prefix = output.path
-    there = [path for path in (*sealed_paths(prefix), manifest_path(prefix)) if os.path.lexists(path)]
+    there = [path for path in _all_paths(prefix) if os.path.lexists(path)]
     if not there:
         return None
     try:

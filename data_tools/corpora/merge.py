@@ -53,22 +53,22 @@ class Part:
         return self.manifest["files"][path.name]
 
 
-def merge(inputs: Sequence[Path], output: Path, threads: int = 1, force: bool = False) -> str:
-    """`kaiyuan-data merge`: as `merge_corpora`, into a new corpus or an earlier one of the same inputs.
+def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, force: bool = False) -> str:
+    """`kaiyuan-data merge`: as `join_corpora`, into a new corpus or an earlier one of the same inputs.
 
     Args:
         force: a corpus of other inputs may be replaced.
 
     Raises:
-        UserError: as `merge_corpora`, or `output` holds something else.
+        UserError: as `join_corpora`, or `output` holds something else.
     """
     parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
     identity = identity_of("merge", [part.manifest["seal"] for part in parts])
     with claim(corpus_output(Path(output)), identity, earlier_corpus, force=force):
-        return merge_corpora(inputs, output, threads, identity)
+        return join_corpora(inputs, output, threads, identity)
 
 
-def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identity: str = "") -> str:
+def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identity: str = "") -> str:
     """Join corpora in the order given into a new one at `output`; return a summary of one line.
 
     Everything that is read is compared with its manifest on the way. A merge that was killed leaves nothing under a

@@ -108,11 +108,11 @@ def materialize(folder: Path, output: Path, how: How, threads: int = 1, force: b
         raise UserError(f"{folder}: --materialize index points into one .bin, and the phase has {len(prefixes)}")
     item_size = phase.corpora[0].dtype.itemsize
     order: NDArray[np.uint64] = np.memmap(folder / "order.bin", "<u8", mode="r")
-    identity = identity_of("materialize", phase.manifest["seal"], how)
-    place = Output(output, "a materialized phase", kind="prefix")
+    identity = identity_of("materialize", phase.manifest["seal"])
+    finals = (bin_path(output), idx_path(output), _record_path(output))
+    place = Output(output, "a materialized phase", kind="prefix", files=finals)
     needed = 20 * len(order) + (phase.tokens * item_size if how == "tokens" else 0)
     with write_errors(output), claim(place, identity, _earlier, force=force, needed_bytes=needed):
-        finals = [bin_path(output), idx_path(output), _record_path(output)]
         tokens, index, record = (temporary_beside(path) for path in finals)
         try:
             written = _write(order, prefixes, index, tokens if how == "tokens" else None, threads, str(folder))
@@ -189,12 +189,11 @@ def _record_path(output: Path) -> Path:
 
 
 def _earlier(output: Output) -> str | None:
-    record = _record_path(output.path)
-    there = [path for path in (bin_path(output.path), idx_path(output.path), record) if os.path.lexists(path)]
+    there = [path for path in output.files if os.path.lexists(path)]
     if not there:
         return None
     try:
-        content = read_sealed_json(record, "record of a materialized phase")
+        content = read_sealed_json(_record_path(output.path), "record of a materialized phase")
     except UserError:
         content = {}
     if content.get("format") != _FORMAT:

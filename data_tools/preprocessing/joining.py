@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from data_tools.corpora.merge import merge_corpora
+from data_tools.corpora.merge import join_corpora
 from data_tools.preprocessing.progress import METERS
 from data_tools.preprocessing.shards import Record, Shards, is_there, record_from, too_many
 from data_tools.reading.tasks import Task
@@ -67,7 +67,7 @@ def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_
         outputs: the identity of the corpus at each prefix.
     """
     for i, (prefix, identity) in enumerate(outputs.items()):
-        merge_corpora([shards.corpora(task)[i] for task, _ in done], prefix, identity=identity)
+        join_corpora([shards.corpora(task)[i] for task, _ in done], prefix, identity=identity)
     _write_bad_rows(shards, done, bad_rows)
     records = [vars(record) for _, record in done]
     write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(task for task, _ in done), "records": records})

@@ -82,7 +82,8 @@ def train_and_save(inputs: Sequence[Path], json_key: str, vocab_size: int, outpu
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
     identity = identity_of("tokenizer", files_identity(path for path in inputs if path.exists()), json_key, vocab_size)
-    with claim(Output(output, "a trained tokenizer", kind="file"), identity, _earlier, force=force):
+    place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
+    with claim(place, identity, _earlier, force=force):
         content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)
         save_tokenizer(content, output, identity)
 
@@ -102,7 +103,7 @@ def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") ->
         "model_max_length": 10**12,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    finals = [output.with_name("tokenizer_config.json"), output, _record_path(output)]
+    finals = _files(output)
     new = [temporary_beside(path) for path in finals]
     for path, written in zip(new, (configuration, content), strict=False):
         write_json(path, written)
@@ -111,14 +112,13 @@ def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") ->
     publish(list(zip(new, finals, strict=True)), journal_of(output))
 
 
-def _record_path(output: Path) -> Path:
-    return output.with_name(f"{output.stem}.manifest.json")
+def _files(output: Path) -> tuple[Path, Path, Path]:
+    return output.with_name("tokenizer_config.json"), output, output.with_name(f"{output.stem}.manifest.json")
 
 
 def _earlier(output: Output) -> str | None:
-    record = _record_path(output.path)
-    files = [output.path, output.path.with_name("tokenizer_config.json")]
-    there = [path for path in (*files, record) if path.exists()]
+    *files, record = output.files
+    there = [path for path in output.files if path.exists()]
     if not there:
         return None
     try:
@@ -126,7 +126,7 @@ def _earlier(output: Output) -> str | None:
     except UserError:
         content = {}
     if content.get("format") != _FORMAT:
-        raise output.in_the_way(there[0], "exists already")
+        raise output.in_the_way(there[0], "exists, and no record beside it says that this command wrote it")
     for path in files:
         if path.exists() and checksum(path) != content["files"].get(path.name):
             raise output.in_the_way(path, "was changed after it was written")

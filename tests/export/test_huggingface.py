@@ -126,7 +126,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
     export_model(weights, model, tmp_path / "model", None)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="no exported model"):
+    with pytest.raises(UserError, match="exists and is not an exported model"):
         export_model(weights, model, tmp_path / "precious", None)
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
 

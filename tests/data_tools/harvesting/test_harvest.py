@@ -63,7 +63,9 @@ def test_the_same_machine_gives_the_same_bytes(harvested: Path, tmp_path: Path):
     list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code", "math"]))
     for path in harvested.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
-    list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code"], seed=1))
+    with pytest.raises(UserError, match="holds a harvest of text already, made from something else"):
+        list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code"], seed=1))
+    list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code"], seed=1, force=True))
     assert (tmp_path / "code.train.jsonl").read_bytes() != (harvested / "code.train.jsonl").read_bytes()
 
 
@@ -101,8 +103,17 @@ def test_a_domain_without_text_is_left_out_and_its_old_files_go(tmp_path: Path, 
     use_files(monkeypatch, "few", {"x": PROSE * 3, "y": PROSE * 4}, tmp_path)
     list(harvest(tmp_path / "out", domains=["few"]))
     use_files(monkeypatch, "few", {}, tmp_path)
-    assert not next(harvest(tmp_path / "out", domains=["few"])).documents["train"]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not next(iter([*harvest(tmp_path / "out", domains=["few"])])).documents["train"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
+
+
+def test_a_folder_with_files_of_the_user_is_refused(tmp_path: Path):
+    mine = tmp_path / "code.train.jsonl"
+    mine.write_text("mine")
+    for force in (False, True):
+        with pytest.raises(UserError, match="exists and is not a harvest of text"):
+            list(harvest(tmp_path, domains=["code"], force=force))
+    assert mine.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 def write_catalogue(path: Path, messages: dict[str, str]) -> None:

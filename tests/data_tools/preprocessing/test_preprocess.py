@@ -140,8 +140,8 @@ def test_plain_text_by_line_or_by_file(tokenizer_path: Path, tmp_path: Path):
     tokenizer = TextTokenizer(tokenizer_path)
 
     def found(unit: str) -> list[str]:
-        preprocess([tmp_path / "*.txt*"], tmp_path / "c", Settings(tokenizer_path, text_documents=unit), task_bytes=7)
-        corpus = IndexedCorpus(tmp_path / "c_text_document")
+        preprocess([tmp_path / "*.txt*"], tmp_path / unit, Settings(tokenizer_path, text_documents=unit), task_bytes=7)
+        corpus = IndexedCorpus(tmp_path / f"{unit}_text_document")
         return [tokenizer.decode(corpus.tokens(i)[:-1].tolist()) for i in range(len(corpus))]
 
     assert found("line") == ["one line", "  two", "three", "中文", "packed", "lines"]
@@ -214,7 +214,10 @@ def test_command_takes_several_inputs_and_says_what_it_did(
     assert done.stdout.splitlines()[-1].startswith(f"preprocess: {len(rows)} documents, ")
     assert done.stderr == ""
     bad = write_rows(tmp_path / "bad.jsonl", ["{"])
-    failed = command("preprocess", "--input", bad, *common)
+    refused = command("preprocess", "--input", bad, *common)
+    assert refused.returncode == 2
+    assert "all_text_document: holds a corpus already, made from something else" in refused.stderr
+    failed = command("preprocess", "--input", bad, *common, "--force")
     assert failed.returncode == 2
     assert failed.stderr.startswith(f"error: {bad}:1: not JSON")
     assert failed.stderr.count("\n") == 1

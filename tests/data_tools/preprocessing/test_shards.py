@@ -183,7 +183,7 @@ def test_bad_rows_are_listed_with_their_places(source: Path, settings: Settings,
     assert bad == wanted
     # The next run has none, and leaves no list of this one.
     clean = write_rows(tmp_path / "clean.jsonl", [{"text": "a", "title": "b", "score": 1}])
-    preprocess([clean], tmp_path / "c", settings)
+    preprocess([clean], tmp_path / "c", settings, force=True)
     assert not (tmp_path / "c.bad_rows.jsonl").exists()
 
 
@@ -287,7 +287,7 @@ def test_ranks_give_what_one_process_gives(
 
 def test_two_runs_of_one_corpus_do_not_meet(tmp_path: Path):
     path = tmp_path / "c.shards/run.lock"
-    with lock(path), pytest.raises(UserError, match="another run is at work there"), lock(path, seconds=0):
+    with lock(path), pytest.raises(UserError, match="another process is at work there"), lock(path, seconds=0):
         pass
     with lock(path, shared=True), lock(path, shared=True, seconds=0):
         pass

@@ -51,7 +51,7 @@ def test_kinds_of_columns(tokenizer_path: Path, tmp_path: Path):
     found = []
     for kind in kinds:
         pq.write_table(pa.table({**kept, "content": pa.array(texts).cast(kind)}), tmp_path / "in.parquet")
-        preprocess([tmp_path / "in.parquet"], tmp_path / "c", settings)
+        preprocess([tmp_path / "in.parquet"], tmp_path / "c", settings, force=True)
         found.append(contents(tmp_path / "c"))
     assert all(each == found[0] for each in found)
     metadata = pq.read_table(metadata_path(tmp_path / "c_text_document")).to_pydict()
