@@ -96,7 +96,7 @@ def test_places_that_cannot_be_written_are_named_before_any_work(tmp_path: Path)
     ):
         with pytest.raises(UserError, match=message):
             check_place(Output(path, "a thing", kind=kind))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="needs 1000000000.00 GB, but"):
+    with pytest.raises(UserError, match=r"needs 1000000000\.00 GB, but"):
         check_place(Output(tmp_path / "big", "a thing"), 10**18)
     # What does not exist yet is judged by the first folder that does.
     check_place(Output(tmp_path / "a" / "b" / "c", "a thing"))
