@@ -57,3 +57,47 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         load_weights(folder)
     with pytest.raises(UserError, match="not found"):
         load_weights(tmp_path / "checkpoints" / "step_11")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_average_is_written_over_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_kaiyuan.checkpoint.average import average_checkpoints
+    from megatron_kaiyuan.checkpoint.load import load_weights
+
+    run_dir = tmp_path / "runs" / "mine"
+    for step, value in ((10, 1.0), (20, 2.0), (30, 6.0)):
+        save(run_dir, step, value)
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "runs" / "other" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    step = run_dir / "checkpoints" / "step_30"
+    for output in (
+        Path("runs"),
+        run_dir,
+        Path("."),
+        Path(".."),
+        run_dir / "checkpoints",
+        step,
+        Path("runs/other/notes.txt"),
+    ):
+        for force in (False, True):
+            with pytest.raises(UserError, match=r"move it away|names no file or folder of its own"):
+                average_checkpoints(run_dir, 2, output, force)
+            assert tree(tmp_path) == before
+
+    output = run_dir / "averaged"
+    average_checkpoints(run_dir, 2, output)
+    average_checkpoints(run_dir, 2, output)
+    with pytest.raises(UserError, match="averaged: holds an averaged checkpoint already, made from something else"):
+        average_checkpoints(run_dir, 3, output)
+    assert torch.equal(load_weights(output)["layer.weight"], torch.full((3, 2), 4.0))
+    average_checkpoints(run_dir, 3, output, force=True)
+    assert torch.equal(load_weights(output)["layer.weight"], torch.full((3, 2), 3.0))
+    (output / "README.md").write_text("about these weights")
+    with pytest.raises(UserError, match=r"README\.md: is not part of an averaged checkpoint"):
+        average_checkpoints(run_dir, 2, output, force=True)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["averaged", "checkpoints"]

@@ -81,6 +81,15 @@ def refusal(folder: Path, **settings) -> str:
     return str(error.value)
 
 
+def test_a_file_that_the_manifest_does_not_list(copy):
+    extra = copy / "order.bin.copy"
+    extra.write_bytes(b"")
+    with pytest.raises(UserError, match=r"order\.bin\.copy: is not listed in the manifest of the phase"):
+        Phase(copy)
+    extra.rename(copy / ".nfs0000000000000001")  # what a network file system keeps for an open file
+    Phase(copy)
+
+
 def test_truncated_or_missing_files(copy):
     truncate(copy / "order.bin", 8)
     message = refusal(copy)

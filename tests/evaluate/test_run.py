@@ -102,3 +102,19 @@ def test_wrong_folders_and_lengths_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         evaluate(model, None, [corpus], [text], tmp_path / "work", output)
     assert not output.exists()
+
+
+def test_the_output_is_looked_at_before_anything_is_evaluated(tmp_path: Path) -> None:
+    """The model does not exist, so that an evaluation that began would fail otherwise."""
+    corpus = write_corpus(tmp_path / "a_text_document", random_documents(2, seed=1))
+    text = write_text(tmp_path / "a.jsonl", "a", 3, 60, seed=1)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine.json").write_text('{"my": "numbers"}')
+    before = sorted(tmp_path.rglob("*"))
+    for output, message in (
+        (tmp_path / "folder", "is a folder"),
+        (tmp_path / "mine.json", "exists and is not a result"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(tmp_path / "none", None, [corpus], [text], None, output, force=True)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "mine.json").read_text() == '{"my": "numbers"}'

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,25 @@ def test_a_tokenizer_that_transformers_would_read_differently_is_refused(tmp_pat
     with pytest.raises(UserError, match="tokenizer"):
         export_model(random_weights(model_config(), seed=9), model_config(), tmp_path / "model", source)
     assert not (tmp_path / "model").exists()
+
+
+def test_an_export_is_replaced_by_itself_and_leaves_what_others_added(tmp_path: Path) -> None:
+    model = model_config()
+    folder = tmp_path / "model"
+    export_model(random_weights(model, seed=7), model, folder, None, "first")
+    with pytest.raises(UserError, match="holds an exported model already, made from something else"):
+        export_model(random_weights(model, seed=8), model, folder, None, "second")
+    export_model(random_weights(model, seed=8), model, folder, None, "second", force=True)
+    (folder / "gguf").mkdir()
+    (folder / "gguf" / "model.gguf").write_bytes(b"converted for hours")
+    (folder / "README.md").write_text("a model card")
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"README\.md: is not part of an exported model"):
+            export_model(random_weights(model, seed=8), model, folder, None, "second", force=force)
+    assert (folder / "gguf" / "model.gguf").read_bytes() == b"converted for hours"
+    shutil.rmtree(folder / "gguf")
+    (folder / "README.md").unlink()
+    edited = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**edited, "note": "edited"}))
+    with pytest.raises(UserError, match=r"config\.json: was changed after it was written"):
+        export_model(random_weights(model, seed=8), model, folder, None, "second", force=True)

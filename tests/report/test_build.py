@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -180,3 +181,21 @@ def test_parameters_are_those_of_the_exported_network(preset: str, changes: dict
 
     model = ModelConfig(preset=preset, **changes)
     assert count_parameters(model) == _empty_network(model, eos_token_id=0).num_parameters()
+
+
+def test_only_a_report_of_the_same_run_is_replaced(run_dir: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "page.html"
+    mine.write_text("<html>mine</html>")
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"page\.html: exists and is not a page that this command wrote"):
+            build_report(run_dir, mine, force)
+    assert mine.read_text() == "<html>mine</html>"
+    with pytest.raises(UserError, match="is a folder, but --output names the file to write"):
+        build_report(run_dir, tmp_path)
+    build_report(run_dir, tmp_path / "report.html")
+    build_report(run_dir, tmp_path / "report.html")
+    other = tmp_path / "other_run"
+    shutil.copytree(run_dir, other)
+    with pytest.raises(UserError, match=r"holds a page .* made from something else"):
+        build_report(other, tmp_path / "report.html")
+    build_report(other, tmp_path / "report.html", force=True)

@@ -11,6 +11,8 @@ import torch
 import yaml
 from small_run import start_from
 
+from megatron_kaiyuan.train.run_folder import require_run_folder
+
 
 def kaiyuan(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron_kaiyuan.cli", *map(str, arguments)]
@@ -63,3 +65,14 @@ def test_mistakes_are_one_line(finished_run: Path, tmp_path: Path) -> None:
         assert done.returncode == 2, done.stdout
         assert named in done.stderr and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_folder_is_known_again_and_a_recipe_in_it_is_not_written_over(finished_run: Path, tmp_path: Path) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path / "run")
+    require_run_folder(run_dir)
+    recipe = run_dir.with_name("mine") / "config.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("# my comments\n" + (finished_run / "config.yaml").read_text().partition("\n")[2])
+    refused = kaiyuan("train", recipe, "--check", "--world-size", 2, f"run_dir={recipe.parent}")
+    assert refused.returncode == 2 and "config.yaml: is not part of a run" in refused.stderr
+    assert recipe.read_text().startswith("# my comments")
