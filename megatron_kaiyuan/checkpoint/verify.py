@@ -15,6 +15,7 @@ from typing import Any
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json
+from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-checkpoint", 1
 # What megatron-core opens by these names; the shards are named in `.metadata`.
@@ -57,12 +58,15 @@ def problems_of(folder: Path, files: Files, names: Iterable[str]) -> dict[str, s
 
 
 def verify(folder: Path) -> None:
-    """Compare every file with the manifest, in this process.
+    """Compare every file with the manifest, in this process. A resume, which has to go on at night, lets files that were
+    added lie: nothing reads them.
 
     Raises:
         UserError: naming the file, what was expected and what was found.
     """
     files = read_manifest(folder)["files"]
+    if extra := unlisted(folder, files):
+        raise UserError(f"{folder / extra[0]}: is not listed in the checkpoint's manifest; move it away")
     if problems := problems_of(folder, files, files):
         raise UserError(next(iter(problems.values())))
 
