@@ -58,8 +58,9 @@ def problems_of(folder: Path, files: Files, names: Iterable[str]) -> dict[str, s
 
 
 def verify(folder: Path) -> None:
-    """Compare every file with the manifest, in this process. A resume, which has to go on at night, lets files that were
-    added lie: nothing reads them.
+    """Compare every file with the manifest, in this process, and refuse files that it does not list.
+
+    A resume lets such files lie, see `choose.py`: nothing reads them, and a run has to continue at night.
 
     Raises:
         UserError: naming the file, what was expected and what was found.
