@@ -129,8 +129,7 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
         UserError: it cannot.
     """
     path = output.path
-    if path.name in ("", ".."):
-        raise UserError(f"{output.option} {path}: names no file or folder of its own; name one, as {path}/new")
+    require_name(path, output.option)
     if output.kind == "file" and path.is_dir():
         raise UserError(f"{path}: is a folder, but {output.option} names the file to write; name a file in it")
     if output.kind == "folder" and path.exists() and not path.is_dir():
@@ -149,6 +148,16 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
             f"{path}: needs {needed_bytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there; make room, or name "
             f"another {output.option}"
         )
+
+
+def require_name(path: Path, option: str) -> None:
+    """Refuse `.`, `..` and `/`, beside which no name can be made.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"{option} {path}: names no file or folder of its own; name one, as {path / 'new'}")
 
 
 def journal_of(path: Path) -> Path:

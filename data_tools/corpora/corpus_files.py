@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import publish, read_sealed_json, settle, temporary_beside, write_sealed_json
-from megatron_kaiyuan.outputs import Output, journal_of
+from megatron_kaiyuan.outputs import Output, journal_of, require_name
 
 FORMAT, VERSION = "kaiyuan-corpus", 1
 AGAIN = "make the corpus again, or copy it again from where it came"
@@ -182,6 +182,7 @@ def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
 
 def corpus_output(prefix: Path) -> Output:
     """The place of a corpus, for `outputs.claim`."""
+    require_name(prefix, "--output-prefix")
     return Output(prefix, "a corpus", "--output-prefix", "prefix", _all_paths(prefix))
 
 

@@ -33,7 +33,7 @@ from data_tools.reading.tasks import Settings, Task, cut_tasks, share, work_iden
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
-from megatron_kaiyuan.outputs import Output, check, claim
+from megatron_kaiyuan.outputs import Output, check, claim, require_name
 
 __all__ = ["Settings", "Totals", "preprocess"]
 
@@ -93,6 +93,7 @@ def preprocess(
             the disk is full; the message names file and line.
     """
     _check_arguments(settings, workers, max_bad_rows, task_bytes)
+    require_name(output_prefix, "--output-prefix")
     place = place or Place()
     files = find_inputs(inputs)
     # What is in the way is found before the tokenizer is loaded and its engine proven.
@@ -206,6 +207,8 @@ def _check_arguments(settings: Settings, workers: int, max_bad_rows: int, task_b
         raise UserError("--text-column names one column; with several --json-keys the columns must have their names")
     if not settings.json_keys or len(set(settings.json_keys)) < len(settings.json_keys):
         raise UserError("--json-keys: name at least one field, and each once")
+    if odd := [key for key in settings.json_keys if "/" in key or "\0" in key]:
+        raise UserError(f"--json-keys {odd[0]}: becomes part of a file's name, which cannot hold '/'; rename the field")
 
 
 def _totals(work: _Work, prefixes: list[Path], records: Sequence[Record], joined: bool) -> Totals:

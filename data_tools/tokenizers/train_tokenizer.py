@@ -27,7 +27,7 @@ from megatron_kaiyuan.files import (
     write_json,
     write_sealed_json,
 )
-from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, journal_of
+from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, journal_of, require_name
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -82,6 +82,7 @@ def train_and_save(inputs: Sequence[Path], json_key: str, vocab_size: int, outpu
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
     identity = identity_of("tokenizer", files_identity(path for path in inputs if path.exists()), json_key, vocab_size)
+    require_name(output, "--output")
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):
         content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)

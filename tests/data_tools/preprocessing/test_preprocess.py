@@ -195,11 +195,13 @@ def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path):
         ({"task_bytes": -1}, "--task-bytes -1"),
         ({"settings": Settings(tokenizer_path, text_documents="page")}, "--text-documents page"),
         ({"settings": Settings(tokenizer_path, json_keys=("a", "a"))}, "--json-keys: name at least one"),
+        ({"settings": Settings(tokenizer_path, json_keys=("a/b",))}, "--json-keys a/b: becomes part of a file's name"),
+        ({"output_prefix": Path()}, r"--output-prefix \.: names no file or folder of its own"),
         ({"settings": Settings(tokenizer_path, json_keys=("a", "b"), text_column="c")}, "--text-column names one"),
         ({"settings": Settings(tokenizer_path, score_keys=("tokens",))}, "metadata column 'tokens'"),
     ):
         with pytest.raises(UserError, match=message):
-            preprocess([path], tmp_path / "c", **{"settings": settings, **wrong})
+            preprocess([path], **{"output_prefix": tmp_path / "c", "settings": settings, **wrong})
     assert [found.name for found in tmp_path.iterdir()] == ["in.jsonl"]
 
 
