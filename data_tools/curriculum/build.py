@@ -18,7 +18,7 @@ from data_tools._curriculum import Builder
 from data_tools.corpora.corpus_files import write_errors
 from data_tools.curriculum.artefact import MissingScores, phase_manifest
 from data_tools.curriculum.memory import default_memory, rows_memory
-from data_tools.curriculum.packing import Packing, pack_phase, stretch_profile
+from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
@@ -35,7 +35,9 @@ class BuiltPhase:
     """What was written, for the person who waits.
 
     Attributes:
-        datasets: for each dataset its name, documents and tokens in the phase, and sequences in its corpus.
+        tokens: of the stream, padding of packs included.
+        datasets: for each dataset its name, documents and tokens in the phase with every copy, and sequences in its
+            corpus.
         notes: optional datasets that do not exist, missing scores, and what the recipe should be looked at for.
         packing: how documents were packed, or None.
     """
@@ -55,9 +57,10 @@ class BuiltPhase:
         lines = [f"{head}, {self.seconds:.2f} s"]
         if self.packing:
             lines.append(f"  {self.packing}")
+        given = sum(tokens for _, _, tokens, _ in self.datasets)
         for name, documents, tokens, sequences in self.datasets:
-            share = 100 * tokens / self.tokens
-            lines.append(f"  {name:<{width}} {share:5.1f} % of tokens, {documents:,} documents from {sequences:,}")
+            share = f"{100 * tokens / given:5.1f} % of the documents' tokens"
+            lines.append(f"  {name:<{width}} {share}, {documents:,} documents with copies, {sequences:,} in the corpus")
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
@@ -128,7 +131,7 @@ def build_phase(
         profiles = _interleave(phase, sources, builder, temporary)
         packing = pack_phase(temporary, [s.corpus.lengths for s in sources], phase.pack) if phase.pack else None
         shown = phase_profile(tokens, profiles)
-        write_json(temporary / "profile.json", stretch_profile(shown, packing) if packing else shown)
+        write_json(temporary / "profile.json", packed_profile(shown, temporary, packing) if packing else shown)
         manifest = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
         write_sealed_json(temporary / "manifest.json", manifest)
     notes += [str(found) for found in missing if found.documents] + plan.warnings
