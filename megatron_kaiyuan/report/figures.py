@@ -134,6 +134,8 @@ def stream_figures(phases: Sequence[PhaseMix], wide: bool = False) -> Iterator[F
         "Mean rank by score of the tokens there, in hundredths of the whole corpus, 1 the best; documents without a "
         "score are the lowest. The dark line is all scored datasets."
     )
+    if any(phase.recipe.get("pack") for phase in phases):
+        caption += " In packed phases it is that of the same part of the order before it was packed."
     legend_rows = -(-len(names) // 4)
     yield Figure(
         "Datasets",
