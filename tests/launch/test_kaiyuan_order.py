@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_tools.curriculum.build import build_phase
@@ -60,7 +62,16 @@ def order(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, np.ndarray
         lengths = np.random.default_rng(len(name)).integers(1, 9, SIZE).tolist()
         columns = {COLUMNS[name]: scores[name].tolist()} if name in COLUMNS else None
         numbered_corpus(prefix, lengths, 0, scores=columns)
+        if columns and len(name) % 2:
+            _nan_to_null(Path(f"{prefix}.meta.parquet"), COLUMNS[name])
     return recipe
+
+
+def _nan_to_null(metadata: Path, column: str) -> None:
+    table = pq.read_table(metadata)
+    at = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(at, column, pa.array(table[column].to_numpy(), from_pandas=True)), metadata)
+    assert pq.read_table(metadata)[column].null_count == SIZE // 10
 
 
 @pytest.fixture(scope="module")
