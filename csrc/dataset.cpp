@@ -96,11 +96,12 @@ void Dataset::add(std::uint64_t first, const std::int32_t* lengths, const double
     if (scores) {
       const bool missing = std::isnan(scores[i]);
       missing_ += missing;
+      sorter_->add({missing ? lowest_key : ascending_bits(scores[i]), first + i, tokens});
       if (missing && drop_missing) {
         --rows;
+        ++dropped_;
         continue;
       }
-      sorter_->add({missing ? lowest_key : ascending_bits(scores[i]), first + i, tokens});
     } else {
       store_->append({std::uint64_t{unscored} << (sequence_bits + copy_bits) | (first + i), tokens});
     }
@@ -119,6 +120,10 @@ void Dataset::keep(std::uint64_t first, std::uint64_t last) {
   if (first > last || last > rows_)
     throw std::invalid_argument("ranks " + std::to_string(first) + " to " + std::to_string(last) + " of " +
                                 std::to_string(rows_));
+  // Dropped rows are the lowest: tenths and percentiles are of the whole corpus, with them.
+  first += dropped_;
+  last += dropped_;
+  rows_ += dropped_;
   if (sorter_->in_memory()) return keep_in_memory(first, last);
   Ranks ranks(rows_, first, last, groups_.size());
   rows_ = last - first;

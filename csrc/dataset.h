@@ -31,7 +31,8 @@ struct DatasetSettings {
   std::uint64_t order_seed;   // everything else: of this phase alone
 };
 
-// Documents and tokens of one tenth of a corpus by score, once in the corpus and with every copy in the phase.
+// Documents and tokens of one tenth of a corpus by score, once in the corpus and with every copy in the phase. Documents
+// without a score are the lowest of the corpus, also where the phase drops them.
 struct Group {
   std::uint64_t documents, tokens, corpus_documents, corpus_tokens;
 };
@@ -41,7 +42,7 @@ class Dataset {
   Dataset(Workshop& workshop, const DatasetSettings& settings, std::uint64_t expected);
 
   // Documents first, first + 1, ... of the corpus. `scores` is null for an unscored dataset. A NaN is a missing score: it
-  // is counted, and the document is the lowest of all or, with `drop_missing`, no part of the dataset.
+  // is counted, and the document ranks below all scored ones; with `drop_missing` it is not kept either.
   // Throws std::invalid_argument for a negative length or a sequence of 2^48 or more.
   void add(std::uint64_t first, const std::int32_t* lengths, const double* scores, std::size_t size, bool drop_missing);
 
@@ -114,7 +115,7 @@ class Dataset {
   Workshop& workshop_;
   DatasetSettings settings_;
   Draws tie_draws_, row_draws_, keep_draws_, repeat_draws_;
-  std::uint64_t rows_ = 0, tokens_ = 0, missing_ = 0;
+  std::uint64_t rows_ = 0, tokens_ = 0, missing_ = 0, dropped_ = 0;
   std::unique_ptr<ScoreSorter> sorter_;  // until keep()
   std::unique_ptr<Store> store_;
   std::vector<Group> groups_;

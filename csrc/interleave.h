@@ -22,7 +22,7 @@ struct InterleaveSettings {
   std::uint64_t buckets;    // of the profile: equal parts of the phase's tokens
 };
 
-// What each dataset gives to each bucket. A document belongs to the bucket of its first token.
+// What each dataset gives to each bucket. A document gives each bucket the tokens of it that lie there.
 struct Profile {
   std::uint64_t buckets;
   std::vector<std::uint64_t> tokens;    // [dataset * buckets + bucket]

@@ -11,9 +11,10 @@ namespace {
 constexpr std::size_t words_at_once = 16 * block_entries;
 constexpr std::uint64_t no_end = ~std::uint64_t{0};
 
-// First token of a bucket.
-std::uint64_t bucket_start(std::uint64_t total, std::uint64_t buckets, std::uint64_t bucket) {
-  return (total / buckets) * bucket + ((total % buckets) * bucket + buckets - 1) / buckets;
+// The token after a bucket: ceil(total * (bucket + 1) / buckets), and none after the last one.
+std::uint64_t bucket_end(std::uint64_t total, std::uint64_t buckets, std::uint64_t bucket) {
+  const std::uint64_t next = bucket + 1;
+  return next == buckets ? no_end : total / buckets * next + (total % buckets * next + buckets - 1) / buckets;
 }
 
 void write_words(const corpus_index::File& file, const std::uint64_t* words, std::size_t count, std::uint64_t at) {
@@ -60,16 +61,13 @@ void Output::check_blocks_between_parts() {
 
 PartWriter::PartWriter(Output& output, std::size_t datasets, std::uint64_t first, std::uint64_t tokens_before)
     : output_(output), entry_(first), token_(tokens_before), cells_(datasets), words_(words_at_once - first % block_entries) {
-  const std::uint64_t buckets = output.profile_.buckets;
-  bucket_end_ = buckets == 1 ? no_end : bucket_start(output.total_tokens_, buckets, 1);
+  bucket_end_ = bucket_end(output.total_tokens_, output.profile_.buckets, 0);
+  while (bucket_end_ < token_) bucket_end_ = bucket_end(output.total_tokens_, output.profile_.buckets, ++bucket_);
 }
 
 void PartWriter::next_bucket() {
   add_cells();
-  const std::uint64_t buckets = output_.profile_.buckets;
-  // An empty document at the very end belongs to the last bucket.
-  for (; bucket_end_ <= token_; ++bucket_)
-    bucket_end_ = bucket_ + 2 >= buckets ? no_end : bucket_start(output_.total_tokens_, buckets, bucket_ + 2);
+  bucket_end_ = bucket_end(output_.total_tokens_, output_.profile_.buckets, ++bucket_);
 }
 
 void PartWriter::add_cells() {

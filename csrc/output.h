@@ -42,11 +42,14 @@ class PartWriter {
 
   void add(std::uint32_t dataset, const Entry& entry) {
     if (entry_ % block_entries == 0) block_tokens_.push_back(token_);
-    if (token_ >= bucket_end_) next_bucket();
-    Cell& cell = cells_[dataset];
-    cell.tokens += entry.tokens();
-    if (entry.percentile() != unscored) cell.quality += entry.tokens() * (2 * std::uint64_t{entry.percentile()} + 1);
-    token_ += entry.tokens();
+    const std::uint64_t doubled = entry.percentile() == unscored ? 0 : 2 * std::uint64_t{entry.percentile()} + 1;
+    std::uint64_t left = entry.tokens();
+    for (; left > bucket_end_ - token_; next_bucket()) {
+      const std::uint64_t here = bucket_end_ - token_;
+      count(cells_[dataset], here, doubled);
+      left -= here;
+    }
+    count(cells_[dataset], left, doubled);
     words_[held_++] = std::uint64_t{dataset} << sequence_bits | entry.sequence();
     ++entry_;
     if (held_ == words_.size()) flush();
@@ -58,13 +61,18 @@ class PartWriter {
     std::uint64_t tokens, quality;
   };
 
+  void count(Cell& cell, std::uint64_t tokens, std::uint64_t doubled_percentile) {
+    cell.tokens += tokens;
+    cell.quality += tokens * doubled_percentile;
+    token_ += tokens;
+  }
   void next_bucket();
   void add_cells();
   void flush();
 
   Output& output_;
   std::uint64_t entry_, token_;
-  std::uint64_t bucket_ = 0, bucket_end_;
+  std::uint64_t bucket_ = 0, bucket_end_;  // token_ <= bucket_end_
   std::vector<Cell> cells_;  // of the current bucket
   std::vector<std::uint64_t> words_;
   std::size_t held_ = 0;

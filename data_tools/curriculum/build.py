@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -18,7 +19,7 @@ from data_tools._curriculum import Builder
 from data_tools.corpora.corpus_files import manifest_path, write_errors
 from data_tools.curriculum.artefact import MissingScores, phase_manifest
 from data_tools.curriculum.memory import default_memory, rows_memory
-from data_tools.curriculum.packing import Packing, pack_phase, stretch_profile
+from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
@@ -38,7 +39,9 @@ class BuiltPhase:
     """What was written, for the person who waits.
 
     Attributes:
-        datasets: for each dataset its name, documents and tokens in the phase, and sequences in its corpus.
+        tokens: of the stream, padding of packs included.
+        datasets: for each dataset its name, documents and tokens in the phase with every copy, and sequences in its
+            corpus.
         notes: optional datasets that do not exist, missing scores, and what the recipe should be looked at for.
         packing: how documents were packed, or None.
     """
@@ -58,9 +61,10 @@ class BuiltPhase:
         lines = [f"{head}, {self.seconds:.2f} s"]
         if self.packing:
             lines.append(f"  {self.packing}")
+        given = sum(tokens for _, _, tokens, _ in self.datasets)
         for name, documents, tokens, sequences in self.datasets:
-            share = 100 * tokens / self.tokens
-            lines.append(f"  {name:<{width}} {share:5.1f} % of tokens, {documents:,} documents from {sequences:,}")
+            share = f"{100 * tokens / given:5.1f} % of the documents' tokens"
+            lines.append(f"  {name:<{width}} {share}, {documents:,} documents with copies, {sequences:,} in the corpus")
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
@@ -127,28 +131,44 @@ def build_phase(
         with atomic_path(place.path, replace_folder=True) as temporary, _recipe_errors(phase):
             temporary.mkdir()
             builder = Builder(os.fspath(temporary), memory=limit, shuffle=phase.order == "shuffle", threads=threads)
-            kept, missing = _read(phase, sources, builder)
-            plan = plan_copies(phase.model_copy(update={"datasets": present}), kept)
-            for dataset, copies in enumerate(plan.copies):
-                _repeat(builder, dataset, copies)
-            counts = [builder.count(dataset) for dataset in range(len(sources))]
-            tokens = sum(tokens for _, tokens in counts)
-            if not tokens:
-                raise UserError(f"phase {phase.name}: its documents hold no token; check its corpora")
-            profiles = _interleave(phase, sources, builder, temporary)
-            packing = pack_phase(temporary, [s.corpus.lengths for s in sources], phase.pack) if phase.pack else None
-            shown = phase_profile(tokens, profiles)
-            write_json(temporary / "profile.json", stretch_profile(shown, packing) if packing else shown)
-            content = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
-            manifest = {**content, "identity": identity}
-            write_sealed_json(temporary / MANIFEST, manifest)
+            written = _write(phase, sources, builder, folder, temporary)
+            write_sealed_json(temporary / MANIFEST, {**written.manifest, "identity": identity})
     notes = [
         f"{d.corpus} left out: optional, and its corpus does not exist" for d in phase.datasets if d not in present
     ]
-    notes += [str(found) for found in missing if found.documents] + plan.warnings
-    datasets = [(source.name, *count, len(source.corpus)) for source, count in zip(sources, counts, strict=True)]
+    datasets = [
+        (source.name, *count, len(source.corpus)) for source, count in zip(sources, written.counts, strict=True)
+    ]
+    documents, tokens = written.manifest["documents"], written.manifest["tokens"]
     seconds = time.perf_counter() - began
-    return BuiltPhase(folder, phase.order, manifest["documents"], manifest["tokens"], seconds, datasets, notes, packing)
+    return BuiltPhase(folder, phase.order, documents, tokens, seconds, datasets, notes + written.notes, written.packing)
+
+
+class _Written(NamedTuple):
+    """All files of a phase but the manifest; documents and tokens of each source."""
+
+    manifest: dict[str, Any]
+    counts: list[tuple[int, int]]
+    notes: list[str]
+    packing: Packing | None
+
+
+def _write(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder, folder: Path, temporary: Path) -> _Written:
+    """Choose, repeat and order the documents of a phase that will lie in `folder`; write its files to `temporary`."""
+    kept, missing = _read(phase, sources, builder)
+    plan = plan_copies(phase.model_copy(update={"datasets": [source.recipe for source in sources]}), kept)
+    for dataset, copies in enumerate(plan.copies):
+        _repeat(builder, dataset, copies)
+    counts = [builder.count(dataset) for dataset in range(len(sources))]
+    tokens = sum(tokens for _, tokens in counts)
+    if not tokens:
+        raise UserError(f"phase {phase.name}: its documents hold no token; check its corpora")
+    profiles = _interleave(phase, sources, builder, temporary)
+    packing = pack_phase(temporary, [s.corpus.lengths for s in sources], phase.pack) if phase.pack else None
+    shown = phase_profile(tokens, profiles)
+    write_json(temporary / "profile.json", packed_profile(shown, temporary, packing) if packing else shown)
+    manifest = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
+    return _Written(manifest, counts, [str(found) for found in missing if found.documents] + plan.warnings, packing)
 
 
 def earlier_phase(output: Output) -> str | None:

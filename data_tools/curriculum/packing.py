@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools import _curriculum
-from megatron_kaiyuan.data.phase import SEQUENCE_BITS, SEQUENCE_MASK
+from data_tools.curriculum.profile import bucket_ends
+from megatron_kaiyuan.data.phase import PADDING_DATASET, SEQUENCE_BITS, SEQUENCE_MASK
 
 # Packs that the order of documents may be changed within: about one global batch of a large run, inside which order
 # means nothing, and more of them save little (docs/data.md). A small phase keeps its order too: 3 % of it at most, but
@@ -42,7 +43,7 @@ class Packing(NamedTuple):
         return {"seq_length": self.seq_length, "padding_tokens": self.padding_tokens, "window": self.window}
 
     def __str__(self) -> str:
-        return f"{self.packs:,} packs of {self.seq_length:,}, {100 * self.padding_share:.2f} % padding"
+        return f"{self.packs:,} packs of {self.seq_length:,}, {100 * self.padding_share:.2f} % padding of their tokens"
 
 
 def packing_window(tokens: int, seq_length: int) -> int:
@@ -78,10 +79,37 @@ def pack_phase(
     return Packing(seq_length, packed.packs, packed.padding, window)
 
 
-def stretch_profile(profile: dict[str, Any], packing: Packing) -> dict[str, Any]:
-    """A profile of the order before it was packed, its bucket edges moved to where packing put them on average."""
-    *_, before = profile["tokens"]
-    return {**profile, "tokens": [edge * packing.tokens // before for edge in profile["tokens"]]}
+def packed_profile(profile: dict[str, Any], folder: Path, packing: Packing) -> dict[str, Any]:
+    """The profile of a packed phase, from `profile` of its order before it was packed.
+
+    Buckets are equal parts of the packed stream, padding included; the tokens that each dataset gives them are counted
+    from the packs. Mean quantiles stay those of the same buckets of the order before, from which packing moves no
+    document by more than its window.
+    """
+    datasets = profile["datasets"]
+    ends = bucket_ends(packing.tokens, len(profile["tokens"]))
+    given = _tokens_by_bucket(folder, len(datasets), np.array(ends))
+    counted = {name: {**entry, "tokens": tokens} for (name, entry), tokens in zip(datasets.items(), given, strict=True)}
+    return {**profile, "tokens": ends, "datasets": counted}
+
+
+def _tokens_by_bucket(folder: Path, datasets: int, ends: NDArray[np.int64]) -> list[list[int]]:
+    """Tokens of each dataset in each bucket of a packed phase [datasets, buckets]; padding is no one's."""
+    given: NDArray[np.int64] = np.zeros((datasets, len(ends)), np.int64)
+    position = 0
+    with open(folder / "order.bin", "rb") as order, open(folder / "pieces.bin", "rb") as pieces:
+        while len(entries := np.fromfile(order, "<u8", _CHUNK)):
+            lengths = (np.fromfile(pieces, "<u8", len(entries)) >> np.uint64(32)).astype(np.int64)
+            after = position + np.cumsum(lengths)
+            # A piece is cut where buckets end inside it.
+            cuts = np.union1d(after, ends[(ends > position) & (ends < after[-1])])
+            owner = (entries >> np.uint64(SEQUENCE_BITS)).astype(np.int64)[np.searchsorted(after, cuts)]
+            tokens = np.diff(cuts, prepend=position)
+            ours = owner != PADDING_DATASET
+            np.add.at(given, (owner[ours], np.searchsorted(ends, cuts[ours])), tokens[ours])
+            position = int(after[-1])
+    counted: list[list[int]] = given.tolist()
+    return counted
 
 
 def _gather(entries: NDArray[np.uint64], lengths: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

@@ -110,7 +110,8 @@ class PhaseRecipe(Section):
     default, is what the report and its released code do, so the report's recipe gives the report's order. Where length
     goes with score the share of tokens then drifts along the phase: with long good documents a dataset gives more
     tokens at the end than at the start. `tokens` ranks by cumulative tokens, as the report's successor does
-    (arXiv 2608.27370): shares of tokens stay level. Choose it for a mixture that must hold at every step.
+    (arXiv 2608.27370): shares of tokens stay level, to within about a document of each dataset. Choose it for a mixture
+    that must hold all along.
     """
 
     name: Annotated[str, Field(description="letters, digits, '_', '-' and '.'")]

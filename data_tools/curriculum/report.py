@@ -12,6 +12,10 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.report.order import build_order_report
 from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
 
+_SEEN = (
+    "times seen: tokens in all phases, every copy / tokens in the corpus. Tenths are of all its documents by score, "
+    "those without one the worst."
+)
 DECILES = ["worst", *map(str, range(2, 10)), "best"]
 
 
@@ -59,7 +63,7 @@ def exposure_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         for row in rows
         if row["score"] and row["spread_evenly"]
     ]
-    return lines
+    return [*lines, _SEEN]
 
 
 def _times(value: float | str | None) -> str:
@@ -75,8 +79,9 @@ def _folders(recipe: Path, order: OrderRecipe, phases: Path) -> list[Path]:
 
 
 def _notes(order: OrderRecipe, mixes: Sequence[PhaseMix]) -> list[str]:
-    return [
+    changed = [
         f"{phase.name} was built from another recipe than this one; the figures are of what was built"
         for phase, mix in zip(order.phases, mixes, strict=True)
         if mix.recipe != phase.model_dump(mode="json")
     ]
+    return changed + [note for mix in mixes for note in mix.notes]

@@ -53,6 +53,7 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
         missing.append("Activations by layer: metrics.jsonl holds none; set monitor.activations_every_steps")
     if phases:
         figures += stream_figures(phases)
+        missing += [f"Exact shares: {note}" for phase in phases for note in phase.notes]
     page = render(
         "page.html",
         generator=GENERATOR,

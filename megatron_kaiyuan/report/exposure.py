@@ -2,6 +2,7 @@
 
 Selective repetition by nested top fractions (report, section 4) shows here as a staircase: the best decile is seen in
 every phase, the worst once. A decile counts documents by their score in the whole corpus; ties by the recipe's draw.
+Documents without a score are the lowest, whether a phase drops them or not.
 """
 
 from __future__ import annotations

@@ -130,10 +130,18 @@ def stream_figures(phases: Sequence[PhaseMix], wide: bool = False) -> Iterator[F
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("mean quality quantile")
 
-    caption = "Mean rank by score in the whole corpus, 1 the best; the dark line is all scored datasets."
+    caption = (
+        "Mean rank by score of the tokens there, in hundredths of the whole corpus, 1 the best; documents without a "
+        "score are the lowest. The dark line is all scored datasets."
+    )
+    if any(phase.recipe.get("pack") for phase in phases):
+        caption += " In packed phases it is that of the same part of the order before it was packed."
     legend_rows = -(-len(names) // 4)
     yield Figure(
-        "Datasets", "Share of each dataset along the token position.", _render(shares, wide, legend_rows), wide
+        "Datasets",
+        "Share of each dataset in the documents' tokens along the token position.",
+        _render(shares, wide, legend_rows),
+        wide,
     )
     yield Figure("Quality", caption, _render(quality, wide, legend_rows), wide)
 

@@ -14,6 +14,9 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.report.exposure import Appearance, exposure_table, read_appearances
 
+# The version of profile.json since which every count is exact (data_tools/curriculum/profile.py).
+_EXACT_PROFILE = 2
+
 
 @dataclass(frozen=True)
 class PhaseMix:
@@ -22,10 +25,11 @@ class PhaseMix:
     Attributes:
         start, end: token offsets in the whole stream.
         edges: token offsets [buckets + 1] in the whole stream.
-        tokens: by dataset, tokens in each bucket.
-        mean_quantile: by dataset, mean rank by score in its whole corpus, in (0, 1], in each bucket; NaN without.
+        tokens: by dataset, tokens in each bucket, padding of packs left out.
+        mean_quantile: by dataset, mean rank by score in its whole corpus, in (0, 1), in each bucket; NaN without.
         exposure: by dataset, what the phase takes of each part of it.
         recipe: the phase as the recipe gave it.
+        notes: what the figures of a phase that an earlier version built lack, a line each.
     """
 
     name: str
@@ -37,6 +41,7 @@ class PhaseMix:
     mean_quantile: dict[str, NDArray[np.float64]]
     exposure: dict[str, Appearance]
     recipe: dict[str, Any]
+    notes: list[str]
 
     def overall_quantile(self) -> NDArray[np.float64]:
         """Mean quality quantile of each bucket over the datasets that have one, weighted by tokens."""
@@ -70,10 +75,10 @@ def stream_tables(phases: Sequence[PhaseMix]) -> dict[str, Any]:
     """The figures of the stream as numbers, for `--json` and for the tables of a page.
 
     Returns:
-        `tokens`: of the stream; `phases`: for each its place and its datasets' tokens and share (padding of packed
-        phases left out); `datasets`: tokens and share over all phases;
-        `along`: for each phase the buckets' upper edges in tokens of the stream, and by dataset the share of tokens and
-        the mean quality quantile in them; `exposure`: `Exposure.as_json` for each row.
+        `tokens`: of the stream; `phases`: for each its place and its datasets' tokens and share of the tokens of all
+        its documents (padding of packed phases left out); `datasets`: the same over all phases;
+        `along`: for each phase the buckets' upper edges in tokens of the stream, and by dataset the share of the
+        documents' tokens and the mean quality quantile in them; `exposure`: `Exposure.as_json` for each row.
     """
     by_dataset: dict[str, int] = {}
     for phase in phases:
@@ -103,7 +108,29 @@ def _mix(manifest: dict[str, Any], profile: dict[str, Any], start: int) -> Phase
         mean_quantile={name: np.array(entry["mean_quantile"], dtype=np.float64) for name, entry in datasets.items()},
         exposure=read_appearances(profile["exposure"]),
         recipe=manifest.get("recipe", {}),
+        notes=_notes(manifest) if profile.get("version", 1) < _EXACT_PROFILE else [],
     )
+
+
+def _notes(manifest: dict[str, Any]) -> list[str]:
+    """What version 1 of profile.json did not count right."""
+    name = manifest["name"]
+    notes = [
+        f"{name} was built by an earlier version: along the tokens each document counts where it begins; build it "
+        "again for exact shares"
+    ]
+    policies = {line["corpus"]: line.get("missing_scores") for line in manifest.get("recipe", {}).get("datasets", [])}
+    dropped = [
+        f"{entry['name']} ({entry['missing_scores']:,} of {entry['sequences']:,} documents)"
+        for entry in manifest.get("corpora", [])
+        if entry.get("missing_scores") and policies.get(entry["name"]) == "drop"
+    ]
+    if dropped:
+        notes.append(
+            f"{name} leaves documents without a score out of the corpora that its exposure and quality refer to: "
+            f"{', '.join(dropped)}"
+        )
+    return notes
 
 
 def _totals(phase: PhaseMix) -> dict[str, int]:

@@ -62,13 +62,11 @@ def uniform(bits: int) -> float:
 
 
 def ranked(data: Data) -> list[Row]:
-    """All rows, ascending by (score, hash), missing scores below all; unscored ones as they are."""
+    """All rows of the corpus, ascending by (score, hash), missing scores below all; unscored ones as they are."""
     rows = [Row(data.first + at, tokens, 0.0, 127) for at, tokens in enumerate(data.lengths)]
     if data.scores is None:
         return rows
     rows = [row._replace(score=score) for row, score in zip(rows, data.scores, strict=True)]
-    if data.drop_missing:
-        rows = [row for row in rows if not math.isnan(row.score)]
     rows.sort(
         key=lambda row: (
             not math.isnan(row.score),
@@ -80,7 +78,7 @@ def ranked(data: Data) -> list[Row]:
 
 
 def kept(data: Data) -> list[Row]:
-    rows = ranked(data)
+    rows = [row for row in ranked(data) if not (data.drop_missing and math.isnan(row.score))]
     if data.scores is not None:
         first, last = (math.floor(part * len(rows)) for part in data.ranks)
         rows = rows[first:last]
@@ -172,17 +170,19 @@ def profile(entries: list[tuple[int, Row]], datasets: int, buckets: int) -> tupl
     total = sum(row.tokens for _, row in entries)
     tokens = [[0] * buckets for _ in range(datasets)]
     quality = [[0] * buckets for _ in range(datasets)]
+    edges = [-(-total * bucket // buckets) for bucket in range(buckets + 1)]
     before = 0
     for dataset, row in entries:
-        bucket = min(before * buckets // total, buckets - 1)
-        tokens[dataset][bucket] += row.tokens
-        quality[dataset][bucket] += row.tokens * (2 * row.percentile + 1) if row.percentile < 100 else 0
+        for bucket in range(buckets):
+            here = max(0, min(edges[bucket + 1], before + row.tokens) - max(edges[bucket], before))
+            tokens[dataset][bucket] += here
+            quality[dataset][bucket] += here * (2 * row.percentile + 1) if row.percentile < 100 else 0
         before += row.tokens
     return tokens, quality
 
 
 def groups(data: Data) -> list[tuple[int, int, int, int]]:
-    """Of each tenth by score, or of all: documents and tokens with every copy, and in the corpus."""
+    """Of each tenth of the corpus by score, or of all: documents and tokens with every copy, and in the corpus."""
     count = 1 if data.scores is None else 10
     found = [[0, 0, 0, 0] for _ in range(count)]
     for rows, at in ((repeated(data), 0), (ranked(data), 2)):

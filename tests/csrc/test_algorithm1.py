@@ -62,8 +62,29 @@ def test_equals_the_slow_reference(data, order, perturb, threads, memory, window
     assert built.checks == reference.checks(built.words)
     assert built.groups == [reference.groups(own) for own in data]
     assert built.counts == [(len(rows), sum(r.tokens for r in rows)) for rows in map(reference.repeated, data)]
-    if built.tokens[-1] >= buckets:
-        assert built.profile == reference.profile(expected, len(data), buckets)
+    assert built.profile == reference.profile(expected, len(data), buckets)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3) | st.integers(0, 10**6), max_size=40), min_size=1, max_size=4),
+    st.sampled_from([{}, {"shuffle": True}, {"by_tokens": True}]),
+    st.integers(1, 60),
+    st.integers(2, 5),
+)
+def test_every_bucket_is_full_and_nothing_is_counted_twice(lengths, order, buckets, threads):
+    data = [Data(own, [float(at) for at in range(len(own))], (number, 9)) for number, own in enumerate(lengths)]
+    built = build(data, buckets=buckets, **order)
+    tokens, quality = built.profile
+    total = sum(map(sum, lengths))
+    edges = [-(-total * bucket // buckets) for bucket in range(buckets + 1)]
+    assert [sum(parts) for parts in zip(*tokens, strict=True)] == np.diff(edges).tolist()
+    assert [sum(parts) for parts in tokens] == [sum(own) for own in lengths]
+    assert [sum(parts) for parts in quality] == [
+        sum(row.tokens * (2 * row.percentile + 1) for row in reference.ranked(own)) for own in data
+    ]
+    for memory in (0, 2000):
+        assert build(data, threads=threads, memory=memory, buckets=buckets, window_rows=1, **order) == built
 
 
 def random_datasets(sizes: list[int], levels: int = 50) -> list[Data]:

@@ -10,6 +10,7 @@ import pytest
 from data_tools.curriculum.proportions import Kept, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, OrderRecipe, PhaseRecipe, load_order
 from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.report.build import count_parameters
 
 RECIPES = Path(__file__).parents[2] / "launch/recipes"
 ORDERS = sorted(RECIPES.glob("*/order*.yaml"))
@@ -117,6 +118,16 @@ def test_the_training_recipe_has_the_reports_numbers(monkeypatch: pytest.MonkeyP
     assert run.checkpoint.save_every_steps * run.train.tokens_per_step == pytest.approx(3.36e9, rel=0.002)
     assert run.checkpoint.keep_last >= 8
     assert 2.2e12 / run.train.tokens_per_step == pytest.approx(262_000, rel=0.002)
+    model = run.model
+    assert (model.num_layers, model.hidden_size, model.ffn_hidden_size, model.vocab_size) == (28, 2048, 6144, 151_936)
+    assert (model.num_attention_heads, model.num_query_groups, model.kv_channels) == (16, 8, 128)
+    assert model.sandwich_norm and model.qk_layernorm
+    assert (model.rotary_base, model.logits_soft_cap) == (1_000_000, 30)
+    assert count_parameters(model) == pytest.approx(2.032e9, rel=0.001)
+    assert run.optimizer.warmup_tokens == 2000 * run.train.tokens_per_step
+    assert (run.data.phases[-1].decay_fraction, run.data.phases[-1].decay_shape) == (1, "one_minus_sqrt")
+    assert (run.optimizer.adam_beta1, run.optimizer.adam_beta2) == (0.9, 0.95)
+    assert (run.optimizer.weight_decay, run.optimizer.clip_grad) == (0.1, 1.0)
 
 
 def test_the_recipe_in_the_documentation_is_valid_and_names_every_field(tmp_path: Path) -> None:

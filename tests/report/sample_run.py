@@ -100,7 +100,7 @@ def write_phase(
         datasets[dataset] = {"score": score, "tokens": share, "mean_quantile": means}
         exposure[dataset] = {"score": score, "groups": groups(best, scored=ends is not None)}
     edges = [tokens * (bucket + 1) // buckets for bucket in range(buckets)]
-    profile = {"tokens": edges, "datasets": datasets, "exposure": exposure}
+    profile = {"version": 2, "tokens": edges, "datasets": datasets, "exposure": exposure}
     (folder / "profile.json").write_text(json.dumps(profile))
     manifest = {"format": "kaiyuan-phase", "version": 2, "name": name, "order": order, "tokens": tokens}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "recipe": recipe or {}}))

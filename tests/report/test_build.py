@@ -150,6 +150,17 @@ def test_missing_parts_are_named_on_the_page(run_dir: Path) -> None:
     assert len(page.pictures) == 9
 
 
+def test_a_phase_of_an_earlier_version_is_shown_with_what_it_lacks(run_dir: Path) -> None:
+    path = run_dir.parent / "phases" / "two" / "profile.json"
+    profile = json.loads(path.read_text())
+    del profile["version"]
+    path.write_text(json.dumps(profile))
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "Exact shares: rising was built by an earlier version" in page.text
+    assert "shuffled was built by an earlier version" not in page.text
+    assert "shares" in page.tables
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}, "baseline": null}', '{"model": {"held_out": {}}}'])
 def test_a_damaged_evaluation_is_named_on_the_page(run_dir: Path, content: str) -> None:
     (run_dir / "evaluation.json").write_text(content)

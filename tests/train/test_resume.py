@@ -121,7 +121,7 @@ def test_another_corpus_under_the_same_names_is_refused_by_name(
     done = train(2, recipe, *overrides)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1
     assert "corpus 'text'" in done.stderr and "changed since the order was built" in done.stderr
-    build_recipe(recipe.parent / "order.yaml", corpora, tmp_path / "phases", None, 1)
+    build_recipe(recipe.parent / "order.yaml", corpora, tmp_path / "phases", None, 1, force=True)
     done = train(2, recipe, *overrides)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1
     assert "cannot be resumed: " in done.stderr and "corpora.text of phase 'first' was 'xxh3:" in done.stderr

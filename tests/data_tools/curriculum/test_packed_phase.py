@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +70,25 @@ def test_files(lengths, tmp_path: Path, monkeypatch) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checks.bin", "order.bin", "pieces.bin", "tokens.bin"]
 
 
-def test_the_profile_ends_where_the_phase_ends() -> None:
-    stretched = packing.stretch_profile({"tokens": [10, 20, 33], "datasets": {}}, packing.Packing(8, 5, 7, 16))
-    assert stretched == {"tokens": [12, 24, 40], "datasets": {}}
+def test_the_profile_counts_the_packs(lengths, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(packing, "_CHUNK", 70)
+    entries = np.array([d << 48 | s for d in (0, 1) for s in range(len(lengths[d]))], np.uint64)
+    np.random.default_rng(0).shuffle(entries)
+    entries.tofile(tmp_path / "order.bin")
+    np.array([0, sum(int(part.sum()) for part in lengths)], "<u8").tofile(tmp_path / "tokens.bin")
+    packed = packing.pack_phase(tmp_path, lengths, 64)
+    before = {"tokens": [0] * 7, "datasets": {name: {"score": None, "tokens": []} for name in ("small", "large")}}
+    profile = packing.packed_profile(before, tmp_path, packed)
+
+    # The dataset of each place of the stream, one by one.
+    order = np.fromfile(tmp_path / "order.bin", "<u8") >> np.uint64(48)
+    places = np.repeat(order, np.fromfile(tmp_path / "pieces.bin", "<u4")[1::2].astype(np.int64))
+    assert len(places) == packed.tokens
+    edges = [-(-packed.tokens * bucket // 7) for bucket in range(8)]
+    assert profile["tokens"] == edges[1:]
+    for number, name in enumerate(("small", "large")):
+        counted = [int((places[first:end] == number).sum()) for first, end in pairwise(edges)]
+        assert profile["datasets"][name] == {"score": None, "tokens": counted}
 
 
 def test_the_window_is_a_small_part_of_the_phase() -> None:
