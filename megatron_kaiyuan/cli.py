@@ -284,6 +284,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove checkpoints; step 0 stays, and so do two that have been read through and are whole.
+    Exit code 1 when a step could not be removed.
 
     Example: kaiyuan checkpoint prune runs/quickstart/train --keep-last 4 --dry-run
     """
@@ -292,6 +293,7 @@ def prune(
 
     found = prune_run(run_dir, Retention(keep_last, keep_every_steps, keep_every_tokens), dry_run)
     print(json.dumps(dataclasses.asdict(found)) if as_json else found.summary())
+    raise typer.Exit(1 if found.problems else 0)
 
 
 @contextlib.contextmanager

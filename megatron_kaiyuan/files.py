@@ -89,6 +89,13 @@ def put_in_place(new: Path, target: Path) -> None:
     fsync_path(target.parent)
 
 
+def break_hard_links(path: Path) -> None:
+    """Give `path` a file of its own, before it is appended to or written in place; its other names keep theirs."""
+    if path.is_file() and path.stat().st_nlink > 1:
+        with atomic_path(path) as temporary:
+            shutil.copy2(path, temporary)
+
+
 def publish(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
     """Give several files of one folder their names as if at once, the last one last.
 

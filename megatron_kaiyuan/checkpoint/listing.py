@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -140,6 +141,16 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files of a folder, from which a job that prunes may be removing them."""
+    size = 0
+    with contextlib.suppress(OSError):
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
 def require_run(run_dir: Path) -> Path:
     """The folder of a run's checkpoints.
 
@@ -153,7 +164,7 @@ def require_run(run_dir: Path) -> Path:
 
 
 def _listed(folder: Path, step: int | None, latest: str | None) -> Listed:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = size_of(folder)
     tokens, saved, problem = None, None, None
     try:
         tokens = read_manifest(folder).get("tokens")

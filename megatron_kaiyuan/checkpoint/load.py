@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.transformer.module import MegatronModule
+from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import require_plain
-from megatron_kaiyuan.checkpoint.verify import verify
+from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
 from megatron_kaiyuan.errors import UserError
 
 OPTIMIZER_PREFIX = "optimizer."
@@ -44,11 +48,38 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
     verify(folder)
+    with _removed_meanwhile(folder):
+        return _load_weights(folder)
+
+
+def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
     everything = stored_tensors(folder)
     wanted = {key: value for key, value in everything.items() if not key.startswith(OPTIMIZER_PREFIX)}
     # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.
     loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
     return {key: loaded[key] for key in wanted}
+
+
+@contextlib.contextmanager
+def _removed_meanwhile(folder: Path) -> Iterator[None]:
+    """One line instead of a trace where a run that trains prunes the checkpoint while it is read."""
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        gone = [name for name in (MANIFEST, *_named_files(folder)) if not (folder / name).exists()]
+        if gone:
+            raise UserError(
+                f"{folder / gone[0]}: was removed while it was read, as a run does with old checkpoints; name a newer "
+                "one, or keep more (checkpoint.keep_last)"
+            ) from error
+        raise
+
+
+def _named_files(folder: Path) -> list[str]:
+    try:
+        return list(read_manifest(folder)["files"])
+    except (UserError, OSError):
+        return []
 
 
 def load_into(network: MegatronModule, folder: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import break_hard_links
 
 LOCK = "lock"
 _BEAT_SECONDS = 5.0
@@ -43,6 +44,7 @@ class RunLock:
     def __init__(self, run_dir: Path, beat_seconds: float = _BEAT_SECONDS, watch_seconds: float = _WATCH_SECONDS):
         self.path = run_dir / LOCK
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._leave_copies()
         # One descriptor for the process's life: closing any other one of this file would give the lock up.
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._is_kernels = True
@@ -61,11 +63,37 @@ class RunLock:
         self._heart.start()
 
     def release(self) -> None:
-        """Leave an empty file: nobody has to watch for an owner."""
+        """Leave an empty file: no one has to watch for an owner."""
         self._stop.set()
         self._heart.join()
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+    def require(self) -> None:
+        """Refuse to write on when the lock file is no longer the one that is held: another job may hold the new one.
+
+        Raises:
+            UserError: it was removed or replaced.
+        """
+        try:
+            held = os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except OSError:
+            held = False
+        if not held:
+            raise UserError(
+                f"{self.path}: was removed while this job ran, so another one may write into the folder; nothing more "
+                "is saved here. End all jobs of this run, then start one again"
+            )
+
+    def _leave_copies(self) -> None:
+        """A folder that was copied by hard links (`cp -al`) gets a lock file of its own."""
+        try:
+            note = json.loads(self.path.read_bytes() or "{}")
+            foreign = note.get("folder") != str(self.path.parent.resolve())
+        except (OSError, ValueError, AttributeError):
+            return
+        if foreign:
+            break_hard_links(self.path)
 
     def _acquire(self) -> None:
         try:
@@ -108,7 +136,7 @@ class RunLock:
     def _write_note(self) -> None:
         self._beats += 1
         who = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
-        note = {**who, "started": self._started, "beats": self._beats}
+        note = {**who, "started": self._started, "beats": self._beats, "folder": str(self.path.parent.resolve())}
         content = json.dumps(note).encode().ljust(256)
         os.pwrite(self._descriptor, content, 0)
         os.ftruncate(self._descriptor, len(content))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kaiyuan.checkpoint import layout, retention
-from megatron_kaiyuan.checkpoint.listing import megabytes, problems_in, require_run
+from megatron_kaiyuan.checkpoint.listing import megabytes, problems_in, require_run, size_of
 from megatron_kaiyuan.checkpoint.lock import RunLock
 from megatron_kaiyuan.errors import UserError
 
@@ -17,19 +17,21 @@ _FEWEST = 2
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed, or with `dry_run` would be."""
+    """What was removed, or with `dry_run` would be; `problems` says what could not be."""
 
     removed: list[int]
     kept: list[int]
     bytes: int
     dry_run: bool
+    problems: list[str]
 
     def summary(self) -> str:
         """One line."""
         steps = ", ".join(map(str, self.removed)) or "nothing"
         would = "would remove" if self.dry_run else "removed"
         left = ", ".join(map(str, self.kept))
-        return f"checkpoint prune: {would} {steps} ({megabytes(self.bytes)}), kept {left}"
+        problems = "".join(f"; {problem}" for problem in self.problems)
+        return f"checkpoint prune: {would} {steps} ({megabytes(self.bytes)}), kept {left}{problems}"
 
 
 def prune(run_dir: Path, rule: retention.Retention, dry_run: bool = False) -> Pruned:
@@ -42,12 +44,15 @@ def prune(run_dir: Path, rule: retention.Retention, dry_run: bool = False) -> Pr
     with contextlib.nullcontext() if dry_run else _lock(run_dir):
         removed = retention.removable(run_dir, rule)
         kept = [step for step in layout.steps(run_dir) if step not in removed]
-        size = sum(_size(layout.step_folder(run_dir, step)) for step in removed)
+        size = sum(size_of(layout.step_folder(run_dir, step)) for step in removed)
         if removed:
             _require_two_whole(run_dir, [step for step in kept if step > 0])
+        problems: dict[int, str] = {}
         if removed and not dry_run:
-            retention.prune(run_dir, rule)
-    return Pruned(removed, kept, size, dry_run)
+            removed = retention.prune(run_dir, rule, problems.__setitem__)
+    return Pruned(
+        removed, kept, size, dry_run, [f"step {step} could not be removed: {why}" for step, why in problems.items()]
+    )
 
 
 @contextlib.contextmanager
@@ -71,7 +76,3 @@ def _require_two_whole(run_dir: Path, steps: list[int]) -> None:
         f"{run_dir}: only {whole} of the checkpoints that would stay are whole "
         f"({[*problems, 'there are no more'][0]}); nothing was removed: keep more, or move the damaged ones away"
     )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

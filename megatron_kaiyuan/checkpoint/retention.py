@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.verify import read_manifest
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.checkpoint.verify import is_misnamed, read_manifest
+from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.files import remove_leftovers
 
 # One to go on from, and one more for the day when it turns out to be damaged.
 _FEWEST = 2
 _REMOVING = ".removed.tmp"
+_UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|removed|replaced)\.tmp")
+# Files of a run that are written whole, of which a killed job may have left a temporary one.
+_WRITTEN_WHOLE = ("latest", "config.yaml", "preempted.json")
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def removable(run_dir: Path, retention: Retention) -> list[int]:
     whole = sum(_looks_whole(layout.step_folder(run_dir, step)) for step in kept)
     removed = []
     for step in reversed(steps):
-        if step in kept:
+        if step in kept or is_misnamed(layout.step_folder(run_dir, step)):
             continue
         if whole < _FEWEST and _looks_whole(layout.step_folder(run_dir, step)):
             whole += 1
@@ -47,29 +53,47 @@ def removable(run_dir: Path, retention: Retention) -> list[int]:
     return removed[::-1]
 
 
-def prune(run_dir: Path, retention: Retention) -> list[int]:
+def prune(run_dir: Path, retention: Retention, report: Callable[[int, str], None]) -> list[int]:
     """Remove what may go.
 
     A step loses its name before its first file, so that one which is removed only in part is never taken for a
-    checkpoint.
+    checkpoint. What cannot be removed (a link, a mount point, files that are locked or still open) stays for the next
+    time: it is no reason to end a run.
+
+    Args:
+        report: gets each step that could not be removed whole, and why.
 
     Returns:
         The steps that were removed.
     """
-    steps = removable(run_dir, retention)
-    for step in steps:
-        folder = layout.step_folder(run_dir, step)
-        doomed = folder.with_name(folder.name + _REMOVING)
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed)
-    return steps
+    for left in layout.checkpoints_folder(run_dir).glob(f"step_*{_REMOVING}"):
+        shutil.rmtree(left, ignore_errors=True)
+    removed = []
+    for step in removable(run_dir, retention):
+        try:
+            _remove(layout.step_folder(run_dir, step))
+            removed.append(step)
+        except OSError as error:
+            report(step, describe(error))
+    return removed
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OSError(f"{folder} is a link, which the run did not make")
+    doomed = folder.with_name(folder.name + _REMOVING)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
 
 
 def remove_unfinished(run_dir: Path) -> None:
     """Remove what a job that died left half written or half removed. The caller holds the run's lock."""
-    for path in layout.checkpoints_folder(run_dir).glob("step_*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+    folder = layout.checkpoints_folder(run_dir)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    for name in _WRITTEN_WHOLE:
+        remove_leftovers(run_dir / name)
 
 
 def _kept_for_ever(run_dir: Path, steps: list[int], retention: Retention) -> set[int]:

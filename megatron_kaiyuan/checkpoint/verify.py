@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan.checkpoint.layout import MANIFEST
+from megatron_kaiyuan.checkpoint.layout import MANIFEST, step_of
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.outputs import unlisted
@@ -44,9 +44,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name in files:
         if "\0" in name or not _is_inside(folder, name):
             raise UserError(f"{path}: names {name!r}, which is not inside the checkpoint; do not use it")
+    if _names_another_step(folder, manifest):
+        raise UserError(
+            f"{folder}: its manifest is that of step {manifest['step']}, so this is a copy of it; not used under this "
+            f"name: move it away, or rename it to step_{manifest['step']}"
+        )
     if missing := [name for name in _ALWAYS_OPENED if name not in files]:
         raise UserError(f"{path}: damaged, does not list {', '.join(missing)}")
     return manifest
+
+
+def is_misnamed(folder: Path) -> bool:
+    """Whether a step's folder is a copy of another step, which the run did not make."""
+    try:
+        return _names_another_step(folder, read_sealed_json(folder / MANIFEST, "checkpoint manifest"))
+    except (UserError, OSError):
+        return False
 
 
 def problems_of(folder: Path, files: Files, names: Iterable[str]) -> dict[str, str]:
@@ -96,6 +109,11 @@ def _problem(path: Path, expected: dict[str, Any]) -> str | None:
     if found != expected["checksum"]:
         return f"{path}: damaged, checksum {found} instead of {expected['checksum']}"
     return None
+
+
+def _names_another_step(folder: Path, manifest: dict[str, Any]) -> bool:
+    step = step_of(folder.name)
+    return step is not None and manifest.get("step", step) != step
 
 
 def _is_entry(entry: Any) -> bool:

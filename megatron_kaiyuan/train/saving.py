@@ -16,7 +16,7 @@ from megatron_kaiyuan.checkpoint.save import Saved, Saver
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
-from megatron_kaiyuan.monitor.sinks import Sinks
+from megatron_kaiyuan.monitor.sinks import Sinks, warn
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
@@ -45,6 +45,10 @@ class OnlyJob(Hook):
 
         self._lock = agreed(take)
 
+    def require(self) -> None:
+        """Raise on every rank when the lock was removed: another job may have taken the folder. Collective."""
+        agreed(lambda: self._lock.require() if self._lock is not None else None)
+
     def finish(self, session: Session) -> None:
         if self._lock is not None:
             self._lock.release()
@@ -56,9 +60,10 @@ class Checkpoints(Hook):
     Rank 0 alone looks at the clock and at `run_dir/save_now`, and votes; so all ranks save the same step.
     """
 
-    def __init__(self, sinks: Sinks):
-        self._sinks = sinks
+    def __init__(self, sinks: Sinks, only_job: OnlyJob):
+        self._sinks, self._only_job = sinks, only_job
         self._saver = Saver()
+        self._unremovable: set[int] = set()
         self._saved_step: int | None = None
         self._last_save = time.monotonic()
 
@@ -115,10 +120,11 @@ class Checkpoints(Hook):
         if _is_first_rank():
             (run_dir / SAVE_NOW).unlink(missing_ok=True)
         self._last_save = time.monotonic()
+        self._only_job.require()
 
         def whole() -> None:
             layout.point_latest(run_dir, step)
-            prune(run_dir, retention)
+            prune(run_dir, retention, self._could_not_remove)
 
         started = time.perf_counter()
         about = {"step": step, "tokens": progress.tokens, "world": _world()}
@@ -127,6 +133,11 @@ class Checkpoints(Hook):
         self._saved_step = step
         if not run.checkpoint.asynchronous:
             self._settle()
+
+    def _could_not_remove(self, step: int, why: str) -> None:
+        if step not in self._unremovable:
+            self._unremovable.add(step)
+            warn(f"old checkpoint step_{step} could not be removed ({why}); it is tried again at each save")
 
     def _settle(self) -> None:
         """Wait for the save that is under way."""

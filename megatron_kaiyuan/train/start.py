@@ -115,7 +115,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             StopOnSignal(run.checkpoint.preempt_deadline_seconds),
             ReportBadSteps(sinks),
             ReportLossScale(sinks),
-            Checkpoints(sinks),
+            Checkpoints(sinks, only_job),
             *qk_clip(run),
             *monitoring(run, sinks),
             *forensics(run, sinks),

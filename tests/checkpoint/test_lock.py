@@ -90,3 +90,44 @@ def test_the_note_beats(tmp_path: Path) -> None:
     note = subprocess.run(["cat", str(tmp_path / LOCK)], capture_output=True, check=True).stdout
     assert json.loads(note)["beats"] > 3
     lock.release()
+
+
+def test_a_lock_that_was_removed_is_noticed(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.require()
+    (tmp_path / LOCK).unlink()
+    with pytest.raises(UserError, match="was removed while this job ran"):
+        lock.require()
+    second = RunLock(tmp_path)
+    second.require()
+    with pytest.raises(UserError, match="was removed while this job ran"):
+        lock.require()
+    second.release()
+    lock.release()
+
+
+def test_a_copy_by_hard_links_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    """`cp -al run copy`, of a run that ended, that runs, and that was killed."""
+    for name in ("ended", "running", "killed"):
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        if name == "ended":
+            RunLock(run_dir).release()
+            holder = None
+        else:
+            holder = hold(run_dir)
+        if holder is not None and name == "killed":
+            holder.kill()
+            holder.wait()
+        note = (run_dir / LOCK).read_bytes()
+        subprocess.run(["cp", "-al", run_dir, tmp_path / f"copy of {name}"], check=True)
+        copy = RunLock(tmp_path / f"copy of {name}")
+        assert (tmp_path / f"copy of {name}" / LOCK).stat().st_ino != (run_dir / LOCK).stat().st_ino
+        if holder is not None and name == "running":
+            with pytest.raises(UserError, match=f"is in use by process {holder.pid}"):
+                RunLock(run_dir)
+            holder.kill()
+            holder.wait()
+        else:
+            assert (run_dir / LOCK).read_bytes() == note
+        copy.release()

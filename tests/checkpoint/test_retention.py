@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.retention import Retention, prune, removable, remove_unfinished
+from megatron_kaiyuan.checkpoint.retention import Retention, removable, remove_unfinished
+from megatron_kaiyuan.checkpoint.retention import prune as prune_and_report
+from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.errors import UserError
 
 TOKENS_PER_STEP = 100
+
+
+def prune(run_dir: Path, retention: Retention) -> list[int]:
+    """All that may go can be removed."""
+    problems: dict[int, str] = {}
+    removed = prune_and_report(run_dir, retention, problems.setdefault)
+    assert not problems
+    return removed
 
 
 def make(run_dir: Path, *steps: int) -> None:
@@ -69,3 +83,59 @@ def test_what_a_dead_job_left_is_removed(tmp_path: Path) -> None:
         (layout.checkpoints_folder(tmp_path) / name).mkdir()
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in layout.checkpoints_folder(tmp_path).iterdir()) == ["step_10", "step_7.damaged"]
+
+
+def test_what_a_user_named_so_is_left(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    folder = layout.checkpoints_folder(tmp_path)
+    mine = ("step_20.tmp", "step_20.notes.tmp", "step_x.12345678.tmp")
+    for name in mine:
+        (folder / name).mkdir()
+    (tmp_path / "latest.0123abcd.tmp").write_text("half")
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["step_10", *mine])
+    assert not (tmp_path / "latest.0123abcd.tmp").exists()
+
+
+def test_a_step_that_cannot_be_removed_is_reported_and_tried_again(tmp_path: Path) -> None:
+    """A link cannot be removed by anyone, not even by root: it is not the run's."""
+    make(tmp_path, 10, 20, 30, 40)
+    elsewhere = tmp_path / "larger disk"
+    layout.step_folder(tmp_path, 10).rename(elsewhere)
+    layout.step_folder(tmp_path, 10).symlink_to(elsewhere)
+    for _ in range(2):
+        problems: dict[int, str] = {}
+        removed = prune_and_report(tmp_path, Retention(keep_last=2), problems.setdefault)
+        assert problems.keys() == {10} and "is a link" in problems[10]
+        assert removed == ([20] if 20 in removed else [])
+    assert layout.steps(tmp_path) == [10, 30, 40]
+    assert (elsewhere / "manifest.json").exists()
+
+
+@pytest.mark.root
+def test_immutable_and_mounted_steps(tmp_path: Path) -> None:
+    make(tmp_path, 10, 20, 30, 40)
+    mounted = layout.step_folder(tmp_path, 20)
+    subprocess.run(["mount", "--bind", mounted, mounted], check=True)
+    locked = layout.step_folder(tmp_path, 10) / "common.pt"
+    has_flags = subprocess.run(["chattr", "+i", locked], capture_output=True, check=False).returncode == 0
+    try:
+        problems: dict[int, str] = {}
+        prune_and_report(tmp_path, Retention(keep_last=2), problems.setdefault)
+        assert 20 in problems and (10 in problems) == has_flags
+        assert {30, 40} <= set(layout.steps(tmp_path))
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+        for path in layout.checkpoints_folder(tmp_path).rglob("common.pt"):
+            subprocess.run(["chattr", "-i", path], capture_output=True, check=False)
+    prune(tmp_path, Retention(keep_last=2))
+    assert sorted(path.name for path in layout.checkpoints_folder(tmp_path).iterdir()) == ["step_30", "step_40"]
+
+
+def test_a_copy_under_another_name_is_neither_used_nor_removed(tmp_path: Path) -> None:
+    make(tmp_path, 10, 20, 30)
+    shutil.copytree(layout.step_folder(tmp_path, 10), layout.step_folder(tmp_path, 15))
+    with pytest.raises(UserError, match=r"step_15: its manifest is that of step 10, so this is a copy of it"):
+        read_manifest(layout.step_folder(tmp_path, 15))
+    assert prune(tmp_path, Retention(keep_last=2)) == [10]
+    assert layout.steps(tmp_path) == [15, 20, 30]
