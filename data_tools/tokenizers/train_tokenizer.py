@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_tools.tokenizers.tokenizer import END_OF_DOCUMENT
+from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
 
