@@ -81,7 +81,7 @@ def preprocess(
     """
     _check_arguments(settings, workers, max_bad_rows, task_bytes)
     place = place or Place()
-    files = find_inputs(inputs)
+    files = find_inputs(inputs, quiet=place.rank > 0)
     tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
     tasks = cut_tasks(files, settings, tokenizer.description(), task_bytes)
     prefixes = [output_prefix.with_name(f"{output_prefix.name}_{key}_document") for key in settings.json_keys]

@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from data_tools.reading.listing import require_utf8
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -227,13 +228,14 @@ def tokenizer_file(path: Path) -> Path:
     """The file itself, or that of a Hugging Face folder; tokenizer.json first, for it holds the most.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its path is not UTF-8.
     """
     found = [path]
     if path.is_dir():
         found = [path / "tokenizer.json", path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]
     for file in found:
         if file.exists():
+            require_utf8(str(file))
             return file
     raise UserError(f"{found[0]}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
 
