@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
     vocabulary = {ENDS[0]: 0, **{letter: i for i, letter in enumerate(letters, 1)}}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     made.add_special_tokens(ENDS)
     made.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
@@ -106,3 +107,17 @@ def test_a_model_of_sentencepiece_has_an_end_of_its_own(tmp_path: Path):
     with pytest.raises(UserError, match=r"tokenizer_config\.json: names '<\|im_end\|>'.*tokenizer\.model '</s>'"):
         TextTokenizer(tmp_path)
     assert TextTokenizer(tmp_path, eod_token="<|im_end|>").eod_id == 3
+
+
+def test_a_corpus_of_a_named_end_is_measured_and_shown(folder: Path, command):
+    write(folder / "tokenizer_config.json", {"eos_token": "<|end|>"})
+    write(folder / "in.jsonl", '{"text": "one"}\n')
+    words = ("tokenizer", "inspect", folder, folder / "in.jsonl")
+    refused = command(*words)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {folder}/tokenizer_config.json: names '<|end|>' as the end")
+    measured = command(*words, "--eod-token", "</s>")
+    assert measured.stdout.endswith("1.00 bytes/token, 0.00% byte tokens\n"), measured.stderr
+    made = ("--output-prefix", folder / "c", "--tokenizer-model", folder, "--eod-token", "</s>", "--workers", 1)
+    assert command("preprocess", "--input", folder / "in.jsonl", *made).returncode == 0
+    assert command("inspect", folder / "c_text_document").stdout.startswith("one</s>\n")
