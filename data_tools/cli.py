@@ -42,7 +42,7 @@ def harvest(
 
 @tokenizer_app.command("train", cls=SeveralValuesCommand)
 def tokenizer_train(
-    inputs: Annotated[list[Path], typer.Option("--input", help="JSON lines files")],
+    inputs: Annotated[list[str], typer.Option("--input", help="JSON lines; files, folders, 'patterns*', URLs")],
     output: Annotated[Path, typer.Option("--output", help="the tokenizer.json to write")],
     vocab_size: Annotated[int, typer.Option(help="ids in all, the 256 bytes and the end of a document included")],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
@@ -52,19 +52,17 @@ def tokenizer_train(
 
     Example: kaiyuan-data tokenizer train --input runs/text/*.train.jsonl --vocab-size 8192 --output runs/tokenizer.json
     """
-    from data_tools.tokenizers.tokenizer import TextTokenizer
     from data_tools.tokenizers.train_tokenizer import train_and_save
 
-    train_and_save(inputs, json_key, vocab_size, output, force)
-    single = sum(len(token) == 1 for token in TextTokenizer(output).vocabulary)
-    print(f"tokenizer train: {vocab_size:,} tokens, {single:,} of them single characters and 256 bytes, in {output}")
+    print(train_and_save(inputs, json_key, vocab_size, output, force))
 
 
 @tokenizer_app.command("inspect")
 def tokenizer_inspect(
     tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, sentencepiece .model, .tiktoken, or their folder")],
-    inputs: Annotated[list[Path], typer.Argument(help="JSON lines files")],
+    inputs: Annotated[list[str], typer.Argument(help="JSON lines; files, folders, 'patterns*', URLs")],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    eod_token: Annotated[str | None, typer.Option(help="the token that ends a document, as for preprocess")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Measure bytes a token and the share of byte tokens, by domain.
@@ -73,7 +71,7 @@ def tokenizer_inspect(
     """
     from data_tools.tokenizers.fit import measure
 
-    fits = measure(tokenizer, inputs, json_key)
+    fits = measure(tokenizer, inputs, json_key, eod_token)
     if as_json:
         print(json.dumps({fit.domain: fit.as_dict() for fit in fits}, ensure_ascii=False))
         return
@@ -86,7 +84,10 @@ def tokenizer_inspect(
 def preprocess(
     inputs: Annotated[
         list[str],
-        typer.Option("--input", help="JSON lines, .parquet, .txt; also .gz .zst .bz2 .lz4; folders, 'patterns*', URLs"),
+        typer.Option(
+            "--input",
+            help="JSON lines, .parquet, .txt; packed too (.gz .zst .bz2 .lz4 .xz); folders, 'patterns*', URLs",
+        ),
     ],
     output_prefix: Annotated[Path, typer.Option(help="the corpus is {output_prefix}_{json_key}_document")],
     tokenizer_model: Annotated[Path, typer.Option(help="tokenizer file, or the folder that holds it")],
@@ -98,7 +99,9 @@ def preprocess(
     score_keys: Annotated[list[str], typer.Option(help="number fields to keep beside each document")] = [],  # noqa: B006
     meta_keys: Annotated[list[str], typer.Option(help="other fields to keep, as text")] = [],  # noqa: B006
     append_eod: Annotated[bool, typer.Option(help="end each document with the end-of-document token")] = True,
-    eod_token: Annotated[str | None, typer.Option(help="name of that token, where it cannot be guessed")] = None,
+    eod_token: Annotated[
+        str | None, typer.Option(help="that token, where the tokenizer's files name none or disagree")
+    ] = None,
     engine: Annotated[str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")] = "auto",
     max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
     max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or fields that may be left out")] = 0,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_tools.tokenizers.tokenizer import TextTokenizer
 
 PIECE_CHARACTERS = 1 << 18
-# Text on both sides of a cut that is encoded to check it; longer than any token, with some words to settle in.
+# Text on both sides of a cut that is encoded to check it, at least: some words to settle in.
 _CONTEXT = 256
 _TRIES = 8
 # From the end of a line to a letter, the surest place, or before a blank between words, or after a full stop.
@@ -43,15 +43,18 @@ def _encode_one(tokenizer: TextTokenizer, text: str, append_eod: bool, piece: in
     if len(text) <= 2 * piece:
         return tokenizer.encode_flat([text], append_eod)[0]
     parts = [tokenizer.encode_flat([part], False)[0] for part in _pieces(tokenizer, text, piece)]
-    if append_eod:
+    # A text without ids, as of blanks that the tokenizer drops, has no end either.
+    if append_eod and any(map(len, parts)):
         parts.append(np.array([tokenizer.eod_id], parts[0].dtype))
     return np.concatenate(parts)
 
 
 def _pieces(tokenizer: TextTokenizer, text: str, piece: int) -> Iterator[str]:
+    # No token is longer, so that one which spans a cut is seen whole.
+    context = max(_CONTEXT, max(map(len, tokenizer.vocabulary)))
     start, search = 0, piece
     while len(text) - search > piece:
-        cut = _cut(tokenizer, text, search, search + piece)
+        cut = _cut(tokenizer, text, search, search + piece, context)
         if cut:
             yield text[start:cut]
             start = cut
@@ -59,14 +62,14 @@ def _pieces(tokenizer: TextTokenizer, text: str, piece: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _cut(tokenizer: TextTokenizer, text: str, first: int, last: int) -> int:
+def _cut(tokenizer: TextTokenizer, text: str, first: int, last: int, context: int) -> int:
     """A place between `first` and `last` where cutting changes no id; 0 when none was found."""
     for candidates in _CANDIDATES:
         for tried, found in enumerate(candidates.finditer(text, first, last)):
             if tried == _TRIES:
                 break
             at = found.start()
-            left, right = text[at - _CONTEXT : at], text[at : at + _CONTEXT]
+            left, right = text[max(at - context, 0) : at], text[at : at + context]
             both, apart = (tokenizer.encode_flat(case, False)[0] for case in ([left + right], [left, right]))
             if np.array_equal(both, apart):
                 return at

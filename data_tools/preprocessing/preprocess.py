@@ -95,7 +95,7 @@ def preprocess(
     _check_arguments(settings, workers, max_bad_rows, task_bytes)
     require_name(output_prefix, "--output-prefix")
     place = place or Place()
-    files = find_inputs(inputs)
+    files = find_inputs(inputs, quiet=place.rank > 0)
     # What is in the way is found before the tokenizer is loaded and its engine proven.
     prefixes = [output_prefix.with_name(f"{output_prefix.name}_{key}_document") for key in settings.json_keys]
     bad_rows = Output(

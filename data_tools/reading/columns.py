@@ -23,7 +23,7 @@ def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
     """The rows of a task over a Parquet file. A null text is a bad row.
 
     Raises:
-        UserError: the file is no Parquet file, is damaged, or lacks a column.
+        UserError: the file is not a Parquet file, is damaged, lacks a column or has it twice.
     """
     with _open(task.file) as parquet:
         fields = _fields(task.file, parquet.schema_arrow, settings)
@@ -76,6 +76,8 @@ def _fields(file: InputFile, schema: pa.Schema, settings: Settings) -> dict[str,
     for key, (column, wanted) in fields.items():
         if column not in schema.names:
             raise UserError(f"{file.name}: has no column {column!r}; it has {', '.join(schema.names)}")
+        if (count := schema.names.count(column)) > 1:
+            raise UserError(f"{file.name}: has {count} columns {column!r}; rename or drop all but one")
         found = schema.field(column).type
         if wanted and not (_is_text(found) if key in settings.json_keys else _is_number(found)):
             kind = "text" if key in settings.json_keys else "numbers"

@@ -6,22 +6,44 @@ A local file is opened by the system, everything else ("s3://", "http://", "memo
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob, has_magic
+from functools import lru_cache
+from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
+from urllib.parse import unquote
 
-import pyarrow as pa
-
+from data_tools.reading.listing import (
+    Identity,
+    Listing,
+    hidden_below,
+    identity,
+    list_folder,
+    list_pattern,
+    require_utf8,
+    state_of,
+)
+from data_tools.reading.packing import (
+    BEGINNING_BYTES,
+    PACKINGS,
+    UNPACK_ERRORS,
+    UNREADABLE,
+    advice,
+    find_packing,
+    refuse_archive,
+    unpacked,
+)
+from data_tools.reading.unicode_marks import refuse_other_encodings
 from megatron_kaiyuan.errors import UserError
 
 Format = Literal["json", "parquet", "text"]
 
-_PACKING = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
-_UNKNOWN_PACKING = (".xz", ".lzma", ".zip", ".7z", ".tar", ".tgz")
 _FORMATS: dict[str, Format] = {
     ".jsonl": "json",
     ".json": "json",
@@ -30,9 +52,10 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
     ".txt": "text",
 }
+_NO_FILES = f"is a folder without files of {', '.join(_FORMATS)}; name the files themselves"
+_NO_MATCH = "no file matches; check the pattern"
 # What file systems call the thing that changes when a file is written again, the surest first.
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
-_ABSENT = "input not found; check the path"
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,7 @@ class InputFile:
     Attributes:
         name: path or URL, as it is to be shown.
         format: what is inside, after unpacking.
-        packing: Arrow's name of the compression, "" for none.
+        packing: how it is packed, by its first bytes; "" for not at all.
         size: bytes as stored.
         version: changes when the file does: the time of the last change in nanoseconds, or a server's tag.
     """
@@ -58,23 +81,34 @@ class InputFile:
         return not _is_url(self.name)
 
 
-def find_inputs(words: Sequence[str | Path]) -> list[InputFile]:
+def find_inputs(words: Sequence[str | Path], *, quiet: bool = False) -> list[InputFile]:
     """The files that `--input` names, in the order given; those of a folder or of a pattern in the order of names.
 
-    Of a folder, with all that is below it, only files whose names tell what they hold are taken, and no hidden ones.
-    A file that is named itself is taken as JSON lines unless its name says otherwise.
+    Of a folder, with all that is below it, also through links, files whose names tell what they hold are taken, and no
+    hidden ones; what is left out is printed to stderr, once. A file that is named itself is taken as JSON lines unless
+    its name says otherwise. No file is taken twice, whatever its names: within a folder or a pattern it is read once.
+
+    Args:
+        quiet: print nothing, because another process does.
 
     Raises:
-        UserError: there is none, one is missing, or one is packed in a way that cannot be read.
+        UserError: there is none, one is missing, unreadable or named twice, or one is packed in a way that cannot be
+            read.
     """
-    files = [_describe(name) for word in words for name in _names(str(word))]
+    found: dict[Identity | str, str] = {}
+    files: list[InputFile] = []
+    for word in words:
+        listing = _list(str(word))
+        if listing.left_out and not quiet:
+            _print_once(f"--input {word}: {listing}; name a file itself to have it read")
+        for name in listing.files:
+            files.append(_describe(name))
+            first = found.setdefault(_identity(name), name)
+            if len(found) < len(files):
+                other = "" if first == name else f", the other time as {first}"
+                raise UserError(f"{name}: is named twice by --input{other}; name each file once")
     if not files:
         raise UserError("--input: name at least one file with text")
-    names: set[str] = set()
-    for file in files:
-        if file.name in names:
-            raise UserError(f"{file.name}: is named twice by --input; name each file once")
-        names.add(file.name)
     return files
 
 
@@ -89,16 +123,23 @@ def open_stored(file: InputFile) -> Iterator[BinaryIO]:
         with open(file.name, "rb") if file.is_local else _open_url(file.name) as stored:
             yield stored
     # fsspec's file systems raise ValueError too, as for a web server that cannot give a part of a file.
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file.name}: cannot be read ({error}); check or copy the file again") from error
+    except UNPACK_ERRORS as error:
+        raise UserError(f"{file.name}: cannot be read ({error}); {advice(error)}") from error
 
 
 def unpack(file: InputFile, stored: BinaryIO) -> BinaryIO:
-    """The text bytes behind the stored ones; all frames of the file, and an error where it is cut off."""
+    """The text bytes inside the stored ones, from where these stand; all frames of the file.
+
+    Raises:
+        UserError: what is packed is an archive or not in UTF-8. While it is read: see `open_stored`.
+    """
     if not file.packing:
         return stored
-    # Arrow's streams refuse a truncated file; fsspec with zstandard stops in silence.
-    return io.BufferedReader(pa.CompressedInputStream(stored, file.packing), 1 << 20)  # type: ignore[type-var]
+    text = unpacked(file.packing, stored)
+    beginning = text.peek(BEGINNING_BYTES)[:BEGINNING_BYTES]  # type: ignore[attr-defined]
+    refuse_archive(file.name, beginning)
+    refuse_other_encodings(file.name, beginning, file.format == "text")
+    return text
 
 
 def require_unchanged(file: InputFile) -> None:
@@ -111,66 +152,93 @@ def require_unchanged(file: InputFile) -> None:
         raise UserError(f"{file.name}: was changed while it was read; run the command again when it is finished")
 
 
-def _names(word: str) -> list[str]:
-    if word.startswith(("file://", "local://")):
-        word = word.partition("://")[2]
-    return _url_names(word) if _is_url(word) else _local_names(word)
+@lru_cache(1024)
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def _local_names(word: str) -> list[str]:
-    path = Path(word)
-    if path.is_dir():
-        return _known(word, [str(found) for found in path.rglob("*") if found.is_file()])
-    if has_magic(word) and not path.exists():
-        return _matches(word, [found for found in glob(word, recursive=True) if Path(found).is_file()])
-    return [word]
+def _list(word: str) -> Listing:
+    if not word:
+        raise UserError("--input: a name is empty; give a file, folder, pattern or URL")
+    if local := re.match(r"(?:file|local)://(?:localhost(?=/))?(.*)", word, re.IGNORECASE | re.DOTALL):
+        path = local[1]
+        return _list_local(path if os.path.lexists(path) or not os.path.lexists(unquote(path)) else unquote(path))
+    return _list_url(word) if _is_url(word) else _list_local(word)
 
 
-def _url_names(word: str) -> list[str]:
+def _list_local(word: str) -> Listing:
+    if os.path.isdir(word):
+        return _some(word, list_folder(word, _is_known), _NO_FILES)
+    if os.path.isfile(word.rstrip("/")):
+        return Listing([word.rstrip("/")], [])
+    if has_magic(word) and not os.path.lexists(word):
+        return _some(word, list_pattern(word), _NO_MATCH)
+    return Listing([word], [])
+
+
+def _list_url(word: str) -> Listing:
     # A web server tells no folder from a file: asked for one it would send the whole file.
-    if not has_magic(word) and _suffixes(word)[0] in _FORMATS:
-        return [word]
+    if not has_magic(word) and _is_known(word):
+        return Listing([word], [])
     system, path = _file_system(word)
     try:
         if has_magic(path):
-            return _matches(word, [system.unstrip_protocol(name) for name in system.glob(path)])
+            matches = system.glob(path, detail=True)
+            names = [system.unstrip_protocol(name) for name, about in matches.items() if about["type"] != "directory"]
+            return _some(word, Listing(sorted(names), []), _NO_MATCH)
         if system.isdir(path):
-            return _known(word, [system.unstrip_protocol(name) for name in system.find(path)])
+            names = sorted(system.unstrip_protocol(name) for name in system.find(path))
+            known = [name for name in names if _is_known(name) and not hidden_below(word, name)]
+            return _some(word, Listing(known, sorted(set(names) - set(known))), _NO_FILES)
     except (OSError, ValueError) as error:
         raise UserError(f"{word}: cannot be listed ({error}); name the files one by one") from error
-    return [word]
+    return Listing([word], [])
 
 
-def _known(folder: str, names: list[str]) -> list[str]:
-    start = len(folder.rstrip("/")) + 1
-    visible = [name for name in names if not re.search(r"(^|/)[._]", name[start:])]
-    if known := sorted(name for name in visible if _suffixes(name)[0] in _FORMATS):
-        return known
-    raise UserError(f"{folder}: is a folder without files of {', '.join(_FORMATS)}; name the files themselves")
+def _some(word: str, listing: Listing, reason: str) -> Listing:
+    if listing.files:
+        return listing
+    raise UserError(f"{word}: {reason}" + (f" ({listing})" if listing.left_out else ""))
 
 
-def _matches(pattern: str, names: list[str]) -> list[str]:
-    if not names:
-        raise UserError(f"{pattern}: no file matches; check the pattern")
-    return sorted(names)
+def _is_known(name: str) -> bool:
+    return _suffixes(name)[0] in _FORMATS
+
+
+def _identity(name: str) -> Identity | str:
+    if not _is_url(name):
+        return identity(state_of(name))
+    system, path = _file_system(name)
+    return str(system.unstrip_protocol(path))
 
 
 def _describe(name: str) -> InputFile:
-    kind, packing = _suffixes(name)
-    if packing in _UNKNOWN_PACKING:
-        raise UserError(f"{name}: {packing} cannot be read; unpack it, or pack it as {', '.join(_PACKING)}")
+    require_utf8(name)
+    kind, suffix = _suffixes(name)
     size, version = _url_state(name) if _is_url(name) else _local_state(name)
+    beginning = _beginning(name)
+    packing = find_packing(name, suffix, beginning)
     form = _FORMATS.get(kind, "json")
     if form == "parquet" and packing:
         raise UserError(f"{name}: a Parquet file packed once more cannot be read in parts; unpack it")
-    return InputFile(name, form, _PACKING.get(packing, ""), size, version)
+    if form != "parquet" and not packing:
+        refuse_other_encodings(name, beginning, form == "text")
+    return InputFile(name, form, packing, size, version)
+
+
+def _beginning(name: str) -> bytes:
+    try:
+        with _open_url(name, cache_type="none") if _is_url(name) else open(name, "rb") as stored:
+            return bytes(stored.read(BEGINNING_BYTES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}: cannot be read ({reason}); check the file and its permissions") from error
 
 
 def _local_state(name: str) -> tuple[int, str]:
-    try:
-        state = Path(name).stat()
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: {_ABSENT}") from error
+    state = state_of(name)
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{name}: is a pipe or a device, and is read more than once; write what it gives to a file")
     return state.st_size, str(state.st_mtime_ns)
 
 
@@ -179,7 +247,7 @@ def _url_state(name: str) -> tuple[int, str]:
     try:
         about = system.info(path)
     except FileNotFoundError as error:
-        raise UserError(f"{name}: {_ABSENT}") from error
+        raise UserError(f"{name}: input not found; check the path") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be asked for its size ({error}); check the URL and the connection") from error
     if not isinstance(about.get("size"), int):
@@ -188,9 +256,10 @@ def _url_state(name: str) -> tuple[int, str]:
 
 
 def _suffixes(name: str) -> tuple[str, str]:
-    """The suffix that tells the format, and the one of the packing."""
+    """The suffix that tells the format, and the one of the packing, both in small letters."""
     suffixes = ["", *PurePosixPath(name.partition("?")[0] if _is_url(name) else name).suffixes]
-    packing = suffixes.pop() if suffixes[-1] in (*_PACKING, *_UNKNOWN_PACKING) else ""
+    suffixes = [suffix.lower() for suffix in suffixes]
+    packing = suffixes.pop() if suffixes[-1] in (*PACKINGS, *UNREADABLE) else ""
     return suffixes[-1], packing
 
 
@@ -208,7 +277,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: cannot be opened ({error}); install what fsspec needs for it") from error
 
 
-def _open_url(url: str) -> Any:
+def _open_url(url: str, **options: str) -> Any:
     system, path = _file_system(url)
     # Some of fsspec's files lack methods of the standard ones.
-    return io.BufferedReader(system.open(path, "rb"), 1 << 20)
+    return io.BufferedReader(system.open(path, "rb", **options), BEGINNING_BYTES if options else 1 << 20)

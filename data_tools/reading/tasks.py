@@ -16,7 +16,7 @@ from data_tools.reading.place import Place
 from megatron_kaiyuan.outputs import identity_of
 
 # Goes up when a shard of the same input and settings would get other content than before.
-_SHARD_VERSION = 1
+_SHARD_VERSION = 2
 # Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.

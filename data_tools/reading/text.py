@@ -15,6 +15,7 @@ import orjson
 
 from data_tools.reading.inputs import find_inputs, open_stored, unpack
 from data_tools.reading.tasks import Settings, Task
+from data_tools.reading.unicode_marks import without_mark, without_marks
 from megatron_kaiyuan.errors import UserError
 
 BATCH_BYTES = 1 << 20
@@ -116,11 +117,12 @@ def line_rows(task: Task, settings: Settings) -> Iterator[Rows]:
         rows = Rows.empty(settings)
         rows.read = read
         for number, line in enumerate(lines, first):
-            # Blank lines are common at the end of a file and are no rows.
-            if line.isspace():
+            row = without_mark(line)
+            # Blank lines are common at the end of a file and are not rows.
+            if _is_blank(row):
                 rows.count += 1
             else:
-                add(rows, line, settings, (number, offset))
+                add(rows, row, settings, (number, offset))
             offset += len(line)
         first += len(lines)
         yield rows
@@ -141,7 +143,7 @@ def parse_row(line: bytes) -> dict[str, Any]:
     return row
 
 
-def texts(paths: Sequence[Path], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def texts(paths: Sequence[str | Path], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The text and the whole row of each JSON line.
 
     Raises:
@@ -153,10 +155,11 @@ def texts(paths: Sequence[Path], key: str) -> Iterator[tuple[str, dict[str, Any]
             raise UserError(f"{file.name}: only JSON lines can be read here; name files of JSON lines")
         batches = _line_batches(Task(file, 0, file.size, ""))
         for number, line in enumerate(chain.from_iterable(lines for _, lines, _ in batches), 1):
-            if line.isspace():
+            content = without_mark(line)
+            if _is_blank(content):
                 continue
             try:
-                row = parse_row(line)
+                row = parse_row(content)
                 check_row(row, settings)
             except BadRow as error:
                 raise UserError(f"{file.name}:{number}: {error}; mend or remove the line") from error
@@ -225,12 +228,16 @@ def _first_line(stored: BinaryIO, task: Task) -> int:
     return task.stop
 
 
+def _is_blank(line: bytes) -> bool:
+    return not line or line.isspace()
+
+
 def _whole_text(task: Task, settings: Settings) -> Iterator[Rows]:
     with open_stored(task.file) as stored:
         content = unpack(task.file, stored).read()
     rows = Rows.empty(settings)
     rows.read = task.file.size
-    _add_text(rows, content, settings, (1, 0))
+    _add_text(rows, without_marks(content), settings, (1, 0))
     yield rows
 
 

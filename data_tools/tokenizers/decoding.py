@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_tools.corpora.corpus_files import manifest_path, read_manifest
-from data_tools.tokenizers.tokenizer import TextTokenizer
+from data_tools.tokenizers.tokenizer_formats import open_reference
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
 
@@ -28,7 +28,7 @@ def decode_sample(prefix: Path, sequence: int, tokenizer: Path | None = None, mo
     path = tokenizer or Path(made_by.get("path", ""))
     if not tokenizer and not path.is_file():
         return " ".join(map(str, ids))
-    found = TextTokenizer(path)
-    if made_by and found.description()["fingerprint"] != made_by["fingerprint"]:
+    found = open_reference(path)
+    if made_by and found.fingerprint() != made_by["fingerprint"]:
         raise UserError(f"{found.path}: is not the tokenizer that made {prefix}; put that one there again")
     return found.decode(ids)

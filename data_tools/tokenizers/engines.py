@@ -1,7 +1,8 @@
 """Faster encoders than a tokenizer's own library, and the proof that they give the same ids on the texts at hand.
 
-No engine here is trusted: Unicode tables, normalisation and regular expressions differ between libraries in corners
-that no list of supported tokenizers shows. What is proven is equality on the sample and on the strings below.
+No engine here is trusted. It is given only files whose every property it implements (`byte_level.py`); and since
+Unicode tables, normalisation and regular expressions differ between libraries in corners that no list of properties
+shows, equality is proven on the sample and on the strings below.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import importlib
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from data_tools.tokenizers.byte_level import unsupported_property
 from data_tools.tokenizers.tiktoken_files import KNOWN
-from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, SentencePiece, Tiktoken, join_arrays
+from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, Tiktoken, join_arrays
 from megatron_kaiyuan.errors import UserError
 
 # Texts that tell engines apart, and that a sample of a few megabytes may lack.
@@ -34,6 +37,8 @@ _CORNERS = (
     "<s></s><unk>▁ ▁▁<0x41>",
 )
 _SHOWN = 40
+# More tokens, which are as a rule numbered ones, show nothing else.
+_MOST_SIMILAR = 512
 # Beyond these planes are private characters and selectors of variants, too rare to be worth a longer table.
 _TABLED = 0x40000
 # gigatoken has a scanner for each of these patterns and no general one.
@@ -181,16 +186,32 @@ def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Com
 def first_difference(engine: Engine, reference: Reference, texts: Sequence[str]) -> str | None:
     """Where an engine's ids first differ from the reference's, in words; None when they are equal.
 
-    Compares the texts, and besides them short strings that are known to tell engines apart, among them the tokens of
-    the tokenizer that are special or look so.
+    Compares the texts, and besides them short strings that are known to tell engines apart, among them the added tokens
+    of the tokenizer, and those that look so, in every context in which one may be found or not.
     """
     return corner_difference(engine, reference) or sample_difference(engine, reference, texts)
 
 
 def corner_difference(engine: Engine, reference: Reference) -> str | None:
     """As `first_difference`, of the short strings."""
-    literals = [token for token in reference.vocabulary if token[:1] in "<[" and token[-1:] in ">]"][:512]
-    return _difference(engine, reference, "a test string", [*_CORNERS, *literals, " ".join(literals)])
+    similar = [token for token in reference.vocabulary if token[:1] in "<[" and token[-1:] in ">]"]
+    literals = list(dict.fromkeys([*reference.added, *similar[:_MOST_SIMILAR]]))
+    contexts = [text for token in reference.added[:_MOST_SIMILAR] for text in _contexts(token)]
+    neighbours = [
+        text for one, other in pairwise(literals) for text in (one + other, one[:-1] + other, one + other[1:])
+    ]
+    return _difference(
+        engine, reference, "a test string", [*_CORNERS, *literals, " ".join(literals), *contexts, *neighbours]
+    )
+
+
+def _contexts(token: str) -> list[str]:
+    """Texts that hold a token, or nearly: in words, beside blanks and signs, repeated, cut, at ends, in other case."""
+    around = ("", "a", "Z", "1", "_", "中", "é", " ", "  ", "\n", "\r\n", "\t", "\u00a0", ".", "-", "<", "'")
+    found = [text for one in around for text in (f"{one}{token}", f"{token}{one}", f"{one}{token}{one}")]
+    found += [f"words {token} words", f"x {token}.", token * 3, f"{token} {token}"]
+    found += [token[:-1], token[1:], token[:-1] + token, token + token[1:]]
+    return found + [f"a {other} b" for other in (token.lower(), token.upper(), token.swapcase(), token.title())]
 
 
 def sample_difference(engine: Engine, reference: Reference, texts: Sequence[str], before: int = 0) -> str | None:
@@ -234,15 +255,15 @@ def _split(ids: Ids) -> list[NDArray[np.uint32]]:
 
 def _gigatoken_for(library: Any, reference: Reference) -> Any:
     if isinstance(reference, HuggingFace):
+        if odd := unsupported_property(reference.content):
+            raise Unsupported(f"it does not implement what {reference.path.name} has: {odd}")
         return library.Tokenizer.from_json(orjson.dumps(_without_special(reference.content)))
-    if isinstance(reference, SentencePiece):
-        return library.Tokenizer.from_sentencepiece(reference.path.read_bytes())
     if isinstance(reference, Tiktoken):
         for name, scheme in _GIGATOKEN_SCHEMES.items():
             if reference.file.pattern == KNOWN[name].pattern:
                 return library.Tokenizer.from_tiktoken(reference.path, scheme, {})
         raise Unsupported("it has no scanner for this pattern")
-    raise Unsupported(f"it does not read what {reference.name} reads")
+    raise Unsupported(f"its ids are not those of {reference.name}, as for control tokens that are spelt out")
 
 
 def _without_special(content: dict[str, Any]) -> dict[str, Any]:

@@ -50,13 +50,15 @@ class Fit:
         self.byte_tokens += byte_tokens
 
 
-def measure(tokenizer_path: Path, inputs: Sequence[Path], key: str = "text") -> list[Fit]:
+def measure(
+    tokenizer_path: Path, inputs: Sequence[str | Path], key: str = "text", eod_token: str | None = None
+) -> list[Fit]:
     """Fits by domain, in the order in which the domains come, then over all.
 
     Raises:
         UserError: the tokenizer or an input is wrong, or holds no text.
     """
-    tokenizer = TextTokenizer(tokenizer_path)
+    tokenizer = TextTokenizer(tokenizer_path, eod_token)
     fits: dict[str, Fit] = {}
     total = Fit("all")
     for text, row in texts(inputs, key):

@@ -67,13 +67,13 @@ class TiktokenFile:
 
     Attributes:
         ranks: token bytes to id.
-        ends: tokens named as the end of a document.
+        end: the token that the JSON file names as the end of a document; None for none.
     """
 
     ranks: dict[bytes, int]
     pattern: str
     special_tokens: dict[str, int]
-    ends: list[str]
+    end: str | None
 
 
 def read_tiktoken(path: Path) -> TiktokenFile:
@@ -91,7 +91,7 @@ def read_tiktoken(path: Path) -> TiktokenFile:
             f"{path}: nothing says how text is cut into pieces; write {beside.name} beside it: "
             '{"pattern": "cl100k_base" or a regular expression, "special_tokens": {"<|endoftext|>": id}}'
         )
-    return TiktokenFile(_ranks(path), known.pattern, known.special_tokens, [])
+    return TiktokenFile(_ranks(path), known.pattern, known.special_tokens, None)
 
 
 def _described(path: Path, beside: Path) -> TiktokenFile:
@@ -108,7 +108,9 @@ def _described(path: Path, beside: Path) -> TiktokenFile:
     if taken:
         raise UserError(f"{beside}: id {min(taken)} of 'special_tokens' is a rank of {path.name}; give unused ids")
     end = content.get("eod_token")
-    return TiktokenFile(ranks, known.pattern if known else pattern, special, [end] if isinstance(end, str) else [])
+    if end is not None and not isinstance(end, str):
+        raise UserError(f"{beside}: 'eod_token' must be one of the special tokens")
+    return TiktokenFile(ranks, known.pattern if known else pattern, special, end)
 
 
 def _is_id(value: Any) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.corpora.corpus_files import token_dtype
+from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT, find_end, named_end
 from data_tools.tokenizers.engines import (
     Compare,
     Engine,
@@ -22,11 +23,10 @@ from data_tools.tokenizers.engines import (
     names,
     sample_difference,
 )
-from data_tools.tokenizers.tokenizer_formats import Reference, open_reference
+from data_tools.tokenizers.tokenizer_formats import open_reference, tokenizer_file
 from megatron_kaiyuan.errors import UserError
 
-END_OF_DOCUMENT = "<|endoftext|>"
-_USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<EOD>")
+__all__ = ["END_OF_DOCUMENT", "TextTokenizer"]
 
 
 @contextmanager
@@ -47,8 +47,8 @@ class TextTokenizer:
     Args:
         path: a `tokenizer.json` of Hugging Face tokenizers, a sentencepiece model, a tiktoken file, or the folder
             that holds one.
-        eod_token: the token that ends a document; None takes the one that the files name (`eos_token` in the
-            `tokenizer_config.json` beside it), else the first usual one that the vocabulary has.
+        eod_token: the token that ends a document; None takes the one that the files of the folder name, which must
+            agree (`end_of_document.py`), else the first usual one that the vocabulary has.
         engine: "auto" encodes with the reference library until `prove` has found a faster one with equal ids;
             "reference" stays with it; the name of an engine uses that one.
 
@@ -60,17 +60,19 @@ class TextTokenizer:
         eod_id: id that ends a document. No text can contain it: spelt out, it becomes ordinary tokens.
 
     Raises:
-        UserError: the file is missing or no tokenizer, the end-of-document token is unknown or can come from a
-            text, or the engine cannot take this tokenizer.
+        UserError: the file is missing or not a tokenizer, the end-of-document token is unknown, named in two ways or
+            can come from a text, or the engine cannot take this tokenizer.
     """
 
     @_without_collector()
     def __init__(self, path: Path, eod_token: str | None = None, engine: str = "auto"):
-        self._reference = open_reference(path, eod_token)
+        path = tokenizer_file(path)
+        named = named_end(path, eod_token)
+        self._reference = open_reference(path, named and named.token)
         self.path = self._reference.path
         self.vocabulary, self.vocab_size = self._reference.vocabulary, self._reference.vocab_size
         self.byte_ids = self._reference.byte_ids
-        end = _end_of_document(self._reference, eod_token)
+        end = find_end(self._reference, named)
         self.eod_id = self.vocabulary[end]
         self._wanted = engine
         self._engines: dict[str, Engine] = {}
@@ -180,14 +182,3 @@ class TextTokenizer:
                 f"{self.path}: a text that spells out {token!r} would end the document there; make it a special "
                 "(control) token, or name another with --eod-token"
             )
-
-
-def _end_of_document(reference: Reference, wanted: str | None) -> str:
-    candidates = [wanted] if wanted else [*reference.ends, *_USUAL_ENDS]
-    for token in candidates:
-        if token in reference.vocabulary:
-            return token
-    raise UserError(
-        f"{reference.path}: its vocabulary has no end-of-document token {' or '.join(candidates)}; "
-        "name the right one with --eod-token"
-    )

@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from data_tools.reading.listing import require_utf8
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -37,7 +38,8 @@ class Reference(Protocol):
         vocabulary: id of each token by its text; the bytes of a token that is no text stand as the library shows them.
         vocab_size: the largest id + 1.
         byte_ids: ids of tokens that are one byte which alone is no character.
-        ends: tokens that the files name as the end of a document, the surest first.
+        added: tokens that are found whole in a text, or never, whatever the model makes of it; the former first.
+        own_end: the token that the file itself, or what describes it, names as the end of a document; else None.
     """
 
     name: str
@@ -45,7 +47,8 @@ class Reference(Protocol):
     vocabulary: dict[str, int]
     vocab_size: int
     byte_ids: list[int]
-    ends: list[str]
+    added: list[str]
+    own_end: str | None
 
     def encode(self, texts: Sequence[str]) -> Ids: ...
 
@@ -57,15 +60,15 @@ class Reference(Protocol):
 def open_reference(path: Path, eod_token: str | None = None) -> Reference:
     """Read a tokenizer.json, a sentencepiece model or a tiktoken file, or the folder that holds one of them.
 
+    What other files of the folder name as the end of a document is not looked at (`end_of_document.py`).
+
     Args:
         eod_token: a token that is to be special, whatever the file says, so that no text can contain it.
 
     Raises:
         UserError: there is none, it cannot be read, or the library that reads it is not installed.
     """
-    path = _file_in(path) if path.is_dir() else path
-    if not path.exists():
-        raise UserError(f"{path}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
+    path = tokenizer_file(path)
     if path.suffix == ".json":
         return HuggingFace(path, eod_token)
     with open(path, "rb") as file:
@@ -82,12 +85,14 @@ class HuggingFace:
 
     def __init__(self, path: Path, eod_token: str | None = None):
         self.path = path
-        self.ends = _configured_end(path)
+        self.own_end: str | None = None
         self.content = _read_tokenizer_json(path)
-        _make_special(self.content, eod_token or next(iter(self.ends), None))
+        _make_special(self.content, eod_token)
         self.vocabulary = _vocabulary(path, self.content)
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
         self.byte_ids = [self.vocabulary[token] for token in _byte_tokens(self.content) if token in self.vocabulary]
+        added = sorted(self.content.get("added_tokens") or [], key=lambda token: bool(token.get("special")))
+        self.added = [token["content"] for token in added]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -150,7 +155,8 @@ class SentencePiece:
         self.vocabulary = {self._processor.IdToPiece(token): token for token in range(self.vocab_size)}
         self.byte_ids = [token for token in range(self.vocab_size) if self._processor.IsByte(token)]
         end = self._processor.eos_id()
-        self.ends = [self._processor.IdToPiece(end)] if end >= 0 else []
+        self.own_end = self._processor.IdToPiece(end) if end >= 0 else None
+        self.added = [piece for piece, token in self.vocabulary.items() if self._processor.IsControl(token)]
 
     def encode(self, texts: Sequence[str]) -> Ids:
         return flatten(self._processor.encode(list(texts), out_type=int, num_threads=1))
@@ -187,7 +193,8 @@ class Tiktoken:
         self.vocabulary = {**shown, **self.file.special_tokens}
         self.vocab_size = self._encoding.max_token_value + 1
         self.byte_ids = [rank for token, rank in self.file.ranks.items() if len(token) == 1 and token >= b"\x80"]
-        self.ends = self.file.ends
+        self.own_end = self.file.end
+        self.added = list(self.file.special_tokens)
 
     def encode(self, texts: Sequence[str]) -> Ids:
         # Nothing allowed and nothing disallowed: special tokens that are spelt out are ordinary text.
@@ -217,10 +224,20 @@ def join_arrays(parts: Sequence[NDArray[np.uint32]]) -> Ids:
     return np.concatenate([np.zeros(0, np.uint32), *parts], dtype=np.uint32), lengths
 
 
-def _file_in(folder: Path) -> Path:
-    """The tokenizer of a Hugging Face folder; tokenizer.json first, for it says the most."""
-    candidates = [folder / "tokenizer.json", folder / "tokenizer.model", *sorted(folder.glob("*.tiktoken"))]
-    return next((path for path in candidates if path.exists()), candidates[0])
+def tokenizer_file(path: Path) -> Path:
+    """The file itself, or that of a Hugging Face folder; tokenizer.json first, for it holds the most.
+
+    Raises:
+        UserError: there is none, or its path is not UTF-8.
+    """
+    found = [path]
+    if path.is_dir():
+        found = [path / "tokenizer.json", path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))]
+    for file in found:
+        if file.exists():
+            require_utf8(str(file))
+            return file
+    raise UserError(f"{found[0]}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
 
 
 def _read_tokenizer_json(path: Path) -> dict[str, Any]:
@@ -261,15 +278,6 @@ def _byte_tokens(content: Mapping[str, Any]) -> list[str]:
     # The byte-level alphabet of GPT-2: a byte that is printable in Latin-1 stands for itself, others move up by 256.
     hidden = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
     return [chr(256 + hidden.index(byte)) if byte in hidden else chr(byte) for byte in range(0x80, 0x100)]
-
-
-def _configured_end(path: Path) -> list[str]:
-    try:
-        token = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):
-        return []
-    token = token.get("content") if isinstance(token, dict) else token
-    return [token] if isinstance(token, str) else []
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_tools.reading.inputs import find_inputs
 from data_tools.reading.text import texts
-from data_tools.tokenizers.tokenizer import END_OF_DOCUMENT
+from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import (
     checksum,
@@ -27,7 +29,7 @@ from megatron_kaiyuan.files import (
     write_json,
     write_sealed_json,
 )
-from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, journal_of, require_name
+from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -71,22 +73,29 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
     return content
 
 
-def train_and_save(inputs: Sequence[Path], json_key: str, vocab_size: int, output: Path, force: bool = False) -> None:
+def train_and_save(
+    inputs: Sequence[str | Path], json_key: str, vocab_size: int, output: Path, force: bool = False
+) -> str:
     """`kaiyuan-data tokenizer train`: read the text of files, train, and write `tokenizer.json`.
 
     Args:
         output: a new file, or a tokenizer that was trained on the same files.
         force: a tokenizer that was trained on other files may be replaced.
 
+    Returns:
+        A one-line summary.
+
     Raises:
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
-    identity = identity_of("tokenizer", files_identity(path for path in inputs if path.exists()), json_key, vocab_size)
     require_name(output, "--output")
+    identity = identity_of("tokenizer", [asdict(file) for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):
         content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)
         save_tokenizer(content, output, identity)
+    single = sum(len(token) == 1 for token in content["model"]["vocab"])
+    return f"tokenizer train: {vocab_size:,} tokens, {single:,} of them single characters and 256 bytes, in {output}"
 
 
 def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") -> None:

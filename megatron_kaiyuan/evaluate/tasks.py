@@ -78,7 +78,7 @@ def read_domains(files: Sequence[Path]) -> dict[str, list[str]]:
     domains: dict[str, list[str]] = {}
     for path in files:
         try:
-            with open(path, encoding="utf-8") as lines:
+            with open(path, encoding="utf-8-sig") as lines:
                 for number, line in enumerate(lines, start=1):
                     domain, text = _document(path, number, line)
                     domains.setdefault(domain, []).append(text)

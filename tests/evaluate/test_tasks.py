@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.tasks import CHOICES, CONTINUATION, ROLLING, TaskSizes, write_tasks
+from megatron_kaiyuan.evaluate.tasks import CHOICES, CONTINUATION, ROLLING, TaskSizes, read_domains, write_tasks
 from tests.evaluate.tiny_model import write_text
 
 SIZES = TaskSizes(documents=6, document_characters=200, items=10, context_characters=60, continuation_characters=30)
@@ -73,3 +73,9 @@ def test_missing_or_empty_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty\.jsonl: no text"):
         write_tasks([tmp_path / "empty.jsonl"], tmp_path / "tasks", SIZES, seed=1)
     assert not (tmp_path / "tasks").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_held_out_text(tmp_path: Path):
+    path = tmp_path / "math.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert read_domains([path]) == {"math": ["one"]}

@@ -83,6 +83,34 @@ def test_real_text_is_cut_often(harvested: Path, tokenizers: list[TextTokenizer]
         assert np.array_equal(encode_texts(tokenizer, [text], True, 1000)[0], tokenizer.encode_flat([text], True)[0])
 
 
+@pytest.fixture(scope="module")
+def words_only(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    """Blanks become nothing, and one added token is longer than the text that a cut is checked on."""
+    vocabulary = {word: i for i, word in enumerate(["a", "word", "of", "[END]"])}
+    made = Tokenizer(models.WordLevel(vocabulary, "a"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made.add_special_tokens(["[END]"])
+    made.add_tokens(["word of " * 100 + "a"])
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    made.save(str(path))
+    return TextTokenizer(path, eod_token="[END]")
+
+
+@pytest.mark.parametrize("eod", [False, True])
+def test_a_long_blank_document_is_treated_as_a_short_one(words_only: TextTokenizer, eod: bool):
+    for size in (10, 2 * long_text.PIECE_CHARACTERS, 2 * long_text.PIECE_CHARACTERS + 1, 10**6):
+        texts = ["a", " " * size, "\n" * size, "word", ""]
+        tokens, lengths = encode_texts(words_only, texts, eod)
+        assert lengths.tolist() == [1 + eod, 0, 0, 1 + eod, 0]
+        assert tokens.tolist() == ([0, 3, 1, 3] if eod else [0, 1])
+
+
+def test_a_token_longer_than_the_context_of_a_cut_stays_whole(words_only: TextTokenizer):
+    text = "of " * 20 + ("word of " * 100 + "a\n") * 9
+    found, _ = encode_texts(words_only, [text], True, piece=100)
+    assert found.tolist() == words_only.encode_flat([text], True)[0].tolist()
+
+
 def long_document(megabytes: int) -> str:
     choice = random.Random(megabytes)
     paragraph = " ".join(choice.choice(WORDS).strip() + str(choice.randrange(50)) for _ in range(20_000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -92,6 +93,13 @@ def test_wrong_columns_and_files_are_told(tokenizer_path: Path, tmp_path: Path):
     ):
         with pytest.raises(UserError, match=message):
             preprocess([path], tmp_path / "c", settings)
+    twice = pa.Table.from_arrays([pa.array(["a"]), *[pa.array([1.0])] * 2], names=["body", "score", "score"])
+    pq.write_table(twice, path)
+    with pytest.raises(UserError, match=r"in\.parquet: has 2 columns 'score'; rename or drop all but one"):
+        preprocess([path], tmp_path / "c", settings)
+    preprocess([path], tmp_path / "c", replace(settings, score_keys=()))
+    for written in tmp_path.glob("c_*"):
+        written.unlink()
     whole = path.read_bytes()
     for damaged in (whole[:-20], whole[:4] + bytes(60) + whole[64:], b"", b"PAR1"):
         path.write_bytes(damaged)

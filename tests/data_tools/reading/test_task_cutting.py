@@ -51,7 +51,8 @@ def test_tasks_of_any_size_read_each_line_once(path: Path, lines: list[bytes], e
     assert before == content.count(b"\n") + bool(content and not content.endswith(b"\n"))
 
 
-@given(content=st.binary(max_size=200), size=st.integers(1, 100))
+# After a letter, since a file may not begin as packed ones and those in other encodings do.
+@given(content=st.binary(max_size=200).map(lambda rest: b"a" + rest), size=st.integers(1, 100))
 def test_bad_rows_have_the_same_place_in_any_cut(path: Path, content: bytes, size: int):
     path.write_bytes(content)
     places = []

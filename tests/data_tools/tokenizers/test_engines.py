@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from benchmarks.qwen_vocabulary import write_qwen, write_tiktoken
 from data_tools.reading.text import texts
-from data_tools.tokenizers.engines import ENGINES, Unsupported, build, depends_on_tables, first_difference
+from data_tools.tokenizers.engines import (
+    ENGINES,
+    Unsupported,
+    build,
+    corner_difference,
+    depends_on_tables,
+    first_difference,
+)
 from data_tools.tokenizers.tiktoken_files import KNOWN
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from data_tools.tokenizers.tokenizer_formats import Reference, open_reference
@@ -96,23 +104,33 @@ def test_the_real_qwen_tokenizer(tmp_path: Path, sample: list[str]):
     assert max(tokenizer.encode_batch(["<|endoftext|><|im_end|>"])[0]) < 151643
 
 
-def test_the_first_difference_is_named_and_the_reference_takes_over(path: Path, tmp_path: Path, sample: list[str]):
+def with_two_ids_exchanged(path: Path, folder: Path) -> Path:
     content = json.loads(path.read_text(encoding="utf-8"))
-    # gigatoken 0.10 finds such a token inside of words too.
-    token = {"id": 1002, "content": "zebra", "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    content["added_tokens"].append({**token, "single_word": True})
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    tokenizer = TextTokenizer(tmp_path)
-    assert tokenizer.prove([*sample, "a zebra"]).startswith("engine: gigatoken")
-    said = tokenizer.prove([*sample, "before", "two zebras"])
+    vocabulary = content["model"]["vocab"]
+    vocabulary["Ġthe"], vocabulary["Ġof"] = vocabulary["Ġof"], vocabulary["Ġthe"]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder / "tokenizer.json"
+
+
+def test_the_first_difference_is_named_and_the_reference_takes_over(path: Path, tmp_path: Path, reference: Reference):
+    # The engine reads another file than the reference, as if it read the same one differently.
+    engine = build("gigatoken", open_reference(with_two_ids_exchanged(path, tmp_path)))
+    tokenizer = TextTokenizer(path)
+    sample = ["a", "before", "x of x"]
+
+    def compare(name: str, texts: Sequence[str]) -> str | None:
+        return first_difference(engine, reference, texts)
+
+    assert tokenizer.prove(sample[:2], compare).startswith("engine: gigatoken")
+    reason = tokenizer.prove(sample, compare)
     assert tokenizer.engine == "reference"
-    assert said.startswith(
+    assert reason.startswith(
         "engine: Hugging Face tokenizers; gigatoken differs from Hugging Face tokenizers on the sample"
     )
-    assert f"text {len(sample) + 2}, token " in said
-    assert said.endswith("the text begins 'two zebras'")
+    assert "text 3, token " in reason
+    assert reason.endswith("the text begins 'x of x'")
     with pytest.raises(UserError, match=r"--engine gigatoken: gigatoken differs.*use --engine auto or reference"):
-        TextTokenizer(tmp_path, engine="gigatoken").prove(["zebras"])
+        TextTokenizer(path, engine="gigatoken").prove(sample, compare)
 
 
 def test_texts_that_depend_on_unicode_tables_get_the_references_ids(path: Path, reference: Reference):
@@ -167,12 +185,19 @@ def test_an_engine_that_cannot_take_the_tokenizer_says_so(tokenizer_path: Path, 
 
 
 def test_exchanged_ids_are_found(path: Path, tmp_path: Path, reference: Reference):
-    content = json.loads(path.read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    vocabulary["Ġthe"], vocabulary["Ġof"] = of, the = vocabulary["Ġof"], vocabulary["Ġthe"]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    engine = build("gigatoken", open_reference(tmp_path))
+    engine = build("gigatoken", open_reference(with_two_ids_exchanged(path, tmp_path)))
+    of, the = (reference.vocabulary[token] for token in ("Ġof", "Ġthe"))
     plus = reference.encode([" +"])[0].tolist()
     assert first_difference(engine, reference, ["one", "+ of +"]) == (
         f"the sample, text 2, token 2: {[the, *plus]} where the reference has {[of, *plus]}; the text begins '+ of +'"
     )
+
+
+def test_added_tokens_are_tried_in_context(path: Path, tmp_path: Path, reference: Reference):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    # Alone both are found; next to a blank only that of the engine takes the blank along.
+    content["added_tokens"][-1]["content"] = "<think> "
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    engine = build("gigatoken", open_reference(tmp_path))
+    assert "a test string" in str(corner_difference(engine, reference))
+    assert corner_difference(engine, open_reference(tmp_path)) is None

@@ -38,11 +38,12 @@ def test_a_tokenizer_is_replaced_only_by_force_and_only_where_it_was_trained(tmp
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "tokenizer.manifest.json"])
 def test_files_of_the_user_are_refused_before_training(tmp_path: Path, name: str) -> None:
-    """The input does not exist, so that training that began would fail otherwise."""
+    """The text is too little for the vocabulary, so that training that began would fail otherwise."""
+    text = write_rows(tmp_path.parent / f"{name}.jsonl", [{"text": "little"}])
     (tmp_path / name).write_text("{}")
     for force in (False, True):
         with pytest.raises(UserError, match=f"{name}: exists, and no record beside it"):
-            train_and_save([tmp_path / "absent.jsonl"], "text", 520, tmp_path / "tokenizer.json", force)
+            train_and_save([text], "text", 520, tmp_path / "tokenizer.json", force)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "{}"
     with pytest.raises(UserError, match="is a folder, but --output names the file"):
-        train_and_save([tmp_path / "absent.jsonl"], "text", 520, tmp_path)
+        train_and_save([text], "text", 520, tmp_path)
