@@ -120,6 +120,7 @@ class Checkpoints(Hook):
             layout.point_latest(run_dir, step)
             prune(run_dir, retention)
 
+        self._sinks.flush()
         started = time.perf_counter()
         about = {"step": step, "tokens": progress.tokens, "world": _world()}
         content = {**session.state.sharded(), "run": session.identity}
