@@ -101,10 +101,11 @@ def _read(path: Path, is_new: bool) -> list[Entry]:
             path.unlink(missing_ok=True)
     if not path.exists():
         return []
-    entries = read_json(path, _WHAT)
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-        raise UserError(f"{path}: is not a {_WHAT}; restore it, or remove it to have these batches judged again")
-    return entries
+    with contextlib.suppress(UserError):
+        entries = read_json(path, _WHAT)
+        if isinstance(entries, list) and all(map(_is_entry, entries)):
+            return entries
+    raise UserError(f"{path}: is not a {_WHAT}; restore it, or remove it to have these batches judged again")
 
 
 def _is_entry(entry: Any) -> bool:
