@@ -100,7 +100,7 @@ class Checkpoints(Hook):
             write_json(session.run.run_dir / PREEMPTED, marker)
 
     def give_up(self, session: Session) -> None:
-        # The error that ended the run is the one to tell.
+        # The error that ended the run is the one to report.
         with contextlib.suppress(UserError, OSError, RuntimeError):
             self._settle()
 
