@@ -1,4 +1,4 @@
-"""What the ranks report to each other once a step, in the all-reduce that carries the loss: no collective of its own."""
+"""What ranks report to each other once a step, in the all-reduce that carries the loss: no collective of its own."""
 
 from __future__ import annotations
 
