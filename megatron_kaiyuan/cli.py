@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_kaiyuan.command_line import SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.logs import make_output_optional
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
 
@@ -58,6 +59,8 @@ def train(
     if check:
         from megatron_kaiyuan.train.plan import check_training
 
+        # The exit code is the answer, which a launch script waits for.
+        make_output_optional()
         print(check_training(recipe, overrides, world_size))
     elif dry_run:
         from megatron_kaiyuan.train.dry_run import dry_run as build_without_devices

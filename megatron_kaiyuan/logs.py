@@ -84,16 +84,17 @@ def survive_lost_output() -> None:
 def make_output_optional() -> None:
     """For work that matters more than what it prints: wait for no reader that hangs, and forget what was lost."""
     survive_lost_output()
-    for channel in _channels():
-        channel.optional = True
+    for stream in (sys.stdout, sys.stderr):
+        if (channel := _channel(stream)) is not None:
+            channel.optional = True
 
 
 def lost_output() -> OSError | None:
     """Why part of standard output could not be written, where that matters; None: it was."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    channels = _channels()
-    return channels[0].error if channels and not channels[0].optional else None
+    channel = _channel(sys.stdout)
+    return None if channel is None or channel.optional else channel.error
 
 
 def write_error(text: str) -> None:
@@ -119,10 +120,10 @@ def _replaced(stream: IO[str] | None, original: IO[str] | None, number: int) -> 
     return io.TextIOWrapper(io.BufferedWriter(Channel(number)), **settings)  # type: ignore[arg-type]
 
 
-def _channels() -> list[Channel]:
-    """Those of standard output and standard error that are in use."""
-    raws = [getattr(getattr(stream, "buffer", None), "raw", None) for stream in (sys.stdout, sys.stderr)]
-    return [raw for raw in raws if isinstance(raw, Channel)]
+def _channel(stream: IO[str]) -> Channel | None:
+    """The lowest layer of a stream, where it is ours."""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw if isinstance(raw, Channel) else None
 
 
 def _open_if_closed(number: int) -> None:
