@@ -3,8 +3,14 @@
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+# A reader that has gone, or a full disk under a log, must not end what runs: the one way to print.
+trap '' PIPE
+say() {
+    echo "$*" 2>/dev/null || true
+}
+
 fail() {
-    echo "error: $*; see ${script:-launch/${0##*/}} --help" >&2
+    say "error: $*; see ${script:-launch/${0##*/}} --help" >&2
     exit 2
 }
 
@@ -81,7 +87,7 @@ check_recipe() { # WORLD_SIZE RECIPE [key=value ...]
 
 # The command as it will run, so that it can be repeated by hand; the end of a dry run.
 show() { # COMMAND...
-    echo "launch: OMP_NUM_THREADS=${OMP_NUM_THREADS:-} ${*@Q}"
+    say "launch: OMP_NUM_THREADS=${OMP_NUM_THREADS:-} ${*@Q}"
     [[ -z ${dry_run:-} ]] || exit 0
 }
 
@@ -95,7 +101,7 @@ print(load_run(Path(sys.argv[1]), sys.argv[2:]).run_dir)' "$@"
 # What runs, the signal that this script got, and the exit code of what ran.
 child='' stopped='' status=0
 
-# How a signal goes on to what runs. A script whose launcher wants it otherwise defines this anew.
+# How a signal is passed on to what runs. A script whose launcher wants it otherwise defines this anew.
 forward() { # SIGNAL
     kill "-$1" "$child"
 }
@@ -114,10 +120,11 @@ end_group() {
     child=''
 }
 
-# From here on signals go to what runs, and nothing that runs is left when the script ends.
+# From here on signals are passed on to what runs, and nothing that runs is left when the script ends. SIGHUP under
+# nohup stays ignored: bash sets no trap on a signal that was.
 handle_signals() {
     local signal
-    for signal in TERM INT USR1; do
+    for signal in TERM HUP INT USR1; do
         # shellcheck disable=SC2064
         trap "stop $signal" "$signal"
     done

@@ -17,10 +17,10 @@ Starts a training recipe through Open MPI, MPICH or Intel MPI, whichever mpirun 
 
 Example: launch/mpirun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
 
-SIGTERM, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
+SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. mpirun itself would kill them within a second, so it gets SIGUSR1 for all of these.
-Exit code: 0, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 138 after SIGUSR1, 130 after ctrl-C, 137 when
-a rank was killed, else a rank's own.
+Exit code: 0 only when the run has come to its end, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 129 after
+SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a rank was killed, else a rank's own.
 END
 }
 

@@ -59,7 +59,7 @@ train_until_preempted() { # RECIPE
     steps="$(grep -o '[0-9,]* steps' <<<"$check" | tr -cd '0-9')"
     launch/torchrun.sh --nproc-per-node 2 "$1" &
     launcher=$!
-    trap 'kill -TERM "$launcher" 2>/dev/null; exit 143' INT TERM
+    trap 'kill -TERM "$launcher" 2>/dev/null; exit 143' INT TERM HUP
     until (($(last_step) * 2 >= steps)); do
         if ! kill -0 "$launcher" 2>/dev/null; then
             wait "$launcher" || status=$?

@@ -26,9 +26,10 @@ forget_other_stages() {
     done
 }
 
-# tee that outlives a ctrl-C, so that a command which saves its work then can still print.
+# tee that outlives a ctrl-C, a lost terminal and its own reader, so that a command which saves its work then can still
+# print.
 keep() { # FILE
-    (trap '' INT TERM && exec tee "$1")
+    (trap '' INT TERM HUP PIPE && exec tee "$1")
 }
 
 # Runs COMMAND, shows and logs its output, and leaves $RUN/stages/NAME with lines: signature, seconds, artefact, figure.

@@ -22,15 +22,15 @@ Starts a training recipe on the processes of this node, after checking the recip
 
 Example: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
 
-SIGTERM, SIGUSR1 or ctrl-C lets the workers save a checkpoint; the same command resumes it. They have
-TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds for it (default 120).
+SIGTERM, SIGHUP (a lost terminal; not under nohup), SIGUSR1 or ctrl-C lets the workers save a checkpoint; the same command
+resumes it. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds for it (default 120). Lost output stops nothing.
 
-A restart goes on from the newest checkpoint. There is none after a mistake (exit code 2), after one of these signals, or
+A restart continues from the newest checkpoint. There is none after a mistake (exit code 2), after one of these signals, or
 when a restart ended without a newer checkpoint than it began with (with several nodes, three in a row: another node may
 not have been ready): the same would happen again. With several nodes each one restarts its own processes, and they meet
-again at the endpoint; with MIN:MAX those that are there within 30 seconds go on without the others.
-Exit code: 0, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 138 after SIGUSR1, 130 after ctrl-C, 137 when
-a worker was killed, else a worker's own.
+again at the endpoint; with MIN:MAX those that are there within 30 seconds continue without the others.
+Exit code: 0 only when the run has come to its end, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 129 after
+SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a worker was killed, else a worker's own.
 END
 }
 
@@ -99,7 +99,7 @@ for ((attempt = 0; ; attempt++)); do
     ((status && status != 2)) || exit "$status"
     after="$(newest_step)"
     if [[ -f $marker && $(<"$marker") != "$earlier" ]]; then
-        echo "launch: stopped as it was asked to at step $after; the same command goes on"
+        say "launch: stopped as it was asked to at step $after; the same command resumes it"
         exit "$status"
     fi
     if ((after > before)); then
@@ -108,16 +108,16 @@ for ((attempt = 0; ; attempt++)); do
         fruitless=$((fruitless + (attempt > 0)))
     fi
     if ((fruitless == most_fruitless)); then
-        echo "error: launch: restart $attempt ended with exit code $status and without a newer checkpoint than" \
+        say "error: launch: restart $attempt ended with exit code $status and without a newer checkpoint than" \
             "step $before: it would end so again" >&2
         exit "$status"
     fi
     if ((attempt == restarts)); then
-        echo "error: launch: ended with exit code $status after $restarts restarts" >&2
+        say "error: launch: ended with exit code $status after $restarts restarts" >&2
         exit "$status"
     fi
     wait_seconds=${wait_seconds:-$delay}
-    echo "launch: ended with exit code $status; restart $((attempt + 1)) of $restarts from step $after in" \
+    say "launch: ended with exit code $status; restart $((attempt + 1)) of $restarts from step $after in" \
         "$wait_seconds s"
     run sleep "$wait_seconds"
     exit_if_stopped

@@ -14,7 +14,8 @@ Example: launch/train.sh launch/recipes/quickstart/train.yaml train.seed=7
 On one node it is launch/torchrun.sh. Started by srun, mpirun or msrun as one of several tasks, it is that rank. For several
 nodes see launch/slurm.sbatch, launch/torchrun.sh --nnodes, launch/mpirun.sh --hosts, launch/msrun.sh --nnodes and
 launch/k8s/pytorchjob.yaml.
-Exit code: that of launch/torchrun.sh, or as a rank: 0, 2 for a mistake, 1 for any other failure.
+Exit code: that of launch/torchrun.sh, or as a rank: 0 when the run has come to its end, 128 and the number of the signal
+that stopped it, 2 for a mistake, 1 for any other failure.
 END
 }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import select
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.logs import lost_output, survive_lost_output
 
 Force = Annotated[
     bool, typer.Option("--force", help="replace what this command wrote there earlier from other input; nothing else")
@@ -19,15 +19,12 @@ Force = Annotated[
 
 
 class _Group(TyperGroup):
-    """Tells the end of our reader from any other broken pipe; typer ends without a word for both."""
+    """Reports a broken pipe, which typer takes for the end of our reader and ends without a word."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            if _reader_has_gone():
-                # As with `| head`; the exit code is the shell's for that signal.
-                os._exit(141)
             raise UserError(describe(error)) from error
 
 
@@ -45,21 +42,32 @@ def make_app(help_text: str) -> typer.Typer:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command: exit 0 on success, 2 on a user's mistake, 130 on ctrl-C."""
+    """Run a command to its end, whoever reads what it prints.
+
+    Exit code 0 on success, 2 on a user's mistake or where standard output could not be written, 141 where its reader
+    has gone (as with `| head`), 130 on ctrl-C.
+    """
+    survive_lost_output()
     try:
         app()
+    except SystemExit as end:
+        if not end.code:
+            _exit_for_lost_output()
+        raise
     except (UserError, OSError) as error:
         fail(describe(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _reader_has_gone() -> bool:
-    """Whether nobody reads standard output or standard error any more."""
-    poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
-        poll.register(stream, 0)
-    return bool(poll.poll(0))
+def _exit_for_lost_output() -> None:
+    error = lost_output()
+    if error is None:
+        return
+    if error.errno == errno.EPIPE:
+        # The shell's code for the signal that ends other programs then.
+        sys.exit(141)
+    fail(f"standard output: {error.strerror}; the command itself has ended well")
 
 
 def fail(message: str) -> None:

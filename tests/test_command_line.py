@@ -42,6 +42,17 @@ def fail(how: str) -> None:
     for _ in range(100000):
         print("many lines")
 
+@app.command()
+def work(path: Path) -> None:
+    import time
+
+    time.sleep(0.2)
+    for _ in range(100):
+        print("before", flush=True)
+        print("before", file=sys.stderr, flush=True)
+    path.write_text("whole")
+    print("after")
+
 run_app(app)
 """
 
@@ -75,6 +86,27 @@ def test_a_reader_that_goes_away(script: Path) -> None:
     line = f"{sys.executable} {script} fail print | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("many lines\n141\n", "")
+
+
+def test_a_lost_reader_or_a_full_disk_ends_no_command_before_its_work(script: Path, tmp_path: Path) -> None:
+    """Work between two prints; the exit code still reports what became of standard output."""
+    work = ["work", str(tmp_path / "artefact")]
+    line = f"{sys.executable} {script} {' '.join(work)} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, (tmp_path / "artefact").read_text()) == ("141\n", "whole")
+    (tmp_path / "artefact").unlink()
+    command = [sys.executable, script, *work]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, (tmp_path / "artefact").read_text()) == (2, "whole")
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: standard output: No space left on device; the command itself has ended well"
+    )
+    (tmp_path / "artefact").unlink()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, timeout=60)
+    assert (done.returncode, (tmp_path / "artefact").read_text()) == (0, "whole")
 
 
 def test_options_take_several_values(script: Path) -> None:

@@ -19,7 +19,7 @@ _FEWEST = 2
 _REMOVING = ".removed.tmp"
 _UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|removed|replaced)\.tmp")
 # Files of a run that are written whole, of which a killed job may have left a temporary one.
-_WRITTEN_WHOLE = ("latest", "config.yaml", "preempted.json")
+_WRITTEN_WHOLE = ("latest", "config.yaml", "preempted.json", "left_out.json", "tracker_run.json")
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@
 Takes torchrun's own arguments. Exit codes:
     0    every worker exited with 0
     2    a worker met a user's mistake; it has printed its `error:` line already
-    128 + signal   the launcher got the signal (143 for SIGTERM, 138 for SIGUSR1) or a worker died of it (137: SIGKILL,
-                   often no memory)
+    128 + signal   the launcher or a worker got the signal and the run stopped (143 for SIGTERM, 129 for SIGHUP, 138 for
+                   SIGUSR1), or a worker died of it (137: SIGKILL, often no memory)
     otherwise      the exit code of the first worker that failed, none of them by a signal
 
-A signal to the launcher goes on to the workers. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
+The first signal to the launcher is passed on to the workers; those that follow are ignored, as is SIGHUP under nohup.
+They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
 set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. torchrun signals the whole
 process group of a worker, helper processes too. After a signal it does not tell how the workers ended: the run's
 `latest` does. When one rank fails, torchrun sends SIGTERM to the healthy ones and waits 30 seconds, which cannot be
@@ -20,22 +21,27 @@ With --log-dir, the trace of a rank's exception stays there in an `error.json`, 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from megatron_kaiyuan.cluster import parent
+from megatron_kaiyuan.logs import make_output_optional
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _USER_ERROR = 2
 # torchrun's own, and the one that clusters send before the time is up; unhandled it would end the launcher alone.
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+# Of a worker that was asked to stop and has printed so.
+_STOPPED = tuple(128 + getattr(signal, name) for name in _SIGNALS)
 _SHUTDOWN_SECONDS = 120
 
 
@@ -48,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as listed above.
     """
+    make_output_optional()
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
     # The launcher needs no device; platform npu loads torch_npu itself and says what is missing.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     chosen_level = "LOGLEVEL" in os.environ
     os.environ.setdefault("LOGLEVEL", "ERROR")
 
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -63,20 +70,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del os.environ["LOGLEVEL"]
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    signals = handled_signals()
+    # torchrun's own handler would raise again on a second signal (a lost terminal sends SIGHUP twice) and give up the
+    # workers while they save.
+    api._terminate_process_handler = functools.partial(_stop_once, signals, api._terminate_process_handler)
     os.environ[parent.VARIABLE] = str(os.getpid())
     try:
         # torchrun always makes a folder for error files, and leaves it.
         with tempfile.TemporaryDirectory(prefix="torchrun_") as scratch:
             # Options may be given twice; the last one counts.
-            run(parse_args([f"--signals-to-handle={_SIGNALS}", f"--log-dir={scratch}", *given]))
+            run(parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *given]))
     except ChildFailedError as error:
         return report_failures(error.failures)
-    except SignalException as error:
+    except api.SignalException as error:
         return 128 + error.sigval
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: launcher: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def handled_signals() -> list[str]:
+    """Names of the signals that stop the job: not SIGHUP where it is ignored, as nohup wants it."""
+    return [name for name in _SIGNALS if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN]
+
+
+def _stop_once(
+    signals: Sequence[str], stop: Callable[[int, FrameType | None], None], number: int, frame: FrameType | None
+) -> None:
+    for name in signals:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    stop(number, frame)
 
 
 def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
@@ -91,7 +115,7 @@ def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
     # The launcher stops the other workers with SIGTERM: such an end is a consequence, unless there is nothing else.
     causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in sorted(causes.items()):
-        if failure.exitcode != _USER_ERROR:
+        if failure.exitcode not in (_USER_ERROR, *_STOPPED):
             trace = f", its trace is in {failure.error_file}" if os.path.exists(failure.error_file) else ""
             print(f"error: rank {rank} {_ending(failure.exitcode)}{trace}", file=sys.stderr, flush=True)
     if any(failure.exitcode == _USER_ERROR for failure in causes.values()):

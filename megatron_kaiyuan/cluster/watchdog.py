@@ -28,6 +28,7 @@ from typing import NoReturn, TypeVar
 import torch
 
 from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.logs import write_error
 
 EXIT_CODE = 1
 _KEY, _FAILED, _SPOKEN = "kaiyuan/alive/", "kaiyuan/failed", "kaiyuan/spoken"
@@ -168,7 +169,8 @@ class Watchdog:
         silent = [rank for rank in silent if rank != self._rank]
         # Who sees it first says it, before it ends a silent rank, whose end then ends others; without a store, each.
         if not now or self._ask(lambda: self._store.add(_SPOKEN, 1)) in (1, None):
-            _write(f"error: no rank has come further for {self._timeout:g} seconds: {blame(now, silent, self._master)}")
+            whom = blame(now, silent, self._master)
+            write_error(f"error: no rank has come further for {self._timeout:g} seconds: {whom}")
         self._write_stacks()
         for rank in silent:
             if rank in now:
@@ -186,7 +188,7 @@ class Watchdog:
             lines.append(f"thread {names.get(identity, identity)}:")
             lines += "".join(traceback.format_stack(frame)).splitlines()
         # In one piece, and marked: all ranks of a host may write to one log.
-        _write("\n".join(f"[rank {self._rank}] {line}" for line in lines))
+        write_error("\n".join(f"[rank {self._rank}] {line}" for line in lines))
 
     def _wake_to_write_its_stacks(self, other: Alive) -> None:
         """On this host: let a process that does not answer write its stacks and end."""
@@ -252,9 +254,3 @@ def _born(process: int) -> str:
             return file.read().rpartition(")")[2].split()[19]
     except OSError:
         return ""
-
-
-def _write(text: str) -> None:
-    """To standard error in one call, whatever the main thread does with its buffers."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())

@@ -260,7 +260,7 @@ class OptimizerConfig(Section):
 class CheckpointConfig(Section):
     """When checkpoints are written and which stay.
 
-    A step is also saved on SIGTERM and SIGUSR1, which end the run, and after `touch RUN_DIR/save_now`.
+    A step is also saved on SIGTERM, SIGHUP and SIGUSR1, which end the run, and after `touch RUN_DIR/save_now`.
     """
 
     save_every_steps: Positive = 1000
@@ -272,7 +272,7 @@ class CheckpointConfig(Section):
         int | None, Field(gt=0, description="the first checkpoint at or behind each multiple stays for ever")
     ] = None
     preempt_deadline_seconds: Annotated[
-        float, Field(gt=0, description="after SIGTERM or SIGUSR1: time to finish the step and to save it")
+        float, Field(gt=0, description="after SIGTERM, SIGHUP or SIGUSR1: time to finish the step and to save it")
     ] = 100.0
     strict: Annotated[bool, Field(description="a damaged checkpoint ends the run instead of an older one's use")] = (
         False
@@ -351,6 +351,8 @@ class MonitorConfig(Section):
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "megatron-kaiyuan"
+    swanlab: bool = False
+    swanlab_project: str = "megatron-kaiyuan"
 
 
 class RunConfig(Section):

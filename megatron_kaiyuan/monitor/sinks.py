@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.config import MonitorConfig
-from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import break_hard_links
 
 Row = dict[str, Any]
 
 
 class Sink(ABC):
-    """One place for metrics. Errors may be raised: the caller drops the sink and goes on."""
+    """One place for metrics. Errors may be raised: the caller drops the sink and continues."""
 
     @abstractmethod
     def write(self, row: Row) -> None:
@@ -33,25 +35,43 @@ class Sink(ABC):
         """Record an event that holds more figures than a person reads in a line."""
         return
 
+    def flush(self) -> None:
+        """Bring what was recorded to the disk: a checkpoint after it may outlive this machine."""
+        return
+
     def close(self) -> None:
         """Flush and release."""
         return
 
 
 class JsonLines(Sink):
-    """`metrics.jsonl`: one JSON object a line, steps and events, flushed at once; resumed runs append."""
+    """`metrics.jsonl`: one JSON object a line, steps and events, written at once; resumed runs append.
+
+    Rows that find no room on the disk wait in memory until there is some.
+    """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        if torn:
+        self._path = path
+        break_hard_links(path)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._waiting = bytearray()
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
             # The run died while it wrote: keep the next row off the torn line.
-            self._file.write("\n")
+            self._waiting += b"\n"
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        had_room = not self._waiting
+        self._waiting += json.dumps(row).encode() + b"\n"
+        error = self._write_waiting()
+        if error is not None and had_room:
+            warn(f"{self._path}: {error.strerror}; rows wait in memory until they can be written")
+
+    def flush(self) -> None:
+        # A disk that fails now fails the checkpoint too, which reports it.
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
 
     def event(self, row: Row) -> None:
         self.write(row)
@@ -60,7 +80,19 @@ class JsonLines(Sink):
         self.write(row)
 
     def close(self) -> None:
-        self._file.close()
+        error = self._write_waiting()
+        os.close(self._descriptor)
+        if error is not None:
+            warn(f"{self._path}: {error.strerror}; {self._waiting.count(10)} rows were not written and are lost")
+
+    def _write_waiting(self) -> OSError | None:
+        """Why not everything could be written, if so."""
+        try:
+            while self._waiting:
+                del self._waiting[: os.write(self._descriptor, self._waiting)]
+        except OSError as error:
+            return error
+        return None
 
 
 class Terminal(Sink):
@@ -93,41 +125,6 @@ class Terminal(Sink):
         print("\n".join([f"{row['event']}: {details}".rstrip(), *_aligned(row.get("table", []))]), flush=True)
 
 
-class TensorBoard(Sink):
-    """Scalars under `run_dir/tensorboard`, against tokens."""
-
-    def __init__(self, folder: Path):
-        module = require("torch.utils.tensorboard", extra="tracking", purpose="monitor.tensorboard")
-        self._writer = module.SummaryWriter(str(folder))
-
-    def write(self, row: Row) -> None:
-        for name, value in _numbers(row).items():
-            self._writer.add_scalar(name, value, row["tokens"])
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Wandb(Sink):
-    """Weights & Biases: online with an account, else offline under `run_dir/wandb`."""
-
-    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
-        wandb = require("wandb", extra="tracking", purpose="monitor.wandb")
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-        options = {"project": project, "dir": str(run_dir), "config": config, "name": run_dir.name}
-        try:
-            self._run = wandb.init(mode=mode, **options)
-        except wandb.errors.Error as error:
-            warn(f"wandb {mode} did not start ({error}); it records offline")
-            self._run = wandb.init(mode="offline", **options)
-
-    def write(self, row: Row) -> None:
-        self._run.log(_numbers(row), step=row["step"])
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 class Sinks:
     """All sinks of a run, on rank 0; on other ranks there are none. A sink that fails is dropped with a warning."""
 
@@ -138,7 +135,7 @@ class Sinks:
                 self._sinks.append(make())
             except UserError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 warn(f"a metrics sink did not start and is left out: {error}")
 
     def write(self, row: Row) -> None:
@@ -152,14 +149,18 @@ class Sinks:
         row = {"event": name, **details, "time": time.time()}
         self._each(lambda sink: sink.table(row))
 
+    def flush(self) -> None:
+        self._each(lambda sink: sink.flush())
+
     def close(self) -> None:
         self._each(lambda sink: sink.close())
+        self._sinks.clear()
 
     def _each(self, action: Callable[[Sink], None]) -> None:
         for sink in list(self._sinks):
             try:
                 action(sink)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 warn(f"{type(sink).__name__} failed and is left out from here on: {error}")
                 self._sinks.remove(sink)
 
@@ -170,20 +171,21 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
     Raises:
         UserError: an optional package that the recipe asks for is not installed.
     """
-    makers: list[Callable[[], Sink]] = [
-        lambda: JsonLines(run_dir / "metrics.jsonl"),
-        lambda: Terminal(total_steps),
-    ]
-    if monitor.tensorboard:
-        makers.append(lambda: TensorBoard(run_dir / "tensorboard"))
-    if monitor.wandb:
-        makers.append(lambda: Wandb(run_dir, monitor.wandb_project, config))
-    return Sinks(makers)
+    from megatron_kaiyuan.monitor.trackers import tracker_sinks
+
+    return Sinks(
+        [
+            lambda: JsonLines(run_dir / "metrics.jsonl"),
+            lambda: Terminal(total_steps),
+            *tracker_sinks(run_dir, monitor, config),
+        ]
+    )
 
 
 def warn(message: str) -> None:
-    """One line of warning on standard error."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    """One line of warning on standard error; never an error of its own, even where a library has put its own stream."""
+    with contextlib.suppress(Exception):
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:
@@ -191,7 +193,3 @@ def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:
     columns = zip(*(row.values() for row in table), strict=True)
     padded = [[text.ljust(max(map(len, column))) for text in column] for column in map(list, columns)]
     return ["  " + "  ".join(line).rstrip() for line in zip(*padded, strict=True)]
-
-
-def _numbers(row: Row) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float) and key not in ("step", "time")}

@@ -6,10 +6,11 @@ another word between them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ class Measured:
         overflow: gradients are not finite, or would not be if the device had infinities; the loss scaler (FP16 only)
             has answered by itself.
         phase: index of the phase in which the batch starts.
+        tokens: position of the batch; None: not known.
     """
 
     loss: float
@@ -42,6 +44,7 @@ class Measured:
     loss_scale: float
     overflow: bool
     phase: int
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,9 @@ class BadSteps:
         self._losses: deque[float] = deque(maxlen=faults.spike_window)
         self._phase = -1
         self._skips_in_a_row = 0
-        # Not saved: they count what happened since a checkpoint that they would be saved in.
+        # Not saved: they count what happened since a checkpoint that they would be saved in (`train/left_out.py` does).
         self._rollbacks, self._rolled_back_to = 0, -1
+        self._skipped: Mapping[int, str] = {}
 
     def judge(self, step: Measured) -> Fault | None:
         """The fault of a step, which is counted; None lets the update through, or leaves it to the loss scaler."""
@@ -77,8 +81,19 @@ class BadSteps:
             self._remember(step)
         return None
 
+    def recall(self, rollbacks: Sequence[int], skipped: Mapping[int, str]) -> None:
+        """Take over what was answered before an interruption.
+
+        Args:
+            rollbacks: steps of the checkpoints that the run went back to, in the order of time.
+            skipped: reasons by the position of a batch. It is skipped again, also when nothing is wrong with it now.
+        """
+        self._rolled_back_to = rollbacks[-1] if rollbacks else -1
+        self._rollbacks = len(list(itertools.takewhile(lambda step: step == self._rolled_back_to, reversed(rollbacks))))
+        self._skipped = skipped
+
     def count_rollback(self, step: int) -> None:
-        """Count a return to the checkpoint of a step; a newer checkpoint starts the count anew.
+        """Count a return to the checkpoint of a step; a newer checkpoint starts the count again.
 
         Raises:
             UserError: it would be one too many.
@@ -102,11 +117,13 @@ class BadSteps:
         self._skips_in_a_row = state_dict["skips_in_a_row"]
 
     def _reason(self, step: Measured) -> str | None:
+        if step.tokens is not None and step.tokens in self._skipped:
+            return self._skipped[step.tokens]
         if not math.isfinite(step.loss):
             # No loss scale helps a forward pass that has left the range.
             return f"loss is {step.loss}"
         if step.overflow:
-            # Above its minimum the scaler lowers the scale, which is its daily work.
+            # Above its minimum the scaler lowers the scale, which is no fault.
             collapsed = step.loss_scale <= self._min_loss_scale
             return f"gradients overflow at the smallest loss scale, {step.loss_scale:g}" if collapsed else None
         if not math.isfinite(step.gradient_norm):

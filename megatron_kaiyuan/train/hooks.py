@@ -63,8 +63,18 @@ class Metrics(Hook):
             self._sinks.write(_row(session, result, statistics.fmean(self._seconds), self._utilization))
             self._seconds.clear()
 
+
+class CloseSinks(Hook):
+    """The last entry of the record. After the last hook that writes to the sinks."""
+
+    def __init__(self, sinks: Sinks):
+        self._sinks = sinks
+
     def finish(self, session: Session) -> None:
         self._sinks.event("stop", step=session.state.progress.step, finished=session.finished)
+        self._sinks.close()
+
+    def give_up(self, session: Session) -> None:
         self._sinks.close()
 
 

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster import Rank, discover
@@ -18,8 +18,12 @@ from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.cluster.roll_call import RankMissing
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.platform.base import NoDevice
 from megatron_kaiyuan.train.startup import Startup
+
+if TYPE_CHECKING:
+    from megatron_kaiyuan.train.start import Ending
 
 _WAIT_FOR_SPEAKER_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
@@ -29,16 +33,20 @@ _PEER_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket T
 def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     """Train, whatever launcher started this process.
 
-    A mistake is printed once: by rank 0 when every rank sees it, else by the rank that found it. The exit code is 2
-    then, and 1 after an exception, with its trace, or when another rank has gone or never came.
+    Returns where the run has come to its end; else exits with 128 and the number of the signal that stopped it (143:
+    SIGTERM), on every rank and after all of them have saved; with 2 after a mistake, which is printed once: by rank 0
+    when every rank sees it, else by the rank that found it; with 1 after an exception, with its trace, or when another
+    rank has gone or never came.
     """
+    # metrics.jsonl has all that is printed.
+    make_output_optional()
     end_with_launcher(os.environ)
     startup = Startup()
     who = discover(os.environ)
     if who.is_scheduler:
         return
     try:
-        summary = _train(recipe, overrides, who, startup)
+        ending = _train(recipe, overrides, who, startup)
     except (UserError, OSError) as error:
         if isinstance(error, UserError) and error.every_rank and who.rank != 0:
             _let_another_speak()
@@ -54,10 +62,12 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
         traceback.print_exc()
         _exit(1, f"rank {who.rank}: ended by the exception above")
     if who.rank == 0:
-        print(summary, flush=True)
+        print(ending.summary, flush=True)
+    if ending.signal:
+        sys.exit(128 + ending.signal)
 
 
-def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> str:
+def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> Ending:
     try:
         run = load_run(recipe, overrides)
         # Where a launcher does not say how many ranks a node has, all of them may be on this one.

@@ -6,6 +6,7 @@ import torch
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
+from megatron_kaiyuan.checkpoint.load import load_common
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.train.resume import restore_step
@@ -23,6 +24,8 @@ def went_back(session: Session, result: StepResult) -> bool:
         UserError: the recipe, or one of its bounds, wants the run to stop.
     """
     assert result.fault is not None
+    if result.fault.action == "skip":
+        session.left_out.skip(session, result)
     for hook in session.hooks:
         hook.bad_step(session, result)
     if result.fault.action == "stop":
@@ -34,12 +37,12 @@ def went_back(session: Session, result: StepResult) -> bool:
             every_rank=True,
         )
     if result.fault.action == "rollback":
-        _roll_back(session)
+        _roll_back(session, result)
     return result.fault.action == "rollback"
 
 
-def _roll_back(session: Session) -> None:
-    """Take up the newest whole checkpoint and leave out the tokens that led to the bad step, itself last."""
+def _roll_back(session: Session, result: StepResult) -> None:
+    """Restore the newest whole checkpoint and leave out the tokens that led to the bad step, its batch last."""
     state, run = session.state, session.run
     choice = choose_step(run.run_dir)
     assert choice.step is not None, "a run saves its first state before its first step"
@@ -48,11 +51,14 @@ def _roll_back(session: Session) -> None:
             warn(problem)
     session.bad_steps.count_rollback(choice.step)
 
+    folder = layout.step_folder(run.run_dir, choice.step)
     tokens_per_step = run.train.tokens_per_step
-    behind, left_out = state.progress.tokens + tokens_per_step, state.progress.left_out
-    restore_step(state, layout.step_folder(run.run_dir, choice.step))
+    end = state.progress.tokens + tokens_per_step
+    first = max(load_common(folder)["progress"]["tokens"], end - run.faults.rollback_batches * tokens_per_step)
     # What the checkpoint had left out is among it: nothing is ever put back.
-    first = max(state.progress.tokens, behind - run.faults.rollback_batches * tokens_per_step)
-    state.progress.left_out = [*left_out, [first, behind]]
+    left_out = [*state.progress.left_out, [first, end]]
+    session.left_out.roll_back(session, result, left_out[-1], choice.step)
+    restore_step(state, folder)
+    state.progress.left_out = left_out
     for hook in session.hooks:
         hook.rolled_back(session)

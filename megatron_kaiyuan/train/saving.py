@@ -105,7 +105,7 @@ class Checkpoints(Hook):
             write_json(session.run.run_dir / PREEMPTED, marker)
 
     def give_up(self, session: Session) -> None:
-        # The error that ended the run is the one to tell.
+        # The error that ended the run is the one to report.
         with contextlib.suppress(UserError, OSError, RuntimeError):
             self._settle()
 
@@ -126,6 +126,7 @@ class Checkpoints(Hook):
             layout.point_latest(run_dir, step)
             prune(run_dir, retention, self._could_not_remove)
 
+        self._sinks.flush()
         started = time.perf_counter()
         about = {"step": step, "tokens": progress.tokens, "world": _world()}
         content = {**session.state.sharded(), "run": session.identity}

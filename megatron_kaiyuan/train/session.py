@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.stream import TokenStream
@@ -12,6 +12,9 @@ from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
+
+if TYPE_CHECKING:
+    from megatron_kaiyuan.train.left_out import LeftOut
 
 
 @dataclass
@@ -24,7 +27,9 @@ class Session:
         identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
         resumed: the state came from a checkpoint.
         bad_steps: judges each step before its update.
+        left_out: the batches that bad steps left out, as the run folder lists them.
         stop_agreed: every rank knows that some rank was asked, and ends after this step.
+        stopped_by: number of the signal that stopped the run before its end; 0: none has.
     """
 
     run: RunConfig
@@ -36,7 +41,9 @@ class Session:
     resumed: bool
     hooks: list[Hook]
     bad_steps: BadSteps
+    left_out: LeftOut
     stop_agreed: bool = False
+    stopped_by: int = 0
 
     @property
     def finished(self) -> bool:

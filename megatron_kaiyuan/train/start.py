@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -24,8 +25,9 @@ from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
 from megatron_kaiyuan.train.forensics import forensics
-from megatron_kaiyuan.train.hooks import Heartbeat, Metrics, ReportBadSteps, ReportLossScale, TellStartup
+from megatron_kaiyuan.train.hooks import CloseSinks, Heartbeat, Metrics, ReportBadSteps, ReportLossScale, TellStartup
 from megatron_kaiyuan.train.implementations import implementations
+from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.plan import count_steps, last_position
@@ -42,14 +44,22 @@ from megatron_kaiyuan.train.stop import StopOnSignal
 from megatron_kaiyuan.train.utilization import utilization
 
 
-def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> str:
-    """Train a recipe to its end, or until a signal; resumes by itself when the run has a checkpoint.
+@dataclass(frozen=True)
+class Ending:
+    """How training ended, in one line, and the signal that stopped it before its end; 0: it has come to its end."""
+
+    summary: str
+    signal: int
+
+
+def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> Ending:
+    """Train a recipe to its end, or until a signal; resumes by itself when the run has a checkpoint. Collective.
 
     Args:
         startup: of this process; its imports are done.
 
     Returns:
-        A one-line summary.
+        When every rank is done with all that it writes.
 
     Raises:
         RankMissing: a rank did not come.
@@ -66,7 +76,8 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> st
             fit(session)
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"
-        return f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
+        summary = f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
+    return Ending(summary, session.stopped_by)
 
 
 def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
@@ -87,6 +98,8 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
     notes = _initialise(run, state, resumed)
+    left_out = LeftOut(run.run_dir, resumed)
+    left_out.recall(state.progress, bad_steps)
     end = last_position(run, stream, state.progress.tokens)
     total_steps = state.progress.step + (end - state.progress.tokens) // run.train.tokens_per_step
     sinks = agreed(lambda: _open_sinks(run, total_steps))
@@ -99,6 +112,8 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         platform=platform.name,
         parameters=_count_parameters(state),
     )
+    if ahead := left_out.ahead(state.progress.tokens):
+        sinks.event("left_out", step=state.progress.step, tokens=[entry["tokens"] for entry in ahead])
     sinks.event("implementations", table=implementations(state, run.train.precision))
     used = utilization(run, platform, torch.distributed.get_world_size())
     sinks.event("utilization", **used.facts())
@@ -113,17 +128,21 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         hooks=[
             *profiling(run, platform, sinks),
             StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+            left_out,
             ReportBadSteps(sinks),
             ReportLossScale(sinks),
-            Checkpoints(sinks, only_job),
             *qk_clip(run),
             *monitoring(run, sinks),
             *forensics(run, sinks),
             Metrics(sinks, used),
+            # After all that records a step: a kill loses no row of a step that is not trained again.
+            Checkpoints(sinks, only_job),
+            CloseSinks(sinks),
             only_job,
             TellStartup(sinks, startup),
         ],
         bad_steps=bad_steps,
+        left_out=left_out,
     )
 
 

@@ -72,7 +72,7 @@ def training_step(
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
         for model in state.models:
             model.scale_gradients(weight)
-    votes = replace(votes, overflow=int(overflows.found()))
+    votes = replace(votes, overflow=max(votes.overflow, int(overflows.found())))
     with part("loss"):
         # The only place of a step where the host waits for its device, which has its next work at once.
         loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
@@ -80,7 +80,7 @@ def training_step(
     with part("gradient norm"):
         overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
     phase, _ = stream.phase_at(state.progress.tokens)
-    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase))
+    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase, state.progress.tokens))
     updated = fault is None and not overflow
     if updated:
         with part("hooks"):

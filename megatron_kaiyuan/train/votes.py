@@ -1,4 +1,4 @@
-"""What the ranks tell each other once a step, in the all-reduce that carries the loss: no collective of its own."""
+"""What ranks report to each other once a step, in the all-reduce that carries the loss: no collective of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Votes:
         save: wants a checkpoint of this step.
         writing: still writes its part of an earlier checkpoint.
         failed: could not write its part of an earlier checkpoint.
-        overflow: this step overflowed on its device, which left neither infinity nor NaN (`BackwardOverflow`).
+        overflow: this step overflowed on its device, which left neither infinity nor NaN (`BackwardOverflow`), or did
+            so before an interruption and is skipped again.
     """
 
     stop: int = 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,10 @@ folder = pathlib.Path(sys.argv[1])
 """
 
 
-def _start(folder: Path, program: str) -> subprocess.Popen[str]:
+def _start(folder: Path, program: str, inside: Sequence[str] = ()) -> subprocess.Popen[str]:
     script = folder / "worker.py"
     script.write_text(PROLOGUE + program)
-    return subprocess.Popen([*LAUNCHER, str(script), str(folder)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*inside, *LAUNCHER, str(script), str(folder)], stderr=subprocess.PIPE, text=True)
 
 
 def _run(folder: Path, program: str) -> tuple[int, str]:
@@ -101,8 +102,9 @@ time.sleep(60)
     assert errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_reaches_the_workers(tmp_path: Path, number: signal.Signals) -> None:
+    """Sent twice, as a lost terminal does: once by the kernel, once by the shell."""
     program = f"""
 def save(*_):
     time.sleep(0.5)
@@ -118,11 +120,30 @@ time.sleep(60)
         time.sleep(0.05)
     sent = time.monotonic()
     process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (128 + number, "")
     assert time.monotonic() - sent < 10
     assert len(list(tmp_path.glob("saved_*"))) == 2
     assert not any(map(_is_alive, _worker_pids(tmp_path)))
+
+
+def test_workers_that_stopped_have_printed_so(tmp_path: Path) -> None:
+    """Signals that reached the workers alone: the launcher's exit code is theirs, and it adds no line."""
+    code, errors = _run(tmp_path, "sys.exit(143)")
+    assert (code, errors) == (143, "")
+
+
+def test_nohup_keeps_its_promise(tmp_path: Path) -> None:
+    program = "(folder / f'ready_{rank}').touch()\ntime.sleep(3)\n(folder / f'done_{rank}').touch()"
+    process = _start(tmp_path, program, ["nohup"])
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and len(list(tmp_path.glob("done_*"))) == 2
 
 
 def test_two_nodes_by_static_rendezvous(tmp_path: Path) -> None:

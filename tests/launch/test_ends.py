@@ -18,7 +18,7 @@ from tests.ranks import free_port
 
 # Hundreds of steps.
 LONG = ["checkpoint.save_every_steps=1000", "train.train_tokens=null"]
-SAVED = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+SAVED = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGUSR1: 138}
 
 
 def _training(script: str, recipe: Path, run_dir: Path, *options: object, processes: int = 2):
@@ -77,6 +77,31 @@ def test_signal_to_the_script_saves_first(script: str, number: signal.Signals, r
     with _training(script, recipe, tmp_path) as job:
         _end_in_mid_run(job, tmp_path, script_itself, number)
         assert job.script.returncode == SAVED[number]
+    _require_saved(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "options"), [("torchrun.sh", ["--restarts", 3]), ("mpirun.sh", [])])
+def test_lost_output_and_a_lost_terminal_lose_no_step(script: str, options: list, recipe: Path, tmp_path: Path) -> None:
+    """The reader of both streams goes away in mid-run: what script, launcher and ranks print then is lost."""
+    with _training(script, recipe, tmp_path, *options) as job:
+        job.wait_for(lambda: _has_trained(tmp_path))
+        for stream in (job.script.stdout, job.script.stderr):
+            assert stream is not None
+            stream.close()
+        job.script.send_signal(signal.SIGHUP)
+        job.script.send_signal(signal.SIGHUP)
+        job.require_gone()
+        assert job.script.returncode == 129
+    _require_saved(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["torchrun.sh", "mpirun.sh"])
+def test_a_rank_that_is_asked_alone_ends_the_run_as_unfinished(script: str, recipe: Path, tmp_path: Path) -> None:
+    with _training(script, recipe, tmp_path) as job:
+        _end_in_mid_run(job, tmp_path, a_rank, signal.SIGTERM)
+        assert job.script.returncode == 143
     _require_saved(tmp_path)
 
 

@@ -36,7 +36,8 @@ def test_losses_are_those_of_torchrun(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGKILL, 137)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGKILL, 137)],
 )
 def test_no_process_is_left(
     mpich: dict[str, str], number: signal.Signals, code: int, recipe: Path, tmp_path: Path

@@ -60,6 +60,7 @@ def a_rank(job: Job) -> int:
     ("victim", "number", "code", "saves"),
     [
         (script_itself, signal.SIGTERM, 143, True),
+        (script_itself, signal.SIGHUP, 129, True),
         (script_itself, signal.SIGINT, 130, True),
         (script_itself, signal.SIGUSR1, 138, True),
         (script_itself, signal.SIGKILL, -9, False),

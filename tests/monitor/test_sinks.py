@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +105,47 @@ def test_tensorboard_and_wandb_without_an_account(tmp_path: Path, monkeypatch: p
     assert read(tmp_path / "metrics.jsonl") == [ROW]
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"do-not-write-me" not in path.read_bytes()
+
+
+def test_rows_that_find_no_room_are_written_when_there_is_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit of the system in the middle of a row, which is then lifted."""
+    sinks = Sinks([lambda: JsonLines(tmp_path / "m.jsonl")])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250, before[0][1]))
+    try:
+        for step in range(5):
+            sinks.write({**ROW, "step": step})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        signal.signal(signal.SIGXFSZ, before[1])
+    assert (tmp_path / "m.jsonl").stat().st_size == 250
+    assert capsys.readouterr().err.count("m.jsonl: File too large; rows wait in memory") == 1
+    sinks.write({**ROW, "step": 5})
+    sinks.close()
+    assert [row["step"] for row in read(tmp_path / "m.jsonl")] == list(range(6))
+
+
+class Exits(Sink):
+    """As a tracker that ends the process when its server refuses it."""
+
+    def write(self, row: dict) -> None:
+        sys.exit(1)
+
+
+def test_no_sink_ends_the_run_and_no_lost_stream_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error is a dead pipe under a library's own stream: warning of the failure fails as well."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as dead:
+        monkeypatch.setattr(sys, "stderr", dead)
+        monkeypatch.setattr(sys, "stdout", dead)
+        sinks = Sinks([Exits, lambda: Terminal(10), lambda: JsonLines(tmp_path / "m.jsonl")])
+        for _ in range(3):
+            sinks.write(ROW)
+        sinks.close()
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            dead.close()
+    assert len(read(tmp_path / "m.jsonl")) == 3

@@ -2,11 +2,12 @@
 
     faulty_train.py '[{"kind": "nan_loss", "from": 2560, "to": 3072}]' RECIPE [KEY=VALUE]...
 
-Kinds: `raise` and `sleep` (of `rank`), `nan_loss`, `infinite_gradient` (everywhere, or in one `micro_batch` of `rank`),
-`infinite_weight_gradient` (in what `rank` updates), `loss` (adds `by` to the loss that is seen, not to the gradient),
-`weight` (multiplies weight `name` of `layer` by `by`, or fills it; in the network, not the optimizer, on `rank` or on
-all), and two that are no faults: `leave_out`, the run starts with these tokens taken out, and `native_half`, this CPU
-computes half precision itself though it has no instructions for it. `times`: so often in this process.
+Kinds: `raise` and `sleep` (of `rank`), `restore` (raises when a rollback restores), `nan_loss`, `infinite_gradient`
+(everywhere, or in one `micro_batch` of `rank`), `infinite_weight_gradient` (in what `rank` updates), `loss` (adds `by`
+to the loss that is seen, not to the gradient), `weight` (multiplies weight `name` of `layer` by `by`, or fills it; in
+the network, not the optimizer, on `rank` or on all), and two that are no faults: `leave_out`, the run starts with these
+tokens taken out, and `native_half`, this CPU computes half precision itself though it has no instructions for it.
+`times`: so often in this process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if any(fault["kind"] == "native_half" for fault in faults):
     half.emulated = lambda: ()
 platform.activate("cpu")
 
-from megatron_kaiyuan.train import loop, start, step  # noqa: E402 - a platform has to be active before megatron-core
+from megatron_kaiyuan.train import loop, rollback, start, step  # noqa: E402 - a platform has to be active before megatron-core
 
 real_step, real_loss, real_fit = loop.training_step, step._mean_loss, start.fit
 real_measure = step.measure_gradients
@@ -100,6 +101,12 @@ def fit(session: Any) -> None:
     real_fit(session)
 
 
+def restore_step(*arguments: Any) -> None:
+    raise ZeroDivisionError("a fault of this test")
+
+
+if any(fault["kind"] == "restore" for fault in faults):
+    rollback.restore_step = restore_step
 step.measure_gradients = measure_gradients
 loop.training_step, step._mean_loss, start.fit = training_step, mean_loss, fit  # type: ignore[assignment]
 if __name__ == "__main__":

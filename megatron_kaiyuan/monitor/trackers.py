@@ -1,0 +1,130 @@
+"""Sinks that other libraries draw: TensorBoard, Weights & Biases, SwanLab.
+
+A run is one run to them through all its starts, and after a restart or a rollback shows what came last. A new one is a
+class here, a line in `tracker_sinks` and a field of `monitor`.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_kaiyuan.config import MonitorConfig
+from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.files import read_json, write_json
+from megatron_kaiyuan.monitor.sinks import Row, Sink, warn
+
+# Events after which rows start again past the event's step.
+_RESTARTS = ("start", "resume", "rollback")
+_IDENTITY = "tracker_run.json"
+
+
+def tracker_sinks(run_dir: Path, monitor: MonitorConfig, config: dict[str, Any]) -> list[Callable[[], Sink]]:
+    """Makers of the trackers that a recipe asks for."""
+    makers: list[Callable[[], Sink]] = []
+    if monitor.tensorboard:
+        makers.append(lambda: TensorBoard(run_dir / "tensorboard"))
+    if monitor.wandb:
+        makers.append(lambda: Wandb(run_dir, monitor.wandb_project, config))
+    if monitor.swanlab:
+        makers.append(lambda: SwanLab(run_dir, monitor.swanlab_project, config))
+    return makers
+
+
+class TensorBoard(Sink):
+    """Scalars under `run_dir/tensorboard`, against tokens; a restart or a rollback purges what lies past it."""
+
+    def __init__(self, folder: Path):
+        module = require("torch.utils.tensorboard", extra="tracking", purpose="monitor.tensorboard")
+        self._open = lambda purge_step: module.SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer: Any = None
+
+    def write(self, row: Row) -> None:
+        if self._writer is None:
+            self._writer = self._open(None)
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(name, value, row["tokens"])
+        # Else a kill loses what two minutes have brought.
+        self._writer.flush()
+
+    def event(self, row: Row) -> None:
+        if row["event"] in _RESTARTS:
+            self.close()
+            self._writer = self._open(row["tokens"] + 1)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Wandb(Sink):
+    """Weights & Biases: online with an account, else offline under `run_dir/wandb`."""
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
+        wandb = require("wandb", extra="tracking", purpose="monitor.wandb")
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        options = {"project": project, "dir": str(run_dir), "config": config, "name": run_dir.name}
+        options.update(id=tracker_id(run_dir), resume="allow")
+        try:
+            self._run = wandb.init(mode=mode, **options)
+        except wandb.errors.Error as error:
+            warn(f"wandb {mode} did not start ({error}); it records offline")
+            self._run = wandb.init(mode="offline", **options)
+        # Its own step must rise and drops what does not, which is all that follows a rollback.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, row: Row) -> None:
+        self._run.log({"step": row["step"], **numbers(row)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class SwanLab(Sink):
+    """SwanLab: online with an account, else offline under `run_dir/swanlog`."""
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
+        swanlab = require("swanlab", extra="tracking", purpose="monitor.swanlab")
+        mode = os.environ.get("SWANLAB_MODE") or ("online" if swanlab.Settings().api_key else "offline")
+        options = {"project": project, "log_dir": str(run_dir / "swanlog"), "config": config, "name": run_dir.name}
+        options.update(id=tracker_id(run_dir), resume="allow")
+        try:
+            self._run = swanlab.init(mode=mode, **options)
+        except Exception as error:
+            warn(f"swanlab {mode} did not start ({error}); it records offline")
+            self._run = swanlab.init(mode="offline", reinit=True, **options)
+        self._run.define_metric("*", x_axis="step")
+
+    def write(self, row: Row) -> None:
+        self._run.log({"step": row["step"], **numbers(row)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def tracker_id(run_dir: Path) -> str:
+    """The name under which trackers know this run, kept in its folder.
+
+    A folder that was moved keeps it; a copy gets one of its own, so that it does not write into the original's record.
+    """
+    path, here = run_dir / _IDENTITY, {"path": str(run_dir.resolve()), "inode": run_dir.stat().st_ino}
+    if path.exists():
+        try:
+            kept = read_json(path, "name of the run at its trackers")
+            if any(kept.get(key) == value for key, value in here.items()):
+                return str(kept["id"])
+            warn(f"{run_dir}: a copy of {kept.get('path')}; trackers get it as a run of its own")
+        except (UserError, AttributeError, KeyError) as error:
+            warn(f"{path}: damaged ({error}); trackers start another run")
+    identity = uuid.uuid4().hex[:16]
+    write_json(path, {"id": identity, **here})
+    return identity
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """What of a row is drawn."""
+    return {key: value for key, value in row.items() if isinstance(value, int | float) and key not in ("step", "time")}
