@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
@@ -104,18 +105,22 @@ def plan(
 @app.command()
 def average(
     run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
-    last: Annotated[int, typer.Option(min=1, help="how many of the newest checkpoints")] = 8,
+    last: Annotated[int, typer.Option(min=1, help="how many of the newest scheduled checkpoints")] = 8,
+    stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
+    steps: Annotated[str | None, typer.Option(help="exactly these instead, as 100,200,300")] = None,
     output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged")] = None,
     force: Force = False,
 ) -> None:
-    """Equal mean of the weights of the last checkpoints.
+    """Equal mean of the weights of the last scheduled checkpoints (multiples of checkpoint.save_every_steps).
 
     Example: kaiyuan average runs/quickstart/train --last 4
     """
+    chosen = _step_numbers(steps) if steps is not None else ()
     with _alone():
-        from megatron_kaiyuan.checkpoint.average import average_checkpoints
+        from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
 
-        print(average_checkpoints(run_dir, last, output or run_dir / "averaged", force))
+        wanted = Selection(last, stride, chosen)
+        print(average_checkpoints(run_dir, wanted, output or run_dir / "averaged", force))
 
 
 @app.command()
@@ -300,6 +305,13 @@ def prune(
     found = prune_run(run_dir, Retention(keep_last, keep_every_steps, keep_every_tokens), dry_run)
     print(json.dumps(dataclasses.asdict(found)) if as_json else found.summary())
     raise typer.Exit(1 if found.problems else 0)
+
+
+def _step_numbers(words: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in words.split(","))
+    except ValueError:
+        raise UserError(f"--steps {words}: write numbers with commas between, as 100,200,300") from None
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ class Listed:
         tokens: position in the token stream, as far as the manifest says.
         saved: when its manifest was written, ISO 8601, local time.
         problem: what its manifest lacks; None does not mean that its files are whole.
+        scheduled: whether it was saved at a multiple of `checkpoint.save_every_steps`; None: not known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Listed:
     saved: str | None
     is_latest: bool
     problem: str | None = None
+    scheduled: bool | None = None
 
 
 def list_checkpoints(run_dir: Path) -> list[Listed]:
@@ -124,7 +126,8 @@ def as_table(listed: list[Listed]) -> str:
     rows = [("checkpoint", "tokens", "size", "saved", "")]
     for found in listed:
         tokens = "" if found.tokens is None else f"{found.tokens:,}"
-        note = found.problem or ("latest" if found.is_latest else "")
+        words = ["latest"] * found.is_latest + ["not scheduled"] * (found.scheduled is False)
+        note = found.problem or ", ".join(words)
         rows.append((found.name, tokens, megabytes(found.bytes), found.saved or "", note))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
@@ -165,11 +168,12 @@ def require_run(run_dir: Path) -> Path:
 
 def _listed(folder: Path, step: int | None, latest: str | None) -> Listed:
     size = size_of(folder)
-    tokens, saved, problem = None, None, None
+    tokens, saved, problem, scheduled = None, None, None, None
     try:
-        tokens = read_manifest(folder).get("tokens")
+        manifest = read_manifest(folder)
+        tokens, scheduled = manifest.get("tokens"), manifest.get("scheduled")
         written = (folder / layout.MANIFEST).stat().st_mtime
         saved = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
     except (UserError, OSError) as error:
         problem = describe(error)
-    return Listed(folder.name, step, tokens, size, saved, folder.name == latest, problem)
+    return Listed(folder.name, step, tokens, size, saved, folder.name == latest, problem, scheduled)

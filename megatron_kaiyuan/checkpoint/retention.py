@@ -27,7 +27,9 @@ class Retention:
     """What to keep besides step 0, the untrained weights.
 
     Attributes:
-        keep_last: the newest ones, which averaging needs too.
+        keep_last: the newest scheduled ones, evenly spaced as averaging needs them. Others (on request, at a signal, by
+            the clock, at the end) do not push them out: of those the two newest checkpoints of all stay, and as many
+            as there are scheduled ones too few.
         keep_every_steps: multiples of it stay for ever.
         keep_every_tokens: the first checkpoint at or behind each multiple of it stays for ever.
     """
@@ -40,7 +42,7 @@ class Retention:
 def removable(run_dir: Path, retention: Retention) -> list[int]:
     """Steps that may go, ascending. At least two that look whole are left, whatever the rule says."""
     steps = [step for step in layout.steps(run_dir) if step > 0]
-    kept = set(steps[-retention.keep_last :]) | _kept_for_ever(run_dir, steps, retention)
+    kept = _newest(run_dir, steps, retention.keep_last) | _kept_for_ever(run_dir, steps, retention)
     whole = sum(_looks_whole(layout.step_folder(run_dir, step)) for step in kept)
     removed = []
     for step in reversed(steps):
@@ -94,6 +96,21 @@ def remove_unfinished(run_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for name in _WRITTEN_WHOLE:
         remove_leftovers(run_dir / name)
+
+
+def is_scheduled(folder: Path) -> bool:
+    """Whether a checkpoint was saved at a multiple of `checkpoint.save_every_steps`, as far as its manifest says."""
+    try:
+        return bool(read_manifest(folder).get("scheduled", True))
+    except (UserError, OSError):
+        return True
+
+
+def _newest(run_dir: Path, steps: list[int], keep_last: int) -> set[int]:
+    scheduled = [step for step in steps if is_scheduled(layout.step_folder(run_dir, step))]
+    kept = set(scheduled[-keep_last:]) | set(steps[-_FEWEST:])
+    others = [step for step in reversed(steps) if step not in kept]
+    return kept | set(others[: max(keep_last - len(kept), 0)])
 
 
 def _kept_for_ever(run_dir: Path, steps: list[int], retention: Retention) -> set[int]:

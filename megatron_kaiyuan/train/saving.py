@@ -128,7 +128,8 @@ class Checkpoints(Hook):
 
         self._sinks.flush()
         started = time.perf_counter()
-        about = {"step": step, "tokens": progress.tokens, "world": _world()}
+        scheduled = step % run.checkpoint.save_every_steps == 0
+        about = {"step": step, "tokens": progress.tokens, "scheduled": scheduled, "world": _world()}
         content = {**session.state.sharded(), "run": session.identity}
         self._saver.begin(layout.step_folder(run_dir, step), content, about, started=started, after=whole)
         self._saved_step = step

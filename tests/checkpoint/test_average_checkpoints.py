@@ -21,29 +21,31 @@ def one_process() -> Iterator[None]:
         yield
 
 
-def save(run_dir: Path, step: int, value: float) -> None:
+def save(run_dir: Path, step: int, value: float, **about: object) -> None:
     from megatron_kaiyuan.checkpoint import layout
     from megatron_kaiyuan.checkpoint.load import whole
     from megatron_kaiyuan.checkpoint.save import save_folder
 
     weights = {"layer.weight": torch.full((3, 2), value), "optimizer.state.exp_avg.layer.weight": torch.zeros(3, 2)}
-    save_folder(layout.step_folder(run_dir, step), {**whole(weights), "run": {"config": {"model": {}}}}, step=step)
+    save_folder(
+        layout.step_folder(run_dir, step), {**whole(weights), "run": {"config": {"model": {}}}}, step=step, **about
+    )
 
 
 def test_mean_of_the_last_without_optimizer_state(tmp_path: Path) -> None:
-    from megatron_kaiyuan.checkpoint.average import average_checkpoints
+    from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
     from megatron_kaiyuan.checkpoint.load import load_common, load_weights
 
     for step, value in ((0, 100.0), (10, 1.0), (20, 2.0), (30, 6.0)):
         save(tmp_path, step, value)
-    assert "steps 20, 30" in average_checkpoints(tmp_path, 2, tmp_path / "averaged")
+    assert "steps 20, 30" in average_checkpoints(tmp_path, Selection(2), tmp_path / "averaged")
     weights = load_weights(tmp_path / "averaged")
     assert weights.keys() == {"layer.weight"}
     assert torch.equal(weights["layer.weight"], torch.full((3, 2), 4.0))
     assert load_common(tmp_path / "averaged")["averaged_steps"] == [20, 30]
     # The untrained step 0 is none of them.
     with pytest.raises(UserError, match="4 trained checkpoints asked for, 3 found"):
-        average_checkpoints(tmp_path, 4, tmp_path / "averaged")
+        average_checkpoints(tmp_path, Selection(4), tmp_path / "averaged")
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_average_is_written_over_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_kaiyuan.checkpoint.average import average_checkpoints
+    from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
     from megatron_kaiyuan.checkpoint.load import load_weights
 
     run_dir = tmp_path / "runs" / "mine"
@@ -86,18 +88,41 @@ def test_an_average_is_written_over_nothing_but_itself(tmp_path: Path, monkeypat
     ):
         for force in (False, True):
             with pytest.raises(UserError, match=r"move it away|names no file or folder of its own"):
-                average_checkpoints(run_dir, 2, output, force)
+                average_checkpoints(run_dir, Selection(2), output, force)
             assert tree(tmp_path) == before
 
     output = run_dir / "averaged"
-    average_checkpoints(run_dir, 2, output)
-    average_checkpoints(run_dir, 2, output)
+    average_checkpoints(run_dir, Selection(2), output)
+    average_checkpoints(run_dir, Selection(2), output)
     with pytest.raises(UserError, match="averaged: holds an averaged checkpoint already, made from something else"):
-        average_checkpoints(run_dir, 3, output)
+        average_checkpoints(run_dir, Selection(3), output)
     assert torch.equal(load_weights(output)["layer.weight"], torch.full((3, 2), 4.0))
-    average_checkpoints(run_dir, 3, output, force=True)
+    average_checkpoints(run_dir, Selection(3), output, force=True)
     assert torch.equal(load_weights(output)["layer.weight"], torch.full((3, 2), 3.0))
     (output / "README.md").write_text("about these weights")
     with pytest.raises(UserError, match=r"README\.md: is not part of an averaged checkpoint"):
-        average_checkpoints(run_dir, 2, output, force=True)
+        average_checkpoints(run_dir, Selection(2), output, force=True)
     assert sorted(path.name for path in run_dir.iterdir()) == ["averaged", "checkpoints"]
+
+
+def test_which_steps_are_averaged(tmp_path: Path) -> None:
+    """A stop at 25, `save_now` at 41 and 42, and the end at 47 between scheduled steps, ten apart."""
+    from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints, select
+
+    for step in (0, 10, 20, 25, 30, 40, 41, 42, 47):
+        save(tmp_path, step, float(step), scheduled=step % 10 == 0)
+    assert select(tmp_path, Selection(3)) == [20, 30, 40]
+    assert select(tmp_path, Selection(2, stride=20)) == [20, 40]
+    assert select(tmp_path, Selection(steps=(47, 25))) == [25, 47]
+    line = average_checkpoints(tmp_path, Selection(4), tmp_path / "averaged")
+    assert "mean of steps 10, 20, 30, 40 (without the newer 41, 42, 47) in " in line
+    line = average_checkpoints(tmp_path, Selection(steps=(10, 25, 47)), tmp_path / "some")
+    assert "mean of steps 10, 25, 47 (unevenly spaced) in " in line
+    for wanted, message in (
+        (Selection(5), "5 trained checkpoints asked for, 4 scheduled ones found"),
+        (Selection(3, stride=20), "holds no scheduled step_0 for --last 3 --stride 20"),
+        (Selection(2, stride=7), "holds no scheduled step_33"),
+        (Selection(steps=(10, 11)), "holds no step_11"),
+    ):
+        with pytest.raises(UserError, match=message):
+            select(tmp_path, wanted)

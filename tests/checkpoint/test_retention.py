@@ -26,10 +26,10 @@ def prune(run_dir: Path, retention: Retention) -> list[int]:
     return removed
 
 
-def make(run_dir: Path, *steps: int) -> None:
+def make(run_dir: Path, *steps: int, **about: object) -> None:
     for step in steps:
         folder = make_step(run_dir, step)
-        layout.write_manifest(folder, step=step, tokens=step * TOKENS_PER_STEP)
+        layout.write_manifest(folder, step=step, tokens=step * TOKENS_PER_STEP, **about)
 
 
 def test_the_newest_and_step_0_stay(tmp_path: Path) -> None:
@@ -139,3 +139,18 @@ def test_a_copy_under_another_name_is_neither_used_nor_removed(tmp_path: Path) -
         read_manifest(layout.step_folder(tmp_path, 15))
     assert prune(tmp_path, Retention(keep_last=2)) == [10]
     assert layout.steps(tmp_path) == [15, 20, 30]
+
+
+def test_saves_on_request_do_not_push_scheduled_ones_out(tmp_path: Path) -> None:
+    for step in (20, 40, 60, 80, 85, 86, 87, 88, 100):
+        make(tmp_path, step, scheduled=step % 20 == 0)
+        prune(tmp_path, Retention(keep_last=4))
+    assert layout.steps(tmp_path) == [40, 60, 80, 88, 100]
+
+
+def test_without_scheduled_ones_the_newest_stay(tmp_path: Path) -> None:
+    """A run that saves by the clock alone."""
+    for step in (3, 7, 12, 18, 25):
+        make(tmp_path, step, scheduled=False)
+        prune(tmp_path, Retention(keep_last=3))
+    assert layout.steps(tmp_path) == [12, 18, 25]
