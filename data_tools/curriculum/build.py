@@ -22,10 +22,11 @@ from data_tools.curriculum.packing import Packing, pack_phase, stretch_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
-from data_tools.curriculum.recipe import PhaseRecipe, load_order, nearest
+from data_tools.curriculum.recipe import OrderRecipe, PhaseRecipe, load_order, nearest
 from data_tools.curriculum.source import Source
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.data.phase import FORMAT
+from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_json, write_json, write_sealed_json
 
@@ -72,7 +73,8 @@ def build_recipe(
     """Build every phase of a recipe, or one, into folders of their names in `output`; print each, return a summary.
 
     Raises:
-        UserError: as `load_order` and `build_phase`, or the recipe has no phase of that name.
+        UserError: as `load_order` and `build_phase`, the recipe has no phase of that name, or two tokenizers made
+            its corpora.
     """
     order = load_order(recipe, overrides)
     phases = [phase for phase in order.phases if phase_name in (None, phase.name)]
@@ -80,6 +82,7 @@ def build_recipe(
         raise UserError(
             f"{recipe}: no phase {phase_name!r}; {nearest(str(phase_name), [p.name for p in order.phases])}"
         )
+    _check_tokenizers(order, phases)
     built = []
     for phase in phases:
         folder = output / phase.name
@@ -135,6 +138,13 @@ def build_phase(
     datasets = [(source.name, *count, len(source.corpus)) for source, count in zip(sources, counts, strict=True)]
     seconds = time.perf_counter() - began
     return BuiltPhase(folder, phase.order, manifest["documents"], manifest["tokens"], seconds, datasets, notes, packing)
+
+
+def _check_tokenizers(order: OrderRecipe, phases: Sequence[PhaseRecipe]) -> None:
+    """Refuse a recipe whose ids mean two things. Corpora that no phase takes are not looked at."""
+    taken = dict.fromkeys(dataset.corpus for phase in phases for dataset in phase.datasets)
+    named = [(f"corpus {name!r} ({order.corpora[name]})", tokenizer_of_corpus(order.corpora[name])) for name in taken]
+    only_tokenizer(named, "tokenize all corpora of a recipe with one tokenizer")
 
 
 def _absent(prefix: Path) -> bool:

@@ -46,13 +46,15 @@ def evaluate(
     Raises:
         UserError: a package, folder, corpus or file is missing or wrong; the message names it.
     """
-    from megatron_kaiyuan.evaluate.heldout import open_corpora
+    from megatron_kaiyuan.evaluate.heldout import check_tokenizer, open_corpora
 
     work.mkdir(parents=True, exist_ok=True)
     with offline(work / "cache"):
         for module in ("transformers", "lm_eval"):
             require(module, extra="eval", purpose="the evaluation")
         corpora = open_corpora(held_out)
+        for folder in filter(None, (model_folder, baseline_folder)):
+            check_tokenizer(folder, corpora)
         items = write_tasks(held_out_text, work, sizes or TaskSizes(), seed)
         measured = [
             _measure(folder, corpora, work, list(items), seq_length, token_limit, device) if folder else None

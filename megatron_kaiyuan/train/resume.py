@@ -15,6 +15,7 @@ from megatron_kaiyuan.cluster.groups import agreed, told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import Change, compare, flatten, is_structural
 from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.data.tokenizer_identity import difference
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.train.state import TrainState
@@ -80,6 +81,7 @@ def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
             }
             for phase in stream.phases
         ],
+        "tokenizer": stream.tokenizer,
         "versions": versions(),
         "git": told_by_rank_0(git_state),
         "world_size": torch.distributed.get_world_size(),
@@ -97,6 +99,9 @@ def _accept(folder: Path, identity: dict[str, Any]) -> list[Change]:
     changes = compare(saved["config"], identity["config"])
     begun, ahead = _compare_phases(saved["phases"], identity["phases"], common["progress"]["tokens"])
     refused = [change for change in changes if is_structural(change)] + begun
+    was, now = saved.get("tokenizer"), identity["tokenizer"]
+    if difference(was, now):
+        refused.append(Change("the tokenizer of the corpora", was["fingerprint"], now["fingerprint"]))
     if refused:
         raise UserError(
             f"{folder}: cannot be resumed: {'; '.join(map(str, refused))}; undo that, or choose another run_dir "
