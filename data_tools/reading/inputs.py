@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.redaction import redact
 
 Format = Literal["json", "parquet", "text"]
 
@@ -40,11 +41,12 @@ class InputFile:
     """A file as it was when it was found.
 
     Attributes:
-        name: path or URL, as it is to be shown.
+        name: path or URL as it is shown and recorded, without credentials.
         format: what is inside, after unpacking.
         packing: Arrow's name of the compression, "" for none.
         size: bytes as stored.
         version: changes when the file does: the time of the last change in nanoseconds, or a server's tag.
+        location: path or URL by which it is opened; it is recorded nowhere.
     """
 
     name: str
@@ -52,6 +54,7 @@ class InputFile:
     packing: str
     size: int
     version: str
+    location: str = field(repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -86,7 +89,7 @@ def open_stored(file: InputFile) -> Iterator[BinaryIO]:
         UserError: the system or the server refuses, or what is packed is damaged; also while it is read in the `with`.
     """
     try:
-        with open(file.name, "rb") if file.is_local else _open_url(file.name) as stored:
+        with open(file.location, "rb") if file.is_local else _open_url(file.location) as stored:
             yield stored
     # fsspec's file systems raise ValueError too, as for a web server that cannot give a part of a file.
     except (OSError, EOFError, ValueError) as error:
@@ -107,7 +110,7 @@ def require_unchanged(file: InputFile) -> None:
     Raises:
         UserError: size or time of change is another than when the file was found.
     """
-    if file.is_local and _describe(file.name) != file:
+    if file.is_local and _describe(file.location) != file:
         raise UserError(f"{file.name}: was changed while it was read; run the command again when it is finished")
 
 
@@ -163,7 +166,8 @@ def _describe(name: str) -> InputFile:
     form = _FORMATS.get(kind, "json")
     if form == "parquet" and packing:
         raise UserError(f"{name}: a Parquet file packed once more cannot be read in parts; unpack it")
-    return InputFile(name, form, _PACKING.get(packing, ""), size, version)
+    shown = redact(name) if _is_url(name) else name
+    return InputFile(shown, form, _PACKING.get(packing, ""), size, version, name)
 
 
 def _local_state(name: str) -> tuple[int, str]:

@@ -119,5 +119,7 @@ def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:
-    content = json.dumps([asdict(file), start, stop, about], sort_keys=True)
+    # Not the location: with another password or signature it is the same file.
+    known = {field: value for field, value in asdict(file).items() if field != "location"}
+    content = json.dumps([known, start, stop, about], sort_keys=True)
     return xxhash.xxh3_128_hexdigest(content.encode())

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.redaction import redact, redact_values
 
 Row = dict[str, Any]
 
@@ -145,11 +146,11 @@ class Sinks:
         self._each(lambda sink: sink.write(row))
 
     def event(self, name: str, **details: Any) -> None:
-        row = {"event": name, **details, "time": time.time()}
+        row = redact_values({"event": name, **details, "time": time.time()})
         self._each(lambda sink: sink.event(row))
 
     def table(self, name: str, **details: Any) -> None:
-        row = {"event": name, **details, "time": time.time()}
+        row = redact_values({"event": name, **details, "time": time.time()})
         self._each(lambda sink: sink.table(row))
 
     def close(self) -> None:
@@ -177,13 +178,13 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
     if monitor.tensorboard:
         makers.append(lambda: TensorBoard(run_dir / "tensorboard"))
     if monitor.wandb:
-        makers.append(lambda: Wandb(run_dir, monitor.wandb_project, config))
+        makers.append(lambda: Wandb(run_dir, monitor.wandb_project, redact_values(config)))
     return Sinks(makers)
 
 
 def warn(message: str) -> None:
     """One line of warning on standard error."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {redact(message)}", file=sys.stderr, flush=True)
 
 
 def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:

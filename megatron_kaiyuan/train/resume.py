@@ -18,6 +18,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import difference
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
+from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.versions import git_state, versions
 
@@ -69,7 +70,7 @@ def restore_step(state: TrainState, folder: Path) -> None:
 def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
     """What a checkpoint says about the run that wrote it. Collective."""
     return {
-        "config": run.model_dump(mode="json"),
+        "config": redact_values(run.model_dump(mode="json")),
         "phases": [
             {
                 "name": phase.name,

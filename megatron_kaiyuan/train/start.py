@@ -24,6 +24,7 @@ from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
 from megatron_kaiyuan.train.forensics import forensics
@@ -205,7 +206,7 @@ def _schedule(run: RunConfig, stream: TokenStream, end: int) -> Schedule:
 def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
     if torch.distributed.get_rank() != 0:
         return Sinks([])
-    config = run.model_dump(mode="json")
+    config = redact_values(run.model_dump(mode="json"))
     write_text(run.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     return open_sinks(run.run_dir, run.monitor, total_steps, config)
 
