@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from megatron_kaiyuan.redaction import redact
+
 
 class UserError(Exception):
     """Bad input: the message names the file or field and says what to do.
 
-    The command line prints it as one line and exits with 2; no stack trace is shown.
+    The command line prints it as one line and exits with 2; no stack trace is shown, and no credential.
 
     Attributes:
         every_rank: every rank of the job holds this same error, so that rank 0 alone prints it.
@@ -17,7 +19,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, every_rank: bool = False):
-        super().__init__(" ".join(message.split()))
+        super().__init__(redact(" ".join(message.split())))
         self.every_rank = every_rank
 
 
@@ -25,7 +27,7 @@ def describe(error: UserError | OSError) -> str:
     """One line about a mistake of the user's, or about a file that the system refuses (full disk, no permission)."""
     if isinstance(error, UserError):
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+    return redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
 
 
 def require(module: str, extra: str, purpose: str) -> Any:

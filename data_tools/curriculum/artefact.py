@@ -91,4 +91,5 @@ def _corpus(source: Source, folder: Path, missing: int, kept: Kept, count: tuple
         "documents": documents,
         "tokens": tokens,
         "max_token_id": source.max_token_id(),
+        "tokenizer": source.tokenizer,
     }

@@ -23,10 +23,11 @@ from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
-from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
+from data_tools.curriculum.recipe import DatasetRecipe, OrderRecipe, PhaseRecipe, load_order, nearest
 from data_tools.curriculum.source import Source
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
+from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
 from megatron_kaiyuan.outputs import Output, check, claim, identity_of, refuse_unlisted
@@ -80,7 +81,8 @@ def build_recipe(
     """Build every phase of a recipe, or one, into folders of their names in `output`; print each, return a summary.
 
     Raises:
-        UserError: as `load_order` and `build_phase`, or the recipe has no phase of that name.
+        UserError: as `load_order` and `build_phase`, the recipe has no phase of that name, or two tokenizers made
+            its corpora.
     """
     order = load_order(recipe, overrides)
     phases = [phase for phase in order.phases if phase_name in (None, phase.name)]
@@ -88,6 +90,7 @@ def build_recipe(
         raise UserError(
             f"{recipe}: no phase {phase_name!r}; {nearest(str(phase_name), [p.name for p in order.phases])}"
         )
+    _check_tokenizers(order, phases)
     for phase in phases:
         place = Output(output / phase.name, PHASE)
         check(place, _identity(phase, order.corpora), earlier_phase, force)
@@ -207,6 +210,13 @@ def _present(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> list[DatasetRec
     if not present:
         raise UserError(f"phase {phase.name}: all its corpora are optional and none exists; make one first")
     return present
+
+
+def _check_tokenizers(order: OrderRecipe, phases: Sequence[PhaseRecipe]) -> None:
+    """Refuse a recipe whose ids mean two things. Corpora that no phase takes are not looked at."""
+    taken = dict.fromkeys(dataset.corpus for phase in phases for dataset in phase.datasets)
+    named = [(f"corpus {name!r} ({order.corpora[name]})", tokenizer_of_corpus(order.corpora[name])) for name in taken]
+    only_tokenizer(named, "tokenize all corpora of a recipe with one tokenizer")
 
 
 def _absent(prefix: Path) -> bool:

@@ -15,6 +15,7 @@ from data_tools import _index
 from data_tools.corpora.corpus import manifest_path, metadata_path
 from data_tools.curriculum.recipe import DatasetRecipe, nearest
 from megatron_kaiyuan.data.indexed import HEADER, IndexedCorpus, bin_path, idx_path
+from megatron_kaiyuan.data.tokenizer_identity import tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
 
@@ -30,6 +31,7 @@ class Source:
     Attributes:
         recipe: its line in the phase.
         corpus: opened; no row of it is read through its map.
+        tokenizer: that made the corpus; None: unknown.
 
     Raises:
         UserError: the corpus is missing or damaged, or has no such score.
@@ -38,6 +40,7 @@ class Source:
     def __init__(self, recipe: DatasetRecipe, prefix: Path, threads: int):
         self.recipe = recipe
         self.corpus = IndexedCorpus(prefix, check=None)
+        self.tokenizer = tokenizer_of_corpus(prefix)
         self._index = idx_path(prefix)
         try:
             _index.check(os.fsencode(self._index), bin_path(prefix).stat().st_size, threads)

@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from glob import has_magic
 from pathlib import Path, PurePosixPath
@@ -41,6 +41,7 @@ from data_tools.reading.packing import (
 )
 from data_tools.reading.unicode_marks import refuse_other_encodings
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.redaction import redact
 
 Format = Literal["json", "parquet", "text"]
 
@@ -63,11 +64,12 @@ class InputFile:
     """A file as it was when it was found.
 
     Attributes:
-        name: path or URL, as it is to be shown.
+        name: path or URL as it is shown and recorded, without credentials.
         format: what is inside, after unpacking.
         packing: how it is packed, by its first bytes; "" for not at all.
         size: bytes as stored.
         version: changes when the file does: the time of the last change in nanoseconds, or a server's tag.
+        location: path or URL by which it is opened; it is recorded nowhere.
     """
 
     name: str
@@ -75,6 +77,11 @@ class InputFile:
     packing: str
     size: int
     version: str
+    location: str = field(repr=False)
+
+    def identity(self) -> dict[str, Any]:
+        """All fields but the location: with another password or signature it is the same file."""
+        return {name: value for name, value in asdict(self).items() if name != "location"}
 
     @property
     def is_local(self) -> bool:
@@ -120,7 +127,7 @@ def open_stored(file: InputFile) -> Iterator[BinaryIO]:
         UserError: the system or the server refuses, or what is packed is damaged; also while it is read in the `with`.
     """
     try:
-        with open(file.name, "rb") if file.is_local else _open_url(file.name) as stored:
+        with open(file.location, "rb") if file.is_local else _open_url(file.location) as stored:
             yield stored
     # fsspec's file systems raise ValueError too, as for a web server that cannot give a part of a file.
     except UNPACK_ERRORS as error:
@@ -148,13 +155,13 @@ def require_unchanged(file: InputFile) -> None:
     Raises:
         UserError: size or time of change is another than when the file was found.
     """
-    if file.is_local and _describe(file.name) != file:
+    if file.is_local and _describe(file.location) != file:
         raise UserError(f"{file.name}: was changed while it was read; run the command again when it is finished")
 
 
 @lru_cache(1024)
 def _print_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(redact(line), file=sys.stderr, flush=True)
 
 
 def _list(word: str) -> Listing:
@@ -223,7 +230,8 @@ def _describe(name: str) -> InputFile:
         raise UserError(f"{name}: a Parquet file packed once more cannot be read in parts; unpack it")
     if form != "parquet" and not packing:
         refuse_other_encodings(name, beginning, form == "text")
-    return InputFile(name, form, packing, size, version)
+    shown = redact(name) if _is_url(name) else name
+    return InputFile(shown, form, packing, size, version, name)
 
 
 def _beginning(name: str) -> bytes:

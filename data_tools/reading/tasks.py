@@ -95,7 +95,7 @@ def cut_tasks(
 
 def work_identity(files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], key: str) -> str:
     """Fingerprint of all that the corpus of one json key is made from, however it is cut into tasks."""
-    return identity_of("preprocess", key, [asdict(file) for file in files], _about(settings, tokenizer))
+    return identity_of("preprocess", key, [file.identity() for file in files], _about(settings, tokenizer))
 
 
 def is_whole(file: InputFile, settings: Settings) -> bool:
@@ -125,5 +125,5 @@ def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:
-    content = json.dumps([asdict(file), start, stop, about], sort_keys=True)
+    content = json.dumps([file.identity(), start, stop, about], sort_keys=True)
     return xxhash.xxh3_128_hexdigest(content.encode())

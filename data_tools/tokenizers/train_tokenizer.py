@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def train_and_save(
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
     require_name(output, "--output")
-    identity = identity_of("tokenizer", [asdict(file) for file in find_inputs(inputs)], json_key, vocab_size)
+    identity = identity_of("tokenizer", [file.identity() for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):
         content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)

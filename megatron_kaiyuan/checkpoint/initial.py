@@ -20,6 +20,7 @@ from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, stored_t
 from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder, difference
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.model import names
 from megatron_kaiyuan.model.build import Network
@@ -38,26 +39,29 @@ _FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
 POST_NORM = ".post_norm."
 
 
-def initialise(network: Network, model: ModelConfig, source: Path) -> list[str]:
+def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: Tokenizer | None = None) -> list[str]:
     """Put the weights of `source` into a network of any layout of ranks. Collective.
 
     The optimizer's main weights are the caller's to renew.
+
+    Args:
+        tokenizer: of the corpora to train on; None: unknown.
 
     Returns:
         What is not as in the source, one line each.
 
     Raises:
-        UserError: the source is missing or damaged, or its shapes are others.
+        UserError: the source is missing or damaged, or of other shapes or another tokenizer.
     """
     kind = agreed(lambda: kind_of(source))
     if kind == "qwen3":
         folder = agreed(lambda: Qwen3Folder(source))
-        notes = agreed(lambda: folder.compare(model))
+        notes = agreed(lambda: [*folder.compare(model), *_foreign_tokenizer(source, tokenizer)])
         agreed(lambda: [copy_into(chunk, folder, model) for chunk in network.chunks])
         return notes
     if problems := verify_together(source):
         raise UserError(f"init_from: {problems[0]}", every_rank=True)
-    notes = agreed(lambda: _compare(source, model))
+    notes = agreed(lambda: _compare(source, model, tokenizer))
     _load_what_is_there(network, source)
     return notes
 
@@ -79,13 +83,23 @@ def kind_of(source: Path) -> str:
     )
 
 
-def _compare(source: Path, model: ModelConfig) -> list[str]:
-    saved = ModelConfig.model_validate(load_common(source)["run"]["config"]["model"])
+def _foreign_tokenizer(source: Path, tokenizer: Tokenizer | None) -> list[str]:
+    """A note only: a tokenizer.json may have been written anew with the same ids."""
+    if tokenizer is None or compare_folder(tokenizer, source) != "other":
+        return []
+    return ["its tokenizer file is not the one that made the corpora: does each id mean the same there?"]
+
+
+def _compare(source: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> list[str]:
+    run = load_common(source)["run"]
+    saved = ModelConfig.model_validate(run["config"]["model"])
     differences = [
         f"model.{name} is {getattr(saved, name)!r} there, {getattr(model, name)!r} here"
         for name in _SHAPE_FIELDS
         if getattr(saved, name) != getattr(model, name)
     ]
+    if different := difference(run.get("tokenizer"), tokenizer):
+        differences.append(f"another tokenizer made the corpora here ({different})")
     if saved.sandwich_norm and not model.sandwich_norm:
         differences.append("model.sandwich_norm is on there, off here: its gains would be lost")
     if saved.embedding_norm and not model.embedding_norm:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import Phase
+from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 
 # What the marks of a token say; csrc/reader.h.
@@ -30,9 +31,11 @@ class TokenStream:
         phases: the opened phases.
         boundaries: int64[phases + 1], position at which each phase starts, then the total.
         tokens: tokens of all phases.
+        tokenizer: that made the corpora; None: unknown.
 
     Raises:
-        UserError: a phase cannot be opened, or a corpus was tokenized with a larger vocabulary.
+        UserError: a phase cannot be opened, two tokenizers made the corpora, or a corpus holds ids that are not
+            below `vocab_size`.
     """
 
     def __init__(self, phase_folders: Sequence[Path], vocab_size: int, *, check: tuple[int, int] | None = (0, 1)):
@@ -42,6 +45,9 @@ class TokenStream:
         self.boundaries: NDArray[np.int64] = np.cumsum([0, *(phase.tokens for phase in self.phases)], dtype=np.int64)
         self.tokens = int(self.boundaries[-1])
         self._reader = _reader.Stream([phase.reader for phase in self.phases], vocab_size)
+        self.tokenizer = only_tokenizer(
+            [pair for phase in self.phases for pair in _tokenizers(phase)], "train on corpora of one tokenizer"
+        )
         for phase in self.phases:
             _check_largest_ids(phase, vocab_size)
             if check is not None:
@@ -127,6 +133,14 @@ class TokenStream:
             raise self.phases[phase].explain(damage) from damage
         prefix = self.phases[phase].corpora[dataset].prefix
         raise UserError(_outside(f"{prefix}: {message}", self.vocab_size)) from damage
+
+
+def _tokenizers(phase: Phase) -> list[tuple[str, Tokenizer | None]]:
+    """What made each corpus; phases of before this was recorded have it from the manifests of their corpora."""
+    return [
+        (f"{corpus.prefix} (phase {phase.folder})", entry.get("tokenizer") or tokenizer_of_corpus(corpus.prefix))
+        for corpus, entry in zip(phase.corpora, phase.manifest["corpora"], strict=True)
+    ]
 
 
 def _check_largest_ids(phase: Phase, vocab_size: int) -> None:

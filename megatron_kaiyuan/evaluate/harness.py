@@ -57,6 +57,7 @@ def run_tasks(
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_length=max_length,
+            trust_remote_code=False,
             # Documents are parted by end-of-text in training: each is scored as following one.
             prefix_token_id=tokenizer.eos_token_id,
         )

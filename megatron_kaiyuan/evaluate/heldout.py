@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.tokenizer_identity import compare_folder, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,6 +93,21 @@ def open_corpora(prefixes: Sequence[Path]) -> dict[str, IndexedCorpus]:
             raise UserError(f"{prefix}: another held-out corpus is called {name!r} too; rename one")
         corpora[name] = IndexedCorpus(prefix)
     return corpora
+
+
+def check_tokenizer(model_folder: Path, corpora: Mapping[str, IndexedCorpus]) -> None:
+    """Compare the tokenizer in a model's folder with those that made the corpora; unknown ones are passed over.
+
+    Raises:
+        UserError: another tokenizer made a corpus.
+    """
+    for corpus in corpora.values():
+        tokenizer = tokenizer_of_corpus(corpus.prefix)
+        if tokenizer and compare_folder(tokenizer, model_folder) == "other":
+            raise UserError(
+                f"{corpus.prefix}: made by another tokenizer than the one in {model_folder} (fingerprint "
+                f"{tokenizer['fingerprint']}); evaluate on corpora of the model's tokenizer"
+            )
 
 
 def unigram_entropy(counts: NDArray[np.int64]) -> float:

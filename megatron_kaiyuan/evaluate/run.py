@@ -55,7 +55,7 @@ def evaluate(
         UserError: a package, folder, corpus or file is missing or wrong, or `output` holds something else; the message
             names it.
     """
-    from megatron_kaiyuan.evaluate.heldout import open_corpora
+    from megatron_kaiyuan.evaluate.heldout import check_tokenizer, open_corpora
 
     sizes = sizes or TaskSizes()
     folders = [folder for folder in (model_folder, baseline_folder) if folder]
@@ -68,6 +68,8 @@ def evaluate(
             for module in ("transformers", "lm_eval"):
                 require(module, extra="eval", purpose="the evaluation")
             corpora = open_corpora(held_out)
+            for model in folders:
+                check_tokenizer(model, corpora)
             items = write_tasks(held_out_text, folder, sizes, seed)
             measured = [
                 _measure(model, corpora, folder, list(items), seq_length, token_limit, device) if model else None

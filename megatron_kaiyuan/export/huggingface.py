@@ -20,6 +20,7 @@ import torch
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
+from megatron_kaiyuan.export.older_names import add_older_names
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.model import names
 from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, write_record
@@ -50,6 +51,8 @@ def export_model(
     force: bool = False,
 ) -> Path:
     """Write a Hugging Face model folder: FP32 safetensors, config, generation config, tokenizer.
+
+    transformers 4 and 5 read it alike.
 
     Args:
         weights: full tensors by megatron-core name, as `dist_checkpointing.load_plain_tensors` gives them for a
@@ -84,6 +87,8 @@ def export_model(
             network.save_pretrained(new)
             if tokenizer_folder:
                 _copy_tokenizer(tokenizer_folder, new)
+            add_older_names(new)
+            if tokenizer_folder:
                 load_tokenizer(new)
         write_record(new, FORMAT, identity)
     return destination

@@ -28,7 +28,7 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     try:
         with quiet_transformers():
             network = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load this model ({error}); export it again") from error
@@ -51,7 +51,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{file}: tokenizer not found; name a folder with a Hugging Face tokenizer")
     try:
         plain = tokenizers.Tokenizer.from_file(str(file))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # tokenizers raises bare Exceptions for a damaged file.
     except Exception as error:
         raise UserError(f"{folder}: transformers cannot load the tokenizer here ({error})") from error

@@ -9,10 +9,12 @@ import torch
 from megatron_kaiyuan.checkpoint.load import load_common, load_into, load_weights
 from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
+from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.compare import largest_logit_difference
 from megatron_kaiyuan.export.huggingface import EXPORTED, FORMAT, export_model
 from megatron_kaiyuan.model.build import build_model, transformer_config
+from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.outputs import Output, check, files_identity, identity_of, recorded_folder
 
 _COMPARED_SEQUENCES, _COMPARED_LENGTH = 2, 128
@@ -28,7 +30,8 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
         force: an export of another checkpoint may be replaced.
 
     Raises:
-        UserError: the checkpoint is missing or damaged, or cannot be represented, or `output` holds something else.
+        UserError: the checkpoint is missing or damaged, cannot be represented, or has corpora of another
+            tokenizer; or `output` holds something else.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
@@ -37,8 +40,10 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
     )
     # Before the weights are read, which takes long.
     check(Output(output, EXPORTED), identity, recorded_folder(FORMAT), force)
-    weights = load_weights(folder)
-    model = ModelConfig(**load_common(folder)["run"]["config"]["model"])
+    weights, run = load_weights(folder), load_common(folder)["run"]
+    if tokenizer_folder:
+        check_tokenizer(run.get("tokenizer"), tokenizer_folder, folder)
+    model = ModelConfig(**run["config"]["model"])
     export_model(weights, model, output, tokenizer_folder, identity, force)
     network = _megatron_network(folder, model)
     length = min(_COMPARED_LENGTH, model.max_position_embeddings)
@@ -48,6 +53,23 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
     difference = largest_logit_difference(output, lambda ids: network(ids, position_ids_bs, None), token_ids_bs)
     parameters = sum(tensor.numel() for tensor in weights.values())
     return f"export: {parameters:,} parameters in {output}, largest logit difference to megatron-core {difference:.2e}"
+
+
+def check_tokenizer(trained_on: Tokenizer | None, tokenizer_folder: Path, checkpoint: Path) -> None:
+    """Compare a folder's tokenizer with the one of the corpora that a checkpoint was trained on; None: unknown.
+
+    Raises:
+        UserError: they are two.
+    """
+    found = "unknown" if trained_on is None else compare_folder(trained_on, tokenizer_folder)
+    if found == "other":
+        assert trained_on is not None
+        raise UserError(
+            f"{tokenizer_folder}: is not the tokenizer that made the corpora of {checkpoint} ({trained_on['file']}, "
+            f"fingerprint {trained_on['fingerprint']}); name the folder of that one"
+        )
+    if found == "unknown":
+        warn(f"{tokenizer_folder}: cannot be compared with the tokenizer of {checkpoint}'s corpora, which is not known")
 
 
 def _megatron_network(folder: Path, model: ModelConfig) -> torch.nn.Module:

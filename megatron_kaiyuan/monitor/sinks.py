@@ -16,6 +16,7 @@ from typing import Any
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import break_hard_links
+from megatron_kaiyuan.redaction import redact, redact_values
 
 Row = dict[str, Any]
 
@@ -142,11 +143,11 @@ class Sinks:
         self._each(lambda sink: sink.write(row))
 
     def event(self, name: str, **details: Any) -> None:
-        row = {"event": name, **details, "time": time.time()}
+        row = redact_values({"event": name, **details, "time": time.time()})
         self._each(lambda sink: sink.event(row))
 
     def table(self, name: str, **details: Any) -> None:
-        row = {"event": name, **details, "time": time.time()}
+        row = redact_values({"event": name, **details, "time": time.time()})
         self._each(lambda sink: sink.table(row))
 
     def flush(self) -> None:
@@ -177,7 +178,7 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
         [
             lambda: JsonLines(run_dir / "metrics.jsonl"),
             lambda: Terminal(total_steps),
-            *tracker_sinks(run_dir, monitor, config),
+            *tracker_sinks(run_dir, monitor, redact_values(config)),
         ]
     )
 
@@ -185,7 +186,7 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
 def warn(message: str) -> None:
     """One line of warning on standard error; never an error of its own, even where a library has put its own stream."""
     with contextlib.suppress(Exception):
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        print(f"warning: {redact(message)}", file=sys.stderr, flush=True)
 
 
 def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:

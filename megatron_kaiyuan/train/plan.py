@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.train.run_folder import require_run_folder
+
+# Vocabularies are rounded up so that they can be cut and multiplied fast; nobody needs more than this.
+_LARGEST_PADDING = 1024
 
 
 def count_steps(run: RunConfig, stream: TokenStream) -> int:
@@ -61,6 +65,31 @@ def pack_length(stream: TokenStream) -> int | None:
     return lengths[0]
 
 
+def check_vocabulary(run: RunConfig, stream: TokenStream) -> str | None:
+    """Compare the model's vocabulary with the tokenizer's, where that is known.
+
+    Returns:
+        A warning where the model has more ids than rounding up to a multiple of 1,024 explains; else None.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if stream.tokenizer is None:
+        return None
+    size = stream.tokenizer["vocab_size"]
+    if run.model.vocab_size < size:
+        raise UserError(
+            f"model.vocab_size {run.model.vocab_size:,} is below the {size:,} ids of the tokenizer that made the "
+            f"corpora; set it to {size}"
+        )
+    if run.model.vocab_size <= -(-size // _LARGEST_PADDING) * _LARGEST_PADDING:
+        return None
+    return (
+        f"model.vocab_size {run.model.vocab_size:,} is far above the {size:,} ids of the tokenizer that made the "
+        "corpora: the other rows are never trained and cost memory; is it that of another tokenizer?"
+    )
+
+
 def _available_tokens(stream: TokenStream) -> int:
     # The last label of a batch is the token behind it; packs have none there.
     return stream.tokens - (pack_length(stream) is None)
@@ -82,4 +111,6 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     require_run_folder(run.run_dir)
     # Headers and samples only: the ranks will share the rest, which may take one process minutes.
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
+    if warning := check_vocabulary(run, stream):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     return f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

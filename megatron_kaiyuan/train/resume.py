@@ -15,8 +15,10 @@ from megatron_kaiyuan.cluster.groups import agreed, told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import Change, compare, flatten, is_structural
 from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.data.tokenizer_identity import difference
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
+from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.versions import git_state, versions
 
@@ -68,7 +70,7 @@ def restore_step(state: TrainState, folder: Path) -> None:
 def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
     """What a checkpoint says about the run that wrote it. Collective."""
     return {
-        "config": run.model_dump(mode="json"),
+        "config": redact_values(run.model_dump(mode="json")),
         "phases": [
             {
                 "name": phase.name,
@@ -80,6 +82,7 @@ def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
             }
             for phase in stream.phases
         ],
+        "tokenizer": stream.tokenizer,
         "versions": versions(),
         "git": told_by_rank_0(git_state),
         "world_size": torch.distributed.get_world_size(),
@@ -97,6 +100,9 @@ def _accept(folder: Path, identity: dict[str, Any]) -> list[Change]:
     changes = compare(saved["config"], identity["config"])
     begun, ahead = _compare_phases(saved["phases"], identity["phases"], common["progress"]["tokens"])
     refused = [change for change in changes if is_structural(change)] + begun
+    was, now = saved.get("tokenizer"), identity["tokenizer"]
+    if difference(was, now):
+        refused.append(Change("the tokenizer of the corpora", was["fingerprint"], now["fingerprint"]))
     if refused:
         raise UserError(
             f"{folder}: cannot be resumed: {'; '.join(map(str, refused))}; undo that, or choose another run_dir "

@@ -13,6 +13,7 @@ from megatron_kaiyuan.checkpoint.lock import LOCK
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.outputs import Output, check_place
+from megatron_kaiyuan.redaction import redact_values
 
 CONFIG = "config.yaml"
 # Files that a run writes by these names.
@@ -44,8 +45,8 @@ def require_run_folder(run_dir: Path) -> None:
 
 
 def write_config(run: RunConfig) -> None:
-    """Record the configuration of a run, every field with its value."""
-    content = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
+    """Record the configuration of a run, every field with its value, credentials taken out."""
+    content = yaml.safe_dump(redact_values(run.model_dump(mode="json")), sort_keys=False)
     write_text(run.run_dir / CONFIG, _HEADER + content)
 
 

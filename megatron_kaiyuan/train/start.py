@@ -17,11 +17,13 @@ from megatron_kaiyuan.cluster.groups import agreed, process_groups
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
 from megatron_kaiyuan.train.forensics import forensics
@@ -30,7 +32,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
-from megatron_kaiyuan.train.plan import count_steps, last_position
+from megatron_kaiyuan.train.plan import check_vocabulary, count_steps, last_position
 from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -87,6 +89,9 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
+    warning = agreed(lambda: check_vocabulary(run, stream))
+    if warning and torch.distributed.get_rank() == 0:
+        warn(warning)
     startup.ended("data")
     state = build_state(run, platform)
     startup.ended("model")
@@ -97,7 +102,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     only_job = OnlyJob(run.run_dir)
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
-    notes = _initialise(run, state, resumed)
+    notes = _initialise(run, state, resumed, stream.tokenizer)
     left_out = LeftOut(run.run_dir, resumed)
     left_out.recall(state.progress, bad_steps)
     end = last_position(run, stream, state.progress.tokens)
@@ -182,13 +187,13 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     return TrainState(network, models, optimizer, platform, Progress(), recorded)
 
 
-def _initialise(run: RunConfig, state: TrainState, resumed: Resumed) -> list[str]:
+def _initialise(run: RunConfig, state: TrainState, resumed: Resumed, tokenizer: Tokenizer | None) -> list[str]:
     """Take the weights that a new run starts from, if it names any; what is to be said about it."""
     if run.init_from is None:
         return []
     if resumed.step is not None:
         return [f"not used: the run has a checkpoint of its own, step {resumed.step}"]
-    notes = initialise(state.network, run.model, run.init_from)
+    notes = initialise(state.network, run.model, run.init_from, tokenizer)
     reload_main_weights(state.optimizer)
     return notes
 
@@ -221,7 +226,7 @@ def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
     if torch.distributed.get_rank() != 0:
         return Sinks([])
     write_config(run)
-    return open_sinks(run.run_dir, run.monitor, total_steps, run.model_dump(mode="json"))
+    return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))
 
 
 def _count_parameters(state: TrainState) -> int:

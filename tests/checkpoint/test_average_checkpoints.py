@@ -44,7 +44,7 @@ def test_mean_of_the_last_without_optimizer_state(tmp_path: Path) -> None:
     assert torch.equal(weights["layer.weight"], torch.full((3, 2), 4.0))
     assert load_common(tmp_path / "averaged")["averaged_steps"] == [20, 30]
     # The untrained step 0 is none of them.
-    with pytest.raises(UserError, match="4 trained checkpoints asked for, 3 found"):
+    with pytest.raises(UserError, match="4 trained checkpoints asked for, 3 scheduled ones found"):
         average_checkpoints(tmp_path, Selection(4), tmp_path / "averaged")
 
 

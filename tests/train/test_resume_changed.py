@@ -47,3 +47,25 @@ def test_a_phase_that_is_still_ahead_may_be_built_anew(recipe: Path, finished_ru
     done = train(1, recipe, f"run_dir={run_dir}", f"data.phases.1.path={phase}", "train.train_tokens=5120")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "name of phase 'second' was 'second', is 'new second'" in done.stderr
+
+
+def test_phases_of_another_tokenizer_are_refused(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    run_dir = start_from(finished_run, 10, tmp_path / "run")
+    paths = []
+    for number, name in enumerate(("first", "second")):
+        phase = tmp_path / name
+        shutil.copytree(recipe.parent / "phases" / name, phase)
+        manifest = json.loads((phase / "manifest.json").read_text())
+        for entry in manifest["corpora"]:
+            entry["path"] = str(recipe.parent / "corpus" / "text")
+            entry["tokenizer"]["fingerprint"] = "xxh3:1"
+        write_sealed_json(phase / "manifest.json", manifest)
+        paths.append(f"data.phases.{number}.path={phase}")
+    done = train(1, recipe, f"run_dir={run_dir}", *paths)
+    assert done.returncode == 2
+    assert "the tokenizer of the corpora was 'xxh3:0', is 'xxh3:1'" in done.stderr
+
+    source = finished_run / "checkpoints" / "step_10"
+    done = train(1, recipe, f"run_dir={tmp_path / 'new'}", f"init_from={source}", *paths)
+    assert done.returncode == 2
+    assert "another tokenizer made the corpora here (fingerprint xxh3:1, not xxh3:0)" in done.stderr

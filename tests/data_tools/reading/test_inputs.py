@@ -169,3 +169,22 @@ def test_a_web_server_and_worker_processes(tokenizer_path: Path, tmp_path: Path,
     failed = command("preprocess", "--input", f"{server}/no.jsonl", "--output-prefix", tmp_path / "no", *common)
     assert failed.returncode == 2
     assert failed.stderr == f"error: {server}/no.jsonl: input not found; check the path\n"
+
+
+def test_a_password_in_a_url_is_in_no_file_and_no_line(tokenizer_path: Path, tmp_path: Path, server: str, command):
+    """A wrong row among them, so that bad rows and the summary are written too."""
+    write_rows(tmp_path / "in.jsonl", ['{"text": ', *({"text": f"row {i} of some"} for i in range(300))])
+    url = server.replace("http://", "http://user:pa55word-1@") + "/in.jsonl"
+    output = tmp_path / "out" / "x"
+    common = ("--output-prefix", output, "--tokenizer-model", tokenizer_path, "--workers", 1, "--max-bad-rows", 1)
+    done = command("preprocess", "--input", url, *common)
+    assert done.returncode == 0, done.stderr
+    missing = command("preprocess", "--input", url.replace("in.jsonl", "none.jsonl"), *common)
+    assert missing.returncode == 2 and "none.jsonl: " in missing.stderr
+    assert "pa55word-1" not in done.stdout + done.stderr + missing.stdout + missing.stderr
+    files = [path for path in output.parent.rglob("*") if path.is_file()]
+    assert any("bad_rows" in path.name for path in files)
+    assert not [path for path in files if b"pa55word-1" in path.read_bytes() or "pa55word-1" in str(path)]
+
+    first, second = (find_inputs([url.replace("pa55word-1", word)])[0] for word in ("pa55word-1", "another"))
+    assert first.name == second.name and first.location != second.location

@@ -1,0 +1,67 @@
+"""docs/security.md names every place where bytes from outside become objects, and no place that is gone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the page calls a reader, and how the source calls it.
+READERS = {
+    "json": r"(?<![\w.])json\.loads?\(",
+    "orjson": r"\borjson\.loads\(",
+    "OmegaConf": r"\bOmegaConf\.(load|create)\(",
+    "yaml.safe_load": r"\byaml\.safe_load\(",
+    "pickle.Unpickler": r"\bpickle\.Unpickler\b",
+    "torch.load": r"\btorch\.load\(",
+    "dist_checkpointing": r"\bdist_checkpointing\.load\w*\(",
+    "np.memmap": r"\bnp\.memmap\(",
+    "np.fromfile": r"\bnp\.fromfile\(",
+    "pyarrow.parquet": r"\bpq\.(ParquetFile|read_\w+)\(",
+    "safetensors": r"\.safe_open\(",
+    "transformers": r"\.from_pretrained\(",
+    "tokenizers": r"(?<!library\.)\bTokenizer\.from_\w+\(",
+    "sentencepiece": r"\.LoadFromSerializedProto\(",
+    "tiktoken": r"\btiktoken\.Encoding\(",
+    "gigatoken": r"\blibrary\.Tokenizer\.from_\w+\(",
+    "ast.parse": r"\bast\.parse\(",
+}
+# What can run code that it reads, in any spelling: it stands nowhere.
+FORBIDDEN = (
+    r"\bpickle\.loads?\(|\bimport (cloudpickle|dill|joblib|marshal|shelve)\b|\bnp\.load\(|allow_pickle=True"
+    r"|\byaml\.(unsafe_|full_)?load(_all)?\(|(?<![\w.])(eval|exec)\(|\btrust_remote_code=(?!False)"
+)
+
+
+def sources() -> dict[str, str]:
+    """Source files by their place."""
+    files = [path for package in ("megatron_kaiyuan", "data_tools") for path in sorted((ROOT / package).rglob("*.py"))]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
+
+
+def page() -> dict[str, set[str]]:
+    """The table of the page: by reader, the files that call it."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \|", text.partition("## Every reader")[2], re.MULTILINE)
+    return {reader: set(re.findall(r"`([\w/.]+\.py)`", files)) for reader, files in rows}
+
+
+def test_the_page_lists_every_reader_and_where_it_is_called() -> None:
+    found = {
+        reader: {file for file, text in sources().items() if re.search(pattern, text)}
+        for reader, pattern in READERS.items()
+    }
+    assert page() == {reader: files for reader, files in found.items() if files}
+
+
+def test_nothing_that_could_run_what_it_reads_is_called() -> None:
+    found = [f"{file}: {match[0]}" for file, text in sources().items() for match in re.finditer(FORBIDDEN, text)]
+    assert found == []
+
+
+def test_each_call_that_could_run_code_says_that_it_must_not() -> None:
+    for file, text in sources().items():
+        for match in re.finditer(READERS["transformers"], text):
+            assert "trust_remote_code=False" in text[match.end() : match.end() + 160], file
+        for match in re.finditer(READERS["torch.load"], text):
+            assert "weights_only=True" in text[match.end() : match.end() + 80], file
