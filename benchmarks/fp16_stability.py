@@ -224,7 +224,11 @@ def recipe(trial: Trial, size: Size, folder: Path, run_dir: str) -> dict[str, An
             "seed": trial.seed,
         },
         # The scale is to move within a short run: up every 50 good steps instead of 1,000.
-        "optimizer": {"warmup_tokens": 10 * tokens_per_step, "loss_scale_window": 50},
+        "optimizer": {
+            "warmup_tokens": 10 * tokens_per_step,
+            "loss_scale_window": 50,
+            "schedule_tokens": trial.steps * tokens_per_step,
+        },
         # Spikes are what is looked for: only a loss or gradient that is not finite is withheld.
         "faults": {"spike_zscore": None},
         # Bad steps are not run again to name a tensor: the monitor has the sizes.

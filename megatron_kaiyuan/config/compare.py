@@ -1,11 +1,11 @@
-"""What of a run may change when it is resumed, and what makes it another run.
+"""What a change of a field means for a run that is resumed: each field of the schema has one class.
 
-Structural: the network's shape and function, the vocabulary, the precision. Everything else may change,
-and is told: learning rates, batch, sequence length, layout of ranks, logging, checkpoints, where things lie.
+`tests/train/test_resume_fields.py` walks the schema: a field without a class fails there, and each class is proven.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,60 @@ from pydantic import ValidationError
 
 from megatron_kaiyuan.config.schema import RunConfig
 
-# Parts of `model` that say how it is named, drawn or bounded, not what it computes.
-_FREE_MODEL_FIELDS = (
-    "preset",
-    "max_position_embeddings",
-    "init_method_std",
-    "embedding_init_method_std",
-    "post_norm_initial_gain",
-)
-# Where the run is, which the caller knows, and what counts for its first start only.
-_NOT_COMPARED = ("run_dir", "init_from")
+
+class AtResume(enum.Enum):
+    """What a start does with a field that is not what the checkpoint was written with."""
+
+    ANOTHER_RUN = "it makes another network, or other numbers: refused"
+    FIRST_START = "it counts for the first start only: refused"
+    TAKEN = "the steps that follow are computed with it"
+    NO_EFFECT = "it changes no result: how the run is computed, recorded and saved"
+    NOT_COMPARED = "where the run lies, and init_from, which a start reports by itself"
+
+
+_FIELDS: dict[AtResume, dict[str, str]] = {
+    AtResume.ANOTHER_RUN: {
+        "model": "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels vocab_size "
+        "rotary_base layernorm_epsilon qk_layernorm sandwich_norm embedding_norm fp32_residual fp32_head "
+        "logits_soft_cap",
+        "train": "precision",
+    },
+    AtResume.FIRST_START: {
+        "model": "init_method_std embedding_init_method_std post_norm_initial_gain",
+        "train": "seed",
+        "optimizer": "initial_loss_scale",
+    },
+    AtResume.TAKEN: {
+        "data.phases": "path peak_lr final_lr decay_fraction decay_shape",
+        "data": "reset_position_ids reset_attention_mask eod_mask_loss",
+        "train": "seq_length global_batch_size train_tokens z_loss",
+        "optimizer": "adam_beta1 adam_beta2 adam_eps weight_decay clip_grad qk_clip_tau warmup_tokens schedule_tokens "
+        "min_loss_scale loss_scale_window hysteresis",
+        "faults": "on_bad_step spike_zscore spike_window max_skips_in_a_row max_rollbacks rollback_batches",
+    },
+    AtResume.NO_EFFECT: {
+        "": "platform mindspeed",
+        "model": "preset max_position_embeddings",
+        "parallel": "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
+        "context_parallel_size sequence_parallel use_distributed_optimizer overlap_grad_reduce overlap_param_gather "
+        "recompute_granularity recompute_modules timeout_minutes",
+        "train": "micro_batch_size",
+        "backend": "norm swiglu rope loss attention document_attention weight_gradient passes",
+        "checkpoint": "save_every_steps save_every_minutes asynchronous keep_last keep_every_steps keep_every_tokens "
+        "preempt_deadline_seconds strict",
+        "faults": "hang_timeout_seconds",
+        "monitor": "log_every_steps peak_tflops profile_steps activations_every_steps headroom_warning_bits "
+        "overflow_capsules overflow_capsule_scale tensorboard wandb wandb_project swanlab swanlab_project",
+    },
+    AtResume.NOT_COMPARED: {"": "run_dir init_from"},
+}
+AT_RESUME = {
+    f"{section}.{name}" if section else name: at_resume
+    for at_resume, sections in _FIELDS.items()
+    for section, names in sections.items()
+    for name in names.split()
+}
+_REFUSED = (AtResume.ANOTHER_RUN, AtResume.FIRST_START)
 _MISSING = object()
 
 
@@ -41,10 +85,10 @@ class Change:
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:
     """Fields of two resolved configurations that differ, in the order of the current one.
 
-    A configuration that was saved before a field existed has that field's default.
+    A configuration that was saved before a field existed has that field's default, or what was done then.
     """
     was, now = flatten(_completed(saved)), flatten(_completed(current))
-    names = [name for name in dict.fromkeys([*now, *was]) if name not in _NOT_COMPARED]
+    names = [name for name in dict.fromkeys([*now, *was]) if at_resume(name) is not AtResume.NOT_COMPARED]
     pairs = ((name, was.get(name, _MISSING), now.get(name, _MISSING)) for name in names)
     return [
         Change(name, None if before is _MISSING else before, None if after is _MISSING else after)
@@ -53,10 +97,19 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:
     ]
 
 
-def is_structural(change: Change) -> bool:
-    """Whether a run with this change is another run."""
-    section, _, name = change.field.partition(".")
-    return change.field == "train.precision" or (section == "model" and name not in _FREE_MODEL_FIELDS)
+def is_refused(change: Change) -> bool:
+    """Whether a run cannot be resumed with this change."""
+    return at_resume(change.field) in _REFUSED
+
+
+def at_resume(field: str) -> AtResume:
+    """The class of a field by its dotted name, numbers of list entries included.
+
+    A field that only another version knows is refused when it belongs to the network, else taken.
+    """
+    name = ".".join(part for part in field.split(".") if not part.isdigit())
+    unknown = AtResume.ANOTHER_RUN if name.startswith("model.") else AtResume.TAKEN
+    return AT_RESUME.get(name, unknown)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -74,6 +127,11 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    optimizer = saved.get("optimizer", {})
+    if "schedule_tokens" not in optimizer:
+        # Where the run was to stop used to be where its schedule ended.
+        stop = saved.get("train", {}).get("train_tokens")
+        saved = {**saved, "optimizer": {**optimizer, "schedule_tokens": stop or None}}
     try:
         return RunConfig.model_validate(saved).model_dump(mode="json")
     except ValidationError:

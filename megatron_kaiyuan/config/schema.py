@@ -163,6 +163,15 @@ class PhaseConfig(Section):
     decay_fraction: Annotated[Fraction, Field(description="last part of the phase over which the LR decays")] = 0.2
     decay_shape: Literal["one_minus_sqrt", "linear", "cosine"] = "one_minus_sqrt"
 
+    @model_validator(mode="after")
+    def _check_decay(self) -> PhaseConfig:
+        if self.final_lr is not None and self.final_lr > self.peak_lr:
+            raise ValueError(
+                f"final_lr {self.final_lr:g} is above peak_lr {self.peak_lr:g}: the learning rate would rise where it "
+                "is to decay; exchange them, or leave final_lr out"
+            )
+        return self
+
 
 class DataConfig(Section):
     """Where the token stream comes from."""
@@ -215,7 +224,10 @@ class TrainConfig(Section):
     seq_length: Positive
     micro_batch_size: Positive
     global_batch_size: Positive
-    train_tokens: Annotated[int | None, Field(ge=0, description="stop after these tokens; null: all phases")] = None
+    train_tokens: Annotated[
+        int | None,
+        Field(ge=0, description="stop after these tokens, whatever the schedule; null: at the end of the phases"),
+    ] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     z_loss: Annotated[
         float,
@@ -241,6 +253,14 @@ class OptimizerConfig(Section):
         Field(gt=0, description="QK-clip: the attention logit beyond which a head is scaled back; null: none"),
     ] = None
     warmup_tokens: NotNegative = 0
+    schedule_tokens: Annotated[
+        int | None,
+        Field(
+            gt=0,
+            description="length of the learning rate's schedule: fewer tokens than the phases hold cut it short, and "
+            "the rate stays where it ends; more make the last phase longer; null: what the phases hold",
+        ),
+    ] = None
     initial_loss_scale: Annotated[float, Field(gt=0)] = 65536.0
     min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
     loss_scale_window: Annotated[int, Field(gt=0, description="good steps before the scale doubles")] = 1000

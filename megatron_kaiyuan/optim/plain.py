@@ -50,6 +50,11 @@ def load_common_state(part: PlainOptimizer, common: dict[str, Any]) -> None:
         scaler.load_state_dict(common["grad_scaler"])
 
 
+def recipe_options(group: dict[str, Any]) -> dict[str, Any]:
+    """What a group has from the recipe (betas, eps, ...); the rest, its parameters and steps, is state."""
+    return {name: value for name, value in group.items() if name not in ("params", "step")}
+
+
 def main_parameters(part: PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
     """Each parameter of the network with the FP32 weights that the optimizer updates: itself, in FP32."""
     if isinstance(part, FP32Optimizer):

@@ -20,7 +20,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_kaiyuan.optim.plain import PlainOptimizer, common_state, load_common_state, whole_ranges, whole_state
+from megatron_kaiyuan.optim.plain import (
+    PlainOptimizer,
+    common_state,
+    load_common_state,
+    recipe_options,
+    whole_ranges,
+    whole_state,
+)
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 _PREFIX = "optimizer.state"
@@ -52,13 +59,16 @@ def sharded_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any]) -> 
 
 
 def restore_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any], loaded: dict[str, Any]) -> None:
-    """Take over what was loaded into the form of `sharded_optimizer`."""
+    """Take over what was loaded into the form of `sharded_optimizer`; the recipe's options stay."""
     part = _only_part(optimizer)
     common = {name: value for name, value in loaded.items() if name != "pieces"}
+    options = [recipe_options(group) for group in part.optimizer.param_groups]
     if isinstance(part, DistributedOptimizer):
         part.load_state_dict(common)
     else:
         load_common_state(part, common)
+    for group, own in zip(part.optimizer.param_groups, options, strict=True):
+        group.update(own)
     targets = sharded_optimizer(optimizer, network)["pieces"]
     with torch.no_grad():
         for name, target in targets.items():

@@ -1,4 +1,4 @@
-"""How far a run goes; needs neither torch nor a device."""
+"""How far a run goes and its learning rate on the way; needs neither torch nor a device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.run_folder import require_run_folder
 
 # Vocabularies are rounded up so that they can be cut and multiplied fast; nobody needs more than this.
@@ -46,6 +47,23 @@ def last_position(run: RunConfig, stream: TokenStream, position: int) -> int:
     available = _available_tokens(stream)
     wanted = available if run.train.train_tokens is None else run.train.train_tokens
     return position + max(wanted - position, 0) // run.train.tokens_per_step * run.train.tokens_per_step
+
+
+def make_schedule(run: RunConfig, stream: TokenStream) -> Schedule:
+    """The learning rate over the whole stream: where a run stops (`train.train_tokens`) does not bend it.
+
+    Raises:
+        UserError: it would end before its warm-up does.
+    """
+    phase_tokens = [phase.tokens for phase in stream.phases]
+    options = run.optimizer
+    length = options.schedule_tokens or sum(phase_tokens)
+    if options.warmup_tokens > length:
+        raise UserError(
+            f"optimizer.warmup_tokens: {options.warmup_tokens:,}, but the whole schedule has {length:,} tokens, so the "
+            "learning rate would never reach its peak; make the warm-up shorter"
+        )
+    return Schedule(run.data.phases, phase_tokens, options.warmup_tokens, options.schedule_tokens)
 
 
 def pack_length(stream: TokenStream) -> int | None:
@@ -111,6 +129,7 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     require_run_folder(run.run_dir)
     # Headers and samples only: the ranks will share the rest, which may take one process minutes.
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
+    make_schedule(run, stream)
     if warning := check_vocabulary(run, stream):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     return f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

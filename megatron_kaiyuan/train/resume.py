@@ -13,7 +13,7 @@ from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
 from megatron_kaiyuan.cluster.groups import agreed, told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.config.compare import Change, compare, flatten, is_structural
+from megatron_kaiyuan.config.compare import Change, compare, flatten, is_refused
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import difference
 from megatron_kaiyuan.errors import UserError
@@ -99,7 +99,7 @@ def _accept(folder: Path, identity: dict[str, Any]) -> list[Change]:
     saved = common["run"]
     changes = compare(saved["config"], identity["config"])
     begun, ahead = _compare_phases(saved["phases"], identity["phases"], common["progress"]["tokens"])
-    refused = [change for change in changes if is_structural(change)] + begun
+    refused = [change for change in changes if is_refused(change)] + begun
     was, now = saved.get("tokenizer"), identity["tokenizer"]
     if difference(was, now):
         refused.append(Change("the tokenizer of the corpora", was["fingerprint"], now["fingerprint"]))

@@ -21,7 +21,6 @@ from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.optim.build import build_optimizer
-from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.bad_steps import BadSteps
@@ -32,7 +31,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
-from megatron_kaiyuan.train.plan import check_vocabulary, count_steps, last_position
+from megatron_kaiyuan.train.plan import check_vocabulary, count_steps, last_position, make_schedule
 from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -92,6 +91,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     warning = agreed(lambda: check_vocabulary(run, stream))
     if warning and torch.distributed.get_rank() == 0:
         warn(warning)
+    schedule = agreed(lambda: make_schedule(run, stream))
     startup.ended("data")
     state = build_state(run, platform)
     startup.ended("model")
@@ -126,7 +126,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         run=run,
         state=state,
         stream=stream,
-        schedule=_schedule(run, stream, end),
+        schedule=schedule,
         end=end,
         identity=identity,
         resumed=resumed.step is not None,
@@ -210,16 +210,6 @@ def _tell(run: RunConfig, sinks: Sinks, resumed: Resumed, notes: list[str]) -> N
     if resumed.changes:
         changes = {change.field: {"was": change.was, "now": change.now} for change in resumed.changes}
         sinks.event("config_change", step=resumed.step, changes=changes)
-
-
-def _schedule(run: RunConfig, stream: TokenStream, end: int) -> Schedule:
-    """Phase lengths as far as the run reads them, so that a decay ends where the run ends."""
-    left = end
-    phase_tokens = []
-    for phase in stream.phases:
-        phase_tokens.append(min(phase.tokens, left))
-        left -= phase_tokens[-1]
-    return Schedule(run.data.phases, phase_tokens, run.optimizer.warmup_tokens)
 
 
 def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:

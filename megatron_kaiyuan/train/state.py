@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_kaiyuan.model.build import Network
+from megatron_kaiyuan.optim.scaler import adapt_scaler
 from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -96,6 +97,7 @@ class TrainState:
         """Take over what was loaded into the form of `sharded(is_loading=True)`."""
         self.network.load_state_dict(loaded["network"])
         restore_optimizer(self.optimizer, self._sharded_network(), loaded["optimizer"])
+        adapt_scaler(self.optimizer, loaded["run"]["config"]["optimizer"]["hysteresis"])
         self.progress = Progress(**loaded["progress"])
         for name, content in loaded.get("monitors", {}).items():
             if name in self.monitors:
