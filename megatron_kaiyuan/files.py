@@ -117,8 +117,8 @@ def _try_to_remove(folder: Path) -> None:
 
 def _cannot_be_removed(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: the earlier one cannot be removed ({os.strerror(error.errno or 0)}), so nothing was replaced; make it "
-        "removable, or name another place"
+        f"{path}: the earlier one cannot be removed ({os.strerror(error.errno or 0)}), so nothing was replaced; make "
+        "it removable, or name another place"
     )
 
 
