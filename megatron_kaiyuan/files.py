@@ -23,7 +23,8 @@ _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
 _SEAL = "seal"
 _TEMPORARY = ".tmp"
-_LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp")
+# Also of a temporary file that was itself written by way of one.
+_LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp(\.[0-9a-f]{8}\.tmp)*")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 

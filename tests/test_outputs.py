@@ -151,6 +151,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     (tmp_path / "made.0123abcd.tmp").mkdir()
     (tmp_path / "made.0123abcd.tmp" / "half").write_text("half")
+    (tmp_path / "made.0123abcd.tmp.4567cdef.tmp").write_text("half")
     make(tmp_path / "made", "first")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["made", *mine])
 

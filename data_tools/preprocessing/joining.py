@@ -83,9 +83,9 @@ def joined_earlier(shards: Shards, outputs: Mapping[Path, str], tasks: Sequence[
     try:
         note = read_json(shards.folders[0] / _JOINED, "note of joined shards")
         records = [record_from(record) for record in note["records"]]
+        there = all(is_there(prefix) and read_manifest(prefix).get("identity") == outputs[prefix] for prefix in outputs)
     except (UserError, KeyError, TypeError):
         return None
-    there = all(is_there(prefix) and read_manifest(prefix).get("identity") == outputs[prefix] for prefix in outputs)
     return records if there and note.get("work") == _fingerprint(tasks) else None
 
 
