@@ -48,7 +48,7 @@ def commands_that_write(bench: Bench) -> None:
     """Every name-changing call of the quick commands, some of the slow ones; other file systems with some of each."""
     for command in commands.prepare(bench, evaluation=True):
         print(f"kills in {command.name}", flush=True)
-        writers.kills(bench, command, most=4 if command.heavy else 40)
+        writers.kills(bench, command, most=3 if command.heavy else 40)
         writers.kills(bench, command, most=1 if command.heavy else 8, systems=(NO_EXCHANGE, NO_LOCKS))
         if command.name.split()[-1] in _RACED:
             races.two_at_once(bench, command, rounds=2 if command.heavy else 10, systems=(USUAL, NO_LOCKS))
