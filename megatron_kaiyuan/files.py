@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
 _SEAL = "seal"
 _TEMPORARY = ".tmp"
-_LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp")
+# Also of a temporary file that was itself written by way of one.
+_LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp(\.[0-9a-f]{8}\.tmp)*")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -76,14 +78,27 @@ def put_in_place(new: Path, target: Path) -> None:
 
     On a file system that cannot exchange, the old folder is renamed aside in between: `settle` brings it back after
     a kill.
+
+    Raises:
+        UserError: the old folder cannot be removed; it is as it was, and `new` too.
     """
     if target.is_dir() and not target.is_symlink() and new.is_dir():
-        if not _exchange(new, target):
-            os.rename(target, _aside(target))
+        exchanged = _exchange(new, target)
+        old = new if exchanged else _aside(target)
+        if not exchanged:
+            os.rename(target, old)
             os.rename(new, target)
         fsync_path(target.parent)
-        remove(new)
-        remove(_aside(target))
+        try:
+            _try_to_remove(old)
+        except OSError as error:
+            if exchanged:
+                _exchange(new, target)
+            else:
+                os.rename(target, new)
+                os.rename(old, target)
+            raise _cannot_be_removed(target / Path(error.filename).relative_to(old), error) from error
+        remove(old)
     else:
         os.replace(new, target)
     fsync_path(target.parent)
@@ -96,19 +111,42 @@ def break_hard_links(path: Path) -> None:
             shutil.copy2(path, temporary)
 
 
+def _try_to_remove(folder: Path) -> None:
+    """Rename all that a folder holds there and back, which the system refuses for what it would not remove.
+
+    Raises:
+        OSError: something in it is immutable, mounted, or in a folder without permission; nothing is changed.
+    """
+    for path in sorted(folder.rglob("*")):
+        probe = path.with_name(f"{path.name}{_TEMPORARY}")
+        os.rename(path, probe)
+        os.rename(probe, path)
+
+
+def _cannot_be_removed(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: the earlier one cannot be removed ({os.strerror(error.errno or 0)}), so nothing was replaced; make "
+        "it removable, or name another place"
+    )
+
+
 def publish(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
     """Give several files of one folder their names as if at once, the last one last.
 
     The journal lists them before the first is renamed: whoever calls `settle` after a kill finishes the work. No old
-    file stands beside a new one in between.
+    file stands beside a new one in between. Old files are renamed aside first, and removed last.
 
     Args:
         pairs: (temporary, final) paths, all in the journal's folder; the last one is what readers open first.
+
+    Raises:
+        UserError: an old file cannot be removed; all are as they were, and the temporary ones are gone.
     """
     for temporary, _ in pairs:
         if not temporary.is_symlink():
             fsync_path(temporary)
-    write_sealed_json(journal, {"publish": [[temporary.name, final.name] for temporary, final in pairs]})
+    names = [[temporary.name, final.name, temporary_beside(final).name] for temporary, final in pairs]
+    write_sealed_json(journal, {"publish": names})
     _finish(journal)
 
 
@@ -129,25 +167,50 @@ def settle(journal: Path, target: Path | None = None) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove temporary files and folders of `target` that killed processes left. The caller holds its lock."""
+    """Remove temporary files and folders of `target` that killed processes left. The caller holds its lock.
+
+    What cannot be removed is named in a warning, and stays.
+    """
     if target.parent.is_dir():
         for path in target.parent.iterdir():
             if path.name.startswith(f"{target.name}.") and _LEFTOVER.fullmatch(path.name[len(target.name) + 1 :]):
-                remove(path)
+                try:
+                    remove(path)
+                except OSError as error:
+                    print(f"warning: {path}: left by a killed process, cannot be removed ({error})", file=sys.stderr)
 
 
 def _finish(journal: Path) -> None:
     folder = journal.parent
-    pairs = [(folder / new, folder / name) for new, name in read_sealed_json(journal, "journal of names")["publish"]]
-    left = [pair for pair in pairs if os.path.lexists(pair[0])]  # the others got their names before a kill
-    for _, final in reversed(left):
-        final.unlink(missing_ok=True)
+    listed = read_sealed_json(journal, "journal of names")["publish"]
+    triples = [(folder / new, folder / final, folder / old) for new, final, old in listed]
+    left = [triple for triple in triples if os.path.lexists(triple[0])]  # the others got their names before a kill
+    for _, final, old in reversed(left):
+        try:
+            if os.path.lexists(final):
+                os.rename(final, old)
+        except OSError as error:
+            _take_back(journal, left)
+            raise _cannot_be_removed(final, error) from error
     fsync_path(folder)
-    for temporary, final in left:
-        os.rename(temporary, final)
+    for new, final, _ in left:
+        os.rename(new, final)
     fsync_path(folder)
     journal.unlink()
     fsync_path(folder)
+    for _, _, old in triples:
+        remove(old)
+
+
+def _take_back(journal: Path, triples: Sequence[tuple[Path, Path, Path]]) -> None:
+    """Give the old files their names again, and forget the new ones."""
+    for _, final, old in triples:
+        if os.path.lexists(old):
+            os.rename(old, final)
+    fsync_path(journal.parent)
+    journal.unlink()
+    for new, _, _ in triples:
+        remove(new)
 
 
 def _aside(target: Path) -> Path:

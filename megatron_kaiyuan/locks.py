@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
+
+import xxhash
 
 from megatron_kaiyuan.errors import UserError
 
@@ -27,7 +31,8 @@ def lock(path: Path, *, shared: bool = False, seconds: float = _SECONDS, keep: b
         keep: leave the file; else it is removed when the lock is given back.
 
     Yields:
-        Whether the lock is held: False on a file system without locks.
+        Whether the lock is held against every process: False on a file system without locks. There it still excludes
+        the processes of this machine, unless it is shared.
 
     Raises:
         UserError: another process holds it for `seconds`.
@@ -35,25 +40,25 @@ def lock(path: Path, *, shared: bool = False, seconds: float = _SECONDS, keep: b
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     while True:
-        with open(path, "w") as file:
-            held = _wait(file, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
+        # Opened for appending: should a file of the user's have this name, it keeps its content.
+        with open(path, "a") as file, ExitStack() as machine:
+            held = _wait(file, path, shared, deadline, machine)
             # The previous holder may have removed the file, and a third process made a new one.
             if _is_at(file, path):
                 try:
                     yield held
                 finally:
-                    if not keep:
+                    if not keep and not os.fstat(file.fileno()).st_size:
                         path.unlink(missing_ok=True)
                 return
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _wait(file: IO[str], path: Path, kind: int, deadline: float) -> bool:
+def _wait(file: IO[str], path: Path, shared: bool, deadline: float, machine: ExitStack) -> bool:
     silent_until = time.monotonic() + _SILENT_SECONDS
     while True:
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
+            return _acquire(file, path, shared, machine)
         except BlockingIOError:
             now = time.monotonic()
             if now > deadline:
@@ -64,8 +69,34 @@ def _wait(file: IO[str], path: Path, kind: int, deadline: float) -> bool:
                 print(f"waiting up to {deadline - now:.0f} s for the process that holds {path}", file=sys.stderr)
                 silent_until = deadline
             time.sleep(0.05)
-        except OSError:
-            return False
+
+
+def _acquire(file: IO[str], path: Path, shared: bool, machine: ExitStack) -> bool:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        raise
+    except OSError:
+        if not shared:
+            _acquire_on_this_machine(path, machine)
+        return False
+
+
+def _acquire_on_this_machine(path: Path, machine: ExitStack) -> None:
+    """Take the name of a socket that lies in no file system (Linux only); the kernel frees it with its last process.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    folder = path.parent.stat()
+    name = xxhash.xxh3_128_hexdigest(f"{folder.st_dev}/{folder.st_ino}/{path.name}".encode())
+    holder = machine.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        holder.bind(f"\0kaiyuan/{name}")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

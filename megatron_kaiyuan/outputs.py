@@ -102,7 +102,9 @@ def claim(
         UserError: something else lies there, or the place cannot be written.
     """
     check_place(output, needed_bytes)  # before the lock, which makes the folder it lies in
-    with lock(output.path.with_name(f".{output.path.name}.lock"), keep=False) as held:
+    # Of several files the first gives the lock its name: places that share it are one to the lock.
+    first = (output.files or (output.path,))[0]
+    with lock(first.with_name(f".{first.name}.lock"), keep=False) as held:
         settle(journal_of(output.path), output.path)
         if held:
             for path in (*(output.files or (output.path,)), journal_of(output.path)):
@@ -120,6 +122,27 @@ def check(output: Output, identity: str, earlier: Earlier, force: bool = False, 
             f"{output.path}: holds {output.what} already, made from something else; name another {output.option}, "
             "or replace it with --force"
         )
+    if found is not None:
+        _refuse_protected(output)
+
+
+def _refuse_protected(output: Output) -> None:
+    """Refuse to replace a product of which something is write-protected, immutable or mounted.
+
+    Raises:
+        UserError: naming it.
+    """
+    for root in output.files or (output.path,):
+        for path in (root, *root.rglob("*")):
+            if path.exists() and not path.is_symlink() and (os.path.ismount(path) or not _writable(path)):
+                raise UserError(
+                    f"{path}: is write-protected or mounted there, so {output.what} cannot be replaced; name another "
+                    f"{output.option}, or make it removable"
+                )
+
+
+def _writable(path: Path, mode: int = os.W_OK) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def check_place(output: Output, needed_bytes: int = 0) -> None:
@@ -134,11 +157,13 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
         raise UserError(f"{path}: is a folder, but {output.option} names the file to write; name a file in it")
     if output.kind == "folder" and path.exists() and not path.is_dir():
         raise output.in_the_way(path)
+    if output.kind == "folder" and os.path.ismount(path):
+        raise UserError(f"{path}: something is mounted there, so it cannot be replaced; name a folder in it")
     parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise UserError(f"{parent}: is not a folder, so {path} cannot be written; name another {output.option}")
     for folder in (parent, path) if path.is_dir() else (parent,):
-        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        if not _writable(folder, os.W_OK | os.X_OK):
             raise UserError(
                 f"{folder}: cannot be written to (permission, or a read-only disk); name another {output.option}"
             )

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from megatron_kaiyuan import files
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, publish, remove_leftovers, settle
+from megatron_kaiyuan.files import atomic_path, publish, remove_leftovers, settle, write_sealed_json
 from megatron_kaiyuan.outputs import (
     Output,
     check_place,
@@ -149,6 +151,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     (tmp_path / "made.0123abcd.tmp").mkdir()
     (tmp_path / "made.0123abcd.tmp" / "half").write_text("half")
+    (tmp_path / "made.0123abcd.tmp.4567cdef.tmp").write_text("half")
     make(tmp_path / "made", "first")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["made", *mine])
 
@@ -206,6 +209,81 @@ def test_several_files_are_published_whole_whenever_the_process_is_killed(tmp_pa
         if done.returncode == 0:
             break
     assert outcomes == {(True, "old"), (True, "new"), (False, "new")}
+
+
+@contextmanager
+def somebody_else() -> Iterator[Path]:
+    """A folder of the user nobody's, who looks and writes as long as the block runs: root may remove everything."""
+    if os.geteuid():
+        pytest.skip("only root can be somebody else")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_that_cannot_be_removed_is_as_it_was(monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    with somebody_else() as place:
+        make(place / "made", "first", "1")
+        (place / "made" / "a").write_text("removed before the other")
+        (place / "made" / "deep").mkdir()
+        (place / "made" / "deep" / "kept").write_text("kept")
+        os.chmod(place / "made" / "deep", 0o555)
+        before = tree(place)
+        with (
+            pytest.raises(UserError, match="made/deep/kept: the earlier one cannot be removed"),
+            atomic_path(place / "made", replace_folder=True) as new,
+        ):
+            new.mkdir()
+        assert tree(place) == before and [path.name for path in place.iterdir()] == ["made"]
+
+
+def test_a_protected_product_is_refused_before_the_work() -> None:
+    with somebody_else() as place:
+        make(place / "made", "first", "1")
+        os.chmod(place / "made" / "data.txt", 0o444)
+        with pytest.raises(UserError, match=r"made/data\.txt: is write-protected or mounted there"):
+            make(place / "made", "first", "2")
+        assert (place / "made" / "data.txt").read_text() == "1"
+
+
+def test_of_several_files_that_cannot_all_be_removed_all_are_as_they_were() -> None:
+    with somebody_else() as place:
+        for name in "abc":
+            (place / name).write_text(f"old {name}")
+            (place / f"{name}.new").write_text(f"new {name}")
+        os.seteuid(0)
+        os.chown(place / "b", 0, 0)
+        os.chmod(place, 0o1777)  # as /tmp: others' files stay
+        os.seteuid(65534)
+        with pytest.raises(UserError, match="b: the earlier one cannot be removed"):
+            publish([(place / f"{name}.new", place / name) for name in "abc"], place / "journal.json")
+        assert tree(place) == {name: f"old {name}".encode() for name in "abc"}
+        # Also when the killed process had got further than the one that finishes its work.
+        for name in "abc":
+            (place / f"{name}.new").write_text(f"new {name}")
+        os.rename(place / "c", place / "c.0123abcd.tmp")
+        names = [[f"{name}.new", name, f"{name}.0123abcd.tmp"] for name in "abc"]
+        write_sealed_json(place / "journal.json", {"publish": names})
+        with pytest.raises(UserError, match="b: the earlier one cannot be removed"):
+            settle(place / "journal.json")
+        assert tree(place) == {name: f"old {name}".encode() for name in "abc"}
+
+
+def test_leftovers_that_cannot_be_removed_stop_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with somebody_else() as place:
+        (place / "made.0123abcd.tmp").mkdir()
+        (place / "made.0123abcd.tmp" / "kept").write_text("kept")
+        os.chmod(place / "made.0123abcd.tmp", 0o555)
+        make(place / "made", "first")
+        assert "made.0123abcd.tmp: left by a killed process, cannot be removed" in capsys.readouterr().err
+        os.chmod(place / "made.0123abcd.tmp", 0o755)
 
 
 def test_publishing_removes_the_journal(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
-from megatron_kaiyuan.outputs import Output, check, claim, identity_of, refuse_unlisted
+from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
 
 PHASE = "a phase"
 
@@ -91,14 +91,16 @@ def build_recipe(
             f"{recipe}: no phase {phase_name!r}; {nearest(str(phase_name), [p.name for p in order.phases])}"
         )
     _check_tokenizers(order, phases)
-    for phase in phases:
-        place = Output(output / phase.name, PHASE)
-        check(place, _identity(phase, order.corpora), earlier_phase, force)
     built = []
-    for phase in phases:
-        folder = output / phase.name
-        built.append(build_phase(phase, order.corpora, folder, threads or os.cpu_count() or 1, memory, force))
-        print(built[-1], flush=True)
+    with ExitStack() as claims:
+        # All at once, so that of two recipes built into one folder at the same time one gets every phase, and always
+        # in the order of their names, so that neither waits for the other.
+        for phase in sorted(phases, key=lambda phase: phase.name):
+            claims.enter_context(_claim(phase, order.corpora, output / phase.name, force))
+        for phase in phases:
+            folder = output / phase.name
+            built.append(_build(phase, order.corpora, folder, threads or os.cpu_count() or 1, memory))
+            print(built[-1], flush=True)
     documents, tokens = (sum(getattr(phase, what) for phase in built) for what in ("documents", "tokens"))
     plural = "phase" if len(built) == 1 else "phases"
     return f"curriculum: {len(built)} {plural}, {documents:,} documents, {_brief(tokens)} tokens, in {output}"
@@ -125,9 +127,26 @@ def build_phase(
     Raises:
         UserError: a corpus or score is missing or wrong, the recipe cannot be met, or `folder` holds something else.
     """
+    with _claim(phase, corpora, folder, force):
+        return _build(phase, corpora, folder, threads, memory)
+
+
+@contextmanager
+def _claim(phase: PhaseRecipe, corpora: Mapping[str, Path], folder: Path, force: bool) -> Iterator[None]:
+    with ExitStack() as claimed:
+        with write_errors(folder):
+            identity = _identity(phase, corpora)
+            claimed.enter_context(claim(Output(folder, PHASE), identity, earlier_phase, force=force))
+        yield
+
+
+def _build(
+    phase: PhaseRecipe, corpora: Mapping[str, Path], folder: Path, threads: int, memory: int | None
+) -> BuiltPhase:
+    """As `build_phase`, in a place that is claimed."""
     began = time.perf_counter()
     identity, place = _identity(phase, corpora), Output(folder, PHASE)
-    with write_errors(folder), claim(place, identity, earlier_phase, force=force):
+    with write_errors(folder):
         present = _present(phase, corpora)
         sources = [Source(dataset, Path(corpora[dataset.corpus]), threads) for dataset in present]
         limit = rows_memory(memory or default_memory(), len(sources))

@@ -12,6 +12,7 @@ from typing import Any
 
 import xxhash
 
+from data_tools.corpora.corpus_files import read_manifest
 from data_tools.corpora.merge import join_corpora
 from data_tools.preprocessing.progress import METERS
 from data_tools.preprocessing.shards import Record, Shards, is_there, record_from, too_many
@@ -73,15 +74,19 @@ def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_
     write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(task for task, _ in done), "records": records})
 
 
-def joined_earlier(shards: Shards, prefixes: Sequence[Path], tasks: Sequence[Task]) -> list[Record] | None:
-    """The records of the same tasks, when a run that was killed while it removed its shards had joined them."""
+def joined_earlier(shards: Shards, outputs: Mapping[Path, str], tasks: Sequence[Task]) -> list[Record] | None:
+    """The records of the same tasks, when a run that was killed while it removed its shards had joined them.
+
+    Args:
+        outputs: the identity of the corpus at each prefix; another one may have taken its place since.
+    """
     try:
         note = read_json(shards.folders[0] / _JOINED, "note of joined shards")
         records = [record_from(record) for record in note["records"]]
+        there = all(is_there(prefix) and read_manifest(prefix).get("identity") == outputs[prefix] for prefix in outputs)
     except (UserError, KeyError, TypeError):
         return None
-    same = note.get("work") == _fingerprint(tasks) and all(is_there(prefix) for prefix in prefixes)
-    return records if same else None
+    return records if there and note.get("work") == _fingerprint(tasks) else None
 
 
 def remove(shards: Shards) -> None:

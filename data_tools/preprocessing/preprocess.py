@@ -121,7 +121,7 @@ def preprocess(
         for prefix, identity in identities.items():
             claims.enter_context(claim(corpus_output(prefix), identity, earlier_corpus, force=force))
         claims.enter_context(lock(shards.lock_path))
-        joined = joined_earlier(shards, prefixes, tasks)
+        joined = joined_earlier(shards, identities, tasks)
         if joined is None:
             done = work.collect() if merge_only else work.do_alone()
             join(shards, identities, done, bad_rows.path)

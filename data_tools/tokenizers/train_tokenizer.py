@@ -114,11 +114,16 @@ def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") ->
     output.parent.mkdir(parents=True, exist_ok=True)
     finals = _files(output)
     new = [temporary_beside(path) for path in finals]
-    for path, written in zip(new, (configuration, content), strict=False):
-        write_json(path, written)
-    checksums = {final.name: checksum(path) for final, path in zip(finals[:2], new[:2], strict=True)}
-    write_sealed_json(new[2], {"format": _FORMAT, "version": 1, "identity": identity, "files": checksums})
-    publish(list(zip(new, finals, strict=True)), journal_of(output))
+    try:
+        for path, written in zip(new, (configuration, content), strict=False):
+            write_json(path, written)
+        checksums = {final.name: checksum(path) for final, path in zip(finals[:2], new[:2], strict=True)}
+        write_sealed_json(new[2], {"format": _FORMAT, "version": 1, "identity": identity, "files": checksums})
+        publish(list(zip(new, finals, strict=True)), journal_of(output))
+    finally:
+        if not journal_of(output).exists():
+            for path in new:
+                path.unlink(missing_ok=True)
 
 
 def _files(output: Path) -> tuple[Path, Path, Path]:

@@ -2,6 +2,7 @@
 
 python -m tests.faults --quick              some of each kind, about a minute
 python -m tests.faults --all                everything, at least 200 SIGKILLs inside saves
+python -m tests.faults --commands           only the commands that write: kills in them, two at once, no deleting
 python -m tests.faults --all --seed 7       as another run that printed this seed; the moments of kills still differ
 """
 
@@ -19,8 +20,12 @@ from pathlib import Path
 # Up to four ranks on whatever cores there are: threads of their own would only compete.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.faults import scenarios
+from tests.faults import commands, races, scenarios, writers
+from tests.faults.bay import NO_EXCHANGE, NO_LOCKS, USUAL
 from tests.faults.bench import LAYOUTS, Bench
+
+# Those of which two at once are tried, and old products that cannot be deleted.
+_RACED = ("curriculum", "preprocess", "merge", "train", "average", "export")
 
 
 def quick(bench: Bench) -> None:
@@ -32,9 +37,26 @@ def quick(bench: Bench) -> None:
     scenarios.file_limit(bench, "dp2")
     scenarios.damaged_files(bench, "dp2", most=4)
     scenarios.two_jobs(bench, "dp2")
+    for command in commands.prepare(bench, evaluation=False):
+        if command.name in ("kaiyuan-data curriculum", "kaiyuan-data merge"):
+            writers.kills(bench, command, most=2)
+            races.two_at_once(bench, command, rounds=1)
+            races.cannot_delete(bench, command)
+
+
+def commands_that_write(bench: Bench) -> None:
+    """Every name-changing call of the quick commands, some of the slow ones; other file systems with some of each."""
+    for command in commands.prepare(bench, evaluation=True):
+        print(f"kills in {command.name}", flush=True)
+        writers.kills(bench, command, most=3 if command.heavy else 40)
+        writers.kills(bench, command, most=1 if command.heavy else 8, systems=(NO_EXCHANGE, NO_LOCKS))
+        if command.name.split()[-1] in _RACED:
+            races.two_at_once(bench, command, rounds=2 if command.heavy else 10, systems=(USUAL, NO_LOCKS))
+            races.cannot_delete(bench, command)
 
 
 def everything(bench: Bench, kills: int) -> None:
+    commands_that_write(bench)
     for layout in LAYOUTS:
         scenarios.sigterm(bench, layout)
         scenarios.sigstop(bench, layout)
@@ -60,7 +82,7 @@ def _kills(bench: Bench) -> int:
 def show(bench: Bench) -> int:
     """Print the table; how many faults were lost."""
     if not scenarios.can_mount():
-        for name in ("disk full", "disk turns read-only"):
+        for name in ("disk full", "disk turns read-only", "cannot delete"):
             bench.count(name).not_run = "needs the right to mount"
     width = max(map(len, bench.counts))
     print(f"\n{'fault':<{width}} {'injected':>9} {'survived':>9} {'lost':>5}")
@@ -78,6 +100,7 @@ def main() -> int:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--quick", action="store_true")
     size.add_argument("--all", action="store_true")
+    size.add_argument("--commands", action="store_true")
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs inside saves with --all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
@@ -87,6 +110,8 @@ def main() -> int:
     bench = Bench(folder, arguments.seed)
     if arguments.quick:
         quick(bench)
+    elif arguments.commands:
+        commands_that_write(bench)
     else:
         everything(bench, arguments.kills)
     lost = show(bench)

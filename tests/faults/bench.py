@@ -55,7 +55,7 @@ class Bench:
         self.drawn = random.Random(seed)
         self.counts: dict[str, Count] = {}
         # Phases and corpora are made in a child: the libraries for it have threads.
-        self._in_child(lambda: write_recipe(folder), "recipe")
+        self.in_child(lambda: write_recipe(folder), "recipe")
         self.recipe = folder / "train.yaml"
         self._runs = 0
         self._references: dict[str, tuple[str, dict[int, float]]] = {}
@@ -114,10 +114,10 @@ class Bench:
     def _digest(self, run_dir: Path) -> str:
         """Of every tensor in the checkpoint of the last step, and of what is common to the ranks."""
         output = run_dir.with_name("digest")
-        self._in_child(lambda: output.write_text(_digest(run_dir / "checkpoints" / f"step_{STEPS}")), "digest")
+        self.in_child(lambda: output.write_text(_digest(run_dir / "checkpoints" / f"step_{STEPS}")), "digest")
         return output.read_text()
 
-    def _in_child(self, action, name: str) -> None:  # type: ignore[no-untyped-def]
+    def in_child(self, action, name: str) -> None:  # type: ignore[no-untyped-def]
         log = self.folder / f"{name}.log"
         _, status = os.waitpid(fork(action, (log, log)), 0)
         if status:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from data_tools import _index
-from data_tools.curriculum.build import build_phase
+from data_tools.curriculum.build import build_phase, build_recipe
 from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import STRIDE, Phase
@@ -238,6 +239,30 @@ def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
     with pytest.raises(UserError, match="exists and is not a phase"):
         build_phase(CURRICULUM, corpora, tmp_path / "phase", 1)
     assert (tmp_path / "phase/thesis.tex").read_text() == "years of work"
+
+
+def test_of_two_recipes_at_once_one_gets_every_phase(corpora, tmp_path):
+    """Whichever order their phases are in; each alone would take the first phase of its own."""
+    order, results = {}, {}
+    for seed, names in ((1, ("first", "second")), (2, ("second", "first"))):
+        (tmp_path / f"recipe_{seed}").mkdir()
+        phases = [{"name": name, "order": "shuffle", "seed": seed, "datasets": [{"corpus": "code"}]} for name in names]
+        order[seed] = recipe_file(tmp_path / f"recipe_{seed}", corpora, *phases)
+
+    def build(seed: int) -> None:
+        try:
+            results[seed] = build_recipe(order[seed], (), tmp_path / "phases", None, 1)
+        except UserError as error:
+            results[seed] = str(error)
+
+    threads = [threading.Thread(target=build, args=(seed,)) for seed in order]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [seed for seed, result in results.items() if result.startswith("curriculum: 2 phases")]
+    assert "first: holds a phase already, made from something else" in results[3 - winner]
+    assert {Phase(tmp_path / "phases" / name).manifest["seed"] for name in ("first", "second")} == {winner}
 
 
 SETRLIMIT = """

@@ -19,6 +19,7 @@ import pytest
 from json_lines import read_rows, write_rows
 
 from data_tools.corpora.corpus import manifest_path
+from data_tools.corpora.merge import merge_corpora
 from data_tools.corpora.verify import verify
 from data_tools.preprocessing import joining
 from data_tools.preprocessing.preprocess import Settings, Totals, preprocess
@@ -242,6 +243,22 @@ def test_a_run_that_was_killed_while_it_removed_its_shards(
     assert totals.engine == ""
     assert contents(tmp_path)
     assert times == {name: (tmp_path / name).stat().st_mtime_ns for name in FILES}
+
+
+def test_another_corpus_has_taken_the_place_since_a_run_was_killed_while_it_removed_its_shards(
+    source: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(shards: object) -> None:
+        raise KeyboardInterrupt
+
+    run(source, tmp_path / "whole", settings)
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data_tools.preprocessing.preprocess.remove", killed)
+        run(source, folder, settings)
+    merge_corpora([folder / "c_title_document"], folder / "c_text_document", force=True)
+    run(source, folder, settings, force=True)
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_the_limit_of_bad_rows_holds_over_all_tasks_and_ranks(source: Path, settings: Settings, tmp_path: Path):

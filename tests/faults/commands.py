@@ -1,0 +1,188 @@
+"""The commands that write, each with words for two products."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+from tests.faults.bench import Bench
+
+_IMPORTED = (
+    "data_tools.corpora.merge",
+    "data_tools.curriculum.build",
+    "data_tools.curriculum.materialize",
+    "data_tools.curriculum.report",
+    "data_tools.harvesting.harvest",
+    "data_tools.preprocessing.preprocess",
+    "data_tools.tokenizers.train_tokenizer",
+    "megatron_kaiyuan.checkpoint.average",
+    "megatron_kaiyuan.export.run",
+    "megatron_kaiyuan.report.build",
+)
+_EVALUATION = ("lm_eval", "transformers", "megatron_kaiyuan.evaluate.run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command that writes into the folder `out`.
+
+    Attributes:
+        name: as a user writes it.
+        first, second: its words for two products, A and B.
+        output: what it writes, by name in `out`: the file, the folder, or a file of several.
+        products: a pattern for each product, where one command makes several; each is replaced for itself.
+        heavy: it takes seconds.
+    """
+
+    name: str
+    first: list[str]
+    second: list[str]
+    output: str
+    products: tuple[str, ...] = ("",)
+    heavy: bool = False
+
+
+def prepare(bench: Bench, evaluation: bool) -> list[Command]:
+    """Make the inputs of all commands, and import what they need, so that a fork takes no time.
+
+    Args:
+        evaluation: with `kaiyuan eval`, whose libraries take long to import.
+    """
+    inputs, out = bench.folder / "inputs", bench.folder / "out"
+    bench.reference("dp2")
+    bench.in_child(lambda: _make_inputs(inputs, evaluation), "inputs")
+    run_dir = bench.folder / "undisturbed_dp2"
+    for name in ("run_a", "run_b"):
+        (inputs / name).mkdir()
+        for file in ("metrics.jsonl", "config.yaml"):
+            shutil.copyfile(run_dir / file, inputs / name / file)
+    _import(evaluation)
+    order, phases = str(bench.folder / "order.yaml"), str(out / "phases")
+    other_seeds = ["phases[0].seed=7", "phases[1].seed=8"]
+
+    def curriculum(*words: str) -> tuple[list[str], list[str]]:
+        first = ["curriculum", order, "--output", phases, "--threads", "1", *words]
+        return first, [*first, *other_seeds]
+
+    def pair(*words: object, a: object, b: object) -> tuple[list[str], list[str]]:
+        return [str(a if word is None else word) for word in words], [
+            str(b if word is None else word) for word in words
+        ]
+
+    text, bad = [[inputs / f"{name}{suffix}" for name in "ab"] for suffix in (".jsonl", ".bad.jsonl")]
+    train = ("tokenizer", "train", "--input", None, "--vocab-size", 512, "--output", out / "tokenizer.json")
+    tokens = ("preprocess", "--input", None, "--output-prefix", out / "new", "--tokenizer-model", inputs / "tokenizer")
+    tokens = (*tokens, "--score-keys", "score", "--max-bad-rows", 2, "--task-bytes", 20000)
+    join = ["merge", "--threads", "1", "--output-prefix", str(out / "all")]
+    corpora = [str(inputs / f"{name}_text_document") for name in "ab"]
+    page = ("report", order, "--phases", None, "--output", out / "order.html")
+    second = ("--phase", "second")
+    materialized = ("phases/second/", "phases/second_text_document")
+    commands = [
+        Command("kaiyuan-data curriculum", *curriculum(*second), "phases/second"),
+        Command(
+            "kaiyuan-data curriculum --materialize tokens",
+            *curriculum(*second, "--materialize", "tokens"),
+            "phases/second_text_document.bin",
+            materialized,
+        ),
+        Command(
+            "kaiyuan-data curriculum --materialize index",
+            *curriculum(*second, "--materialize", "index"),
+            "phases/second_text_document.idx",
+            materialized,
+        ),
+        Command("kaiyuan-data merge", [*join, *corpora], [*join, *corpora[::-1]], "all.bin"),
+        Command(
+            "kaiyuan-data preprocess",
+            *pair(*tokens, "--workers", 1, a=bad[0], b=bad[1]),
+            "new_text_document.bin",
+            ("new_text", "new.bad_rows"),
+        ),
+        Command(
+            "kaiyuan-data preprocess, two keys, two workers",
+            *pair(*tokens, "--workers", 2, "--json-keys", "text", "title", a=bad[0], b=bad[1]),
+            "new_text_document.bin",
+            ("new_text", "new_title", "new.bad_rows"),
+        ),
+        Command("kaiyuan-data tokenizer train", *pair(*train, a=text[0], b=text[1]), "tokenizer.json"),
+        Command("kaiyuan-data report", *pair(*page, a=bench.folder / "phases", b=inputs / "phases"), "order.html"),
+        Command(
+            "kaiyuan-data harvest",
+            *pair("harvest", out / "text", "--megabytes", 0.01, "--seed", None, a=1, b=2),
+            "text",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan report",
+            *pair("report", None, "--output", out / "report.html", a=inputs / "run_a", b=inputs / "run_b"),
+            "report.html",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan average",
+            *pair("average", run_dir, "--last", None, "--output", out / "averaged", a=2, b=3),
+            "averaged",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan export",
+            *pair("export", None, "--output", out / "model", a=_step(run_dir, 8), b=_step(run_dir, 12)),
+            "model",
+            heavy=True,
+        ),
+    ]
+    if evaluation:
+        measured = ("eval", None, "--held-out", inputs / "held_out", "--held-out-text", inputs / "a.jsonl")
+        measured = (*measured, "--seq-length", 2048, "--output", out / "eval.json")
+        models = {"a": inputs / "model_a", "b": inputs / "model_b"}
+        commands.append(Command("kaiyuan eval", *pair(*measured, **models), "eval.json", heavy=True))
+    return commands
+
+
+def _step(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step}"
+
+
+def _make_inputs(inputs: Path, evaluation: bool) -> None:
+    from data_tools.curriculum.build import build_recipe
+    from data_tools.preprocessing.preprocess import Settings, preprocess
+    from data_tools.tokenizers.train_tokenizer import train_and_save
+    from tests.evaluate.tiny_model import random_documents, write_corpus, write_model
+
+    inputs.mkdir()
+    for number, name in enumerate("ab"):
+        _write_text(inputs / f"{name}.jsonl", number)
+        rows = (inputs / f"{name}.jsonl").read_text().splitlines()
+        (inputs / f"{name}.bad.jsonl").write_text("\n".join([*rows[:40], "{no row", *rows[40:], "nor this"]))
+    train_and_save([inputs / "a.jsonl"], "text", 600, inputs / "tokenizer" / "tokenizer.json")
+    for name in "ab":
+        settings = Settings(inputs / "tokenizer", ("text",), ("score",))
+        preprocess([inputs / f"{name}.jsonl"], inputs / name, settings)
+    build_recipe(inputs.parent / "order.yaml", ("phases[0].seed=9",), inputs / "phases", None, 1)
+    if evaluation:
+        for number, name in enumerate("ab"):
+            path = write_model(inputs / f"model_{name}", seed=number) / "config.json"
+            # Room for the tasks of the command, whose items are longer than those of its tests.
+            path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 2048}))
+        write_corpus(inputs / "held_out", random_documents(4, seed=1))
+
+
+def _write_text(path: Path, seed: int) -> None:
+    """Words that a tokenizer can learn."""
+    drawn = random.Random(seed)
+    words = ["".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=drawn.randint(2, 9))) for _ in range(300)]
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(150):
+            text = " ".join(drawn.choices(words, k=drawn.randint(30, 90)))
+            row = {"text": text, "title": text[:20], "domain": "test", "source": str(number), "score": drawn.random()}
+            file.write(json.dumps(row) + "\n")
+
+
+def _import(evaluation: bool) -> None:
+    for module in (*_IMPORTED, *(_EVALUATION if evaluation else ())):
+        importlib.import_module(module)
