@@ -45,9 +45,9 @@ def train(
 ) -> None:
     """Train a recipe; resumes by itself when the run folder holds a checkpoint.
 
-    One process: kaiyuan train launch/recipes/quickstart/train.yaml
+    Example: kaiyuan train launch/recipes/quickstart/train.yaml
 
-    Several: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+    Several processes: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
 
     Exit code 0 only when the run has come to its end. SIGTERM, SIGHUP, SIGUSR1 and ctrl-C save it first; the codes are
     143, 129, 138 and 130 then, 2 after a mistake, 1 after any other failure (docs/launch.md).
