@@ -48,7 +48,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
     verify(folder)
-    with _removed_meanwhile(folder):
+    with removed_meanwhile(folder):
         return _load_weights(folder)
 
 
@@ -61,7 +61,7 @@ def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _removed_meanwhile(folder: Path) -> Iterator[None]:
+def removed_meanwhile(folder: Path) -> Iterator[None]:
     """One line instead of a trace where a run that trains prunes the checkpoint while it is read."""
     try:
         yield

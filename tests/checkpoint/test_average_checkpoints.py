@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,19 @@ def test_which_steps_are_averaged(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             select(tmp_path, wanted)
+
+
+def test_a_checkpoint_that_a_run_prunes_meanwhile_is_named(tmp_path: Path) -> None:
+    from megatron_kaiyuan.checkpoint.load import load_weights, removed_meanwhile
+
+    save(tmp_path, 10, 1.0)
+    folder = tmp_path / "checkpoints" / "step_10"
+    with pytest.raises(UserError, match=r"step_10.*: was removed while it was read"), removed_meanwhile(folder):
+        shutil.rmtree(folder)
+        (folder / "common.pt").read_bytes()
+    with pytest.raises(UserError, match="checkpoint not found"):
+        load_weights(folder)
+    # Another fault is none of its business.
+    with pytest.raises(FileNotFoundError), removed_meanwhile(tmp_path):
+        (tmp_path / "manifest.json").write_text("{}")
+        (tmp_path / "other").read_bytes()

@@ -149,3 +149,13 @@ def test_no_sink_ends_the_run_and_no_lost_stream_does(tmp_path: Path, monkeypatc
         with contextlib.suppress(BrokenPipeError):
             dead.close()
     assert len(read(tmp_path / "m.jsonl")) == 3
+
+
+def test_a_copy_by_hard_links_does_not_write_into_the_original(tmp_path: Path) -> None:
+    original, copy = tmp_path / "run" / "metrics.jsonl", tmp_path / "copy" / "metrics.jsonl"
+    JsonLines(original).write({"step": 1})
+    copy.parent.mkdir()
+    os.link(original, copy)
+    JsonLines(copy).write({"step": 2})
+    assert original.read_text() == '{"step": 1}\n'
+    assert copy.read_text() == '{"step": 1}\n{"step": 2}\n'
