@@ -25,6 +25,7 @@ _SEAL = "seal"
 _TEMPORARY = ".tmp"
 # Also of a temporary file that was itself written by way of one.
 _LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp(\.[0-9a-f]{8}\.tmp)*")
+_ASIDE = re.compile(r"[0-9a-f]{8}\.replaced\.tmp")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -84,7 +85,7 @@ def put_in_place(new: Path, target: Path) -> None:
     """
     if target.is_dir() and not target.is_symlink() and new.is_dir():
         exchanged = _exchange(new, target)
-        old = new if exchanged else _aside(target)
+        old = new if exchanged else _new_aside(target)
         if not exchanged:
             os.rename(target, old)
             os.rename(new, target)
@@ -159,11 +160,13 @@ def settle(journal: Path, target: Path | None = None) -> None:
     """
     if journal.is_file():
         _finish(journal)
-    if target is not None and _aside(target).is_dir():
-        if target.exists():
-            remove(_aside(target))
+    if target is None:
+        return
+    for aside in _asides(target):
+        if os.path.lexists(target):
+            remove(aside)
         else:
-            os.rename(_aside(target), target)
+            os.rename(aside, target)
 
 
 def remove_leftovers(target: Path) -> None:
@@ -213,8 +216,20 @@ def _take_back(journal: Path, triples: Sequence[tuple[Path, Path, Path]]) -> Non
         remove(new)
 
 
-def _aside(target: Path) -> Path:
-    return target.with_name(f"{target.name}.replaced{_TEMPORARY}")
+def _new_aside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{secrets.token_hex(4)}.replaced{_TEMPORARY}")
+
+
+def _asides(target: Path) -> list[Path]:
+    """Where earlier ones of a folder were put, when a process was killed before it removed them."""
+    if not target.parent.is_dir():
+        return []
+    start = f"{target.name}."
+    return [
+        path
+        for path in target.parent.iterdir()
+        if path.name.startswith(start) and _ASIDE.fullmatch(path.name[len(start) :])
+    ]
 
 
 def _exchange(first: Path, second: Path) -> bool:

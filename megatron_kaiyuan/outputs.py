@@ -23,8 +23,6 @@ from megatron_kaiyuan.files import checksum, read_sealed_json, remove_leftovers,
 from megatron_kaiyuan.locks import lock
 
 RECORD = "manifest.json"
-# What a person may have edited.
-_TEXT_SUFFIXES = {".json", ".jsonl", ".txt", ".md", ".jinja"}
 # What network file systems and desktops add by themselves.
 _NOBODYS = (".nfs", ".DS_Store")
 
@@ -119,8 +117,8 @@ def check(output: Output, identity: str, earlier: Earlier, force: bool = False, 
     found = earlier(output)
     if found is not None and found != identity and not force:
         raise UserError(
-            f"{output.path}: holds {output.what} already, made from something else; name another {output.option}, "
-            "or replace it with --force"
+            f"{output.path}: holds {output.what} already, made from something else (other input or settings; files "
+            f"that were touched or copied count as other); name another {output.option}, or replace it with --force"
         )
     if found is not None:
         _refuse_protected(output)
@@ -216,9 +214,7 @@ def recorded_folder(format_name: str) -> Earlier:
         if record.get("format") != format_name:
             raise output.in_the_way(folder)
         refuse_unlisted(output, record["files"])
-        for name, entry in record["files"].items():
-            if _is_edited(folder / name, entry):
-                raise output.in_the_way(folder / name, "was changed after it was written")
+        refuse_changed(output, record["files"])
         return str(record.get("identity", ""))
 
     return earlier
@@ -251,6 +247,18 @@ def refuse_unlisted(output: Output, files: Iterable[str]) -> None:
         raise output.in_the_way(output.path / extra[0])
 
 
+def refuse_changed(output: Output, files: dict[str, dict[str, Any]]) -> None:
+    """Refuse a folder of which a file was changed: by hand, by another program, or by a disk.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    for name, entry in files.items():
+        path = output.path / name
+        if path.is_file() and (path.stat().st_size != entry["bytes"] or checksum(path) != entry["checksum"]):
+            raise output.in_the_way(path, "was changed after it was written")
+
+
 def unlisted(folder: Path, files: Iterable[str]) -> list[str]:
     """Names below an artefact's folder that its manifest does not list, the manifest itself apart."""
     known = {RECORD, *files}
@@ -260,7 +268,3 @@ def unlisted(folder: Path, files: Iterable[str]) -> list[str]:
 
 def _is_nobodys(path: Path) -> bool:
     return path.name.startswith(_NOBODYS)
-
-
-def _is_edited(path: Path, entry: dict[str, Any]) -> bool:
-    return path.suffix in _TEXT_SUFFIXES and path.is_file() and checksum(path) != entry["checksum"]

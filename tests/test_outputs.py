@@ -165,7 +165,7 @@ def test_a_folder_is_exchanged_also_where_the_file_system_cannot(
     assert (tmp_path / "made" / "data.txt").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     # Killed between its two renames: the older product comes back.
-    os.rename(tmp_path / "made", tmp_path / "made.replaced.tmp")
+    os.rename(tmp_path / "made", tmp_path / "made.0123abcd.replaced.tmp")
     settle(journal_of(tmp_path / "made"), tmp_path / "made")
     assert (tmp_path / "made" / "data.txt").read_text() == "2"
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import publish, read_sealed_json, settle, temporary_beside, write_sealed_json
+from megatron_kaiyuan.files import checksum, publish, read_sealed_json, settle, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, journal_of, require_name
 
 FORMAT, VERSION = "kaiyuan-corpus", 1
@@ -193,9 +193,14 @@ def earlier_corpus(output: Output) -> str | None:
     if not there:
         return None
     try:
-        return str(read_manifest(prefix).get("identity", ""))
+        manifest = read_manifest(prefix)
     except UserError:
         raise output.in_the_way(there[0], "belongs to no corpus with a manifest of this program") from None
+    # Scores may have been put in by hand. Damage of the other files is mended by making the corpus again.
+    metadata = metadata_path(prefix)
+    if metadata.is_file() and checksum(metadata) != manifest["files"][metadata.name]["checksum"]:
+        raise output.in_the_way(metadata, "was changed after it was written")
+    return str(manifest.get("identity", ""))
 
 
 @contextmanager

@@ -53,6 +53,8 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
     ".txt": "text",
 }
+# Files of a corpus whose suffixes are those of input.
+_BESIDE_INDEX = (".meta.parquet", ".manifest.json", ".publishing.json")
 _NO_FILES = f"is a folder without files of {', '.join(_FORMATS)}; name the files themselves"
 _NO_MATCH = "no file matches; check the pattern"
 # What file systems call the thing that changes when a file is written again, the surest first.
@@ -209,7 +211,15 @@ def _some(word: str, listing: Listing, reason: str) -> Listing:
 
 
 def _is_known(name: str) -> bool:
-    return _suffixes(name)[0] in _FORMATS
+    return _suffixes(name)[0] in _FORMATS and not _is_ours(name)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether preprocessing wrote a file: a corpus may lie in the folder that it was made from."""
+    if name.endswith(".bad_rows.jsonl") or Path(name).parent.name.endswith(".shards"):
+        return True
+    prefix = next((name.removesuffix(end) for end in _BESIDE_INDEX if name.endswith(end)), None)
+    return prefix is not None and os.path.lexists(f"{prefix}.idx")
 
 
 def _identity(name: str) -> Identity | str:

@@ -16,7 +16,7 @@ from megatron_kaiyuan.checkpoint.save import require_room, save_folder
 from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.average import equal_mean
-from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
+from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_changed, refuse_unlisted
 
 
 @dataclass(frozen=True)
@@ -118,4 +118,5 @@ def _earlier(output: Output) -> str | None:
     if "averaged_steps" not in manifest:
         raise output.in_the_way(output.path)
     refuse_unlisted(output, manifest["files"])
+    refuse_changed(output, manifest["files"])
     return str(manifest.get("identity", ""))

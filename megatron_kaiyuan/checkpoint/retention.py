@@ -17,7 +17,7 @@ from megatron_kaiyuan.files import remove_leftovers
 # One to go on from, and one more for the day when it turns out to be damaged.
 _FEWEST = 2
 _REMOVING = ".removed.tmp"
-_UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|removed|replaced)\.tmp")
+_UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|removed)\.tmp")
 # Files of a run that are written whole, of which a killed job may have left a temporary one.
 _WRITTEN_WHOLE = ("latest", "config.yaml", "preempted.json", "left_out.json", "tracker_run.json")
 

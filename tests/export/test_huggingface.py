@@ -184,8 +184,14 @@ def test_an_export_is_replaced_by_itself_and_leaves_what_others_added(tmp_path: 
         with pytest.raises(UserError, match=r"README\.md: is not part of an exported model"):
             export_model(random_weights(model, seed=8), model, folder, None, "second", force=force)
     assert (folder / "gguf" / "model.gguf").read_bytes() == b"converted for hours"
+    (folder / "model.safetensors").write_bytes(b"weights of my own")
     shutil.rmtree(folder / "gguf")
     (folder / "README.md").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: was changed after it was written"):
+        export_model(random_weights(model, seed=8), model, folder, None, "second", force=True)
+    assert (folder / "model.safetensors").read_bytes() == b"weights of my own"
+    shutil.rmtree(folder)
+    export_model(random_weights(model, seed=8), model, folder, None, "second")
     edited = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**edited, "note": "edited"}))
     with pytest.raises(UserError, match=r"config\.json: was changed after it was written"):

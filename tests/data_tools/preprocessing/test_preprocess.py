@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -223,3 +224,24 @@ def test_command_takes_several_inputs_and_says_what_it_did(
     assert failed.returncode == 2
     assert failed.stderr.startswith(f"error: {bad}:1: not JSON")
     assert failed.stderr.count("\n") == 1
+
+
+def test_a_corpus_may_lie_in_the_folder_that_it_was_made_from(tokenizer_path: Path, tmp_path: Path):
+    write_rows(tmp_path / "a.jsonl", [{"text": "one"}, {"text": 2}])
+    settings = Settings(tokenizer_path)
+    for _ in range(2):
+        totals = preprocess([tmp_path], tmp_path / "out", settings, max_bad_rows=1)
+        assert totals.sequences == 1
+
+
+def test_metadata_that_were_changed_by_hand_are_not_written_over(tokenizer_path: Path, tmp_path: Path):
+    source = write_rows(tmp_path / "a.jsonl", [{"text": "one", "score": 1.0}])
+    settings = Settings(tokenizer_path, score_keys=("score",))
+    preprocess([source], tmp_path / "c", settings)
+    path = metadata_path(tmp_path / "c_text_document")
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index("score"), "score", pa.array([7.0])), path)
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"c_text_document\.meta\.parquet: was changed after it was written"):
+            preprocess([source], tmp_path / "c", settings, force=force)
+    assert pq.read_table(path)["score"].to_pylist() == [7.0]
