@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
@@ -174,16 +175,16 @@ def as_nobody(call: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.jsonl", "*/*.jsonl", "locked/a.jsonl", "linked/a.jsonl"])
 @pytest.mark.parametrize("locked", ["locked", "locked/a.jsonl"])
-def test_what_cannot_be_read_is_named(tmp_path: Path, pattern: str, locked: str):
-    touch(tmp_path, "b.jsonl", "locked/a.jsonl")
-    (tmp_path / "linked").symlink_to("locked")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == tmp_path.owner() and folder.name.startswith("pytest-"):
-            folder.chmod(0o755)
-    tmp_path.chmod(0o755)
-    (tmp_path / locked).chmod(0)
-    said = as_nobody(lambda: find_inputs([str(tmp_path / pattern)]))
-    (tmp_path / locked).chmod(0o755)
+def test_what_cannot_be_read_is_named(pattern: str, locked: str):
+    # Not pytest's folder, into which nobody else may look.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        touch(folder, "b.jsonl", "locked/a.jsonl")
+        (folder / "linked").symlink_to("locked")
+        (folder / locked).chmod(0)
+        said = as_nobody(lambda: find_inputs([str(folder / pattern)]))
+        (folder / locked).chmod(0o755)
     if pattern == "*.jsonl":
         assert said == "nothing"
     else:
