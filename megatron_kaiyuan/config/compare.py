@@ -37,8 +37,8 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "optimizer": "initial_loss_scale",
     },
     AtResume.TAKEN: {
-        "data.phases": "path peak_lr final_lr decay_fraction decay_shape",
-        "data": "reset_position_ids reset_attention_mask eod_mask_loss",
+        "data.phases": "peak_lr final_lr decay_fraction decay_shape",
+        "data": "reset_attention_mask eod_mask_loss",
         "train": "seq_length global_batch_size train_tokens z_loss",
         "optimizer": "adam_beta1 adam_beta2 adam_eps weight_decay clip_grad qk_clip_tau warmup_tokens schedule_tokens "
         "min_loss_scale loss_scale_window hysteresis",
@@ -46,6 +46,8 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
     },
     AtResume.NO_EFFECT: {
         "": "platform mindspeed",
+        "data.phases": "path",  # the phases are compared by what they hold
+        "data": "reset_position_ids",  # rotary embeddings know distances only
         "model": "preset max_position_embeddings",
         "parallel": "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
         "context_parallel_size sequence_parallel use_distributed_optimizer overlap_grad_reduce overlap_param_gather "

@@ -39,3 +39,24 @@ def test_between_final_and_peak_everywhere(tokens: int, fraction: float, warmup:
     assert 0 < rate <= 3e-3 * (1 + 1e-9)
     if position >= warmup:
         assert rate >= 6e-4 * (1 - 1e-9)
+
+
+def test_a_schedule_of_another_length() -> None:
+    """Cut short it stays where it ends, inside a phase or before one; a longer one decays later."""
+    phases = [phase(5e-3), phase(3e-3, 6e-4, decay_fraction=0.5)]
+    short = Schedule(phases, [1000, 1000], 100, schedule_tokens=1400)
+    assert short.learning_rate(1200) == 3e-3
+    assert short.learning_rate(1300) == pytest.approx(6e-4 + 2.4e-3 * (1 - math.sqrt(0.5)))
+    assert short.learning_rate(1400) == short.learning_rate(2000) == pytest.approx(6e-4)
+    one_phase = Schedule(phases, [1000, 1000], 100, schedule_tokens=700)
+    assert one_phase.learning_rate(700) == one_phase.learning_rate(1900) == 5e-3
+    long = Schedule(phases, [1000, 1000], 100, schedule_tokens=3000)
+    assert long.learning_rate(2000) == 3e-3
+    assert long.learning_rate(2500) == pytest.approx(6e-4 + 2.4e-3 * (1 - math.sqrt(0.5)))
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=4), st.integers(1, 2500))
+def test_the_length_of_the_phases_is_the_default(lengths: list[int], position: int) -> None:
+    phases = [phase(2.0 - index / 4, 0.5) for index in range(len(lengths))]
+    default, named = Schedule(phases, lengths, 7), Schedule(phases, lengths, 7, sum(lengths))
+    assert default.learning_rate(position) == named.learning_rate(position)

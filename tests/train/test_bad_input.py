@@ -26,6 +26,8 @@ MISTAKES = {
     "batch": (["train.global_batch_size=6"], "train.global_batch_size 6"),
     "vocabulary": (["model.vocab_size=128"], "vocabulary"),
     "tokens": (["train.train_tokens=100000000"], "train.train_tokens"),
+    "warm-up": (["optimizer.warmup_tokens=100000000"], "optimizer.warmup_tokens: 100,000,000"),
+    "rising decay": (["data.phases.0.final_lr=1.0"], "final_lr 1 is above peak_lr"),
     "override": (["nonsense"], "'nonsense'"),
 }
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from small_run import SEQ_LENGTH, TOKENS_PER_STEP, metrics, start_from, train
+from test_resume import assert_same_state
 
 from megatron_kaiyuan.files import write_sealed_json
 
@@ -69,3 +70,17 @@ def test_phases_of_another_tokenizer_are_refused(recipe: Path, finished_run: Pat
     done = train(1, recipe, f"run_dir={tmp_path / 'new'}", f"init_from={source}", *paths)
     assert done.returncode == 2
     assert "another tokenizer made the corpora here (fingerprint xxh3:1, not xxh3:0)" in done.stderr
+
+
+def test_a_stop_does_not_bend_the_learning_rate(recipe: Path, tmp_path: Path) -> None:
+    """A run that stops in a decay and continues is the uninterrupted run, bit for bit."""
+    decay = ["data.phases.0.final_lr=1e-3", "data.phases.0.decay_fraction=1.0"]
+    for name, stops in (("whole", (8,)), ("stopped", (5, 8))):
+        for step in stops:
+            tokens = f"train.train_tokens={step * TOKENS_PER_STEP}"
+            assert train(1, recipe, f"run_dir={tmp_path / name}", tokens, *decay).returncode == 0
+    assert_same_state(*(tmp_path / name / "checkpoints" / "step_8" for name in ("stopped", "whole")))
+    rates = [row["lr"] for _, row in sorted(metrics(tmp_path / "stopped").items())]
+    assert rates == [row["lr"] for _, row in sorted(metrics(tmp_path / "whole").items())]
+    # The phase is longer than the run.
+    assert rates[-1] > 2e-3

@@ -27,8 +27,8 @@ CHANGED: dict[str, Any] = {
 }
 # Of these a checkpoint holds nothing: they are read from the recipe at each start, or at each step.
 READ_AT_EACH_START = {
-    "data.phases.path", "data.phases.peak_lr", "data.phases.final_lr", "data.phases.decay_fraction",
-    "data.phases.decay_shape", "data.reset_position_ids", "data.reset_attention_mask", "data.eod_mask_loss",
+    "data.phases.peak_lr", "data.phases.final_lr", "data.phases.decay_fraction",
+    "data.phases.decay_shape", "data.reset_attention_mask", "data.eod_mask_loss",
     "train.seq_length", "train.global_batch_size", "train.train_tokens", "train.z_loss", "optimizer.qk_clip_tau",
     "optimizer.weight_decay",
     "optimizer.warmup_tokens", "optimizer.schedule_tokens", "faults.on_bad_step", "faults.spike_zscore",
