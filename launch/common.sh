@@ -101,7 +101,7 @@ print(load_run(Path(sys.argv[1]), sys.argv[2:]).run_dir)' "$@"
 # What runs, the signal that this script got, and the exit code of what ran.
 child='' stopped='' status=0
 
-# How a signal is passed on to what runs. A script whose launcher wants it otherwise defines this anew.
+# How a signal is passed on to what runs. A script whose launcher wants it otherwise redefines this.
 forward() { # SIGNAL
     kill "-$1" "$child"
 }

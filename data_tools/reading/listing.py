@@ -150,7 +150,7 @@ def _matches(folder: str, parts: list[str]) -> Iterator[str]:
 def _folders(root: str, hidden: tuple[str, ...]) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     """A folder and those below it that are not hidden, each once, with what is in it."""
     seen: set[Identity] = set()
-    # What is behind a link comes last, so that a folder is entered under its own name.
+    # What a link leads to comes last, so that a folder is entered under its own name.
     own, linked = deque([root]), deque[str]()
     while own or linked:
         from_link = not own

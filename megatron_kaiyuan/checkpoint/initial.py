@@ -84,7 +84,7 @@ def kind_of(source: Path) -> str:
 
 
 def _foreign_tokenizer(source: Path, tokenizer: Tokenizer | None) -> list[str]:
-    """A note only: a tokenizer.json may have been written anew with the same ids."""
+    """A note only: a tokenizer.json may have been written again with the same ids."""
     if tokenizer is None or compare_folder(tokenizer, source) != "other":
         return []
     return ["its tokenizer file is not the one that made the corpora: does each id mean the same there?"]
