@@ -13,7 +13,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.load import load_common, load_weights, whole
 from megatron_kaiyuan.checkpoint.retention import is_scheduled
 from megatron_kaiyuan.checkpoint.save import require_room, save_folder
-from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.average import equal_mean
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_changed, refuse_unlisted
@@ -40,7 +40,7 @@ def select(run_dir: Path, wanted: Selection) -> list[int]:
     Raises:
         UserError: there are not so many, or one of them is not there.
     """
-    there = layout.steps(run_dir)
+    there = usable_steps(run_dir)
     folder = layout.checkpoints_folder(run_dir)
     if wanted.steps:
         if missing := [step for step in wanted.steps if step not in there]:
@@ -94,7 +94,7 @@ def _remarks(run_dir: Path, steps: Sequence[int]) -> str:
     remarks = []
     if len({after - before for before, after in itertools.pairwise(steps)}) > 1:
         remarks.append("unevenly spaced")
-    if newer := [step for step in layout.steps(run_dir) if step > steps[-1]]:
+    if newer := [step for step in usable_steps(run_dir) if step > steps[-1]]:
         remarks.append(f"without the newer {', '.join(map(str, newer))}")
     return f" ({'; '.join(remarks)})" if remarks else ""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, load_common, stored_tensors
+from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, load_common, removed_meanwhile, stored_tensors
 from megatron_kaiyuan.checkpoint.verify import verify
 from megatron_kaiyuan.config.compare import Change, compare, flatten
 from megatron_kaiyuan.errors import UserError
@@ -79,7 +79,8 @@ def difference(first: Path, second: Path) -> Difference:
     for folder in (first, second):
         if not folder.is_dir():
             raise UserError(f"{folder}: checkpoint not found")
-        verify(folder)
+        with removed_meanwhile(folder):
+            verify(folder)
     was, now = load_common(first), load_common(second)
     weights, only_in_one = _compare_weights(first, second)
     return Difference(
@@ -155,5 +156,6 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _weight(folder: Path, name: str) -> torch.Tensor:
-    wanted = {name: dist_checkpointing.load_tensors_metadata(str(folder))[name]}
-    return dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)[name]
+    with removed_meanwhile(folder):
+        wanted = {name: dist_checkpointing.load_tensors_metadata(str(folder))[name]}
+        return dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)[name]

@@ -31,7 +31,8 @@ def step_folder(run_dir: Path, step: int) -> Path:
 def steps(run_dir: Path) -> list[int]:
     """Steps with a finished checkpoint, ascending; none for a new run."""
     folder = checkpoints_folder(run_dir)
-    return [step for step in all_steps(run_dir) if (folder / f"step_{step}" / MANIFEST).is_file()]
+    # os.path: a folder that may not be entered, or that another machine has removed, is no reason to raise.
+    return [step for step in all_steps(run_dir) if os.path.isfile(folder / f"step_{step}" / MANIFEST)]
 
 
 def write_manifest(folder: Path, known: dict[str, dict[str, Any]] | None = None, **about: Any) -> None:
@@ -56,7 +57,7 @@ def all_steps(run_dir: Path) -> list[int]:
     folder = checkpoints_folder(run_dir)
     if not folder.is_dir():
         return []
-    found = (step_of(path.name) for path in folder.iterdir() if path.is_dir())
+    found = (step_of(path.name) for path in folder.iterdir() if os.path.isdir(path))
     return sorted(step for step in found if step is not None)
 
 

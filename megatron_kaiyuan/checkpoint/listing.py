@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.retention import was_scheduled
 from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
 from megatron_kaiyuan.errors import UserError, describe
 
@@ -24,7 +26,8 @@ class Listed:
         tokens: position in the token stream, as far as the manifest says.
         saved: when its manifest was written, ISO 8601, local time.
         problem: what its manifest lacks; None does not mean that its files are whole.
-        scheduled: whether it was saved at a multiple of `checkpoint.save_every_steps`; None: not known.
+        scheduled: whether it was saved at a multiple of `checkpoint.save_every_steps`; None where its manifest cannot
+            be read.
     """
 
     name: str
@@ -47,7 +50,9 @@ def list_checkpoints(run_dir: Path) -> list[Listed]:
     latest = layout.read_latest(run_dir)
     steps = [_listed(layout.step_folder(run_dir, step), step, latest) for step in layout.all_steps(run_dir)]
     others = sorted(path for path in folder.glob("step_*.*") if path.is_dir() and layout.step_of(path.name) is None)
-    return steps + [_listed(path, None, latest) for path in others]
+    found = steps + [_listed(path, None, latest) for path in others]
+    # A job that trains may have removed some of them since their names were read.
+    return [one for one in found if one.problem is None or os.path.lexists(folder / one.name)]
 
 
 def verify_checkpoints(run_dir: Path, step: int | None = None) -> Iterator[tuple[Listed, list[str]]]:
@@ -62,7 +67,12 @@ def verify_checkpoints(run_dir: Path, step: int | None = None) -> Iterator[tuple
         if not listed:
             raise UserError(f"{layout.step_folder(run_dir, step)}: checkpoint not found; `list` says which there are")
     for found in listed:
-        yield found, problems_in(layout.checkpoints_folder(run_dir) / found.name)
+        folder = layout.checkpoints_folder(run_dir) / found.name
+        problems = problems_in(folder)
+        if not problems or os.path.lexists(folder):
+            yield found, problems
+        elif step is not None:
+            raise UserError(f"{folder}: was removed while it was read, as a run does with old checkpoints")
 
 
 def problems_in(folder: Path) -> list[str]:
@@ -171,7 +181,7 @@ def _listed(folder: Path, step: int | None, latest: str | None) -> Listed:
     tokens, saved, problem, scheduled = None, None, None, None
     try:
         manifest = read_manifest(folder)
-        tokens, scheduled = manifest.get("tokens"), manifest.get("scheduled")
+        tokens, scheduled = manifest.get("tokens"), was_scheduled(folder, manifest)
         written = (folder / layout.MANIFEST).stat().st_mtime
         saved = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
     except (UserError, OSError) as error:

@@ -23,20 +23,23 @@ OPTIMIZER_PREFIX = "optimizer."
 
 def load_common(folder: Path) -> dict[str, Any]:
     """What is the same on every rank: counters, configuration, versions. The caller has verified `folder`."""
-    require_plain(folder)
-    return dist_checkpointing.load_common_state_dict(str(folder))
+    with removed_meanwhile(folder):
+        require_plain(folder)
+        return dist_checkpointing.load_common_state_dict(str(folder))
 
 
 def load_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
     """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective."""
-    require_plain(folder)
-    return dist_checkpointing.load(sharded_state, str(folder))
+    with removed_meanwhile(folder):
+        require_plain(folder)
+        return dist_checkpointing.load(sharded_state, str(folder))
 
 
 def stored_tensors(folder: Path) -> dict[str, ShardedTensor]:
     """Names, shapes and types of all tensors, without their values. The caller has verified `folder`."""
-    require_plain(folder)
-    return dist_checkpointing.load_tensors_metadata(str(folder))
+    with removed_meanwhile(folder):
+        require_plain(folder)
+        return dist_checkpointing.load_tensors_metadata(str(folder))
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,8 +50,8 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
-    verify(folder)
     with removed_meanwhile(folder):
+        verify(folder)
         return _load_weights(folder)
 
 
@@ -65,8 +68,11 @@ def removed_meanwhile(folder: Path) -> Iterator[None]:
     """One line instead of a trace where a run that trains prunes the checkpoint while it is read."""
     try:
         yield
-    except (OSError, CheckpointException) as error:
-        gone = [name for name in (MANIFEST, *_named_files(folder)) if not (folder / name).exists()]
+    except (Exception, CheckpointException) as error:
+        # torch (whose error is not an Exception), megatron-core and the unpicklers each have one of their own; a file
+        # that is missing beside a manifest has been named by an error of ours.
+        named = [] if isinstance(error, UserError) else _named_files(folder)
+        gone = [name for name in (MANIFEST, *named) if not (folder / name).exists()]
         if gone:
             raise UserError(
                 f"{folder / gone[0]}: was removed while it was read, as a run does with old checkpoints; name a newer "

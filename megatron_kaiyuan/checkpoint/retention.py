@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.verify import is_misnamed, read_manifest
+from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import remove_leftovers
 
 # One to go on from, and one more for the day when it turns out to be damaged.
 _FEWEST = 2
 _REMOVING = ".removed.tmp"
-_UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|removed)\.tmp")
+_UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|([0-9a-f]{8}\.)?removed)\.tmp")
 # Files of a run that are written whole, of which a killed job may have left a temporary one.
 _WRITTEN_WHOLE = ("latest", "config.yaml", "preempted.json", "left_out.json", "tracker_run.json")
 
@@ -41,12 +45,12 @@ class Retention:
 
 def removable(run_dir: Path, retention: Retention) -> list[int]:
     """Steps that may go, ascending. At least two that look whole are left, whatever the rule says."""
-    steps = [step for step in layout.steps(run_dir) if step > 0]
+    steps = [step for step in usable_steps(run_dir) if step > 0]
     kept = _newest(run_dir, steps, retention.keep_last) | _kept_for_ever(run_dir, steps, retention)
     whole = sum(_looks_whole(layout.step_folder(run_dir, step)) for step in kept)
     removed = []
     for step in reversed(steps):
-        if step in kept or is_misnamed(layout.step_folder(run_dir, step)):
+        if step in kept:
             continue
         if whole < _FEWEST and _looks_whole(layout.step_folder(run_dir, step)):
             whole += 1
@@ -69,7 +73,9 @@ def prune(run_dir: Path, retention: Retention, report: Callable[[int, str], None
         The steps that were removed.
     """
     for left in layout.checkpoints_folder(run_dir).glob(f"step_*{_REMOVING}"):
-        shutil.rmtree(left, ignore_errors=True)
+        step = layout.step_of(left.name.partition(".")[0])
+        if step is not None and (why := _remove_tree(left)):
+            report(step, why)
     removed = []
     for step in removable(run_dir, retention):
         try:
@@ -83,27 +89,64 @@ def prune(run_dir: Path, retention: Retention, report: Callable[[int, str], None
 def _remove(folder: Path) -> None:
     if folder.is_symlink():
         raise OSError(f"{folder} is a link, which the run did not make")
-    doomed = folder.with_name(folder.name + _REMOVING)
+    # Of a name of its own: an earlier checkpoint of this step may still lie there, removed in part.
+    doomed = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_REMOVING}")
     os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    if why := _remove_tree(doomed):
+        raise OSError(why)
 
 
-def remove_unfinished(run_dir: Path) -> None:
-    """Remove what a job that died left half written or half removed. The caller holds the run's lock."""
+def _remove_tree(folder: Path) -> str | None:
+    """Remove all of a folder that can be removed; the first reason why not everything could, if so."""
+    errors: list[OSError] = []
+    shutil.rmtree(folder, onerror=lambda _, __, failure: errors.append(failure[1]))  # type: ignore[arg-type]
+    return describe(errors[0]) if errors else None
+
+
+def remove_unfinished(run_dir: Path) -> list[str]:
+    """Remove what a job that died left half written or half removed. The caller holds the run's lock.
+
+    Returns:
+        What could not be removed, a line each.
+    """
     folder = layout.checkpoints_folder(run_dir)
+    problems = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if _UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+        if _UNFINISHED.fullmatch(path.name) and (why := _remove_tree(path)):
+            problems.append(f"{path}: an earlier job's leftover could not be removed ({why})")
     for name in _WRITTEN_WHOLE:
         remove_leftovers(run_dir / name)
+    return problems
 
 
 def is_scheduled(folder: Path) -> bool:
-    """Whether a checkpoint was saved at a multiple of `checkpoint.save_every_steps`, as far as its manifest says."""
+    """Whether a checkpoint was saved at a multiple of `checkpoint.save_every_steps`, see `was_scheduled`."""
     try:
-        return bool(read_manifest(folder).get("scheduled", True))
+        return was_scheduled(folder, read_manifest(folder))
     except (UserError, OSError):
         return True
+
+
+def was_scheduled(folder: Path, manifest: dict[str, Any]) -> bool:
+    """What a checkpoint's manifest says; one of an older version says nothing, and its step is looked at.
+
+    Args:
+        folder: of the checkpoint, in a run's.
+    """
+    if "scheduled" in manifest:
+        return bool(manifest["scheduled"])
+    step, every = layout.step_of(folder.name), _save_every_steps(folder.parent.parent)
+    return step is None or every is None or step % every == 0
+
+
+def _save_every_steps(run_dir: Path) -> int | None:
+    """As the run was last started; None where that is not known."""
+    try:
+        content = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        every = content["checkpoint"]["save_every_steps"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return every if isinstance(every, int) and every > 0 else None
 
 
 def _newest(run_dir: Path, steps: list[int], keep_last: int) -> set[int]:
@@ -130,7 +173,7 @@ def _kept_for_ever(run_dir: Path, steps: list[int], retention: Retention) -> set
 def _tokens(folder: Path) -> int | None:
     try:
         tokens = read_manifest(folder).get("tokens")
-    except UserError:
+    except (UserError, OSError):
         return None
     return tokens if isinstance(tokens, int) else None
 

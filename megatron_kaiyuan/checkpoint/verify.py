@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan.checkpoint.layout import MANIFEST, step_of
+from megatron_kaiyuan.checkpoint.layout import MANIFEST, step_folder, step_of, steps
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.outputs import unlisted
@@ -60,6 +60,11 @@ def is_misnamed(folder: Path) -> bool:
         return _names_another_step(folder, read_sealed_json(folder / MANIFEST, "checkpoint manifest"))
     except (UserError, OSError):
         return False
+
+
+def usable_steps(run_dir: Path) -> list[int]:
+    """Steps with a finished checkpoint, ascending, without copies of one under another step's name."""
+    return [step for step in steps(run_dir) if not is_misnamed(step_folder(run_dir, step))]
 
 
 def problems_of(folder: Path, files: Files, names: Iterable[str]) -> dict[str, str]:

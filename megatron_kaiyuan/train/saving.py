@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.lock import RunLock
 from megatron_kaiyuan.checkpoint.retention import Retention, prune, remove_unfinished
 from megatron_kaiyuan.checkpoint.save import Saved, Saver
+from megatron_kaiyuan.checkpoint.verify import usable_steps
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
@@ -40,14 +42,20 @@ class OnlyJob(Hook):
             if not _is_first_rank():
                 return None
             lock = RunLock(run_dir)
-            remove_unfinished(run_dir)
+            for problem in remove_unfinished(run_dir):
+                warn(problem)
             return lock
 
         self._lock = agreed(take)
 
     def require(self) -> None:
         """Raise on every rank when the lock was removed: another job may have taken the folder. Collective."""
-        agreed(lambda: self._lock.require() if self._lock is not None else None)
+        agreed(self.require_here)
+
+    def require_here(self) -> None:
+        """The same for rank 0 alone, which holds the lock."""
+        if self._lock is not None:
+            self._lock.require()
 
     def finish(self, session: Session) -> None:
         if self._lock is not None:
@@ -64,6 +72,7 @@ class Checkpoints(Hook):
         self._sinks, self._only_job = sinks, only_job
         self._saver = Saver()
         self._unremovable: set[int] = set()
+        self._stuck: set[Path] = set()
         self._saved_step: int | None = None
         self._last_save = time.monotonic()
 
@@ -72,7 +81,7 @@ class Checkpoints(Hook):
         if session.resumed:
             self._saved_step = session.state.progress.step
             if _is_first_rank():
-                (session.run.run_dir / PREEMPTED).unlink(missing_ok=True)
+                self._take_away(session.run.run_dir / PREEMPTED)
         else:
             # Step 0 proves that the disk takes a checkpoint before a month depends on it, and keeps the
             # untrained weights for comparison.
@@ -80,7 +89,7 @@ class Checkpoints(Hook):
             self._settle()
 
     def vote(self, session: Session) -> Votes:
-        wanted = _is_first_rank() and (self._is_due(session) or (session.run.run_dir / SAVE_NOW).exists())
+        wanted = _is_first_rank() and (self._is_due(session) or self._is_asked(session.run.run_dir / SAVE_NOW))
         return Votes(save=int(wanted), writing=int(self._saver.busy), failed=int(self._saver.failed))
 
     def after_step(self, session: Session, result: StepResult) -> None:
@@ -118,11 +127,13 @@ class Checkpoints(Hook):
         run, progress = session.run, session.state.progress
         run_dir, step, retention = run.run_dir, progress.step, _retention(session)
         if _is_first_rank():
-            (run_dir / SAVE_NOW).unlink(missing_ok=True)
+            self._take_away(run_dir / SAVE_NOW)
         self._last_save = time.monotonic()
         self._only_job.require()
 
         def whole() -> None:
+            # Minutes may have passed: another job's `latest` and checkpoints are not this one's to change.
+            self._only_job.require_here()
             layout.point_latest(run_dir, step)
             prune(run_dir, retention, self._could_not_remove)
 
@@ -135,6 +146,21 @@ class Checkpoints(Hook):
         self._saved_step = step
         if not run.checkpoint.asynchronous:
             self._settle()
+
+    def _is_asked(self, path: Path) -> bool:
+        """Whether a user's file is there, and is not one that could not be taken away when it was answered."""
+        if not os.path.lexists(path):
+            self._stuck.discard(path)
+            return False
+        return path not in self._stuck
+
+    def _take_away(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if path not in self._stuck:
+                warn(f"{path}: could not be removed ({error.strerror}) and means nothing from here on; remove it")
+            self._stuck.add(path)
 
     def _could_not_remove(self, step: int, why: str) -> None:
         if step not in self._unremovable:
@@ -159,7 +185,7 @@ class Checkpoints(Hook):
 
 def newest_checkpoint(run_dir: Path) -> str:
     """For a last word before the end."""
-    steps = layout.steps(run_dir)
+    steps = usable_steps(run_dir)
     return f"the newest checkpoint is step_{steps[-1]}" if steps else "there is no checkpoint"
 
 

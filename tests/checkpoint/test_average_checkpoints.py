@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +129,54 @@ def test_which_steps_are_averaged(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             select(tmp_path, wanted)
+
+
+def test_steps_of_an_older_version_and_copies_under_another_name(tmp_path: Path) -> None:
+    from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints, select
+
+    for step in (10, 20, 25, 30):
+        save(tmp_path, step, float(step))
+    (tmp_path / "config.yaml").write_text("checkpoint: {save_every_steps: 10}\n")
+    shutil.copytree(tmp_path / "checkpoints" / "step_10", tmp_path / "checkpoints" / "step_40")
+    assert select(tmp_path, Selection(3)) == [10, 20, 30]
+    assert "mean of steps 20, 30 in " in average_checkpoints(tmp_path, Selection(2), tmp_path / "averaged")
+    with pytest.raises(UserError, match="holds no step_40"):
+        select(tmp_path, Selection(steps=(40,)))
+
+
+def test_reading_beside_a_run_that_prunes_is_whole_or_one_line(tmp_path: Path) -> None:
+    """At many moments: a step loses its name, then its files."""
+    from megatron_kaiyuan.checkpoint.difference import difference
+    from megatron_kaiyuan.checkpoint.load import load_common, load_weights, stored_tensors
+    from megatron_kaiyuan.checkpoint.retention import Retention, prune
+
+    kept = [save(tmp_path / "kept", step, 1.0) for step in (10, 20, 30)]
+    folder = tmp_path / "run" / "checkpoints" / "step_10"
+    readers = [
+        load_weights,
+        load_common,
+        stored_tensors,
+        lambda step: difference(step, tmp_path / "kept" / "checkpoints" / "step_20"),
+    ]
+    refused = 0
+    for number in range(80):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "kept" / "checkpoints", folder.parent)
+        wait = number * 0.0004
+
+        def remove(wait: float = wait) -> None:
+            time.sleep(wait)
+            prune(tmp_path / "run", Retention(keep_last=2), lambda *_: None)
+
+        pruning = threading.Thread(target=remove)
+        pruning.start()
+        try:
+            readers[number % len(readers)](folder)
+        except UserError as error:
+            assert "step_10" in str(error)
+            refused += 1
+        pruning.join()
+    assert 0 < refused < 80 and len(kept) == 3
 
 
 def test_a_checkpoint_that_a_run_prunes_meanwhile_is_named(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout, listing
+from megatron_kaiyuan.checkpoint.retention import Retention, prune
 from megatron_kaiyuan.errors import UserError
 
 
@@ -45,6 +48,33 @@ def test_verify(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 checkpoints whole" in listing.verify_and_tell(run_dir, 20, as_json=False)
     # Looking moves nothing.
     assert layout.all_steps(run_dir) == [0, 10, 20]
+
+
+def test_beside_a_run_that_prunes(run_dir: Path) -> None:
+    """Steps come and go while they are listed and verified: none of them is called damaged."""
+    stop = threading.Event()
+
+    def train() -> None:
+        step = 30
+        while not stop.is_set():
+            # As a run does: a step gets its name when it is whole.
+            os.rename(make_step(run_dir / "elsewhere", step), layout.step_folder(run_dir, step))
+            prune(run_dir, Retention(keep_last=2), lambda *_: None)
+            step += 10
+
+    job = threading.Thread(target=train)
+    job.start()
+    try:
+        for _ in range(200):
+            for listed in (
+                listing.list_checkpoints(run_dir),
+                [found for found, _ in listing.verify_checkpoints(run_dir)],
+            ):
+                assert {one.name for one in listed if one.problem and one.step is not None} == set()
+            listing.verify_and_tell(run_dir, None, as_json=False)
+    finally:
+        stop.set()
+        job.join()
 
 
 def test_mistakes(run_dir: Path, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from small_checkpoint import make_step
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.retention import Retention, removable, remove_unfinished
 from megatron_kaiyuan.checkpoint.retention import prune as prune_and_report
-from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError
 
 TOKENS_PER_STEP = 100
@@ -146,6 +149,63 @@ def test_saves_on_request_do_not_push_scheduled_ones_out(tmp_path: Path) -> None
         make(tmp_path, step, scheduled=step % 20 == 0)
         prune(tmp_path, Retention(keep_last=4))
     assert layout.steps(tmp_path) == [40, 60, 80, 88, 100]
+
+
+def test_checkpoints_of_an_older_version_are_told_apart_by_their_steps(tmp_path: Path) -> None:
+    for step in (20, 40, 60, 80, 85, 87, 88, 100):
+        make(tmp_path, step)
+    (tmp_path / "config.yaml").write_text("checkpoint: {save_every_steps: 20}\n")
+    assert prune(tmp_path, Retention(keep_last=4)) == [20, 85, 87]
+    (tmp_path / "config.yaml").unlink()
+    # Nothing says which are which.
+    assert removable(tmp_path, Retention(keep_last=4)) == [40]
+
+
+def test_a_copy_under_another_name_takes_no_place(tmp_path: Path) -> None:
+    make(tmp_path, 10, 20, 30)
+    shutil.copytree(layout.step_folder(tmp_path, 10), layout.step_folder(tmp_path, 50))
+    assert prune(tmp_path, Retention(keep_last=2)) == [10]
+    assert usable_steps(tmp_path) == [20, 30] and layout.steps(tmp_path) == [20, 30, 50]
+
+
+REMOVE = """
+import os, sys
+from pathlib import Path
+from megatron_kaiyuan.checkpoint.retention import Retention, prune, remove_unfinished
+# Only now: the interpreter may lie where only root reads.
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+print(prune(Path(sys.argv[1]), Retention(keep_last=2), lambda step, why: print(step, why)))
+print(*remove_unfinished(Path(sys.argv[1])))
+"""
+
+
+def test_what_cannot_be_removed_whole_is_reported_and_removed_later() -> None:
+    """As a user who may not write into one of a step's folders; root may remove everything."""
+    with tempfile.TemporaryDirectory() as place:
+        run_dir = Path(place) / "run"
+        make(run_dir, 10, 20, 30, 40)
+        locked = layout.step_folder(run_dir, 10) / "locked"
+        locked.mkdir()
+        (locked / "file").write_text("stays")
+        for path in (Path(place), *Path(place).rglob("*")) if os.getuid() == 0 else ():
+            os.chown(path, 65534, 65534)
+        locked.chmod(0o555)
+        command = [sys.executable, "-c", REMOVE, str(run_dir)]
+        for removed in ("[20]", "[]"):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            lines = done.stdout.splitlines()
+            assert lines[0].startswith("10 ") and lines[0].endswith("Permission denied") and lines[1] == removed
+            assert "an earlier job's leftover could not be removed" in lines[2]
+            # Of the rest nothing is left.
+            (left,) = layout.checkpoints_folder(run_dir).glob("step_10.*.removed.tmp")
+            assert [path.name for path in left.iterdir()] == ["locked"]
+        assert layout.steps(run_dir) == [30, 40]
+        next(layout.checkpoints_folder(run_dir).rglob("locked")).chmod(0o755)
+        assert prune(run_dir, Retention(keep_last=2)) == []
+        assert sorted(path.name for path in layout.checkpoints_folder(run_dir).iterdir()) == ["step_30", "step_40"]
 
 
 def test_without_scheduled_ones_the_newest_stay(tmp_path: Path) -> None:
