@@ -74,7 +74,8 @@ def prune(run_dir: Path, retention: Retention, report: Callable[[int, str], None
     """
     for left in layout.checkpoints_folder(run_dir).glob(f"step_*{_REMOVING}"):
         step = layout.step_of(left.name.partition(".")[0])
-        if step is not None and (why := _remove_tree(left)):
+        # By the whole name: `step_5.notes.removed.tmp` is somebody's own.
+        if step is not None and _UNFINISHED.fullmatch(left.name) and (why := _remove_tree(left)):
             report(step, why)
     removed = []
     for step in removable(run_dir, retention):

@@ -91,11 +91,12 @@ def test_what_a_dead_job_left_is_removed(tmp_path: Path) -> None:
 def test_what_a_user_named_so_is_left(tmp_path: Path) -> None:
     make(tmp_path, 10)
     folder = layout.checkpoints_folder(tmp_path)
-    mine = ("step_20.tmp", "step_20.notes.tmp", "step_x.12345678.tmp")
+    mine = ("step_20.tmp", "step_20.notes.tmp", "step_x.12345678.tmp", "step_20.notes.removed.tmp")
     for name in mine:
         (folder / name).mkdir()
     (tmp_path / "latest.0123abcd.tmp").write_text("half")
     remove_unfinished(tmp_path)
+    prune(tmp_path, Retention(keep_last=2))
     assert sorted(path.name for path in folder.iterdir()) == sorted(["step_10", *mine])
     assert not (tmp_path / "latest.0123abcd.tmp").exists()
 
