@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+# A shared machine has taken three and a half minutes for what a quiet one does in one.
+@pytest.mark.timeout(600)
 def test_no_fault_is_lost() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--quick"],
@@ -15,7 +19,7 @@ def test_no_fault_is_lost() -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "faults: 0 lost" in done.stdout
