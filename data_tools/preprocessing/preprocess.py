@@ -120,6 +120,8 @@ def preprocess(
     with ExitStack() as claims:
         for prefix, identity in identities.items():
             claims.enter_context(claim(corpus_output(prefix), identity, earlier_corpus, force=force))
+        # Shared by runs of one prefix and other json keys; and what a killed one left of it is removed.
+        claims.enter_context(claim(bad_rows, "", earlier_bad_rows))
         claims.enter_context(lock(shards.lock_path))
         joined = joined_earlier(shards, identities, tasks)
         if joined is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, write_tasks
-from megatron_kaiyuan.files import remove, temporary_beside, write_json
+from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
 
 FORMAT = "kaiyuan-evaluation"
@@ -41,7 +42,7 @@ def evaluate(
         model_folder, baseline_folder: Hugging Face folders; the baseline is the untrained model.
         held_out: corpus prefixes, one for each domain.
         held_out_text: the same documents as JSON lines {"text", "domain", ...}.
-        work: where task files and caches go; None: a temporary folder beside `output`.
+        work: where task files and caches go; None: a temporary folder of the system.
         output: a new file, or the result of the same evaluation.
         seq_length: context in tokens, as in training; None: all that the model admits.
         token_limit: predicted tokens at most of the held-out loss; None: all.
@@ -63,7 +64,7 @@ def evaluate(
     settings = [seq_length, token_limit, dataclasses.asdict(sizes), seed]
     identity = identity_of("evaluation", files_identity(path for path in [*folders, *files] if path.exists()), settings)
     place = Output(output, "a result of kaiyuan eval", kind="file")
-    with claim(place, identity, marked_json(FORMAT), force=force), _work_folder(work, place.path) as folder:
+    with claim(place, identity, marked_json(FORMAT), force=force), _work_folder(work) as folder:
         with offline(folder / "cache"):
             for module in ("transformers", "lm_eval"):
                 require(module, extra="eval", purpose="the evaluation")
@@ -82,14 +83,14 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _work_folder(work: Path | None, output: Path) -> Iterator[Path]:
-    folder = work or temporary_beside(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        if work is None:
-            remove(folder)
+def _work_folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    # Not beside the output: the libraries lock files in their caches, which a shared file system may not be able to do.
+    with tempfile.TemporaryDirectory(prefix="kaiyuan-eval-") as folder:
+        yield Path(folder)
 
 
 def summary_line(result: Mapping[str, Any]) -> str:

@@ -176,7 +176,7 @@ def _run(words: list[str], system: str, arm: Callable[[], object], modules: Path
     """As the installed script does."""
     sys.argv = words
     if system == NO_LOCKS:
-        fcntl.flock = _no_locks  # type: ignore[assignment]
+        fcntl.flock = _no_locks
     elif system == NO_EXCHANGE:
         files._exchange = lambda first, second: False
     arm()
@@ -187,8 +187,15 @@ def _run(words: list[str], system: str, arm: Callable[[], object], modules: Path
             modules.write_text("\n".join(sys.modules))
 
 
-def _no_locks(*arguments: Any) -> None:
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+_flock = fcntl.flock
+
+
+def _no_locks(file: Any, operation: int) -> None:
+    """As where the folder `out` lies on a file system without locks; the system's own folders have them."""
+    descriptor = file if isinstance(file, int) else file.fileno()
+    if "out" in Path(os.readlink(f"/proc/self/fd/{descriptor}")).parts:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    _flock(file, operation)
 
 
 class Steps:
