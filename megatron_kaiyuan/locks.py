@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import socket
 import sys
@@ -23,11 +24,11 @@ _SILENT_SECONDS = 1.0
 
 
 @contextmanager
-def lock(path: Path, *, shared: bool = False, seconds: float = _SECONDS, keep: bool = True) -> Iterator[bool]:
+def lock(path: Path, *, shared: bool = False, seconds: float | None = _SECONDS, keep: bool = True) -> Iterator[bool]:
     """Hold the lock file `path`, alone or `shared` with others that also share it.
 
     Args:
-        seconds: how long to wait for another holder.
+        seconds: how long to wait for another holder; None: for as long as it lives.
         keep: leave the file; else it is removed when the lock is given back.
 
     Yields:
@@ -36,9 +37,10 @@ def lock(path: Path, *, shared: bool = False, seconds: float = _SECONDS, keep: b
 
     Raises:
         UserError: another process holds it for `seconds`.
+        BlockingIOError: the same, where `seconds` is 0.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + seconds
+    deadline = math.inf if seconds is None else time.monotonic() + seconds if seconds else -math.inf
     while True:
         # Opened for appending: should a file of the user's have this name, it keeps its content.
         with open(path, "a") as file, ExitStack() as machine:
@@ -60,13 +62,16 @@ def _wait(file: IO[str], path: Path, shared: bool, deadline: float, machine: Exi
         try:
             return _acquire(file, path, shared, machine)
         except BlockingIOError:
+            if deadline == -math.inf:
+                raise
             now = time.monotonic()
             if now > deadline:
                 raise UserError(
                     f"{path}: another process is at work there; wait for it, or stop it, and start again"
                 ) from None
             if now > silent_until:
-                print(f"waiting up to {deadline - now:.0f} s for the process that holds {path}", file=sys.stderr)
+                limit = "" if deadline == math.inf else f"up to {deadline - now:.0f} s "
+                print(f"waiting {limit}for the process that holds {path}", file=sys.stderr)
                 silent_until = deadline
             time.sleep(0.05)
 

@@ -15,7 +15,8 @@ import xxhash
 from data_tools.corpora.corpus_files import read_manifest
 from data_tools.corpora.merge import join_corpora
 from data_tools.preprocessing.progress import METERS
-from data_tools.preprocessing.shards import Record, Shards, is_there, record_from, too_many
+from data_tools.preprocessing.shards import Record, Shards, is_there, record_from
+from data_tools.reading.bad_rows import too_many
 from data_tools.reading.tasks import Task
 from data_tools.reading.text import BadPlace
 from megatron_kaiyuan.errors import UserError

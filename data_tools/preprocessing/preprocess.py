@@ -23,10 +23,10 @@ from data_tools.preprocessing.joining import (
     tidy,
     within_limit,
 )
-from data_tools.preprocessing.pool import Job, Pool
 from data_tools.preprocessing.progress import Bar, forget
 from data_tools.preprocessing.sample import sample_texts
 from data_tools.preprocessing.shards import Record, Shards
+from data_tools.preprocessing.workers import Job, WriterPool
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.place import Place
 from data_tools.reading.tasks import Settings, Task, cut_tasks, share, work_identity
@@ -170,11 +170,11 @@ class _Work:
         """All tasks with the records that the ranks have left."""
         return list(within_limit(self.shards, finished_tasks(self.shards, self.tasks), self.job.max_bad_rows))
 
-    def _pool(self, tasks: Sequence[Task]) -> AbstractContextManager[Pool | None]:
+    def _pool(self, tasks: Sequence[Task]) -> AbstractContextManager[WriterPool | None]:
         workers = min(self.workers, len(tasks))
-        return Pool(self.job, workers, self.tokenizer) if workers > 1 else nullcontext()
+        return WriterPool(self.job, workers, self.tokenizer) if workers > 1 else nullcontext()
 
-    def _write(self, tasks: Sequence[Task], pool: Pool | None) -> Generator[Done, None, None]:
+    def _write(self, tasks: Sequence[Task], pool: WriterPool | None) -> Generator[Done, None, None]:
         if not tasks:
             return
         sample = sample_texts(list(dict.fromkeys(task.file for task in self.tasks)), self.job.settings)

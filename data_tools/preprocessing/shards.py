@@ -19,16 +19,15 @@ from typing import IO, Any
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.preprocessing.long_text import encode_texts
 from data_tools.preprocessing.progress import Meter
-from data_tools.reading.columns import column_rows, rows_before
+from data_tools.reading.bad_rows import too_many
+from data_tools.reading.columns import column_rows
 from data_tools.reading.inputs import require_unchanged
-from data_tools.reading.tasks import Settings, Task
-from data_tools.reading.text import BadPlace, Rows, line_rows, lines_before
+from data_tools.reading.tasks import KEPT, Settings, Task
+from data_tools.reading.text import Rows, line_rows
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_json, write_json
 from megatron_kaiyuan.locks import lock
-
-KEPT = "finished shards are kept: run the command again"
 
 
 @dataclass
@@ -181,16 +180,6 @@ class ShardWriter:
             bad_file.write(json.dumps(place._asdict(), ensure_ascii=False) + "\n")
             if record.bad_rows > self._max_bad_rows:
                 raise too_many(task, place, record.bad_rows, self._max_bad_rows)
-
-
-def too_many(task: Task, place: BadPlace, count: int, allowed: int) -> UserError:
-    """The error for the first bad row beyond the allowed ones; looks up its number in the whole file."""
-    number = place.row + (rows_before if task.file.format == "parquet" else lines_before)(task)
-    beyond = f"{count} bad rows so far, --max-bad-rows is {allowed}" if allowed else "a bad row"
-    return UserError(
-        f"{task.file.name}:{number}: {place.reason} ({beyond}); mend it, or leave such rows out with a higher "
-        f"--max-bad-rows: {KEPT}"
-    )
 
 
 def is_there(prefix: Path) -> bool:

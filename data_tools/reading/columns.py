@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +34,27 @@ def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
         for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns) if groups else ():
             yield _rows(batch, fields, settings, first)
             first += len(batch)
+
+
+def record_batches(task: Task, text: str) -> Iterator[pa.RecordBatch]:
+    """All columns of a task over a Parquet file; at least one batch comes.
+
+    Args:
+        text: the column that holds the text.
+
+    Raises:
+        UserError: the file is not a Parquet file, is damaged, lacks the column or has one twice.
+    """
+    with _open(task.file) as parquet:
+        schema = parquet.schema_arrow
+        for name in schema.names:
+            if (count := schema.names.count(name)) > 1:
+                raise UserError(f"{task.file.name}: has {count} columns {name!r}; rename or drop all but one")
+        _fields(task.file, schema, Settings(Path(), (text,)))
+        groups, _ = _row_groups(parquet.metadata, task)
+        yield pa.RecordBatch.from_pylist([], schema=schema)
+        if groups:
+            yield from parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups)
 
 
 def rows_before(task: Task) -> int:

@@ -15,6 +15,9 @@ from data_tools.reading.inputs import InputFile
 from data_tools.reading.place import Place
 from megatron_kaiyuan.outputs import identity_of
 
+# The end of messages about a run that stops.
+KEPT = "finished shards are kept: run the command again"
+
 # Goes up when a shard of the same input and settings would get other content than before.
 _SHARD_VERSION = 2
 # Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.

@@ -128,6 +128,70 @@ def line_rows(task: Task, settings: Settings) -> Iterator[Rows]:
         yield rows
 
 
+@dataclass
+class JsonRows:
+    """A batch of rows with all their fields, and the lines that hold none.
+
+    Attributes:
+        rows: place and fields of each; of plain text, the one field that `Settings.json_keys` names.
+        count: lines that were read, blank ones too.
+    """
+
+    rows: list[tuple[tuple[int, int | None], dict[str, Any]]] = field(default_factory=list)
+    bad: list[BadPlace] = field(default_factory=list)
+    count: int = 0
+
+
+def json_rows(task: Task, settings: Settings) -> Iterator[JsonRows]:
+    """The rows of a task over JSON lines or plain text, with all their fields. At least one batch comes.
+
+    Raises:
+        UserError: the file cannot be read or unpacked.
+    """
+    yield JsonRows()
+    is_text = task.file.format == "text"
+    if is_text and settings.text_documents == "file":
+        with open_stored(task.file) as stored:
+            content = unpack(task.file, stored).read()
+        batch = JsonRows(count=1)
+        _take(batch, without_marks(content), settings, (1, 0), is_text)
+        yield batch
+        return
+    first = 1
+    for offset, lines, _ in _line_batches(task):
+        batch = JsonRows(count=len(lines))
+        for number, line in enumerate(lines, first):
+            row = without_mark(line)
+            if not _is_blank(row):
+                _take(batch, row, settings, (number, offset), is_text)
+            offset += len(line)
+        first += len(lines)
+        yield batch
+
+
+def _take(batch: JsonRows, line: bytes, settings: Settings, place: tuple[int, int | None], is_text: bool) -> None:
+    try:
+        row = {settings.json_keys[0]: decode_text(line, settings)} if is_text else parse_row(line)
+    except BadRow as error:
+        batch.bad.append(BadPlace(*place, str(error)))
+    else:
+        batch.rows.append((place, row))
+
+
+def decode_text(line: bytes, settings: Settings) -> str:
+    """A document of plain text.
+
+    Raises:
+        BadRow: it is not UTF-8.
+    """
+    if settings.text_documents == "line":
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise BadRow("not text in UTF-8") from None
+
+
 def parse_row(line: bytes) -> dict[str, Any]:
     """One JSON object.
 
@@ -251,12 +315,10 @@ def _add_json(rows: Rows, line: bytes, settings: Settings, place: tuple[int, int
 
 
 def _add_text(rows: Rows, line: bytes, settings: Settings, place: tuple[int, int | None]) -> None:
-    if settings.text_documents == "line":
-        line = line.removesuffix(b"\n").removesuffix(b"\r")
     try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        rows.add_bad(place, "not text in UTF-8")
+        text = decode_text(line, settings)
+    except BadRow as error:
+        rows.add_bad(place, str(error))
     else:
         rows.add(dict.fromkeys(settings.json_keys, text), settings, place)
 

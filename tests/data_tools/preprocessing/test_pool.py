@@ -18,9 +18,9 @@ import psutil
 import pytest
 from json_lines import write_rows
 
-from data_tools.preprocessing import pool as pool_module
-from data_tools.preprocessing.pool import Job, Pool
+from data_tools.engines import pool as pool_module
 from data_tools.preprocessing.shards import Shards
+from data_tools.preprocessing.workers import Job, WriterPool
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings, Task, cut_tasks
 from data_tools.tokenizers.tokenizer import TextTokenizer
@@ -110,7 +110,7 @@ def workers_of(process: int, way: str) -> list[psutil.Process]:
 @pytest.mark.parametrize("way", WAYS)
 def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Task], tokenizer: TextTokenizer):
     before = workers_of(os.getpid(), way)
-    with WAYS[way](), Pool(job, 2, tokenizer) as pool:
+    with WAYS[way](), WriterPool(job, 2, tokenizer) as pool:
         assert pool.difference("reference", ["one", "two"] * 50) is None
         written = dict(pool.write(tasks, "reference"))
     assert set(written) == set(tasks)
@@ -123,7 +123,7 @@ def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Task], tokeni
 def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Task], tokenizer: TextTokenizer):
     with killing(), WAYS[way]():
         for _ in range(8):
-            with pytest.raises(UserError, match="a worker process died"), Pool(job, 2, tokenizer) as pool:
+            with pytest.raises(UserError, match="a worker process died"), WriterPool(job, 2, tokenizer) as pool:
                 while True:
                     for task, _ in pool.write(tasks, "reference"):
                         Shards(job.prefixes).record_path(task).unlink()
@@ -163,7 +163,7 @@ def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_p
 
 def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Task], tokenizer: TextTokenizer):
     Path(tasks[0].file.name).write_text("{")
-    with pytest.raises(UserError, match=r"in\.jsonl(:1: not JSON|: was )"), Pool(job, 2, tokenizer) as pool:
+    with pytest.raises(UserError, match=r"in\.jsonl(:1: not JSON|: was )"), WriterPool(job, 2, tokenizer) as pool:
         list(pool.write(tasks, "reference"))
 
 

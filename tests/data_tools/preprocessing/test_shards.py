@@ -304,9 +304,9 @@ def test_ranks_give_what_one_process_gives(
 
 def test_two_runs_of_one_corpus_do_not_meet(tmp_path: Path):
     path = tmp_path / "c.shards/run.lock"
-    with lock(path), pytest.raises(UserError, match="another process is at work there"), lock(path, seconds=0):
+    with lock(path), pytest.raises(UserError, match="another process is at work there"), lock(path, seconds=0.01):
         pass
-    with lock(path, shared=True), lock(path, shared=True, seconds=0):
+    with lock(path, shared=True), lock(path, shared=True, seconds=0.01):
         pass
     order = []
     with lock(path):

@@ -1,6 +1,4 @@
-"""A pool of processes that prove engines and write shards. They end at once when the process that started them ends,
-however it does.
-"""
+"""A pool of processes that end at once when the process that started them ends, however it does."""
 
 from __future__ import annotations
 
@@ -12,57 +10,43 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from data_tools.preprocessing.progress import Meter, meter_path
-from data_tools.preprocessing.shards import KEPT, Record, Shards, ShardWriter
-from data_tools.reading.tasks import Settings, Task
-from data_tools.tokenizers.tokenizer import TextTokenizer
+from data_tools.reading.tasks import KEPT
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError
 
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker needs to know."""
-
-    settings: Settings
-    prefixes: tuple[Path, ...]
-    rank: int
-    max_bad_rows: int
-
-    def writer(self, tokenizer: TextTokenizer) -> ShardWriter:
-        """For the process that asks."""
-        shards = Shards(self.prefixes)
-        meter = Meter(meter_path(shards.folders[0], self.rank, os.getpid()))
-        return ShardWriter(self.settings, shards, self.max_bad_rows, meter, tokenizer)
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Pool:
-    """Processes with a tokenizer each, which share its memory where they can be forked.
+    """Processes that call the methods of one object, and share its memory where they can be forked.
 
     A context manager: at its end, in whatever way, no process is left.
+
+    Args:
+        worker: inherited by forked processes and pickled for others. `prepare_fork`, if it has one, is called before a
+            fork: what it loads is shared.
 
     Raises:
         UserError: from every method, a process died.
     """
 
-    def __init__(self, job: Job, workers: int, tokenizer: TextTokenizer):
+    def __init__(self, worker: object, workers: int):
         # A forked process shares what is loaded. But where other threads run here, one may hold a lock for ever there.
         forked = sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if forked else "spawn")
         if forked:
-            tokenizer.load()
+            getattr(worker, "prepare_fork", lambda: None)()
             pa.array([])  # at its first array Arrow imports pandas, where that is installed
         # Nothing is ever sent. The system closes our end when we die, and that tells the workers.
         alive, self._alive = context.Pipe(duplex=False)
@@ -70,7 +54,6 @@ class Pool:
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
-                worker = _Worker(job, tokenizer) if forked else _Worker(job)
                 not_theirs = (*self._workers, ours, self._alive) if forked else ()
                 process = context.Process(target=_work, args=(worker, theirs, alive, not_theirs), daemon=True)
                 self._workers[ours] = process
@@ -82,7 +65,7 @@ class Pool:
         finally:
             alive.close()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -90,23 +73,12 @@ class Pool:
     ) -> None:
         self._end()
 
-    def difference(self, engine: str, texts: Sequence[str]) -> str | None:
-        """What `TextTokenizer.difference` says, the texts divided among the processes."""
-        step = max(-(-len(texts) // (4 * len(self._workers))), 1)
-        calls = [(engine, texts[start : start + step], start) for start in range(0, max(len(texts), 1), step)]
-        found = dict(self._run("difference", calls))
-        return next((found[i] for i in sorted(found) if found[i] is not None), None)
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return len(self._workers)
 
-    def write(self, tasks: Sequence[Task], engine: str) -> Iterator[tuple[Task, Record]]:
-        """Do tasks; each comes with its record when it is done, in any order.
-
-        Raises:
-            UserError: the first failing task's error.
-        """
-        for number, record in self._run("write", [(task, engine) for task in tasks]):
-            yield tasks[number], record
-
-    def _run(self, method: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def run(self, method: str, calls: Sequence[tuple[Any, ...]]) -> Generator[tuple[int, Any], None, None]:
         """Call a method of the workers with the arguments of each call: its number and what it returned.
 
         After an error the pool is of no more use, for other calls may still be under way.
@@ -133,13 +105,13 @@ class Pool:
         try:
             ours.send(call)
         except OSError as error:
-            raise _died(self._workers[ours]) from error
+            raise _died() from error
 
     def _receive(self, ours: Connection) -> Any:
         try:
             result = ours.recv()
         except (EOFError, OSError) as error:
-            raise _died(self._workers[ours]) from error
+            raise _died() from error
         if isinstance(result, _Failure):
             raise result.error from RuntimeError(result.trace)
         return result
@@ -164,10 +136,10 @@ def _start(process: BaseProcess) -> None:
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
     except OSError as error:  # killed while it is given what it needs to know, or no memory for it
-        raise _died(process) from error
+        raise _died() from error
 
 
-def _died(process: BaseProcess) -> UserError:
+def _died() -> UserError:
     return UserError(f"a worker process died, most likely for lack of memory; use fewer --workers, {KEPT}")
 
 
@@ -179,30 +151,7 @@ class _Failure:
     trace: str
 
 
-class _Worker:
-    """What a process of the pool can be asked for."""
-
-    def __init__(self, job: Job, tokenizer: TextTokenizer | None = None):
-        self._job, self._shared = job, tokenizer
-
-    @cached_property
-    def _tokenizer(self) -> TextTokenizer:
-        settings = self._job.settings
-        return self._shared or TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
-
-    @cached_property
-    def _writer(self) -> ShardWriter:
-        return self._job.writer(self._tokenizer)
-
-    def difference(self, engine: str, texts: Sequence[str], before: int) -> str | None:
-        return self._tokenizer.difference(engine, texts, before)
-
-    def write(self, task: Task, engine: str) -> Record:
-        self._tokenizer.use(engine)
-        return self._writer.write(task)
-
-
-def _work(worker: _Worker, calls: Connection, alive: Connection, not_mine: Sequence[Connection]) -> None:
+def _work(worker: object, calls: Connection, alive: Connection, not_mine: Sequence[Connection]) -> None:
     for other in not_mine:
         other.close()
     # Ctrl-C goes to the whole process group; the first process says what is to be said.
@@ -217,7 +166,7 @@ def _work(worker: _Worker, calls: Connection, alive: Connection, not_mine: Seque
             calls.send(_answer(worker, method, arguments))
 
 
-def _answer(worker: _Worker, method: str, arguments: tuple[Any, ...]) -> Any:
+def _answer(worker: object, method: str, arguments: tuple[Any, ...]) -> Any:
     try:
         return getattr(worker, method)(*arguments)
     except Exception as error:

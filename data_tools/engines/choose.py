@@ -1,0 +1,45 @@
+"""Which engine does the work: `--engine`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from data_tools.engines.local import LocalEngine
+from data_tools.engines.ranks import RanksEngine
+from data_tools.engines.stage import Engine
+from data_tools.reading.place import default_workers, find_place
+from megatron_kaiyuan.errors import UserError
+
+NAMES = ("auto", "local", "mpi", "slurm", "spark")
+HELP = (
+    "who does the work: local processes, the ranks of mpirun (mpi) or srun and sbatch arrays (slurm), or spark; auto: "
+    "the ranks if a launcher started this, else local. The result is the same"
+)
+
+
+def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None = None) -> Engine:
+    """The engine of a name.
+
+    Args:
+        workers: processes of the local engine; 0: one a core.
+
+    Raises:
+        UserError: it is unknown, not installed, or the environment is not that of its launcher.
+    """
+    if name not in NAMES:
+        raise UserError(f"--engine {name}: is not known; use {', '.join(NAMES)}")
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be at least 0")
+    if name == "spark":
+        from data_tools.engines.spark import SparkEngine
+
+        return SparkEngine()
+    place = find_place(os.environ if environ is None else environ)
+    if name in ("mpi", "slurm") or (name == "auto" and place.world > 1):
+        if workers > 1:
+            raise UserError(f"--workers {workers}: a rank is one process; start more ranks instead")
+        return RanksEngine(place)
+    if place.world > 1:
+        raise UserError(f"--engine local: {place.world} ranks were started; use --engine auto, or start one process")
+    return LocalEngine(workers or default_workers(place))

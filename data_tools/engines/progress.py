@@ -1,0 +1,36 @@
+"""How far a stage is: a bar on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 60.0
+
+
+class Progress:
+    """Counts finished tasks. A context manager."""
+
+    def __init__(self, title: str, total: int, done: int = 0):
+        self._title, self._total, self._done = title, total, done
+        self._printed = time.monotonic()
+        self._bar: Any = tqdm(
+            total=total, initial=done, unit=" tasks", desc=title, leave=False, disable=not sys.stderr.isatty()
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def advance(self, done: int | None = None) -> None:
+        """One more task is finished, or `done` in all."""
+        self._done = self._done + 1 if done is None else done
+        self._bar.update(self._done - self._bar.n)
+        if self._bar.disable and time.monotonic() - self._printed > _LINE_SECONDS:
+            self._printed = time.monotonic()
+            print(f"{self._title}: {self._done:,} of {self._total:,} tasks", file=sys.stderr, flush=True)

@@ -1,0 +1,204 @@
+"""Documents with all their fields, as Arrow batches: what every step of cleaning and scoring reads.
+
+The text is the column `text`, whatever it is called in the input. Parquet columns come as they are. A field of JSON
+lines becomes a column of the one type that all its values in the task have; where they have several, or are lists or
+objects, each value becomes its JSON text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_tools.reading import columns
+from data_tools.reading.tasks import Settings, Task
+from data_tools.reading.text import BadPlace, BadRow, LeftOut, as_text, check_row, json_rows
+from megatron_kaiyuan.errors import UserError
+
+TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
+# (dataset, shard, row) in one number: 16, 20 and 28 bits.
+_SHARD_BITS, _ROW_BITS = 20, 28
+_MOST_FIELDS = 1000
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A task of a dataset: the unit of work of every step.
+
+    Attributes:
+        dataset, number: place of the dataset in the run, and of the shard in the dataset; both make document ids.
+        name: of the dataset.
+    """
+
+    dataset: int
+    number: int
+    name: str
+    task: Task
+
+    def __post_init__(self) -> None:
+        if self.number >> _SHARD_BITS or self.dataset >> 16:
+            raise UserError(f"{self.name}: more than 2^20 shards, or 2^16 datasets; use a larger --task-bytes")
+
+    def document_ids(self, rows: Sequence[int]) -> pa.Array:
+        """uint64 ids of rows, counted in the shard from 0."""
+        base = (self.dataset << (_SHARD_BITS + _ROW_BITS)) | (self.number << _ROW_BITS)
+        if rows and rows[-1] >> _ROW_BITS:
+            raise UserError(f"{self.task.file.name}: more than 2^28 rows in one task; use a smaller --task-bytes")
+        return pa.array(np.asarray(rows, np.uint64) + np.uint64(base))
+
+
+def parse_document_id(number: int) -> tuple[int, int, int]:
+    """(dataset, shard, row) of a document id."""
+    return (
+        number >> (_SHARD_BITS + _ROW_BITS),
+        (number >> _ROW_BITS) & ((1 << _SHARD_BITS) - 1),
+        number & ((1 << _ROW_BITS) - 1),
+    )
+
+
+@dataclass
+class Batch:
+    """Sound documents, and what became of the other rows.
+
+    Attributes:
+        documents: `kaiyuan_id` (uint64), `text` (large_string), then the other columns, the same in each batch.
+        bad, left_out: rows that are no documents: where, and by reason.
+        rows: that were read, whatever became of them.
+    """
+
+    documents: pa.RecordBatch
+    bad: list[BadPlace] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    rows: int = 0
+
+
+def document_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
+    """The documents of a shard. At least one batch comes, so that its columns are known.
+
+    Args:
+        settings: `json_keys` holds the one field with the text.
+
+    Raises:
+        UserError: the file cannot be read, lacks the text's column, or has another column `text`.
+    """
+    if shard.task.file.format == "parquet":
+        yield from _parquet_batches(shard, settings)
+    else:
+        yield from _json_batches(shard, settings)
+
+
+def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
+    key = settings.json_keys[0]
+    kinds = _field_types(shard, settings)
+    if TEXT in kinds and key != TEXT:
+        raise _two_texts(shard, key)
+    for lines in json_rows(shard.task, settings):
+        good: list[dict[str, Any]] = []
+        numbers: list[int] = []
+        batch = Batch(pa.record_batch([]), lines.bad, [], lines.count)
+        for place, row in lines.rows:
+            try:
+                check_row(row, settings)
+            except BadRow as error:
+                batch.bad.append(BadPlace(*place, str(error)))
+            except LeftOut as error:
+                batch.left_out.append(str(error))
+            else:
+                good.append(row)
+                numbers.append(place[0] - 1)
+        arrays = {
+            DOCUMENT_ID: shard.document_ids(numbers),
+            TEXT: pa.array([row[key] for row in good], pa.large_string()),
+        }
+        for name, kind in kinds.items():
+            convert = as_text if kind == pa.string() else lambda value: value
+            values = [convert(row.get(name)) for row in good]
+            arrays[name] = pa.array(values, kind)
+        batch.documents = pa.RecordBatch.from_pydict(arrays)
+        yield batch
+
+
+def _field_types(shard: Shard, settings: Settings) -> dict[str, pa.DataType]:
+    """The type of every field but the text, over all rows of the task."""
+    found: dict[str, set[type]] = {}
+    for lines in json_rows(shard.task, settings):
+        for _, row in lines.rows:
+            for name, value in row.items():
+                if value is not None:
+                    kind = type(value)
+                    found.setdefault(name, set()).add(str if kind is int and value not in _INT64 else kind)
+        if len(found) > _MOST_FIELDS:
+            raise UserError(
+                f"{shard.task.file.name}: its rows have more than {_MOST_FIELDS} different fields; put what is data "
+                "into the values of a few fields"
+            )
+    return {name: _column_type(kinds) for name, kinds in found.items() if name != settings.json_keys[0]}
+
+
+def _column_type(kinds: set[type]) -> pa.DataType:
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int64()
+    return pa.float64() if kinds <= {int, float} else pa.string()
+
+
+def _parquet_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
+    key = settings.text_column or settings.json_keys[0]
+    row = 0
+    for table in columns.record_batches(shard.task, key):
+        if key != TEXT and TEXT in table.schema.names:
+            raise _two_texts(shard, key)
+        yield _parquet_batch(shard, settings, table, key, row)
+        row += len(table)
+
+
+def _parquet_batch(shard: Shard, settings: Settings, table: pa.RecordBatch, key: str, first: int) -> Batch:
+    batch = Batch(table, rows=len(table))
+    keep: NDArray[np.bool_] = np.ones(len(table), bool)
+    texts = table.column(key)
+    for number in () if _all_sound(texts, settings) else range(len(table)):
+        place = (first + number + 1, None)
+        try:
+            check_row({settings.json_keys[0]: texts[number].as_py()}, settings)
+        except UnicodeDecodeError:
+            batch.bad.append(BadPlace(*place, "not text in UTF-8"))
+        except BadRow as error:
+            batch.bad.append(BadPlace(*place, str(error)))
+        except LeftOut as error:
+            batch.left_out.append(str(error))
+        else:
+            continue
+        keep[number] = False
+    numbers = (np.flatnonzero(keep) + first).tolist()
+    kept = table if keep.all() else table.filter(pa.array(keep))
+    arrays = {DOCUMENT_ID: shard.document_ids(numbers), TEXT: kept.column(key).cast(pa.large_string())}
+    if DOCUMENT_ID in kept.schema.names and kept.schema.field(DOCUMENT_ID).type == pa.uint64():
+        arrays[DOCUMENT_ID] = kept.column(DOCUMENT_ID)
+    arrays |= {name: kept.column(name) for name in kept.schema.names if name not in (key, DOCUMENT_ID)}
+    batch.documents = pa.RecordBatch.from_pydict(arrays)
+    return batch
+
+
+def _all_sound(texts: pa.Array, settings: Settings) -> bool:
+    """Whether no row needs a look of its own; checking each takes longer than reading it."""
+    if texts.null_count or settings.max_characters or pa.types.is_dictionary(texts.type):
+        return False
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _two_texts(shard: Shard, key: str) -> UserError:
+    return UserError(
+        f"{shard.task.file.name}: has a field 'text' beside {key!r}, which holds the text and becomes 'text' in the "
+        "output; rename or drop one of them"
+    )

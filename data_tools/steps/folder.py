@@ -1,0 +1,192 @@
+"""The folder of documents that a run of steps leaves: `documents/`, `dropped/` and, last, `manifest.json`.
+
+Shards are made in `OUTPUT.work/FINGERPRINT`, where a later start finds the finished ones; the folder appears when all
+are there, at once, and the work folder goes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_tools.engines.stage import Engine, Record, Stage
+from data_tools.reading.bad_rows import too_many
+from data_tools.reading.documents import Shard
+from data_tools.reading.text import BadPlace
+from data_tools.steps.shards import DOCUMENTS, LEFT_OUT
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.locks import lock
+from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder
+
+FORMAT = "kaiyuan-documents"
+_FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped"}
+_KIND = "a folder of documents"
+_LAST_RANK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where one run of a command works until its product is whole.
+
+    Attributes:
+        output: the place of the product.
+        identity: fingerprint of input and settings.
+        manifest: of the product, where an earlier run has finished it; there is nothing left to do.
+    """
+
+    output: Output
+    identity: str
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of the stages, seen by every process."""
+        path = self.output.path
+        return path.with_name(f"{path.name}.work") / self.identity[:16]
+
+    @property
+    def lock_path(self) -> Path:
+        """Shared by the other ranks while they work; the first one takes it alone before it removes the folder."""
+        return self.folder / "run.lock"
+
+    def remove(self) -> None:
+        """Remove the work folder with what runs of other settings left in it, once no rank looks at it any more."""
+        try:
+            with lock(self.lock_path, seconds=_LAST_RANK_SECONDS):
+                shutil.rmtree(self.folder.parent, ignore_errors=True)
+        except UserError:
+            print(f"{self.folder.parent}: a process still works there; remove it when it has ended", file=sys.stderr)
+
+
+@contextmanager
+def workplace(
+    path: Path, identity: str, engine: Engine, *, force: bool = False, kind: str = _KIND
+) -> Iterator[Workplace]:
+    """Claim `path` for the product of a run, see `outputs.claim`. Of several ranks the first one does; all check.
+
+    Args:
+        force: a product that is there is made again, also of other input or settings.
+
+    Raises:
+        UserError: something else lies there, or the place cannot be written.
+    """
+    output = Output(path, kind)
+    earlier = recorded_folder(FORMAT)
+    place = Workplace(output, identity)
+    with ExitStack() as stack:
+        if engine.is_first:
+            stack.enter_context(claim(output, identity, earlier, force=force))
+        else:
+            check(output, identity, earlier, force)
+            stack.enter_context(lock(place.lock_path, shared=True, seconds=None))
+        # Nothing else can be there now.
+        manifest = read_documents_manifest(path) if (path / RECORD).exists() and not force else None
+        yield replace(place, manifest=manifest) if manifest and manifest["identity"] == identity else place
+
+
+def stage_of(place: Workplace, title: str, do: Any, shards: Sequence[Shard]) -> Stage:
+    """A stage with one task a shard; its names tell dataset and shard."""
+    names = [f"{shard.dataset:05d}-{shard.number:06d}" for shard in shards]
+    return Stage(title, place.folder / title, do, shards, names, [shard.task.size for shard in shards])
+
+
+def refuse_bad_rows(shards: Sequence[Shard], records: Sequence[Record], max_bad_rows: int) -> None:
+    """Stop when all shards together have more bad rows than are allowed.
+
+    Raises:
+        UserError: naming the first one beyond.
+    """
+    count = 0
+    for shard, record in zip(shards, records, strict=True):
+        for bad in record["bad"]:
+            count += 1
+            if count > max_bad_rows:
+                raise too_many(shard.task, BadPlace(**bad), count, max_bad_rows)
+
+
+def publish_documents(
+    place: Workplace, stage: Stage, records: Sequence[Record], about: dict[str, Any], extra: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Put the shards of a finished stage in their place, with the manifest; return the manifest.
+
+    Args:
+        stage: of `ApplySteps`, or of another work that writes the same two files a shard.
+        about: goes into the manifest: the command, its settings, reports.
+        extra: more files, which go beside the manifest.
+    """
+    manifest = {
+        "format": FORMAT,
+        "version": 1,
+        "identity": place.identity,
+        **about,
+        "datasets": _counts(stage.tasks, records),
+    }
+    with atomic_path(place.output.path, replace_folder=True) as new:
+        files = {}
+        for shard, name, record in zip(stage.tasks, stage.names, records, strict=True):
+            for suffix, digest in record["checksums"].items():
+                target = new / _FOLDERS[suffix] / shard.name / f"{shard.number:06d}.parquet"
+                _link(stage.folder / f"{name}{suffix}", target)
+                files[str(target.relative_to(new))] = {"bytes": target.stat().st_size, "checksum": digest}
+        for path in extra:
+            _link(path, new / path.name)
+            files[path.name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
+        manifest["files"] = files
+        write_sealed_json(new / RECORD, manifest)
+    place.remove()
+    return manifest
+
+
+def read_documents_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of documents.
+
+    Raises:
+        UserError: it is none, or damaged.
+    """
+    manifest = read_sealed_json(folder / RECORD, "manifest of documents")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / RECORD}: is no manifest of documents; name a folder that this program wrote")
+    return manifest
+
+
+def summary(manifest: dict[str, Any]) -> list[str]:
+    """A line a dataset: what stays and what was dropped for which reason."""
+    lines = []
+    for name, counts in manifest["datasets"].items():
+        dropped = "".join(f"; {count:,} {reason}" for reason, count in counts["dropped"].items())
+        share = counts["documents"] / max(counts["rows"], 1)
+        lines.append(
+            f"{name or 'documents'}: {counts['documents']:,} of {counts['rows']:,} stay ({share:.1%}){dropped}"
+        )
+    return lines
+
+
+def _counts(shards: Sequence[Shard], records: Sequence[Record]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for shard, record in zip(shards, records, strict=True):
+        entry = found.setdefault(shard.name, {"files": [], "rows": 0, "documents": 0, "dropped": Counter()})
+        if record["file"] not in entry["files"]:
+            entry["files"].append(record["file"])
+        entry["rows"] += record["rows"]
+        entry["documents"] += record["documents"]
+        entry["dropped"].update(record["dropped"])
+    for entry in found.values():
+        entry["dropped"] = dict(sorted(entry["dropped"].items()))
+    return found
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, so that a kill before the last rename loses nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)

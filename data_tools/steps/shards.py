@@ -1,0 +1,130 @@
+"""A shard of documents through the steps: the documents that stay, the ones that are dropped, and the record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_tools.engines.stage import Record, Target
+from data_tools.reading.bad_rows import too_many
+from data_tools.reading.documents import DOCUMENT_ID, Batch, Shard, document_batches
+from data_tools.reading.inputs import require_unchanged
+from data_tools.reading.tasks import Settings
+from data_tools.reading.text import BadPlace
+from data_tools.steps.step import DROPPED, Step
+from megatron_kaiyuan.files import checksum
+
+DOCUMENTS, LEFT_OUT = ".parquet", ".dropped.parquet"
+# Full row groups make a file independent of how its rows came in batches, and of a size that a task can be cut at.
+_ROWS_PER_GROUP = 4096
+
+
+@dataclass(frozen=True)
+class ApplySteps:
+    """The work of a stage whose tasks are shards: reads a shard's documents, applies the steps, writes what stays.
+
+    `NAME.parquet` holds the documents that stay, in the order of the input, and `NAME.dropped.parquet` the others with
+    their reasons. The record counts them.
+
+    Attributes:
+        max_bad_rows: lines that hold no document and may be left out, in all shards together.
+        keep_dropped: the file of dropped rows has their text too.
+    """
+
+    steps: tuple[Step, ...]
+    settings: Settings
+    max_bad_rows: int = 0
+    keep_dropped: bool = True
+
+    def __call__(self, shard: Shard, target: Target) -> Record:
+        """Do one shard.
+
+        Raises:
+            UserError: the input cannot be read, or has too many bad rows.
+        """
+        counts: Counter[str] = Counter()
+        bad: list[BadPlace] = []
+        with ExitStack() as stack:
+            kept = stack.enter_context(_Writer(target, DOCUMENTS))
+            dropped = stack.enter_context(_Writer(target, LEFT_OUT))
+            for batch in document_batches(shard, self.settings):
+                self._note(batch, shard, bad, counts)
+                documents = self._apply(batch.documents)
+                reasons = documents.column(DROPPED)
+                stays = pc.is_null(reasons)
+                kept.write(documents.filter(stays).drop_columns([DROPPED]))
+                out = documents.filter(pc.invert(stays))
+                dropped.write(out if self.keep_dropped else out.select([DOCUMENT_ID, DROPPED]))
+                counts.update(reasons.drop_null().to_pylist())
+            require_unchanged(shard.task.file)
+        files = {suffix: checksum(target.path(suffix)) for suffix in (DOCUMENTS, LEFT_OUT)}
+        return {
+            "file": shard.task.file.name,
+            "start": shard.task.start,
+            "stop": shard.task.stop,
+            "rows": counts.pop("", 0),
+            "documents": kept.rows,
+            "dropped": dict(sorted(counts.items())),
+            "bad": [place._asdict() for place in bad],
+            "checksums": files,
+        }
+
+    def _apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
+        if DROPPED not in documents.schema.names:
+            documents = documents.append_column(DROPPED, pa.nulls(len(documents), pa.string()))
+        for step in self.steps:
+            documents = step.apply(documents)
+        return documents
+
+    def _note(self, batch: Batch, shard: Shard, bad: list[BadPlace], counts: Counter[str]) -> None:
+        counts[""] += batch.rows
+        counts.update(batch.left_out)
+        for place in batch.bad:
+            bad.append(place)
+            counts[f"bad row: {place.reason}"] += 1
+            if len(bad) > self.max_bad_rows:
+                raise too_many(shard.task, place, len(bad), self.max_bad_rows)
+
+
+class _Writer:
+    """A Parquet file of one target, with full row groups only. A context manager."""
+
+    def __init__(self, target: Target, suffix: str):
+        self._target, self._suffix = target, suffix
+        self._stack = ExitStack()
+        self._path: Path | None = None
+        self._writer: Any = None
+        self._pending: Any = None
+        self.rows = 0
+
+    def __enter__(self) -> _Writer:
+        self._path = self._stack.enter_context(self._target.file(self._suffix))
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        if kind is None and self._writer is not None:
+            if len(self._pending):
+                self._writer.write_table(self._pending.combine_chunks())
+            self._writer.close()
+        elif self._writer is not None:
+            self._writer.close()
+        return self._stack.__exit__(kind, error, trace)
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Append rows; the first batch decides the schema, even when it is empty."""
+        table = pa.Table.from_batches([rows])
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+            self._pending = table.schema.empty_table()
+        self.rows += len(table)
+        self._pending = pa.concat_tables([self._pending, table])
+        while len(self._pending) >= _ROWS_PER_GROUP:
+            self._writer.write_table(self._pending.slice(0, _ROWS_PER_GROUP).combine_chunks())
+            self._pending = self._pending.slice(_ROWS_PER_GROUP)

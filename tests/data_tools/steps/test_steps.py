@@ -1,0 +1,197 @@
+"""Steps over documents: what stays, what is dropped and why, every field kept, the same bytes however the work is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from data_tools.engines.local import LocalEngine
+from data_tools.engines.stage import Engine
+from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
+from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
+from data_tools.steps.shards import ApplySteps
+from data_tools.steps.step import drop, steps_identity, with_column
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.outputs import identity_of
+
+
+@dataclass(frozen=True)
+class DropShort:
+    """A step for these tests: the length becomes a column, and short texts go."""
+
+    least: int
+    seconds: float = 0.0
+    name = "drop short"
+    version = 1
+
+    def identity(self) -> dict[str, Any]:
+        return {"least": self.least}
+
+    def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
+        time.sleep(self.seconds)
+        sizes = pc.utf8_length(documents.column("text"))
+        reasons = pc.if_else(pc.less(sizes, self.least), "short", None).cast(pa.string())
+        return drop(with_column(documents, "characters", sizes), reasons)
+
+
+def run(
+    words: list[str], output: Path, engine: Engine, least: int = 10, bad: int = 0, seconds: float = 0.0
+) -> dict[str, Any] | None:
+    settings = reading_settings()
+    datasets = find_datasets(words, settings, task_bytes=2000)
+    shards = [shard for dataset in datasets for shard in dataset.shards]
+    steps = (DropShort(least, seconds),)
+    identity = identity_of(datasets_identity(datasets), steps_identity(steps, settings), bad)
+    with workplace(output, identity, engine) as place:
+        if place.manifest:
+            return place.manifest
+        stage = stage_of(place, "filter", ApplySteps(steps, settings, bad), shards)
+        records = engine.run(stage)
+        refuse_bad_rows(shards, records, bad)
+        return publish_documents(place, stage, records, {}) if engine.is_first else None
+
+
+def write_documents(path: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        row: dict[str, Any] = {"text": "wort " * draw.randrange(0, 9), "n": number, "score": draw.random()}
+        if number % 3 == 0:
+            row["tags"] = ["a", {"b": number}]
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
+    rows = write_documents(tmp_path / "a.jsonl", 300)
+    manifest = run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    kept = pq.read_table(tmp_path / "out" / "documents").to_pylist()
+    gone = pq.read_table(tmp_path / "out" / "dropped").to_pylist()
+    expected = [row for row in rows if len(row["text"]) >= 10]
+    assert [row["text"] for row in kept] == [row["text"] for row in expected]
+    assert [(row["n"], row["score"]) for row in kept] == [(row["n"], row["score"]) for row in expected]
+    assert [json.loads(row["tags"]) if row["tags"] else None for row in kept] == [row.get("tags") for row in expected]
+    assert {row["dropped"] for row in gone} == {"short"} and len(gone) + len(kept) == 300
+    assert len({row["kaiyuan_id"] for row in kept + gone}) == 300
+    counts = manifest["datasets"][""]
+    assert (counts["rows"], counts["documents"], counts["dropped"]) == (300, len(kept), {"short": len(gone)})
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 200)
+    run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "one", LocalEngine(1), least=5)
+    run([f"web={tmp_path / 'one' / 'documents'}"], tmp_path / "two", LocalEngine(1), least=20)
+    first = {row["kaiyuan_id"]: row["text"] for row in pq.read_table(tmp_path / "one" / "documents").to_pylist()}
+    second = pq.read_table(tmp_path / "two" / "documents" / "web").to_pylist()
+    assert second and all(first[row["kaiyuan_id"]] == row["text"] for row in second)
+
+
+def test_bad_rows_are_named_over_all_shards(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 100)
+    with open(tmp_path / "a.jsonl", "a") as file:
+        file.write('{"text": 5}\nnot json\n')
+    with pytest.raises(UserError, match=r"a\.jsonl:101: field 'text' is not text"):
+        run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    assert not (tmp_path / "out").exists()
+    manifest = run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), bad=2)
+    dropped = manifest["datasets"][""]["dropped"]
+    assert dropped["bad row: field 'text' is not text"] == dropped["bad row: not JSON in UTF-8"] == 1
+
+
+def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 100)
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    with pytest.raises(UserError, match="holds a folder of documents already"):
+        run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=11)
+
+
+RANK = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_steps import run
+from data_tools.engines.choose import choose_engine
+run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), choose_engine(sys.argv[4], int(sys.argv[5])), seconds=0.01)
+"""
+
+
+def start(
+    tmp_path: Path, output: str, engine: str, workers: int = 0, rank: int = 0, world: int = 1
+) -> subprocess.Popen:
+    environ = {**os.environ}
+    if world > 1:
+        environ |= {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(world)}
+        environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": str(world)}
+    script = RANK.format(here=str(Path(__file__).parent))
+    words = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), str(tmp_path / output), engine, str(workers)]
+    return subprocess.Popen([sys.executable, "-c", script, *words], env=environ, start_new_session=True)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 1500, seed=1)
+    write_documents(tmp_path / "b.jsonl", 700, seed=2)
+    assert start(tmp_path, "one", "local", 1).wait() == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_write_the_bytes_of_one_process(texts, world):
+    ranks = [start(texts, "ranks", "mpi", rank=rank, world=world) for rank in range(world)]
+    assert [rank.wait() for rank in ranks] == [0] * world
+    assert digest(texts / "ranks") == digest(texts / "one")
+    assert not (texts / "ranks.work").exists()
+
+
+@pytest.mark.parametrize("engine", ["local", "mpi"])
+def test_kills_at_random_moments_lose_nothing(texts, engine):
+    draw = random.Random(3)
+    world = 3 if engine == "mpi" else 1
+    for _ in range(4):
+        ranks = [start(texts, "killed", engine, 2 if world == 1 else 0, rank, world) for rank in range(world)]
+        time.sleep(draw.uniform(0.5, 1.6))
+        os.killpg(draw.choice(ranks).pid, signal.SIGKILL)
+        time.sleep(0.2)
+        for rank in ranks:
+            if rank.poll() is None:
+                os.killpg(rank.pid, signal.SIGKILL)
+            rank.wait()
+    assert start(texts, "killed", "local", 2).wait() == 0
+    assert digest(texts / "killed") == digest(texts / "one")
+    assert not (texts / "killed.work").exists()
+
+
+def test_a_rank_that_dies_is_done_without(texts):
+    ranks = [start(texts, "ranks", "mpi", rank=rank, world=3) for rank in range(3)]
+    time.sleep(1.0)
+    os.killpg(ranks[2].pid, signal.SIGKILL)
+    assert [rank.wait() for rank in ranks[:2]] == [0, 0]
+    ranks[2].wait()
+    assert digest(texts / "ranks") == digest(texts / "one")
