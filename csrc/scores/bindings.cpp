@@ -53,7 +53,7 @@ PYBIND11_MODULE(_scores, module) {
       PyErr_SetFromErrno(PyExc_OSError);
     }
   });
-  py::class_<LinearModel>(module, "LinearModel", "A supervised model of a .bin or .ftz; for one thread at a time")
+  py::class_<LinearModel>(module, "LinearModel", "A supervised model of a .bin or .ftz")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("labels", [](const LinearModel& model) {
         std::vector<py::bytes> labels(model.labels().begin(), model.labels().end());

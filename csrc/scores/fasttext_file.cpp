@@ -92,7 +92,7 @@ class Input {
 
 std::uint64_t product(std::int64_t a, std::int64_t b, const char* what) {
   std::int64_t result;
-  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result)) throw FormatError(std::string("damaged: the size of ") + what);
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result)) throw FormatError(std::string("is damaged: the size of ") + what);
   return static_cast<std::uint64_t>(result);
 }
 
@@ -131,7 +131,7 @@ class Quantiser {
     last_width_ = file.number<std::int32_t>();
     if (dim != expected_dim || parts < 1 || width_ < 1 || last_width_ < 1 || last_width_ > width_ ||
         (std::int64_t{parts} - 1) * width_ + last_width_ != dim) {
-      throw FormatError("damaged: the parts of a quantised matrix");
+      throw FormatError("is damaged: the parts of a quantised matrix");
     }
     const std::uint64_t numbers = product(dim, centroids_per_part, "a quantised matrix");
     file.need(numbers * sizeof(float));
@@ -164,7 +164,7 @@ class QuantisedRows : public Rows {
     read_codes(file, codes_, file.number<std::int32_t>());
     quantiser_ = std::make_unique<Quantiser>(file, columns);
     if (product(count, quantiser_->parts, "a quantised matrix") != codes_.size()) {
-      throw FormatError("damaged: the codes of a quantised matrix");
+      throw FormatError("is damaged: the codes of a quantised matrix");
     }
     if (!has_norms) return;
     read_codes(file, norm_codes_, count);
@@ -206,13 +206,13 @@ Settings read_settings(Input& file) {
   file.skip(sizeof(std::int32_t) + sizeof(double));  // lrUpdateRate, t: of training
   if (model == 1 || model == 2) throw FormatError("holds word vectors, not a classifier; train with fastText's `supervised`");
   if (model != supervised || settings.loss < Loss::hierarchical || settings.loss > Loss::one_vs_all) {
-    throw FormatError("damaged: the model's or the loss's number");
+    throw FormatError("is damaged: the model's or the loss's number");
   }
   if (version == 11) settings.max_characters = 0;  // written, but not used then
   const auto is_length = [](std::int32_t value) { return 0 <= value && value <= longest_ngram; };
   if (settings.dim < 1 || settings.dim > largest_dim || !is_length(settings.word_ngrams) || !is_length(settings.min_characters) ||
       !is_length(settings.max_characters) || settings.bucket < 0 || (settings.has_buckets() && settings.bucket == 0)) {
-    throw FormatError("damaged: dim, bucket, wordNgrams, minn or maxn");
+    throw FormatError("is damaged: dim, bucket, wordNgrams, minn or maxn");
   }
   return settings;
 }
@@ -221,18 +221,18 @@ void read_dictionary(Input& file, FastTextFile& model) {
   const auto size = file.number<std::int32_t>(), words = file.number<std::int32_t>(), labels = file.number<std::int32_t>();
   file.skip(sizeof(std::int64_t));
   const auto pruned = file.number<std::int64_t>();
-  if (words < 0 || labels < 1 || std::int64_t{words} + labels != size || pruned < -1) throw FormatError("damaged: the size of the dictionary");
+  if (words < 0 || labels < 1 || std::int64_t{words} + labels != size || pruned < -1) throw FormatError("is damaged: the size of the dictionary");
   file.need(static_cast<std::uint64_t>(size) * 10);  // bytes of the smallest entry
   std::int64_t counts = 0;
   for (std::int32_t index = 0; index < size; ++index) {
     std::string text = file.text();
     const auto count = file.number<std::int64_t>();
-    if (file.number<std::int8_t>() != (index < words ? 0 : 1)) throw FormatError("damaged: the kind of a word");
+    if (file.number<std::int8_t>() != (index < words ? 0 : 1)) throw FormatError("is damaged: the kind of a word");
     if (index < words) {
       model.words.push_back(std::move(text));
       continue;
     }
-    if (count < 0 || count >= most_counts - counts) throw FormatError("damaged: the count of a label");
+    if (count < 0 || count >= most_counts - counts) throw FormatError("is damaged: the count of a label");
     counts += count;
     model.labels.push_back(std::move(text));
     model.label_counts.push_back(count);
@@ -240,7 +240,7 @@ void read_dictionary(Input& file, FastTextFile& model) {
   model.is_pruned = pruned >= 0;
   for (std::int64_t index = 0; index < pruned; ++index) {
     const auto bucket = file.number<std::int32_t>(), row = file.number<std::int32_t>();
-    if (row < 0 || row >= pruned) throw FormatError("damaged: the row of a bucket");
+    if (row < 0 || row >= pruned) throw FormatError("is damaged: the row of a bucket");
     model.kept_buckets[bucket] = row;
   }
 }
@@ -262,14 +262,14 @@ FastTextFile read_fasttext(const std::string& path) {
   model.input = read_rows(file, quantised);
   const bool quantised_output = file->number<std::uint8_t>() != 0;
   model.output = read_rows(file, quantised && quantised_output);
-  if (file->left() > 0) throw FormatError("goes on after its end: its header is damaged, or something is appended");
+  if (file->left() > 0) throw FormatError("has bytes after its end: its header is damaged, or something is appended");
   const std::int64_t buckets = model.is_pruned ? static_cast<std::int64_t>(model.kept_buckets.size())
                                : model.settings.has_buckets() ? model.settings.bucket : 0;
   const auto words = static_cast<std::int64_t>(model.words.size());
   const bool fits = model.is_pruned ? model.input->count == words + buckets : model.input->count >= words + buckets;
   if (!fits || model.input->columns != model.settings.dim || model.output->columns != model.settings.dim ||
       model.output->count != static_cast<std::int64_t>(model.labels.size())) {
-    throw FormatError("damaged: its matrices do not fit its dictionary");
+    throw FormatError("is damaged: its matrices do not fit its dictionary");
   }
   return model;
 }

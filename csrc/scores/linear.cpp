@@ -62,7 +62,7 @@ void LinearModel::collapse(FastTextFile& file) {
   const std::int64_t dim = settings_.dim;
   file.output->for_each([&](std::int64_t, const float* values) { output_.insert(output_.end(), values, values + dim); });
   if (!std::all_of(output_.begin(), output_.end(), [](float value) { return std::isfinite(value); })) {
-    throw FormatError("damaged: a weight is not a number");
+    throw FormatError("is damaged: a weight is not a number");
   }
   if (settings_.loss == Loss::softmax) {  // the first label's logit becomes 0
     for (std::size_t index = output_.size(); index-- > 0;) output_[index] -= output_[index % static_cast<std::size_t>(dim)];
@@ -85,7 +85,7 @@ void LinearModel::collapse(FastTextFile& file) {
       total += value;
       rows_.push_back(static_cast<float>(value));
     }
-    if (!std::isfinite(total)) throw FormatError("damaged: a weight is not a number");
+    if (!std::isfinite(total)) throw FormatError("is damaged: a weight is not a number");
   });
 }
 
@@ -209,6 +209,7 @@ void LinearModel::collect_rows(std::string_view text) {
 }
 
 void LinearModel::probabilities(std::string_view text, double* into) {
+  const std::lock_guard lock(mutex_);
   collect_rows(text);
   if (known_ == 0) {
     std::fill(into, into + labels_.size(), std::numeric_limits<double>::quiet_NaN());

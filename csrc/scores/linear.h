@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,7 +25,7 @@ class LinearModel {
 
   // Probability of each label for one document, all its line breaks as spaces: `labels` numbers, NaN where it has
   // nothing that the model knows. As in the library, the word </s> ends a document, and words that begin with
-  // __label__ are left out. Not for two threads at a time.
+  // __label__ are left out. A second thread waits.
   void probabilities(std::string_view text, double* into);
 
  private:
@@ -69,6 +70,7 @@ class LinearModel {
   std::vector<Branch> tree_;  // inner nodes of the hierarchical softmax; children before parents, leaves are labels
 
   // Of the document at hand.
+  std::mutex mutex_;
   std::vector<std::int64_t> found_;
   std::vector<std::uint32_t> hashes_;
   std::int64_t known_ = 0;
