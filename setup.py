@@ -67,7 +67,7 @@ EXTRAS = {
     ],
 }
 
-HEADERS = sorted(glob("csrc/*.h"))
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
 READER_SOURCES = sorted(glob("csrc/reader*.cpp"))
 CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - {*INDEX_SOURCES, *READER_SOURCES})
@@ -102,6 +102,7 @@ setup(
     ext_modules=[
         extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
         extension("data_tools._index", INDEX_SOURCES),
+        extension("data_tools._scores", sorted(glob("csrc/scores/*.cpp"))),
         extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
     ],
     cmdclass={"build_ext": build_ext},

@@ -27,6 +27,7 @@ build() { # MODULE'S PATH, SOURCES...
 }
 build megatron_kaiyuan/data/_reader csrc/reader*.cpp csrc/index_format.cpp
 build data_tools/_index csrc/index*.cpp
+build data_tools/_scores csrc/scores/*.cpp
 build data_tools/_curriculum csrc/{algorithm1,bindings,dataset,interleave,output,store,index_file}.cpp csrc/packing*.cpp
 
 # The interpreter is not built with the sanitizers: their library must be there before it, and libstdc++ too, or the

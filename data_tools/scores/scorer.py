@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -75,6 +76,15 @@ def texts_of(batch: pa.RecordBatch) -> pa.LargeStringArray:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UserError(f"column {TEXT!r} holds {column.type}, not text; name the input's text column")
     return column.cast(pa.large_string())
+
+
+def text_memory(texts: pa.LargeStringArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where texts lie: offsets [rows + 1] and UTF-8 bytes; text i is data[offsets[i] : offsets[i + 1]], null or not."""
+    _, offsets, data = texts.buffers()
+    if len(texts) == 0 or offsets is None:
+        return np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    positions = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return positions, np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
 
 
 def measures(values: Iterable[float | None] | np.ndarray) -> pa.DoubleArray:
