@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from data_tools.engines.choose import HELP as ENGINE_HELP
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value, run_app
+from megatron_kaiyuan.errors import UserError
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
@@ -148,6 +150,74 @@ def preprocess(
     for prefix in totals.prefixes if totals.joined else ():
         print(prefix)
     print(totals)
+
+
+@app.command(cls=SeveralValuesCommand)
+def score(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="documents as for preprocess, each with NAME= before it or not")
+    ] = [],  # noqa: B006
+    output: Annotated[Path | None, typer.Option(help="folder of the scored documents")] = None,
+    corpora: Annotated[
+        list[str], typer.Option("--corpus", help="corpora to add columns to, as PREFIX or NAME=PREFIX")
+    ] = [],  # noqa: B006
+    scorers: Annotated[
+        list[str], typer.Option("--scorer", help="KIND[=VALUE][,SETTING=VALUE]..., see kaiyuan-data scorer list")
+    ] = [],  # noqa: B006
+    filters: Annotated[
+        list[str],
+        typer.Option("--filter", help="keep documents for which this holds, as 'edu > 2 and language == \"de\"'"),
+    ] = [],  # noqa: B006
+    quantiles: Annotated[
+        list[str],
+        typer.Option("--quantile", help="COLUMN[,by=documents|tokens]: also its rank in the dataset, from 0 to 1"),
+    ] = [],  # noqa: B006
+    mask: Annotated[
+        bool, typer.Option("--mask-personal-data", help="mask e-mail and IP addresses and telephone numbers first")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="of the draws between equal scores, as in an order recipe")] = 1234,
+    tokenizer_model: Annotated[
+        Path | None, typer.Option(help="of the corpora, if not where their manifests say")
+    ] = None,
+    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
+    text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
+    max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
+    max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or text that may be left out")] = 0,
+    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
+    workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
+    task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input")] = 0,
+    force: Force = False,
+) -> None:
+    """Score documents into a folder, or add score columns to corpora without tokenizing them again.
+
+    Example: kaiyuan-data score --input web=runs/text/web.jsonl --output runs/scored --scorer rules
+    --scorer linear=edu.bin,name=edu --filter 'edu > 2' --quantile edu
+
+    A run that was stopped continues when the same command is given again. What was dropped, and why, is in
+    OUTPUT/dropped and in the manifest.
+    """
+    from data_tools.engines.choose import choose_engine
+    from data_tools.scores.corpora import CorpusOptions, score_corpora
+    from data_tools.scores.documents import ScoreOptions, score_documents
+    from data_tools.steps.datasets import reading_settings
+
+    if bool(inputs) == bool(corpora):
+        raise UserError("score: name documents with --input, or corpora with --corpus")
+    chosen = choose_engine(engine, workers)
+    if corpora:
+        if output or filters or mask:
+            raise UserError(
+                "score --corpus: a corpus stays where it is and whole; leave out --output, --filter, --mask..."
+            )
+        lines = score_corpora(corpora, CorpusOptions(scorers, quantiles, seed, tokenizer_model), chosen, force)
+    else:
+        if output is None:
+            raise UserError("score: name the folder to write with --output")
+        options = ScoreOptions(scorers, filters, quantiles, mask, seed, max_bad_rows)
+        settings = reading_settings(json_key, text_column, text_documents, max_characters)
+        lines = score_documents(inputs, output, options, settings, chosen, task_bytes, force)
+    print(*(f"score: {line}" for line in lines), sep="\n")
 
 
 @app.command()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from data_tools.engines.local import LocalEngine
-from data_tools.engines.ranks import RanksEngine
-from data_tools.engines.stage import Engine
-from data_tools.reading.place import default_workers, find_place
 from megatron_kaiyuan.errors import UserError
+
+if TYPE_CHECKING:
+    from data_tools.engines.stage import Engine
 
 NAMES = ("auto", "local", "mpi", "slurm", "spark")
 HELP = (
@@ -27,6 +27,11 @@ def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None
     Raises:
         UserError: it is unknown, not installed, or the environment is not that of its launcher.
     """
+    # The command line wants the names alone, at once.
+    from data_tools.engines.local import LocalEngine
+    from data_tools.engines.ranks import RanksEngine
+    from data_tools.reading.place import default_workers, find_place
+
     if name not in NAMES:
         raise UserError(f"--engine {name}: is not known; use {', '.join(NAMES)}")
     if workers < 0:

@@ -1,11 +1,11 @@
 """Exact ranks over all shards of a dataset, as stages in bounded memory, and quantiles from them.
 
 The order is that of Algorithm 1's builder (csrc/dataset.h): ascending by score, equal scores by a hash of the seed and
-the row. A quantile is r / N as in its step 3: r counts documents up to and with the row, or their tokens, where an empty
-document counts one. So `quantile > 1 - F` is `keep: top F` but for rounding. Missing scores have no rank.
+the row. A quantile is r / N as in its step 3: r counts documents up to and with the row, or their tokens, where an
+empty document counts one. So `quantile > 1 - F` is `keep: top F` but for rounding. Missing scores have no rank.
 
-Three stages: each shard sorts its scores (a run); bands of the sorted order are ranked apart, each from its slices of all
-runs; each shard takes its ranks back.
+Three stages: each shard sorts its scores (a run); bands of the sorted order are ranked apart, each from its slices of
+all runs; each shard takes its ranks back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def parse_quantile(text: str) -> Quantile:
 
 
 class Rows(NamedTuple):
-    """What is ranked of a shard: float64 scores (NaN: missing), uint64 row numbers that no other row has, and tokens."""
+    """What is ranked of a shard: scores (NaN: missing), row numbers that are unique in the dataset, and tokens."""
 
     scores: NDArray[np.float64]
     ids: NDArray[np.uint64]
@@ -86,7 +87,7 @@ class Run(NamedTuple):
             offset += self.ranked * np.dtype(kind).itemsize
         if not self.ranked:
             return np.zeros(0, kinds[name])
-        whole = np.memmap(self.path, kinds[name], "r", offset, (self.ranked,))
+        whole: NDArray[Any] = np.memmap(self.path, kinds[name], "r", offset, (self.ranked,))
         return whole[first:stop]
 
     def position(self, key: int, tie: int) -> int:
@@ -155,7 +156,7 @@ class SortRun:
 
 @dataclass(frozen=True)
 class RankBand:
-    """The work of the second stage: a task is the first (key, tie) of the band and of the next one, None at the ends."""
+    """The work of the second stage: a task is the first (key, tie) of the band and of the next; None at the ends."""
 
     runs: tuple[Run, ...]
 
@@ -169,7 +170,7 @@ class RankBand:
             return np.concatenate([run.part(name, *slice_) for run, slice_ in zip(self.runs, bounds, strict=True)])
 
         order = np.lexsort((gather("ties"), gather("keys")))  # stable: what is equal stays in the order of the shards
-        ranks = np.empty(len(order), "<i8")
+        ranks: NDArray[np.int64] = np.empty(len(order), "<i8")
         ranks[order] = np.cumsum(gather("tokens")[order]) if self.runs[0].by_tokens else np.arange(1, len(order) + 1)
         with target.file(".ranks") as path:
             ranks.tofile(path)
@@ -202,7 +203,7 @@ def rank(
         for name, record in zip(names, records, strict=True)
     )
     edges: list[Any] = [None, *_splitters(records, band_rows), None]
-    bands = list(zip(edges, edges[1:], strict=False))
+    bands = list(pairwise(edges))
     band_names = [f"{number:06d}" for number in range(len(bands))]
     stage = Stage(f"rank {quantile.column}", folder / "bands", RankBand(runs), bands, band_names)
     found = engine.run(stage)

@@ -52,8 +52,8 @@ class ScoreStep:
         return documents
 
     def _score(self, scorer: Scorer, documents: pa.RecordBatch) -> dict[str, pa.Array]:
-        # A field of JSON lines is no column of a shard in which no row has it. That it is somewhere was checked with the
-        # batch without rows that comes before the work.
+        # A field of JSON lines is no column of a shard in which no row has it. That the dataset has it was checked with
+        # the batch without rows that comes before the work.
         source = getattr(scorer, "column", None)
         if source is not None and source not in documents.schema.names and len(documents):
             return {name: pa.nulls(len(documents), kind) for name, kind in scorer.columns.items()}

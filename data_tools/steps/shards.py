@@ -52,8 +52,8 @@ class ApplySteps:
         counts: Counter[str] = Counter()
         bad: list[BadPlace] = []
         with ExitStack() as stack:
-            kept = stack.enter_context(_Writer(target, DOCUMENTS))
-            dropped = stack.enter_context(_Writer(target, LEFT_OUT))
+            kept = stack.enter_context(ShardFile(target, DOCUMENTS))
+            dropped = stack.enter_context(ShardFile(target, LEFT_OUT))
             for batch in document_batches(shard, self.settings):
                 self._note(batch, shard, bad, counts)
                 documents = self._apply(batch.documents)
@@ -93,7 +93,7 @@ class ApplySteps:
                 raise too_many(shard.task, place, len(bad), self.max_bad_rows)
 
 
-class _Writer:
+class ShardFile:
     """A Parquet file of one target, with full row groups only. A context manager."""
 
     def __init__(self, target: Target, suffix: str):
@@ -104,7 +104,7 @@ class _Writer:
         self._pending: Any = None
         self.rows = 0
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> ShardFile:
         self._path = self._stack.enter_context(self._target.file(self._suffix))
         return self
 

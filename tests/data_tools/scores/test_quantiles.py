@@ -51,7 +51,9 @@ def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int
     if len(there):
         expected[order] = np.cumsum(weights[order]) / weights[there].sum()
     answer = ranked(pieces, Quantile("score", by_tokens), seed, band_rows)
-    assert [math.nan if value is None else value for value in answer] == pytest.approx(list(expected), abs=0, nan_ok=True)
+    assert [math.nan if value is None else value for value in answer] == pytest.approx(
+        list(expected), abs=0, nan_ok=True
+    )
 
 
 def test_the_top_of_a_recipe_is_what_a_quantile_cuts(tmp_path: Path):
