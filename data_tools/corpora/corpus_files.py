@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -183,7 +183,11 @@ def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
 def corpus_output(prefix: Path) -> Output:
     """The place of a corpus, for `outputs.claim`."""
     require_name(prefix, "--output-prefix")
-    return Output(prefix, "a corpus", "--output-prefix", "prefix", _all_paths(prefix))
+    what = "a corpus"
+    with suppress(UserError, ValueError, RecursionError, OSError):
+        if manifest_path(prefix).is_file() and (made := read_manifest(prefix).get("made")):
+            what = f"a corpus with columns that `kaiyuan-data score` added ({', '.join(made)})"
+    return Output(prefix, what, "--output-prefix", "prefix", _all_paths(prefix))
 
 
 def earlier_corpus(output: Output) -> str | None:

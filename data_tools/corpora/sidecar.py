@@ -108,6 +108,32 @@ def sidecar_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
 
+def sidecar_slice(path: Path, first: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows first, first + 1, ..., stop - 1; only the row groups that hold them are read.
+
+    Raises:
+        UserError: a column or a row is missing, or a page is damaged.
+    """
+    with open_sidecar(path) as file:
+        missing = set(columns or ()) - set(file.schema_arrow.names)
+        if missing or stop > file.metadata.num_rows:
+            what = f"column {', '.join(sorted(missing))}" if missing else f"row {stop - 1}"
+            raise UserError(f"{path}: has no {what}; {AGAIN}")
+        groups: list[int] = []
+        before, start = 0, 0
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if start < stop and start + rows > first:
+                before = before if groups else start
+                groups.append(group)
+            start += rows
+        try:
+            table = file.read_row_groups(groups, None if columns is None else list(columns))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    return table.slice(first - before, stop - first)
+
+
 def check_sidecar(path: Path, lengths: NDArray[np.int32]) -> None:
     """Compare the tokens of each row with the lengths in the index.
 

@@ -118,7 +118,7 @@ class _Plan:
         for dataset in datasets:
             documents = _without_rows(dataset, settings)
             for step in self.steps:
-                documents = step.apply(documents)
+                documents = (step.check if isinstance(step, ScoreStep) else step.apply)(documents)
             for quantile in self.quantiles:
                 _require_numbers(documents, quantile, dataset.name)
                 documents = add_column(documents, quantile.name, pa.nulls(0, pa.float64()))

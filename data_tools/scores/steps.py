@@ -47,17 +47,31 @@ class ScoreStep:
 
     def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
         for scorer in self.scorers:
-            for name, values in self._score(scorer, documents).items():
-                documents = add_column(documents, name, values)
+            # A field of JSON lines is no column of a shard in which no row has it; `check` is for what is nowhere.
+            if _is_absent(scorer, documents):
+                values = {name: pa.nulls(len(documents), kind) for name, kind in scorer.columns.items()}
+            else:
+                values = scorer.score(documents)
+            for name, column in values.items():
+                documents = add_column(documents, name, column)
         return documents
 
-    def _score(self, scorer: Scorer, documents: pa.RecordBatch) -> dict[str, pa.Array]:
-        # A field of JSON lines is no column of a shard in which no row has it. That the dataset has it was checked with
-        # the batch without rows that comes before the work.
-        source = getattr(scorer, "column", None)
-        if source is not None and source not in documents.schema.names and len(documents):
-            return {name: pa.nulls(len(documents), kind) for name, kind in scorer.columns.items()}
-        return scorer.score(documents)
+    def check(self, documents: pa.RecordBatch) -> pa.RecordBatch:
+        """As `apply`, for a batch without rows before the work: models are loaded, and columns must be there.
+
+        Raises:
+            UserError: a model or a column is wrong or missing.
+        """
+        for scorer in self.scorers:
+            if _is_absent(scorer, documents):
+                scorer.score(documents)  # which says so
+            documents = ScoreStep((scorer,)).apply(documents)
+        return documents
+
+
+def _is_absent(scorer: Scorer, documents: pa.RecordBatch) -> bool:
+    source = getattr(scorer, "column", None)
+    return source is not None and source not in documents.schema.names
 
 
 @dataclass(frozen=True)

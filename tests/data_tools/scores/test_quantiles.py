@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int
     edges = np.cumsum([0, *map(len, found)])
     pieces = [
         Rows(scores[first:stop], ids[first:stop], tokens[first:stop] if by_tokens else None)
-        for first, stop in zip(edges, edges[1:], strict=False)
+        for first, stop in pairwise(edges)
     ]
     expected = np.full(len(flat), np.nan)
     there = np.flatnonzero(~np.isnan(scores))
