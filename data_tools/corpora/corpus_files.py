@@ -91,6 +91,10 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
         UserError: it is missing, is none, or a field is wrong.
     """
     path = manifest_path(prefix)
+    if not path.exists() and (journal := journal_of(prefix)).is_file():
+        raise UserError(
+            f"{journal}: a killed process was replacing {prefix}; run its command again, which finishes that"
+        )
     try:
         manifest = read_sealed_json(path, "corpus manifest")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets

@@ -16,7 +16,8 @@ from data_tools.corpora.corpus_files import AGAIN
 from megatron_kaiyuan.errors import UserError
 
 ROWS_PER_GROUP = 1 << 16
-_FIXED = {"tokens": pa.int32(), "bytes": pa.int32(), "domain": pa.string(), "source": pa.string()}
+# Of every corpus; then come its own.
+FIXED = {"tokens": pa.int32(), "bytes": pa.int32(), "domain": pa.string(), "source": pa.string()}
 
 
 def sidecar_schema(scores: Sequence[str], columns: Sequence[str] = ()) -> pa.Schema:
@@ -25,11 +26,11 @@ def sidecar_schema(scores: Sequence[str], columns: Sequence[str] = ()) -> pa.Sch
     Raises:
         UserError: a name appears twice, or is one of the first four.
     """
-    names = [*_FIXED, *columns, *scores]
+    names = [*FIXED, *columns, *scores]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"metadata column {name!r}: there are two of that name; rename or leave out one of them")
-    fields = [*_FIXED.items(), *((name, pa.string()) for name in columns), *((name, pa.float64()) for name in scores)]
+    fields = [*FIXED.items(), *((name, pa.string()) for name in columns), *((name, pa.float64()) for name in scores)]
     return pa.schema(fields)
 
 

@@ -7,9 +7,10 @@ columns and the manifest sealed again. The `.bin` and the `.idx` are only read.
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from data_tools.corpora.corpus_files import corpus_output, earlier_corpus, metadata_path, read_manifest
 from data_tools.corpora.growing import add_columns
-from data_tools.corpora.sidecar import sidecar_slice
+from data_tools.corpora.sidecar import FIXED, sidecar_slice
 from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.scores.parse import parse_scorers
 from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
@@ -30,11 +31,12 @@ from data_tools.steps.folder import Workplace
 from megatron_kaiyuan.data.indexed import idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
-from megatron_kaiyuan.outputs import Output, claim, identity_of
+from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
 
 # A name as in an order recipe; whatever has another character is a path with '=' in it.
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
 _TOKENS = "tokens"
+_WAIT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,22 @@ class _Growth:
 
     def grow(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[Quantile]) -> list[str]:
         """Do what is not done; a line or two."""
-        wanted = self._wanted(scorers, quantiles)
-        place = self._place(wanted)
-        if not wanted.made:
-            if self._engine.is_first and place.folder.parent.exists():
-                place.remove()
-            return [f"{self._prefix}: has these columns already"]
-        with self._claimed(place, wanted):
-            if self._wanted(scorers, quantiles).made != wanted.made:
-                return []  # the first rank has done it meanwhile
-            return self._write(wanted, place)
+        if not is_corpus(self._prefix):
+            raise UserError(f"{idx_path(self._prefix)}: not found; name a corpus without .bin or .idx")
+        with self._claimed():
+            wanted = self._wanted(scorers, quantiles)
+            place = self._place(wanted)
+            if not wanted.made:
+                if self._engine.is_first and place.folder.parent.exists():
+                    place.remove()
+                return [f"{self._prefix}: has these columns already"]
+            if self._engine.is_first:
+                return self._write(wanted, place)
+            with lock(place.lock_path, shared=True, seconds=None):
+                # What the first rank has done meanwhile is not done again.
+                if self._wanted(scorers, quantiles).made == wanted.made:
+                    self._write(wanted, place)
+            return []
 
     def _wanted(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[Quantile]) -> _Wanted:
         """What is not there yet.
@@ -133,6 +141,10 @@ class _Growth:
         return wanted
 
     def _refuse(self, wanted: _Wanted, known: Sequence[str], earlier: dict[str, Any]) -> None:
+        if fixed := [column for column in wanted.made if column in FIXED]:
+            raise UserError(
+                f"{self._prefix}: {fixed[0]!r} is a column of every corpus; name the new one with ,name=..."
+            )
         if (there := [column for column in wanted.made if column in known]) and not self._force:
             raise UserError(
                 f"{self._prefix}: has a column {there[0]!r} already, made in another way; name the new one with "
@@ -151,16 +163,18 @@ class _Growth:
         return Workplace(output, identity_of("score corpus", task, wanted.made))
 
     @contextmanager
-    def _claimed(self, place: Workplace, wanted: _Wanted) -> Iterator[None]:
-        def earlier(output: Output) -> str | None:
-            return None if earlier_corpus(output) is None else place.identity
-
-        with ExitStack() as stack:
-            if self._engine.is_first:
-                stack.enter_context(claim(place.output, place.identity, earlier))
-            else:
-                stack.enter_context(lock(place.lock_path, shared=True, seconds=None))
-            yield
+    def _claimed(self) -> Iterator[None]:
+        """Hold the corpus, finished by now if a killed process was about to replace it. Other ranks wait for that."""
+        if self._engine.is_first:
+            # Any whole corpus will do: which columns may be replaced is looked at next.
+            with claim(corpus_output(self._prefix), "", lambda output: earlier_corpus(output) and ""):
+                yield
+            return
+        for _ in range(_WAIT_SECONDS):
+            if not journal_of(self._prefix).exists():
+                break
+            time.sleep(1)
+        yield
 
     def _write(self, wanted: _Wanted, place: Workplace) -> list[str]:
         ranges = cut_ranges(map_lengths(idx_path(self._prefix)), self._options.task_tokens)
