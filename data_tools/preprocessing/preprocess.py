@@ -44,6 +44,7 @@ class Totals:
 
     Attributes:
         engine: which tokenizer engine was used and why; "" when every shard was there already.
+        missing_scores: documents without a score, by its name.
         joined: whether the corpora are there; else these are the figures of one rank's shards.
     """
 
@@ -55,9 +56,13 @@ class Totals:
     engine: str = ""
     place: Place = field(default_factory=Place)
     joined: bool = True
+    missing_scores: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         left_out = "".join(f"; left out: {count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count)
+        left_out += "".join(
+            f"; {name} missing: {count:,}" for name, count in sorted(self.missing_scores.items()) if count
+        )
         ratio = self.text_bytes / max(self.tokens, 1)
         rank = "" if self.joined else f" by rank {self.place.rank} of {self.place.world}, to join with --merge-only"
         return (
@@ -126,6 +131,7 @@ def preprocess(
         joined = joined_earlier(shards, identities, tasks)
         if joined is None:
             done = work.collect() if merge_only else work.do_alone()
+            _refuse_unscored(settings, [record for _, record in done])
             join(shards, identities, done, bad_rows.path)
             joined = [record for _, record in done]
         remove(shards)
@@ -213,6 +219,18 @@ def _check_arguments(settings: Settings, workers: int, max_bad_rows: int, task_b
         raise UserError(f"--json-keys {odd[0]}: becomes part of a file's name, which cannot hold '/'; rename the field")
 
 
+def _refuse_unscored(settings: Settings, records: Sequence[Record]) -> None:
+    """A name that no row has is a mistake, not a missing score of every document.
+
+    Raises:
+        UserError: naming it.
+    """
+    sequences = sum(record.sequences for record in records)
+    for name in settings.score_keys:
+        if sequences and sum(record.missing_scores[name] for record in records) == sequences:
+            raise UserError(f"--score-keys {name}: none of {sequences:,} documents has this score; check the name")
+
+
 def _totals(work: _Work, prefixes: list[Path], records: Sequence[Record], joined: bool) -> Totals:
     totals = Totals(prefixes, 0, 0, 0, Counter(), work.engine, work.place, joined)
     for record in records:
@@ -220,5 +238,6 @@ def _totals(work: _Work, prefixes: list[Path], records: Sequence[Record], joined
         totals.tokens += record.tokens
         totals.text_bytes += record.text_bytes
         totals.skipped.update(record.skipped)
+        totals.missing_scores.update(record.missing_scores)
     totals.skipped = +totals.skipped
     return totals
