@@ -121,7 +121,7 @@ class RulesScorer:
         by_measure = dict(zip(_scores.RULE_MEASURES, values.T, strict=True))
         is_missing = np.isnan(by_measure["characters"])
         columns: dict[str, pa.Array] = {}
-        reasons = np.full(len(texts), None, dtype=object)
+        reasons: NDArray[np.object_] = np.full(len(texts), None, dtype=object)
         for family in self._families:
             failed: NDArray[np.bool_] = np.zeros(len(texts), dtype=bool)
             for rule in RULES[family]:
