@@ -72,12 +72,11 @@ def _write_lines(path: Path, positives: Iterable[str], negatives: Iterable[str],
     places: list[tuple[int, int]] = []
     counts = {"positives": 0, "negatives": 0}
     unshuffled = path.with_suffix(".unshuffled")
-    with open(unshuffled, "w", encoding="utf-8", newline="\n") as file:
+    with open(unshuffled, "wb") as file:
         for kind, label, texts in (("positives", POSITIVE, positives), ("negatives", NEGATIVE, negatives)):
             for line in _lines(label, texts):
-                start = file.tell()
+                places.append((file.tell(), len(line)))
                 file.write(line)
-                places.append((start, file.tell() - start))
                 counts[kind] += 1
     for kind, count in counts.items():
         if not count:
@@ -90,8 +89,9 @@ def _write_lines(path: Path, positives: Iterable[str], negatives: Iterable[str],
     return counts
 
 
-def _lines(label: str, texts: Iterable[str]) -> Iterator[str]:
+def _lines(label: str, texts: Iterable[str]) -> Iterator[bytes]:
+    """Words as the library parts them, at ASCII white space, without those that mean something to it."""
     for text in texts:
-        words = text[:_LONGEST_LINE].replace("\0", " ").split()
-        if words := [word for word in words if not word.startswith("__label__") and word != "</s>"]:
-            yield f"{label} {' '.join(words)}\n"
+        words = text[:_LONGEST_LINE].replace("\0", " ").encode().split()
+        if words := [word for word in words if not word.startswith(b"__label__") and word != b"</s>"]:
+            yield label.encode() + b" " + b" ".join(words) + b"\n"
