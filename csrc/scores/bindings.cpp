@@ -1,4 +1,4 @@
-// data_tools._scores: supervised fastText models applied to documents. The GIL is free while they work.
+// data_tools._scores: supervised fastText models and the measures of rules. The GIL is free while they work.
 //
 // A file that is not what it should be raises ValueError, whose message the caller completes with the path; what the
 // system refuses raises OSError with errno and file name. Paths are bytes (os.fsencode): a file name need not be UTF-8.
@@ -11,15 +11,19 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include "linear.h"
+#include "rules.h"
 
 namespace py = pybind11;
 using scores::LinearModel;
+using scores::RuleMeasures;
 
 using Offsets = py::array_t<std::int64_t, py::array::c_style>;
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
-using Probabilities = py::array_t<double>;
+using Numbers = py::array_t<double>;
 
 void check_offsets(const Offsets& offsets, const Bytes& data) {
   const auto positions = offsets.unchecked<1>();
@@ -28,23 +32,37 @@ void check_offsets(const Offsets& offsets, const Bytes& data) {
   if (!valid) throw py::index_error("offsets do not fit the data");
 }
 
-Probabilities probabilities(LinearModel& model, const Offsets& offsets, const Bytes& data) {
+// float64[rows, columns], filled by apply(text, row).
+template <typename Apply>
+Numbers for_each_text(const Offsets& offsets, const Bytes& data, std::size_t columns, Apply apply) {
   check_offsets(offsets, data);
-  const auto rows = static_cast<std::size_t>(offsets.size()) - 1, labels = model.labels().size();
-  Probabilities result({rows, labels});
+  const auto rows = static_cast<std::size_t>(offsets.size()) - 1;
+  Numbers result({rows, columns});
   const auto* text = reinterpret_cast<const char*>(data.data());
   const std::int64_t* starts = offsets.data();
   double* into = result.mutable_data();
   const py::gil_scoped_release release;
   for (std::size_t row = 0; row < rows; ++row) {
     const auto size = static_cast<std::size_t>(starts[row + 1] - starts[row]);
-    model.probabilities(std::string_view(text + starts[row], size), into + row * labels);
+    apply(std::string_view(text + starts[row], size), into + row * columns);
   }
   return result;
 }
 
+Numbers probabilities(LinearModel& model, const Offsets& offsets, const Bytes& data) {
+  return for_each_text(offsets, data, model.labels().size(),
+                       [&](std::string_view text, double* into) { model.probabilities(text, into); });
+}
+
+// A document's state is not shared, so that threads need not wait.
+Numbers rule_measures(std::string classes, const Offsets& offsets, const Bytes& data) {
+  RuleMeasures measures(std::move(classes));
+  return for_each_text(offsets, data, scores::measure_names.size(),
+                       [&](std::string_view text, double* into) { measures.measure(text, into); });
+}
+
 PYBIND11_MODULE(_scores, module) {
-  module.doc() = "Supervised fastText models: see csrc/scores/fasttext_file.h and linear.h";
+  module.doc() = "Supervised fastText models and measures of rules: see csrc/scores/linear.h and rules.h";
   py::register_local_exception_translator([](std::exception_ptr raised) {
     try {
       if (raised) std::rethrow_exception(raised);
@@ -61,4 +79,10 @@ PYBIND11_MODULE(_scores, module) {
       })
       .def("probabilities", &probabilities, py::arg("offsets").noconvert(), py::arg("data").noconvert(),
            "float64[rows, labels] of texts data[offsets[i]:offsets[i + 1]]; NaN: nothing that the model knows");
+  module.def("rule_measures", &rule_measures, py::arg("classes"), py::arg("offsets").noconvert(),
+             py::arg("data").noconvert(), "float64[rows, measures] of texts; classes: a byte for each code point");
+  module.attr("RULE_MEASURES") = std::vector<std::string>(scores::measure_names.begin(), scores::measure_names.end());
+  module.attr("LETTER") = static_cast<int>(scores::letter);
+  module.attr("PUNCTUATION") = static_cast<int>(scores::punctuation);
+  module.attr("SPACE") = static_cast<int>(scores::space);
 }
