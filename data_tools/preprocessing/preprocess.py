@@ -5,6 +5,7 @@ The bytes are the same for any number of workers and ranks, any cut into tasks, 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -24,7 +25,7 @@ from data_tools.preprocessing.joining import (
     within_limit,
 )
 from data_tools.preprocessing.progress import Bar, forget
-from data_tools.preprocessing.sample import sample_texts
+from data_tools.preprocessing.sample import sample_texts, unscored_keys
 from data_tools.preprocessing.shards import Record, Shards
 from data_tools.preprocessing.workers import Job, WriterPool
 from data_tools.reading.inputs import find_inputs
@@ -114,6 +115,11 @@ def preprocess(
         for key, prefix in zip(settings.json_keys, prefixes, strict=True)
     }
     tasks = cut_tasks(files, settings, description, task_bytes)
+    for key in unscored_keys(files, settings) if place.rank == 0 and not merge_only else ():
+        print(
+            f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
+            file=sys.stderr,
+        )
     shards = Shards(prefixes)
     work = _Work(tasks, shards, Job(settings, tuple(prefixes), place.rank, max_bad_rows), tokenizer, workers, place)
     if place.world > 1 and not merge_only:
