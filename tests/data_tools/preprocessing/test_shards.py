@@ -52,13 +52,13 @@ def source(harvested: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(tokenizer_path: Path) -> Settings:
-    return Settings(tokenizer_path, KEYS, ("score",), meta_keys=("title",), engine="reference")
+    return Settings(tokenizer_path, KEYS, ("score",), meta_keys=("title",), tokenizer_engine="reference")
 
 
 @pytest.fixture(scope="module")
 def settings_of_cli(settings: Settings) -> list[str]:
     line = ["--tokenizer-model", str(settings.tokenizer), "--json-keys", *KEYS, "--score-keys", "score"]
-    line += ["--max-characters", "790", "--max-bad-rows", "1000", "--engine", "reference"]
+    line += ["--max-characters", "790", "--max-bad-rows", "1000", "--tokenizer-engine", "reference"]
     return [*line, "--task-bytes", str(TASK_BYTES)]
 
 

@@ -90,7 +90,7 @@ def test_the_name_of_a_task_follows_whatever_its_content_depends_on(tmp_path: Pa
 
     path.write_bytes(b"{}\n")
     first = name()
-    assert name(replace(SETTINGS, engine="reference", eod_token="named instead of guessed")) == first
+    assert name(replace(SETTINGS, tokenizer_engine="reference", eod_token="named instead of guessed")) == first
     others = [name(tokenizer={**TOKENIZER, "fingerprint": "xxh3:1"}), name(tokenizer={**TOKENIZER, "eod_id": 1})]
     for change in (
         {"json_keys": ("body",)},

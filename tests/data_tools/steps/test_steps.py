@@ -1,4 +1,4 @@
-"""Steps over documents: what stays, what is dropped and why, every field kept, the same bytes however the work is done."""
+"""Steps over documents: what stays, what is dropped and why, every field kept, the same bytes on every engine."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from test_steps import run
 from data_tools.engines.choose import choose_engine
-run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), choose_engine(sys.argv[4], int(sys.argv[5])), seconds=0.01)
+engine = choose_engine(sys.argv[4], int(sys.argv[5]))
+run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), engine, seconds=0.01)
 """
 
 
