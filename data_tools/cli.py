@@ -123,7 +123,7 @@ def preprocess(
     mistake are listed in {output_prefix}.bad_rows.jsonl.
 
     On several machines, with one folder that all of them see: start the same command with mpirun, srun or sbatch
-    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`, or use launch/spark_submit.sh. Each rank
+    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`, or use launch/spark_submit.sh. A rank
     works until all is done, and the first one joins what all have left; if that one ended early, give the command once
     more, anywhere, with --merge-only.
     """
