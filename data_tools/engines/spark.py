@@ -80,7 +80,11 @@ class SparkEngine:
             shared = context.broadcast(worker)
             try:
                 work = [[(number, calls[number]) for number in pile] for pile in piles]
-                return list(context.parallelize(work, len(work)).flatMap(_Executor(shared, method, sign)).collect())
+                return list(
+                    context.parallelize(work, len(work))
+                    .flatMap(_Executor(shared, method, sign, _UNSEEN_SECONDS))
+                    .collect()
+                )
             except Exception as error:
                 raise one_line(error) from error
             finally:
@@ -120,6 +124,7 @@ class _Executor:
     worker: Any
     method: str
     sign: Path
+    patience: float
 
     def __call__(self, pile: list[tuple[int, tuple[Any, ...]]]) -> Iterator[tuple[int, Any]]:
         try:
@@ -131,7 +136,7 @@ class _Executor:
             raise mark(describe(error)) from error
 
     def _look_for_sign(self) -> None:
-        deadline = time.monotonic() + _UNSEEN_SECONDS
+        deadline = time.monotonic() + self.patience
         while not self.sign.exists():
             if time.monotonic() > deadline:
                 raise UserError(
