@@ -51,7 +51,7 @@ def steps(partitions: int, words: list[str], output: str) -> None:
 
 
 def steps_with_killed_workers(words: list[str], output: str, seed: int) -> int:
-    """The same with SIGKILL for a random worker of the executor at random moments, started again until it comes through.
+    """The same with SIGKILL for a random worker of the executor at a random moment, started again until it is through.
 
     Returns the number of starts that did not.
     """
