@@ -88,7 +88,7 @@ def cases(request: pytest.FixtureRequest, harvested: Path, tokenizer_path: Path,
     bad = ["preprocess", "--input", str(folder / "bad.jsonl"), "--tokenizer-model", str(tokenizer_path)]
     wanted["bad row"] = ["command", 3, [*bad, "--output-prefix", str(folder / "bad/c")]]
     wanted["killed workers"] = ["steps_with_killed_workers", words, str(folder / "killed"), 5]
-    for kinds in (["good", "mistake"], ["refused"], ["dies"], ["defect"]):
+    for kinds in (["good", "mistake"], ["dies"], ["defect"]):
         wanted[" ".join(kinds)] = ["misbehave", str(folder / "stages" / kinds[-1]), kinds]
     wanted["twice"] = ["task_twice_at_once", str(folder / "stages/twice")]
     wanted["unseen"] = ["folder_unseen", str(folder / "stages/unseen")]
@@ -143,7 +143,6 @@ def test_a_bad_row_is_the_line_that_every_engine_prints(cases: Cases):
 
 def test_mistakes_are_one_line_and_defects_a_trace(cases: Cases):
     assert cases.results["good mistake"] == "error: file.jsonl:7: is wrong, 'quoted' and \"quoted\" 中文"
-    assert cases.results["refused"].endswith("none/at all: No such file or directory")
     assert cases.results["dies"].startswith(
         "error: --engine spark: a worker process died, most likely for lack of memory"
     )

@@ -29,17 +29,8 @@ def environ() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def line(harvested: Path, tokenizer_path: Path) -> list[str]:
     line = [sys.executable, "-m", "data_tools", "preprocess", "--input", f"{harvested}/*.jsonl"]
-    return [
-        *line,
-        "--score-keys",
-        "score",
-        "--tokenizer-model",
-        str(tokenizer_path),
-        "--task-bytes",
-        "20000",
-        "--workers",
-        "1",
-    ]
+    line += ["--score-keys", "score", "--task-bytes", "20000", "--workers", "1"]
+    return [*line, "--tokenizer-model", str(tokenizer_path)]
 
 
 def run(line: list[str], environ: dict[str, str] | None = None) -> str:
