@@ -67,7 +67,7 @@ EXTRAS = {
     ],
 }
 
-HEADERS = sorted(glob("csrc/*.h"))
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
 READER_SOURCES = sorted(glob("csrc/reader*.cpp"))
 CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - {*INDEX_SOURCES, *READER_SOURCES})
@@ -101,6 +101,7 @@ setup(
     extras_require=EXTRAS,
     ext_modules=[
         extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
+        extension("data_tools._dedup", [*sorted(glob("csrc/dedup/*.cpp")), "csrc/index_file.cpp", "csrc/store.cpp"]),
         extension("data_tools._index", INDEX_SOURCES),
         extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
     ],
