@@ -143,10 +143,12 @@ Array<double> similarities(const Array<std::int64_t>& pairs, const Array<std::in
 
 std::tuple<std::uint64_t, std::uint64_t, std::uint64_t> pairs_of_groups(
     const std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t>>& runs,
-    const std::string& output, std::uint64_t memory) {
+    const std::string& output, std::uint64_t memory, bool stars, std::uint64_t earlier,
+    const std::string& omitted) {
   std::vector<Run> opened;
   for (const auto& [path, offset, count, first_ordinal] : runs) opened.push_back({path, offset, count, first_ordinal});
-  const Groups found = group_pairs(opened, output, memory);
+  const Omitted left_out{{omitted.begin(), omitted.end()}, earlier};
+  const Groups found = group_pairs(opened, output, memory, stars ? Pairing::stars : Pairing::all, left_out);
   return {found.pairs, found.groups, found.largest};
 }
 
@@ -189,7 +191,8 @@ PYBIND11_MODULE(_dedup, module) {
   module.def("sort_run", &sorted_run, py::arg("keys").noconvert(), py::arg("rows").noconvert(),
              "Both sorted by (key, row)");
   module.def("group_pairs", &pairs_of_groups, py::arg("runs"), py::arg("output"), py::arg("memory") = 1 << 28,
-             WithoutGil(), "Write the candidate pairs of one band; (pairs, groups of two or more, largest group)");
+             py::arg("stars") = false, py::arg("earlier") = 0, py::arg("omitted") = py::bytes(), WithoutGil(),
+             "Write the candidate pairs of one band; (pairs, groups of two or more, largest group)");
   module.def("unique_pairs", &unique_pairs, py::arg("inputs"), py::arg("output"), py::arg("scratch"),
              py::arg("memory") = 1 << 28, WithoutGil(), "Write the pairs of all files, ascending, each once; how many");
   module.def("jaccard", &similarities, py::arg("pairs").noconvert(), py::arg("offsets").noconvert(),

@@ -15,8 +15,13 @@ constexpr std::size_t pairs_at_once = std::size_t{1} << 15;
 
 class PairWriter {
  public:
-  explicit PairWriter(const std::string& path) : file_(File::create(path)) { held_.reserve(pairs_at_once); }
+  // Pairs of two documents below `earlier` are left out.
+  explicit PairWriter(const std::string& path, std::uint64_t earlier = 0)
+      : file_(File::create(path)), earlier_(earlier) {
+    held_.reserve(pairs_at_once);
+  }
   void add(const Pair& pair) {
+    if (pair.b < earlier_) return;
     held_.push_back(pair);
     if (held_.size() == pairs_at_once) flush();
   }
@@ -34,6 +39,7 @@ class PairWriter {
   }
 
   File file_;
+  std::uint64_t earlier_;
   std::vector<Pair> held_;
   std::uint64_t written_ = 0;
 };
@@ -41,15 +47,20 @@ class PairWriter {
 // The members of one key, ascending. The first 64 wait, until it is known whether there are more.
 class Group {
  public:
-  explicit Group(PairWriter& writer) : writer_(writer) {}
+  Group(PairWriter& writer, Pairing pairing) : writer_(writer), pairing_(pairing) {}
 
   void add(std::uint64_t ordinal) {
+    if (pairing_ == Pairing::stars) {
+      if (size_++ == 0) members_[0] = ordinal;
+      else writer_.add({members_[0], ordinal});
+      return;
+    }
     if (size_ >= whole_group) pair_in_large(ordinal);
     members_[place(size_++)] = ordinal;
   }
   std::uint64_t size() const { return size_; }
   void finish() {
-    if (size_ <= whole_group) pair_all(size_);
+    if (pairing_ == Pairing::all && size_ <= whole_group) pair_all(size_);
     size_ = 0;
   }
 
@@ -69,6 +80,7 @@ class Group {
   }
 
   PairWriter& writer_;
+  Pairing pairing_;
   std::array<std::uint64_t, whole_group> members_;
   std::uint64_t size_ = 0;
 };
@@ -88,9 +100,10 @@ std::uint64_t pairs_in(const std::string& path, const File& file) {
 
 }  // namespace
 
-Groups group_pairs(const std::vector<Run>& runs, const std::string& output, std::uint64_t memory) {
-  PairWriter writer(output);
-  Group group(writer);
+Groups group_pairs(const std::vector<Run>& runs, const std::string& output, std::uint64_t memory, Pairing pairing,
+                   const Omitted& omitted) {
+  PairWriter writer(output, omitted.earlier);
+  Group group(writer, pairing);
   Groups found;
   const auto finish_group = [&] {
     found.groups += group.size() > 1;
@@ -98,7 +111,9 @@ Groups group_pairs(const std::vector<Run>& runs, const std::string& output, std:
     group.finish();
   };
   std::uint64_t open = 0;
+  const std::vector<std::uint8_t>& bits = omitted.documents;
   RunMerge(runs, memory)([&](std::uint64_t key, std::uint64_t ordinal) {
+    if (ordinal / 8 < bits.size() && (bits[ordinal / 8] >> (ordinal % 8) & 1)) return;
     if (key != open) finish_group();
     open = key;
     group.add(ordinal);
