@@ -1,4 +1,4 @@
-"""Steps over documents: what stays, what is dropped and why, every field kept, the same bytes however the work is done."""
+"""Steps over documents: what stays, what is dropped and why, every field kept, the same bytes on every engine."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from test_steps import run
 from data_tools.engines.choose import choose_engine
-run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), choose_engine(sys.argv[4], int(sys.argv[5])), seconds=0.01)
+engine = choose_engine(sys.argv[4], int(sys.argv[5]))
+run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), engine, seconds=0.01)
 """
 
 
@@ -154,20 +155,23 @@ def start(
     return subprocess.Popen([sys.executable, "-c", script, *words], env=environ, start_new_session=True)
 
 
-@pytest.fixture
-def texts(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 1500, seed=1)
-    write_documents(tmp_path / "b.jsonl", 700, seed=2)
-    assert start(tmp_path, "one", "local", 1).wait() == 0
-    return tmp_path
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two inputs, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("steps")
+    write_documents(folder / "a.jsonl", 1500, seed=1)
+    write_documents(folder / "b.jsonl", 700, seed=2)
+    assert start(folder, "one", "local", 1).wait() == 0
+    return folder
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_write_the_bytes_of_one_process(texts, world):
-    ranks = [start(texts, "ranks", "mpi", rank=rank, world=world) for rank in range(world)]
+    output = f"of_{world}_ranks"
+    ranks = [start(texts, output, "mpi", rank=rank, world=world) for rank in range(world)]
     assert [rank.wait() for rank in ranks] == [0] * world
-    assert digest(texts / "ranks") == digest(texts / "one")
-    assert not (texts / "ranks.work").exists()
+    assert digest(texts / output) == digest(texts / "one")
+    assert not (texts / f"{output}.work").exists()
 
 
 @pytest.mark.parametrize("engine", ["local", "mpi"])
@@ -175,7 +179,7 @@ def test_kills_at_random_moments_lose_nothing(texts, engine):
     draw = random.Random(3)
     world = 3 if engine == "mpi" else 1
     for _ in range(4):
-        ranks = [start(texts, "killed", engine, 2 if world == 1 else 0, rank, world) for rank in range(world)]
+        ranks = [start(texts, f"killed_{engine}", engine, 2 if world == 1 else 0, rank, world) for rank in range(world)]
         time.sleep(draw.uniform(0.5, 1.6))
         os.killpg(draw.choice(ranks).pid, signal.SIGKILL)
         time.sleep(0.2)
@@ -183,15 +187,15 @@ def test_kills_at_random_moments_lose_nothing(texts, engine):
             if rank.poll() is None:
                 os.killpg(rank.pid, signal.SIGKILL)
             rank.wait()
-    assert start(texts, "killed", "local", 2).wait() == 0
-    assert digest(texts / "killed") == digest(texts / "one")
-    assert not (texts / "killed.work").exists()
+    assert start(texts, f"killed_{engine}", "local", 2).wait() == 0
+    assert digest(texts / f"killed_{engine}") == digest(texts / "one")
+    assert not (texts / f"killed_{engine}.work").exists()
 
 
 def test_a_rank_that_dies_is_done_without(texts):
-    ranks = [start(texts, "ranks", "mpi", rank=rank, world=3) for rank in range(3)]
+    ranks = [start(texts, "without_one", "mpi", rank=rank, world=3) for rank in range(3)]
     time.sleep(1.0)
     os.killpg(ranks[2].pid, signal.SIGKILL)
     assert [rank.wait() for rank in ranks[:2]] == [0, 0]
     ranks[2].wait()
-    assert digest(texts / "ranks") == digest(texts / "one")
+    assert digest(texts / "without_one") == digest(texts / "one")
