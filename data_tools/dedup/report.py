@@ -55,7 +55,7 @@ def _histogram(records: Sequence[Record]) -> dict[str, int]:
     longest = max((len(record["sizes"]) for record in records), default=0)
     totals: NDArray[np.int64] = np.zeros(longest, np.int64)
     for record in records:
-        totals[: len(record["sizes"])] += record["sizes"]
+        totals[: len(record["sizes"])] += np.array(record["sizes"], np.int64)
     names = ["2", *(f"{2**i + 1}-{2 ** (i + 1)}" for i in range(1, longest))]
     return {name: int(count) for name, count in zip(names, totals, strict=False) if count}
 
