@@ -1,11 +1,10 @@
 """Writes kaiyuan_golden.json: what Kaiyuan-Spark's own functions make of texts.
 
-    python tests/dedup/make_kaiyuan_golden.py CHECKOUT > tests/dedup/kaiyuan_golden.json
+    PYTHONPATH=. python tests/dedup/make_kaiyuan_golden.py CHECKOUT > tests/dedup/kaiyuan_golden.json
 
-CHECKOUT: a clone of github.com/thu-pacman/Kaiyuan-Spark at commit 6d4e4dc4573f6fe51d1048ab88febfa6e01663c0. Its MinHash
-node is made with the arguments of its example (128 permutations, threshold 0.7), which needs numpy, scipy and regex;
-pyspark and jieba, which it imports, are stood in for, because these functions do not use them. The committed file is of
-Python 3.11 and holds characters of Unicode 14 alone: the released code takes its Unicode version from its Python.
+CHECKOUT: a clone of github.com/thu-pacman/Kaiyuan-Spark at commit 6d4e4dc4573f6fe51d1048ab88febfa6e01663c0. The
+committed file is of Python 3.11 and holds characters of Unicode 14 alone: the released code takes its Unicode version
+from its Python.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ import random
 import sys
 import unicodedata
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-from unittest.mock import MagicMock
+
+from benchmarks.dedup_peers import released_bands, released_minhash
 
 ENGLISH = (
     "The committee met on 3 May 2021, at 10.30, to discuss the harbour's budget; it had grown by 4,5 % since the last "
@@ -88,40 +86,13 @@ def random_texts(count: int) -> list[str]:
     return texts
 
 
-def released_minhash(checkout: Path) -> tuple[Any, Any, Any]:
-    """Their MinHash node, generate_hash_values and text_normalization."""
-    for name in ("pyspark", "pyspark.sql", "pyspark.sql.types", "jieba", "datafiner.deduplication.wcc"):
-        sys.modules[name] = MagicMock()
-    base, register = ModuleType("datafiner.base"), ModuleType("datafiner.register")
-    base.PipelineNode = type("PipelineNode", (), {"__init__": lambda self, spark, children: None})  # type: ignore[attr-defined]
-    register.register = lambda name: lambda node: node  # type: ignore[attr-defined]
-    sys.modules.update({"datafiner.base": base, "datafiner.register": register})
-    package = ModuleType("datafiner")
-    package.__path__ = [str(checkout / "datafiner")]
-    sys.modules["datafiner"] = package
-    from datafiner.deduplication.minhash import MinHash, generate_hash_values
-    from datafiner.deduplication.text_normalization import text_normalization
-
-    node = MinHash(spark=None, num_permutations=128, threshold=0.7, num_parallel=1)
-    return node, generate_hash_values, text_normalization
-
-
 def main(checkout: Path) -> None:
-    node, generate_hash_values, text_normalization = released_minhash(checkout)
+    node, _, _ = released_minhash(checkout)
+    bands = released_bands(checkout)
     found = []
     for text in [*EDGES, *random_texts(80)]:
-        values = generate_hash_values(
-            uid=0,
-            content=text_normalization(text),
-            ngram_size=node.ngram_size,
-            min_length=node.min_length,
-            perm_a=node.perm_a,
-            perm_b=node.perm_b,
-            num_bands=node.num_bands,
-            num_rows_per_band=node.num_rows_per_band,
-        )
-        bands = b"".join(band for _, band, _ in values)
-        found.append([text, hashlib.sha256(bands).hexdigest() if values else None])
+        values = b"".join(band for _, band, _ in bands(text))
+        found.append([text, hashlib.sha256(values).hexdigest() if values else None])
     settings = {"bands": int(node.num_bands), "rows": int(node.num_rows_per_band)}
     settings |= {"perm_a": node.perm_a.ravel().tolist(), "perm_b": node.perm_b.ravel().tolist()}
     # One text a line.
