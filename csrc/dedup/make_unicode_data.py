@@ -12,20 +12,29 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
-CODE_POINTS = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+# What is not assigned, private or a surrogate separates words, and stays as it is.
+CODE_POINTS = [p for p in range(0x110000) if unicodedata.category(chr(p)) not in ("Cn", "Co", "Cs")]
 SEPARATOR, LETTER, SPACELESS, CONTINUING, NUMBER, DIGIT, MARK, IGNORABLE = range(8)
 # Scripts that put no space between words, by the names of their characters. Tibetan parts its syllables by a sign.
-SPACELESS_NAMES = (
-    *(
+SPACELESS_NAMES = tuple(
+    [
         "CJK UNIFIED IDEOGRAPH",
         "CJK COMPATIBILITY IDEOGRAPH",
         "IDEOGRAPHIC",
         "HIRAGANA",
         "KATAKANA",
+        "HENTAIGANA",
         "HALFWIDTH KATAKANA",
-    ),
-    *("KATAKANA-HIRAGANA", "HALFWIDTH KATAKANA-HIRAGANA", "HENTAIGANA", "BOPOMOFO", "HANGUL", "HALFWIDTH HANGUL"),
-    *("THAI", "LAO", "KHMER", "MYANMAR"),
+        "VERTICAL KANA",
+        "OLD CHINESE",
+        "BOPOMOFO",
+        "HANGUL",
+        "HALFWIDTH HANGUL",
+        "THAI",
+        "LAO",
+        "KHMER",
+        "MYANMAR",
+    ]
 )
 # Conjoining vowels and final consonants: NFD makes a syllable of Hangul of two or three letters.
 HANGUL_CONTINUES = [*range(0x1160, 0x1200), *range(0xD7B0, 0xD800)]
@@ -83,7 +92,9 @@ def attributes(character: str) -> int:
 
 def attribute_runs() -> Iterator[int]:
     """Code points in a row with the same attributes: how many << 8 | attributes."""
-    values = (0 if 0xD800 <= point < 0xE000 else attributes(chr(point)) for point in range(0x110000))
+    values = [SEPARATOR] * 0x110000
+    for point in CODE_POINTS:
+        values[point] = attributes(chr(point))
     for value, run in groupby(values):
         yield len(list(run)) << 8 | value
 

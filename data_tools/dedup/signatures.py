@@ -1,9 +1,9 @@
 """What a document's shingles and signature are: the recipe, and the C++ that follows it.
 
-A text is normalised and cut into words; its shingles are the n-grams of its words; its signature holds, for each of many
-permutations of hashes, the least hash of its shingles. Two documents agree in a share of their signatures that estimates
-the Jaccard index J of their shingles, with a standard deviation of sqrt(J (1 - J) / permutations) (Broder, 1997).
-Signatures are cut into bands; documents that agree in a whole band are candidates, which is so with probability
+A text is normalised and cut into words; its shingles are the n-grams of its words; its signature holds, for each of
+many permutations of hashes, the least hash of its shingles. Two documents agree in a share of their signatures that
+estimates the Jaccard index J of their shingles, with a standard deviation of sqrt(J (1 - J) / permutations) (Broder,
+1997). Signatures are cut into bands; documents that agree in a whole band are candidates, which is so with probability
 1 - (1 - J^rows)^bands.
 """
 
@@ -30,10 +30,10 @@ class Recipe:
     Attributes:
         preset: "default": case folded, marks dropped, punctuation to space, by Unicode 14; 32-bit permutations.
             "kaiyuan": the released pipeline's normalisation, SHA-1 and 64-bit arithmetic, bit for bit.
-        shingles: "auto": words, and single letters in scripts without spaces between words (Han, kana, Hangul, Thai, Lao,
-            Khmer, Myanmar). "words": letters of those are joined like others. "characters": each letter is a word.
-        numbers: "space": digits are no part of shingles, so that a counter or a date makes no difference. "keep": they
-            are letters; for tables, arithmetic and code. The digest of exact duplicates has them in any case.
+        shingles: "auto": words, and single letters in scripts without spaces between words (Han, kana, Hangul, Thai,
+            Lao, Khmer, Myanmar). "words": letters of those are joined like others. "characters": each letter is a word.
+        numbers: "space": digits are not part of shingles, so that a counter or a date makes no difference. "keep":
+            they are letters; for tables, arithmetic and code. The digest of exact duplicates has them in any case.
         ngram: words of a shingle. A shorter text is one shingle (kaiyuan: below five words it has none).
         permutations: numbers of a signature.
         bands, rows: candidates share the `rows` numbers of at least one band.
