@@ -103,6 +103,7 @@ setup(
     extras_require=EXTRAS,
     ext_modules=[
         extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
+        extension("data_tools._dedup", [*sorted(glob("csrc/dedup/*.cpp")), "csrc/index_file.cpp", "csrc/store.cpp"]),
         extension("data_tools._index", INDEX_SOURCES),
         extension("data_tools._scores", sorted(glob("csrc/scores/*.cpp"))),
         extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
