@@ -55,6 +55,8 @@ _FORMATS: dict[str, Format] = {
 }
 # Files of a corpus whose suffixes are those of input.
 _BESIDE_INDEX = (".meta.parquet", ".manifest.json", ".publishing.json")
+# Of runs that have not ended.
+_WORK = (".shards", ".work")
 _NO_FILES = f"is a folder without files of {', '.join(_FORMATS)}; name the files themselves"
 _NO_MATCH = "no file matches; check the pattern"
 # What file systems call the thing that changes when a file is written again, the surest first.
@@ -215,11 +217,21 @@ def _is_known(name: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether preprocessing wrote a file: a corpus may lie in the folder that it was made from."""
-    if name.endswith(".bad_rows.jsonl") or Path(name).parent.name.endswith(".shards"):
+    """Whether a command wrote a file that is no input: a corpus may lie in the folder that it was made from."""
+    if name.endswith(".bad_rows.jsonl") or any(folder.name.endswith(_WORK) for folder in Path(name).parents):
+        return True
+    if _is_beside_documents(Path(name)):
         return True
     prefix = next((name.removesuffix(end) for end in _BESIDE_INDEX if name.endswith(end)), None)
     return prefix is not None and os.path.lexists(f"{prefix}.idx")
+
+
+def _is_beside_documents(path: Path) -> bool:
+    """Whether a file lies in a folder of documents and outside of its `documents/`: what was dropped, and manifests."""
+    for folder in path.parents:
+        if (folder / "documents").is_dir() and (folder / "manifest.json").is_file():
+            return path.relative_to(folder).parts[0] != "documents"
+    return False
 
 
 def _identity(name: str) -> Identity | str:

@@ -27,7 +27,7 @@ from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder
 
 FORMAT = "kaiyuan-documents"
-_FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped", COLUMNS: "columns"}
+FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped", COLUMNS: "columns"}
 _KIND = "a folder of documents"
 _LAST_RANK_SECONDS = 60.0
 
@@ -133,7 +133,7 @@ def publish_documents(
         files = {}
         for shard, name, record in zip(stage.tasks, stage.names, records, strict=True):
             for suffix, digest in record["checksums"].items():
-                target = new / _FOLDERS[suffix] / shard.name / f"{shard.number:06d}.parquet"
+                target = new / FOLDERS[suffix] / shard.name / f"{shard.number:06d}.parquet"
                 link(stage.folder / f"{name}{suffix}", target)
                 files[str(target.relative_to(new))] = {"bytes": target.stat().st_size, "checksum": digest}
         for path in extra:
@@ -143,6 +143,11 @@ def publish_documents(
         write_sealed_json(new / RECORD, manifest)
     place.remove()
     return manifest
+
+
+def is_documents(path: Path) -> bool:
+    """Whether a path is a folder that `publish_documents` wrote, by its look."""
+    return (path / RECORD).is_file() and (path / FOLDERS[DOCUMENTS]).is_dir()
 
 
 def read_documents_manifest(folder: Path) -> dict[str, Any]:
