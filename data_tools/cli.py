@@ -16,6 +16,8 @@ from megatron_kaiyuan.errors import UserError
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
 app.add_typer(tokenizer_app, name="tokenizer")
+scorer_app = make_app("List the kinds of scorers, or train a linear one.")
+app.add_typer(scorer_app, name="scorer")
 
 
 @app.command()
@@ -306,6 +308,77 @@ def dedup(
         force=force,
     )
     print(*lines, sep="\n", end="\n" if lines else "")
+
+
+@app.command(cls=SeveralValuesCommand)
+def audit(
+    subjects: Annotated[list[str], typer.Argument(help="corpora, without .bin or .idx; or documents, as for score")],
+    scores: Annotated[list[str], typer.Option("--score", help="columns to look at")],
+    by: Annotated[
+        str | None, typer.Option(help="column that says where texts are from, as domain or source; or dataset")
+    ] = None,
+    quantiles: Annotated[int, typer.Option(help="rows of the portrait")] = 10,
+    samples: Annotated[int, typer.Option(help="beginnings of documents in each quantile, on the page and in JSON")] = 3,
+    most_documents: Annotated[int, typer.Option(help="of more, so many are drawn")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 1234,
+    tokenizer_model: Annotated[
+        Path | None, typer.Option(help="of the corpora, if not where their manifests say")
+    ] = None,
+    json_key: Annotated[str, typer.Option(help="field that holds the text of documents")] = "text",
+    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
+    output: Annotated[Path | None, typer.Option(help="also write an HTML page")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    force: Force = False,
+) -> None:
+    """Show whether scores rank quality or domains, how they agree, and what each quantile of a score holds.
+
+    Example: kaiyuan-data audit runs/web_text_document --score edu rules_gopher --by domain --output runs/audit.html
+    """
+    from data_tools.scores.audit import AuditOptions
+    from data_tools.scores.audit import audit as look
+    from data_tools.steps.datasets import reading_settings
+
+    options = AuditOptions(scores, by, quantiles, samples, most_documents, seed, tokenizer_model)
+    print(look(subjects, options, reading_settings(json_key, text_column), output, as_json, force))
+
+
+@scorer_app.command("list")
+def scorer_list() -> None:
+    """List the kinds of scorers with their settings.
+
+    Example: kaiyuan-data scorer list
+    """
+    from data_tools.scores.describe import scorer_lines
+
+    print(*scorer_lines(), sep="\n")
+
+
+@scorer_app.command("train", cls=SeveralValuesCommand)
+def scorer_train(
+    positives: Annotated[list[str], typer.Option("--positives", help="documents that are wanted")],
+    negatives: Annotated[list[str], typer.Option("--negatives", help="documents that are not")],
+    output: Annotated[Path, typer.Option(help="the .bin model to write, for --scorer linear=...")],
+    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
+    word_ngrams: Annotated[int, typer.Option(min=1, help="longest run of words that is a feature")] = 2,
+    dim: Annotated[int, typer.Option(min=1, help="size of the embeddings")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the documents")] = 5,
+    learning_rate: Annotated[float, typer.Option(help="at the start; it falls to 0")] = 0.5,
+    buckets: Annotated[
+        int, typer.Option(min=1, help="rows for runs of words; the model has 4 * dim bytes for each")
+    ] = 2_000_000,
+    seed: Annotated[int, typer.Option(help="of the order of the documents")] = 1234,
+    force: Force = False,
+) -> None:
+    """Train a linear classifier: documents that are wanted against documents that are not.
+
+    Example: kaiyuan-data scorer train --positives good.jsonl --negatives web.jsonl --output edu.bin
+    """
+    from data_tools.scores.training import TrainOptions, train_scorer
+    from data_tools.steps.datasets import reading_settings
+
+    options = TrainOptions(word_ngrams, dim, epochs, learning_rate, buckets, seed)
+    print(train_scorer(positives, negatives, output, options, reading_settings(json_key, text_column), force))
 
 
 @app.command()

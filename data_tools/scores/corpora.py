@@ -48,7 +48,7 @@ class CorpusOptions:
         quantiles: as `parse_quantile` takes them.
         seed: of the draws between equal scores.
         tokenizer: where the tokenizer is, if not where the manifests say.
-        task_tokens: size of a task; 0 fits it to the corpus. The result does not depend on it.
+        task_tokens: size of a task; 0 fits it to the corpus.
     """
 
     scorers: Sequence[str] = ()
