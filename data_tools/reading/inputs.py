@@ -55,8 +55,6 @@ _FORMATS: dict[str, Format] = {
 }
 # Files of a corpus whose suffixes are those of input.
 _BESIDE_INDEX = (".meta.parquet", ".manifest.json", ".publishing.json")
-# Of runs that have not ended.
-_WORK = (".shards", ".work")
 _NO_FILES = f"is a folder without files of {', '.join(_FORMATS)}; name the files themselves"
 _NO_MATCH = "no file matches; check the pattern"
 # What file systems call the thing that changes when a file is written again, the surest first.
@@ -179,7 +177,7 @@ def _list(word: str) -> Listing:
 
 def _list_local(word: str) -> Listing:
     if os.path.isdir(word):
-        return _some(word, list_folder(word, _is_known), _NO_FILES)
+        return _some(word, list_folder(word, lambda name: _is_known(name) and not _is_product(word, name)), _NO_FILES)
     if os.path.isfile(word.rstrip("/")):
         return Listing([word.rstrip("/")], [])
     if has_magic(word) and not os.path.lexists(word):
@@ -218,20 +216,27 @@ def _is_known(name: str) -> bool:
 
 def _is_ours(name: str) -> bool:
     """Whether a command wrote a file that is no input: a corpus may lie in the folder that it was made from."""
-    if name.endswith(".bad_rows.jsonl") or any(folder.name.endswith(_WORK) for folder in Path(name).parents):
-        return True
-    if _is_beside_documents(Path(name)):
+    if name.endswith(".bad_rows.jsonl") or Path(name).parent.name.endswith(".shards"):
         return True
     prefix = next((name.removesuffix(end) for end in _BESIDE_INDEX if name.endswith(end)), None)
     return prefix is not None and os.path.lexists(f"{prefix}.idx")
 
 
-def _is_beside_documents(path: Path) -> bool:
-    """Whether a file lies in a folder of documents and outside of its `documents/`: what was dropped, and manifests."""
-    for folder in path.parents:
-        if (folder / "documents").is_dir() and (folder / "manifest.json").is_file():
-            return path.relative_to(folder).parts[0] != "documents"
-    return False
+def _is_product(folder: str, name: str) -> bool:
+    """Whether a file below a folder is of a run that has not ended, or lies in a folder of documents beside these.
+
+    A folder that is named itself is read whatever it is, as `OUTPUT/dropped`.
+    """
+    below = Path(name).relative_to(folder).parents
+    places = [Path(folder, place) for place in below]
+    if any(place.name.endswith(".work") for place in places[:-1]):
+        return True
+    return any(
+        (place / "documents").is_dir()
+        and (place / "manifest.json").is_file()
+        and Path(name).relative_to(place).parts[0] != "documents"
+        for place in places
+    )
 
 
 def _identity(name: str) -> Identity | str:
