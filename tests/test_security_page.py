@@ -22,6 +22,8 @@ READERS = {
     "transformers": r"\.from_pretrained\(",
     "tokenizers": r"(?<!library\.)\bTokenizer\.from_\w+\(",
     "sentencepiece": r"\.LoadFromSerializedProto\(",
+    "fastText": r"\bLinearModel\(",
+    "kenlm": r"\bkenlm\.Model\(",
     "tiktoken": r"\btiktoken\.Encoding\(",
     "gigatoken": r"\blibrary\.Tokenizer\.from_\w+\(",
     "ast.parse": r"\bast\.parse\(",

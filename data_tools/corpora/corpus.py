@@ -50,7 +50,7 @@ class Documents:
         lengths: tokens of each document; 0 stands for an empty one, which gets no sequence and no metadata row.
         text_bytes: size of each text in UTF-8.
         domains, sources: where each text is from; "" when unknown.
-        scores: one list of numbers for each score name.
+        scores: one list of numbers for each score name; NaN is a missing score, and null in the metadata.
         columns: one list of texts, or None where there is none, for each further metadata column.
     """
 
@@ -179,7 +179,11 @@ class CorpusWriter:
         values += [documents.domains, documents.sources]
         values += [documents.columns[name] for name in self._columns]
         values += [documents.scores[name] for name in self._scores]
-        arrays = [pa.array(column, kind) for column, kind in zip(values, self._schema.types, strict=True)]
+        arrays = [
+            # Only NaN is turned into null by this, and only scores are numbers that can be NaN.
+            pa.array(column, kind, from_pandas=pa.types.is_floating(kind))
+            for column, kind in zip(values, self._schema.types, strict=True)
+        ]
         rows = pa.Table.from_arrays(arrays, schema=self._schema)
         kept = lengths > 0
         return rows if kept.all() else rows.filter(pa.array(kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,6 +91,10 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
         UserError: it is missing, is none, or a field is wrong.
     """
     path = manifest_path(prefix)
+    if not path.exists() and (journal := journal_of(prefix)).is_file():
+        raise UserError(
+            f"{journal}: a killed process was replacing {prefix}; run its command again, which finishes that"
+        )
     try:
         manifest = read_sealed_json(path, "corpus manifest")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
@@ -183,7 +187,11 @@ def replace_corpus(prefix: Path) -> Iterator[NewCorpus]:
 def corpus_output(prefix: Path) -> Output:
     """The place of a corpus, for `outputs.claim`."""
     require_name(prefix, "--output-prefix")
-    return Output(prefix, "a corpus", "--output-prefix", "prefix", _all_paths(prefix))
+    what = "a corpus"
+    with suppress(UserError, ValueError, RecursionError, OSError):
+        if manifest_path(prefix).is_file() and (made := read_manifest(prefix).get("made")):
+            what = f"a corpus with columns that `kaiyuan-data score` added ({', '.join(made)})"
+    return Output(prefix, what, "--output-prefix", "prefix", _all_paths(prefix))
 
 
 def earlier_corpus(output: Output) -> str | None:

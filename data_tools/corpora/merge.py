@@ -238,7 +238,14 @@ def _joined_content(parts: Sequence[Part]) -> dict[str, Any]:
     for manifest in manifests:
         skipped.update(manifest["skipped"])
     first = manifests[0]
+    # How columns were made; a quantile within each part is none within the whole.
+    made = {
+        column: about
+        for column, about in first.get("made", {}).items()
+        if "quantile" not in about and all(manifest.get("made", {}).get(column) == about for manifest in manifests)
+    }
     return {
+        **({"made": made} if made else {}),
         "sequences": sum(manifest["sequences"] for manifest in manifests),
         "tokens": sum(manifest["tokens"] for manifest in manifests),
         "dtype": first["dtype"],

@@ -16,7 +16,8 @@ from data_tools.corpora.corpus_files import AGAIN
 from megatron_kaiyuan.errors import UserError
 
 ROWS_PER_GROUP = 1 << 16
-_FIXED = {"tokens": pa.int32(), "bytes": pa.int32(), "domain": pa.string(), "source": pa.string()}
+# Of every corpus; then come its own.
+FIXED = {"tokens": pa.int32(), "bytes": pa.int32(), "domain": pa.string(), "source": pa.string()}
 
 
 def sidecar_schema(scores: Sequence[str], columns: Sequence[str] = ()) -> pa.Schema:
@@ -25,11 +26,11 @@ def sidecar_schema(scores: Sequence[str], columns: Sequence[str] = ()) -> pa.Sch
     Raises:
         UserError: a name appears twice, or is one of the first four.
     """
-    names = [*_FIXED, *columns, *scores]
+    names = [*FIXED, *columns, *scores]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"metadata column {name!r}: there are two of that name; rename or leave out one of them")
-    fields = [*_FIXED.items(), *((name, pa.string()) for name in columns), *((name, pa.float64()) for name in scores)]
+    fields = [*FIXED.items(), *((name, pa.string()) for name in columns), *((name, pa.float64()) for name in scores)]
     return pa.schema(fields)
 
 
@@ -106,6 +107,32 @@ def sidecar_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
             yield from file.iter_batches(ROWS_PER_GROUP, columns=None if columns is None else list(columns))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def sidecar_slice(path: Path, first: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows first, first + 1, ..., stop - 1; only the row groups that hold them are read.
+
+    Raises:
+        UserError: a column or a row is missing, or a page is damaged.
+    """
+    with open_sidecar(path) as file:
+        missing = set(columns or ()) - set(file.schema_arrow.names)
+        if missing or stop > file.metadata.num_rows:
+            what = f"column {', '.join(sorted(missing))}" if missing else f"row {stop - 1}"
+            raise UserError(f"{path}: has no {what}; {AGAIN}")
+        groups: list[int] = []
+        before, start = 0, 0
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if start < stop and start + rows > first:
+                before = before if groups else start
+                groups.append(group)
+            start += rows
+        try:
+            table = file.read_row_groups(groups, None if columns is None else list(columns))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    return table.slice(first - before, stop - first)
 
 
 def check_sidecar(path: Path, lengths: NDArray[np.int32]) -> None:

@@ -27,6 +27,11 @@ def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None
     Raises:
         UserError: it is unknown, not installed, or the environment is not that of its launcher.
     """
+    # The command line wants the names alone, at once.
+    from data_tools.engines.local import LocalEngine
+    from data_tools.engines.ranks import RanksEngine
+    from data_tools.reading.place import default_workers, find_place
+
     if name not in NAMES:
         raise UserError(f"--engine {name}: is not known; use {', '.join(NAMES)}")
     if workers < 0:
@@ -37,11 +42,6 @@ def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None
         from data_tools.engines.spark import SparkEngine
 
         return SparkEngine()
-    # Here, because every command of the command line shows the names above in its help.
-    from data_tools.engines.local import LocalEngine
-    from data_tools.engines.ranks import RanksEngine
-    from data_tools.reading.place import default_workers, find_place
-
     place = find_place(os.environ if environ is None else environ)
     if name in ("mpi", "slurm") or (name == "auto" and place.world > 1):
         return RanksEngine(place, workers or default_workers(place))

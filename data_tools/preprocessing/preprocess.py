@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -55,6 +55,7 @@ class Totals:
 
     Attributes:
         tokenizer_engine: which one was used and why; "" when every shard was there already.
+        missing_scores: documents without a score, by its name.
         state: "joined"; "there" when an earlier start had made the corpora; "left" by a rank that leaves the joining to
             the first one, with the figures of all ranks.
     """
@@ -66,9 +67,13 @@ class Totals:
     skipped: Counter[str]
     tokenizer_engine: str = ""
     state: Literal["joined", "there", "left"] = "joined"
+    missing_scores: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         left_out = "".join(f"; left out: {count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count)
+        left_out += "".join(
+            f"; {name} missing: {count:,}" for name, count in sorted(self.missing_scores.items()) if count
+        )
         counts = f"preprocess: {self.sequences:,} documents, {self.tokens / 1e6:.2f} M tokens"
         if self.state == "there":
             return f"{counts}, made before{left_out}"
@@ -135,6 +140,7 @@ def preprocess(
             joined = joined_earlier(work.shards, identities, tasks)
             if joined is None:
                 done = work.collect() if merge_only else work.do()
+                _refuse_unscored(settings, [record for _, record in done])
                 join(work.shards, identities, done, bad_rows.path)
                 joined = [record for _, record in done]
         _remove(work.shards)
@@ -273,6 +279,18 @@ def _check_arguments(settings: Settings, max_bad_rows: int, task_bytes: int) -> 
         raise UserError(f"--json-keys {odd[0]}: becomes part of a file's name, which cannot hold '/'; rename the field")
 
 
+def _refuse_unscored(settings: Settings, records: Sequence[Record]) -> None:
+    """A name that no row has is a mistake, not a missing score of every document.
+
+    Raises:
+        UserError: naming it.
+    """
+    sequences = sum(record.sequences for record in records)
+    for name in settings.score_keys:
+        if sequences and sum(record.missing_scores[name] for record in records) == sequences:
+            raise UserError(f"--score-keys {name}: none of {sequences:,} documents has this score; check the name")
+
+
 def _totals(work: _Work, records: Sequence[Record], state: Literal["joined", "left"]) -> Totals:
     totals = Totals(list(work.job.prefixes), 0, 0, 0, Counter(), work.tokenizer_engine, state)
     for record in records:
@@ -280,6 +298,7 @@ def _totals(work: _Work, records: Sequence[Record], state: Literal["joined", "le
         totals.tokens += record.tokens
         totals.text_bytes += record.text_bytes
         totals.skipped.update(record.skipped)
+        totals.missing_scores.update(record.missing_scores)
     totals.skipped = +totals.skipped
     return totals
 

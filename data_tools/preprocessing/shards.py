@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.preprocessing.long_text import encode_texts
 from data_tools.preprocessing.progress import Meter
@@ -39,6 +41,7 @@ class Record:
         sequences, tokens, text_bytes: sums over the json keys.
         skipped: rows that are in no corpus, by reason; an empty text counts for each json key.
         bad_rows: how many of them were bad.
+        missing_scores: documents without a score, by its name; over the json keys.
     """
 
     file: str
@@ -50,6 +53,7 @@ class Record:
     text_bytes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     bad_rows: int = 0
+    missing_scores: Counter[str] = field(default_factory=Counter)
 
 
 def record_from(content: dict[str, Any]) -> Record:
@@ -59,7 +63,7 @@ def record_from(content: dict[str, Any]) -> Record:
         TypeError: it is none.
     """
     record = Record(**content)
-    record.skipped = Counter(record.skipped)
+    record.skipped, record.missing_scores = Counter(record.skipped), Counter(record.missing_scores)
     return record
 
 
@@ -174,6 +178,8 @@ class ShardWriter:
         tokens, lengths = encode_texts(self.tokenizer, rows.texts[key], self.settings.append_eod)
         labels = rows.domains, rows.sources, rows.scores, rows.meta
         writer.add(Documents(tokens, lengths, rows.text_bytes[key], *labels))
+        for name, scores in rows.scores.items():
+            record.missing_scores[name] += int(np.count_nonzero(np.isnan(scores) & (lengths > 0)))
         record.tokens += len(tokens)
         record.text_bytes += sum(rows.text_bytes[key])
 

@@ -86,7 +86,11 @@ def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:
 
 
 def _fields(file: InputFile, schema: pa.Schema, settings: Settings) -> dict[str, tuple[str, pa.DataType | None]]:
-    """For each field of a row, its column and the type to turn it into."""
+    """For each field of a row, its column and the type to turn it into.
+
+    A score may be missing in a row, but not as a column: a file whose schema has none has been given a wrong name, or
+    comes from another pipeline, and all of its documents would be without a score.
+    """
     fields: dict[str, tuple[str, pa.DataType | None]] = {}
     for key in (*_LABELS, *settings.meta_keys):
         if key in schema.names:
@@ -113,7 +117,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    # A column of type null holds missing scores only.
+    return (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+    )
 
 
 def _rows(

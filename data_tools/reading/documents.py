@@ -121,6 +121,7 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
             values = [convert(row.get(name)) for row in good]
             arrays[name] = pa.array(values, kind)
         batch.documents = pa.RecordBatch.from_pydict(arrays)
+        batch.bad.sort()
         yield batch
 
 

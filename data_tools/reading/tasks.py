@@ -17,7 +17,7 @@ from megatron_kaiyuan.outputs import identity_of
 KEPT = "finished shards are kept: run the command again"
 
 # Goes up when a shard of the same input and settings would get other content than before.
-_SHARD_VERSION = 2
+_SHARD_VERSION = 3
 # Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.
@@ -31,7 +31,7 @@ class Settings:
     Attributes:
         tokenizer: file or folder, as TextTokenizer takes it.
         json_keys: fields to tokenize; each gives a corpus of its own.
-        score_keys: number fields that go into the metadata.
+        score_keys: number fields that go into the metadata; a row without one has a missing score.
         meta_keys: other fields that go into the metadata, as text.
         append_eod: end each document with the tokenizer's end-of-document id.
         text_column: column of Parquet files that holds the one json key's text, where its name is another.

@@ -51,7 +51,8 @@ class Rows:
 
     Attributes:
         texts, text_bytes: for each json key, the text of each row and its size in UTF-8.
-        scores, meta: for each name, a value of each row.
+        scores: for each name, a number of each row, NaN for a missing score.
+        meta: for each name, a value of each row.
         left_out: rows that are neither here nor bad, by reason.
         count: lines or Parquet rows that were read, whatever became of them.
         read: bytes of the file as stored that were read so far.
@@ -91,7 +92,7 @@ class Rows:
                 self.texts[key].append(row[key])
                 self.text_bytes[key].append(size)
             for key, scores in self.scores.items():
-                scores.append(float(row[key]))
+                scores.append(math.nan if is_missing(row.get(key)) else float(row[key]))
             for key, values in self.meta.items():
                 values.append(as_text(row.get(key)))
             self.domains.append(_label(row, "domain"))
@@ -332,7 +333,7 @@ def _parse_leniently(line: bytes) -> Any:
 
 
 def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
-    """Refuse a row without sound texts and scores; return the size of each text in UTF-8.
+    """Refuse a row without sound texts, or with a score that is no number; return the size of each text in UTF-8.
 
     Raises:
         BadRow, LeftOut: it has none, or a text is too long.
@@ -351,9 +352,16 @@ def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
             raise LeftOut(f"text over {settings.max_characters} characters")
     for key in settings.score_keys:
         value = row.get(key)
+        if is_missing(value):
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise BadRow(f"field {key!r} is not a finite number")
     return sizes
+
+
+def is_missing(score: Any) -> bool:
+    """Whether a document has no score: there is no such field, or it is null or NaN."""
+    return score is None or score != score
 
 
 def _label(row: dict[str, Any], key: str) -> str:

@@ -21,7 +21,8 @@ from data_tools.reading.text import BadPlace
 from data_tools.steps.step import DROPPED, Step
 from megatron_kaiyuan.files import checksum
 
-DOCUMENTS, LEFT_OUT = ".parquet", ".dropped.parquet"
+# Columns: a row a document, to be joined by its id, where the documents are not written again.
+DOCUMENTS, LEFT_OUT, COLUMNS = ".parquet", ".dropped.parquet", ".columns.parquet"
 # Full row groups make a file independent of how its rows came in batches, and of a size that a task can be cut at.
 _ROWS_PER_GROUP = 4096
 
@@ -36,12 +37,14 @@ class ApplySteps:
     Attributes:
         max_bad_rows: lines that hold no document and may be left out, in all shards together.
         keep_dropped: the file of dropped rows has their text too.
+        only_dropped: columns of the steps that tell why a row is dropped, which the file of the others does not have.
     """
 
     steps: tuple[Step, ...]
     settings: Settings
     max_bad_rows: int = 0
     keep_dropped: bool = True
+    only_dropped: tuple[str, ...] = ()
 
     def __call__(self, shard: Shard, target: Target) -> Record:
         """Do one shard.
@@ -52,16 +55,16 @@ class ApplySteps:
         counts: Counter[str] = Counter()
         bad: list[BadPlace] = []
         with ExitStack() as stack:
-            kept = stack.enter_context(_Writer(target, DOCUMENTS))
-            dropped = stack.enter_context(_Writer(target, LEFT_OUT))
+            kept = stack.enter_context(ShardFile(target, DOCUMENTS))
+            dropped = stack.enter_context(ShardFile(target, LEFT_OUT))
             for batch in document_batches(shard, self.settings):
                 self._note(batch, shard, bad, counts)
                 documents = self._apply(batch.documents)
                 reasons = documents.column(DROPPED)
                 stays = pc.is_null(reasons)
-                kept.write(documents.filter(stays).drop_columns([DROPPED]))
+                kept.write(documents.filter(stays).drop_columns([DROPPED, *self.only_dropped]))
                 out = documents.filter(pc.invert(stays))
-                dropped.write(out if self.keep_dropped else out.select([DOCUMENT_ID, DROPPED]))
+                dropped.write(out if self.keep_dropped else out.select([DOCUMENT_ID, DROPPED, *self.only_dropped]))
                 counts.update(reasons.drop_null().to_pylist())
             require_unchanged(shard.task.file)
         files = {suffix: checksum(target.path(suffix)) for suffix in (DOCUMENTS, LEFT_OUT)}
@@ -93,7 +96,7 @@ class ApplySteps:
                 raise too_many(shard.task, place, len(bad), self.max_bad_rows)
 
 
-class _Writer:
+class ShardFile:
     """A Parquet file of one target, with full row groups only. A context manager."""
 
     def __init__(self, target: Target, suffix: str):
@@ -104,7 +107,7 @@ class _Writer:
         self._pending: Any = None
         self.rows = 0
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> ShardFile:
         self._path = self._stack.enter_context(self._target.file(self._suffix))
         return self
 

@@ -22,15 +22,17 @@ VERSION = 1
 
 
 class Step(Protocol):
-    """What is done with documents.
+    """What is done with documents."""
 
-    Attributes:
-        name: in the field's words, for messages and fingerprints.
-        version: goes up when the same input and settings give other output.
-    """
+    @property
+    def name(self) -> str:
+        """In the field's words, for messages and fingerprints."""
+        ...
 
-    name: str
-    version: int
+    @property
+    def version(self) -> int:
+        """Goes up when the same input and settings give other output."""
+        ...
 
     def identity(self) -> dict[str, Any]:
         """The settings that the output depends on, as JSON."""

@@ -54,6 +54,8 @@ class Reference(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def decode_batch(self, texts: Sequence[Sequence[int]]) -> list[str]: ...
+
     def fingerprint(self) -> str: ...
 
 
@@ -129,6 +131,9 @@ class HuggingFace:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def decode_batch(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        return self._tokenizer.decode_batch([list(ids) for ids in texts], skip_special_tokens=False)
+
     def fingerprint(self) -> str:
         return checksum(self.path)
 
@@ -163,6 +168,9 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids])
+
+    def decode_batch(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(ids) for ids in texts]
 
     def fingerprint(self) -> str:
         return checksum(self.path)
@@ -202,6 +210,9 @@ class Tiktoken:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(token) for token in ids])
+
+    def decode_batch(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(ids) for ids in texts]
 
     def fingerprint(self) -> str:
         """Covers the pattern and the special tokens too, wherever they come from."""

@@ -163,7 +163,7 @@ def _tree(folder: Path) -> Tree:
 def _content(path: Path) -> bytes:
     """All but what is another in each run: seconds of an evaluation, the pickled names within a checkpoint."""
     content = path.read_bytes()
-    if path.name == ".metadata":
+    if path.name == ".metadata" and (path.parent / "manifest.json").exists():  # a killed one left it unsealed
         sealed = json.loads((path.parent / "manifest.json").read_bytes())["files"][path.name]["checksum"]
         return b"whole" if files.checksum(path) == sealed else b"of another checkpoint"
     if path.name == "manifest.json" and b'".metadata"' in content:

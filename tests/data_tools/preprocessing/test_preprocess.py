@@ -156,8 +156,8 @@ BAD_LINES = {
     '{"body": "x", "score": 1}': "no field 'text'",
     '{"text": 5, "score": 1}': "field 'text' is not text",
     '{"text": "x \\ud800 y", "score": 1}': "half of a surrogate pair",
-    '{"text": "x"}': "field 'score' is not a finite number",
-    '{"text": "x", "score": NaN}': "field 'score' is not a finite number",
+    '{"text": "x", "score": "0.5"}': "field 'score' is not a finite number",
+    '{"text": "x", "score": Infinity}': "field 'score' is not a finite number",
     '{"text": "x", "score": true}': "field 'score' is not a finite number",
 }
 

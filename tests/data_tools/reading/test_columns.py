@@ -67,18 +67,20 @@ def test_kinds_of_columns(tokenizer_path: Path, tmp_path: Path):
 
 def test_bad_rows_of_parquet_have_their_row(tokenizer_path: Path, tmp_path: Path):
     texts = ["good", None, "good", "good", b"\xff".decode("latin1"), "good"] * 3
-    scores = [1.0, 1.0, None, float("nan"), 1.0, 1.0] * 3
+    scores = [1.0, 1.0, None, float("inf"), 1.0, float("nan")] * 3
     table = pa.table({"text": texts, "score": scores})
     invalid = pa.array([b"\xff" if text == "\xff" else text and text.encode() for text in texts])
     invalid = pa.Array.from_buffers(pa.string(), len(invalid), invalid.buffers())
     pq.write_table(table.set_column(0, "text", invalid), tmp_path / "in.parquet", row_group_size=4)
     settings = Settings(tokenizer_path, score_keys=("score",))
-    with pytest.raises(UserError, match=r"in\.parquet:10: .* \(8 bad rows so far, --max-bad-rows is 6\)"):
-        preprocess([tmp_path / "in.parquet"], tmp_path / "c", settings, max_bad_rows=6, task_bytes=50)
-    totals = preprocess([tmp_path / "in.parquet"], tmp_path / "c", settings, max_bad_rows=12, task_bytes=50)
-    assert totals.sequences == 6
+    with pytest.raises(UserError, match=r"in\.parquet:10: .* \(6 bad rows so far, --max-bad-rows is 4\)"):
+        preprocess([tmp_path / "in.parquet"], tmp_path / "c", settings, max_bad_rows=4, task_bytes=50)
+    totals = preprocess([tmp_path / "in.parquet"], tmp_path / "c", settings, max_bad_rows=9, task_bytes=50)
+    assert totals.sequences == 9
+    assert totals.missing_scores == {"score": 6}
+    assert pq.read_table(metadata_path(tmp_path / "c_text_document"))["score"].to_pylist() == [1.0, None, None] * 3
     bad = [json.loads(line) for line in (tmp_path / "c.bad_rows.jsonl").read_text().splitlines()]
-    assert [place["row"] for place in bad] == [6 * block + row for block in range(3) for row in (2, 3, 4, 5)]
+    assert [place["row"] for place in bad] == [6 * block + row for block in range(3) for row in (2, 4, 5)]
     assert {place["reason"] for place in bad} == {
         "field 'text' is not text",
         "field 'score' is not a finite number",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from data_tools.engines.local import LocalEngine
 from data_tools.engines.stage import Engine
+from data_tools.reading.inputs import find_inputs
 from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
 from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
 from data_tools.steps.shards import ApplySteps
@@ -110,6 +112,25 @@ def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
     assert second and all(first[row["kaiyuan_id"]] == row["text"] for row in second)
 
 
+def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 50)
+    write_documents(tmp_path / "b.jsonl", 60, seed=2)
+    first = run([f"web={tmp_path / 'a.jsonl'}", f"wiki={tmp_path / 'b.jsonl'}"], tmp_path / "one", LocalEngine(1))
+    second = run([str(tmp_path / "one")], tmp_path / "two", LocalEngine(1), least=20)
+    assert {name: counts["rows"] for name, counts in second["datasets"].items()} == {
+        name: counts["documents"] for name, counts in first["datasets"].items()
+    }
+    # What was dropped, the manifest and a run that has not ended are no input of other commands either.
+    (tmp_path / "one.work").mkdir()
+    shutil.copy(tmp_path / "a.jsonl", tmp_path / "one.work")
+    found = {str(Path(file.name).relative_to(tmp_path)) for file in find_inputs([tmp_path])}
+    assert {name for name in found if name.startswith("one")} == {
+        f"one/documents/{name}/{number:06d}.parquet"
+        for name in ("web", "wiki")
+        for number in range(len(list((tmp_path / "one" / "documents" / name).iterdir())))
+    }
+
+
 def test_bad_rows_are_named_over_all_shards(tmp_path):
     write_documents(tmp_path / "a.jsonl", 100)
     with open(tmp_path / "a.jsonl", "a") as file:
@@ -155,20 +176,23 @@ def start(
     return subprocess.Popen([sys.executable, "-c", script, *words], env=environ, start_new_session=True)
 
 
-@pytest.fixture
-def texts(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 1500, seed=1)
-    write_documents(tmp_path / "b.jsonl", 700, seed=2)
-    assert start(tmp_path, "one", "local", 1).wait() == 0
-    return tmp_path
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two inputs, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("steps")
+    write_documents(folder / "a.jsonl", 1500, seed=1)
+    write_documents(folder / "b.jsonl", 700, seed=2)
+    assert start(folder, "one", "local", 1).wait() == 0
+    return folder
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_write_the_bytes_of_one_process(texts, world):
-    ranks = [start(texts, "ranks", "mpi", rank=rank, world=world) for rank in range(world)]
+    output = f"of_{world}_ranks"
+    ranks = [start(texts, output, "mpi", rank=rank, world=world) for rank in range(world)]
     assert [rank.wait() for rank in ranks] == [0] * world
-    assert digest(texts / "ranks") == digest(texts / "one")
-    assert not (texts / "ranks.work").exists()
+    assert digest(texts / output) == digest(texts / "one")
+    assert not (texts / f"{output}.work").exists()
 
 
 @pytest.mark.parametrize("engine", ["local", "mpi"])
@@ -176,7 +200,7 @@ def test_kills_at_random_moments_lose_nothing(texts, engine):
     draw = random.Random(3)
     world = 3 if engine == "mpi" else 1
     for _ in range(4):
-        ranks = [start(texts, "killed", engine, 2 if world == 1 else 0, rank, world) for rank in range(world)]
+        ranks = [start(texts, f"killed_{engine}", engine, 2 if world == 1 else 0, rank, world) for rank in range(world)]
         time.sleep(draw.uniform(0.5, 1.6))
         os.killpg(draw.choice(ranks).pid, signal.SIGKILL)
         time.sleep(0.2)
@@ -184,15 +208,15 @@ def test_kills_at_random_moments_lose_nothing(texts, engine):
             if rank.poll() is None:
                 os.killpg(rank.pid, signal.SIGKILL)
             rank.wait()
-    assert start(texts, "killed", "local", 2).wait() == 0
-    assert digest(texts / "killed") == digest(texts / "one")
-    assert not (texts / "killed.work").exists()
+    assert start(texts, f"killed_{engine}", "local", 2).wait() == 0
+    assert digest(texts / f"killed_{engine}") == digest(texts / "one")
+    assert not (texts / f"killed_{engine}.work").exists()
 
 
 def test_a_rank_that_dies_is_done_without(texts):
-    ranks = [start(texts, "ranks", "mpi", rank=rank, world=3) for rank in range(3)]
+    ranks = [start(texts, "without_one", "mpi", rank=rank, world=3) for rank in range(3)]
     time.sleep(1.0)
     os.killpg(ranks[2].pid, signal.SIGKILL)
     assert [rank.wait() for rank in ranks[:2]] == [0, 0]
     ranks[2].wait()
-    assert digest(texts / "ranks") == digest(texts / "one")
+    assert digest(texts / "without_one") == digest(texts / "one")

@@ -1,0 +1,1 @@
+"""Scores of documents: what a scorer is, the kinds that there are, and what they need."""
