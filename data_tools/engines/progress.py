@@ -11,13 +11,18 @@ from tqdm import tqdm
 _LINE_SECONDS = 60.0
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    # Its thread would stay, and where several threads run no process can be forked: each later pool would start anew.
+    monitor_interval = 0
+
+
 class Progress:
     """Counts finished tasks. A context manager."""
 
     def __init__(self, title: str, total: int, done: int = 0):
         self._title, self._total, self._done = title, total, done
         self._printed = time.monotonic()
-        self._bar: Any = tqdm(
+        self._bar: Any = _Bar(
             total=total, initial=done, unit=" tasks", desc=title, leave=False, disable=not sys.stderr.isatty()
         )
 
