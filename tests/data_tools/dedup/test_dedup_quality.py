@@ -142,7 +142,7 @@ def test_the_clusters_do_not_depend_on_the_order_of_the_documents(tmp_path, text
 def test_the_preset_keeps_what_the_released_pipeline_keeps(tmp_path, texts):
     """Its rule on signatures, which are compared with its own code's elsewhere: who shares a band is one component, of
     which the smallest id stays, with the sum of all counts."""
-    texts = [*texts[:1500], "four words are short", "four words are short"]
+    texts = [*texts, "four words are short", "four words are short"]
     recipe = make_recipe("kaiyuan")
     offsets, data = text_memory(pa.array(texts, pa.large_string()))
     signatures, shingles, _ = recipe.signer().sign(offsets, data)
@@ -165,4 +165,4 @@ def test_the_preset_keeps_what_the_released_pipeline_keeps(tmp_path, texts):
     assert [rows[number]["duplicate_count"] for number in kept] == [
         int(copies[labels == labels[number]].sum()) for number in kept
     ]
-    assert len(kept) < len(texts) - 100
+    assert len(kept) < len(texts) - 500
