@@ -11,6 +11,11 @@ from tqdm import tqdm
 _LINE_SECONDS = 60.0
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    # Its thread would stay, and where several threads run no process can be forked: each later pool would start anew.
+    monitor_interval = 0
+
+
 class Progress:
     """Counts finished tasks; without a title it shows nothing. A context manager."""
 
@@ -18,7 +23,7 @@ class Progress:
         self._title, self._total, self._done = title, total, done
         self._printed = time.monotonic()
         silent = not (title and sys.stderr.isatty())
-        self._bar: Any = tqdm(total=total, initial=done, unit=" tasks", desc=title, leave=False, disable=silent)
+        self._bar: Any = _Bar(total=total, initial=done, unit=" tasks", desc=title, leave=False, disable=silent)
 
     def __enter__(self) -> Progress:
         return self
