@@ -47,6 +47,7 @@ EXTRAS = {
     "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
     # Scorers: fastText's library trains (ours applies), a language model of py3langid, n-gram models of KenLM.
     "scores": ["fasttext-community>=0.11", "py3langid>=0.4", "ufal-kenlm>=26.4"],
+    "spark": ["pyspark>=4,<5"],  # and Java 17 or 21
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.10.3"],
     "gpu": ["liger-kernel>=0.8.5"],
     # Text of the demonstration: mathematics from sympy's docstrings, Chinese from the language pack.
@@ -103,6 +104,7 @@ setup(
     extras_require=EXTRAS,
     ext_modules=[
         extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
+        extension("data_tools._dedup", [*sorted(glob("csrc/dedup/*.cpp")), "csrc/index_file.cpp", "csrc/store.cpp"]),
         extension("data_tools._index", INDEX_SOURCES),
         extension("data_tools._scores", sorted(glob("csrc/scores/*.cpp"))),
         extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),

@@ -28,6 +28,7 @@ build() { # MODULE'S PATH, SOURCES...
 build megatron_kaiyuan/data/_reader csrc/reader*.cpp csrc/index_format.cpp
 build data_tools/_index csrc/index*.cpp
 build data_tools/_scores csrc/scores/*.cpp
+build data_tools/_dedup csrc/dedup/*.cpp csrc/{index_file,store}.cpp
 build data_tools/_curriculum csrc/{algorithm1,bindings,dataset,interleave,output,store,index_file}.cpp csrc/packing*.cpp
 
 # The interpreter is not built with the sanitizers: their library must be there before it, and libstdc++ too, or the
@@ -37,5 +38,5 @@ cd "$folder"
 (($#)) || set -- -m "not slow"
 env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
     PYTHONPATH="$folder" PYTHONMALLOC=malloc OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/csrc \
-    tests/data/test_reader.py "$@"
+    tests/data/test_reader.py tests/dedup "$@"
 echo "sanitize: no error found by $("$compiler" -dumpfullversion -dumpversion | head -n 1) in the tests of csrc/"

@@ -106,9 +106,12 @@ def preprocess(
     eod_token: Annotated[
         str | None, typer.Option(help="that token, where the tokenizer's files name none or disagree")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")] = "auto",
+    tokenizer_engine: Annotated[
+        str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")
+    ] = "auto",
     max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
     max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or fields that may be left out")] = 0,
+    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. The result is the same")] = 0,
     merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
@@ -123,15 +126,16 @@ def preprocess(
     mistake are listed in {output_prefix}.bad_rows.jsonl.
 
     On several machines, with one folder that all of them see: start the same command with mpirun, srun or sbatch
-    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`. When all have ended, give it once more,
-    anywhere, with --merge-only.
+    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`, or use launch/spark_submit.sh. A rank
+    works until all is done, and the first one joins what all have left; if that one ended early, give the command once
+    more, anywhere, with --merge-only.
     """
+    from data_tools.engines.choose import choose_engine
     from data_tools.preprocessing.preprocess import Settings
     from data_tools.preprocessing.preprocess import preprocess as write
-    from data_tools.reading.place import default_workers, find_place
 
-    place = find_place(os.environ)
-    if merge_only and place.rank:
+    chosen = choose_engine(engine, workers)
+    if merge_only and not chosen.is_first:
         return
     settings = Settings(
         tokenizer_model,
@@ -143,13 +147,12 @@ def preprocess(
         text_column,
         text_documents,
         max_characters,
-        engine,
+        tokenizer_engine,
     )
-    workers = workers or default_workers(place)
-    totals = write(inputs, output_prefix, settings, workers, max_bad_rows, task_bytes, place, merge_only, force)
-    if totals.engine and place.rank == 0:
-        print(totals.engine)
-    for prefix in totals.prefixes if totals.joined else ():
+    totals = write(inputs, output_prefix, settings, chosen, max_bad_rows, task_bytes, merge_only, force)
+    if totals.tokenizer_engine and chosen.is_first:
+        print(totals.tokenizer_engine)
+    for prefix in totals.prefixes if chosen.is_first else ():
         print(prefix)
     print(totals)
 
@@ -220,6 +223,94 @@ def score(
         settings = reading_settings(json_key, text_column, text_documents, max_characters)
         lines = score_documents(inputs, output, options, settings, chosen, task_bytes, force)
     print(*(f"score: {line}" for line in lines), sep="\n")
+
+
+@app.command(cls=SeveralValuesCommand)
+def dedup(
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="[NAME=]PATH", help="as for preprocess; NAME= makes a dataset of its own"),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="folder that gets documents/, dropped/ and report.json")],
+    score: Annotated[str | None, typer.Option(help="field with a number: of a cluster the highest stays")] = None,
+    preset: Annotated[str | None, typer.Option(help="kaiyuan: what the released pipeline does, bit for bit")] = None,
+    threshold: Annotated[float | None, typer.Option(help="least Jaccard index of near-duplicates; 0.7")] = None,
+    ngram: Annotated[int | None, typer.Option(help="words of a shingle; 5")] = None,
+    permutations: Annotated[int | None, typer.Option(help="numbers of a signature; 128")] = None,
+    bands: Annotated[int | None, typer.Option(help="bands of a signature; 21")] = None,
+    rows: Annotated[int | None, typer.Option(help="numbers of a band; 6")] = None,
+    shingles: Annotated[
+        str | None, typer.Option(help="auto (default), words or characters; auto: characters of Han, kana, Hangul")
+    ] = None,
+    numbers: Annotated[str | None, typer.Option(help="space (default): digits make no difference; or keep")] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="check candidates by their exact Jaccard index")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of the permutations; 1234")] = None,
+    across: Annotated[
+        bool, typer.Option("--across/--within", help="also between datasets, which are named in order of priority")
+    ] = False,
+    against: Annotated[list[Path], typer.Option(help="indexes of earlier runs, whose documents stay")] = [],  # noqa: B006
+    index: Annotated[Path | None, typer.Option("--index", help="folder that gets an index for later runs")] = None,
+    exact_only: Annotated[bool, typer.Option("--exact-only", help="equal texts only, case and spacing apart")] = False,
+    max_cluster: Annotated[
+        int | None, typer.Option(help="larger clusters lose exact duplicates only; 0: no limit; 10,000")
+    ] = None,
+    max_removed: Annotated[float, typer.Option(help="stop if more than this share of a dataset would go")] = 0.5,
+    keeper: Annotated[
+        bool, typer.Option("--keeper", help="remove only what is itself a near-duplicate of a document that stays")
+    ] = False,
+    columns: Annotated[bool, typer.Option("--columns", help="write columns beside the documents, not these")] = False,
+    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
+    text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
+    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
+    workers: Annotated[int, typer.Option(help="local processes; 0: one a core. The result is the same")] = 0,
+    task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. Decides about ids")] = 0,
+    max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or text that may be left out")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+    force: Force = False,
+) -> None:
+    """Remove exact duplicates and near-duplicates; what stays has a column duplicate_count.
+
+    Example: kaiyuan-data dedup --input web=runs/web wiki=runs/wiki --output runs/unique --score score
+
+    Near-duplicates share 70 % of their 5-grams of words, which is about 5 % edited words. Nothing is written to OUTPUT
+    where a guard stops the run. A run that was stopped continues when the same command is given again.
+    """
+    from data_tools.dedup.command import run
+
+    recipe = {
+        "threshold": threshold,
+        "ngram": ngram,
+        "permutations": permutations,
+        "bands": bands,
+        "rows": rows,
+        "shingles": shingles,
+        "numbers": numbers,
+        "verify": verify,
+        "seed": seed,
+    }
+    lines = run(
+        preset,
+        recipe,
+        reading={"json_key": json_key, "text_column": text_column, "text_documents": text_documents},
+        engine=(engine, workers),
+        rules={"across": across, "direct": keeper, "max_cluster": max_cluster},
+        as_json=as_json,
+        inputs=tuple(inputs),
+        output=output,
+        score=score,
+        exact_only=exact_only,
+        columns=columns,
+        against=tuple(against),
+        index=index,
+        max_removed=max_removed,
+        max_bad_rows=max_bad_rows,
+        task_bytes=task_bytes,
+        force=force,
+    )
+    print(*lines, sep="\n", end="\n" if lines else "")
 
 
 @app.command(cls=SeveralValuesCommand)

@@ -8,8 +8,8 @@ RECIPES=launch/recipes/quickstart
 
 usage() {
     cat <<'END'
-Sets up, then goes the whole way on two CPU processes in runs/quickstart: text, tokenizer, tokens, order, training with
-an interruption half-way, averaging, export, evaluation, report.
+Sets up, then goes the whole way on two CPU processes in runs/quickstart: text, duplicates, quality scores, tokenizer,
+tokens, order, training with an interruption half-way, averaging, export, evaluation, report.
 
   bash launch/quickstart.sh            do what is not done yet
   bash launch/quickstart.sh --clean    start over
@@ -19,24 +19,43 @@ it was done again. After a change to the code, start over. Logs: runs/quickstart
 END
 }
 
-# Prints a, b, ... of files a.train.jsonl, b.train.jsonl, ...
+# Prints a, b, ... of folders RUN/scored/documents/a, ...
 domains() {
+    basename -a "$RUN"/scored/documents/*
+}
+
+# Each domain is a dataset of its own, named as its file.
+named_texts() {
     local file
     for file in "$RUN"/text/*.train.jsonl; do
-        basename "$file" .train.jsonl
+        echo "$(basename "$file" .train.jsonl)=$file"
     done
 }
 
-preprocess() { # FILE PREFIX
+deduplicate() {
+    local -a texts
+    mapfile -t texts < <(named_texts)
+    kaiyuan-data dedup --input "${texts[@]}" --across --output "$RUN/unique" --force
+}
+
+# What passes the rules of thumb of published datasets is what a classifier learns to tell from the rest.
+train_classifier() {
+    kaiyuan-data score --input "$RUN/unique" --output "$RUN/ruled" --scorer rules \
+        --filter "rules_gopher > 0 and rules_fineweb > 0" --force || return
+    kaiyuan-data scorer train --positives "$RUN/ruled/documents" --negatives "$RUN/ruled/dropped" \
+        --output "$RUN/quality.bin" --dim 16 --buckets 100000 --force
+}
+
+preprocess() { # INPUT PREFIX [OPTION...]
     kaiyuan-data preprocess --input "$1" --output-prefix "$2" --tokenizer-model "$RUN/tokenizer/tokenizer.json" \
-        --score-keys score --workers 2
+        --workers 2 "${@:3}"
 }
 
 preprocess_all() {
     local domain
     rm -rf "$RUN/corpora"
     for domain in $(domains); do
-        preprocess "$RUN/text/$domain.train.jsonl" "$RUN/corpora/$domain" || return
+        preprocess "$RUN/scored/documents/$domain" "$RUN/corpora/$domain" --score-keys score || return
         preprocess "$RUN/text/$domain.heldout.jsonl" "$RUN/corpora/$domain.heldout" || return
     done
     # Its last line, the sum of all corpora, is the figure of the stage.
@@ -93,6 +112,10 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_
 
 # --force: a stage that is done again replaces what it made before, and nothing else.
 stage text "$RUN/text" kaiyuan-data harvest "$RUN/text" --force
+stage unique "$RUN/unique" deduplicate
+stage classifier "$RUN/quality.bin" train_classifier
+stage scores "$RUN/scored" \
+    kaiyuan-data score --input "$RUN/unique" --output "$RUN/scored" --scorer "linear=$RUN/quality.bin,name=score" --force
 stage tokenizer "$RUN/tokenizer/tokenizer.json" \
     kaiyuan-data tokenizer train --input "$RUN"/text/*.train.jsonl --vocab-size 8192 \
     --output "$RUN/tokenizer/tokenizer.json" --force

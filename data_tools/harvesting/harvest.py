@@ -15,7 +15,6 @@ from typing import Any
 import xxhash
 
 from data_tools.harvesting.harvest_sources import DOMAINS, SourceFile
-from data_tools.harvesting.quality import score
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.outputs import Output, claim, identity_of, recorded_folder, write_record
@@ -121,7 +120,7 @@ def _add_file(result: Harvest, split: str, source: SourceFile, limit: int, seen:
         seen.add(digest)
         result.size[split] += len(encoded)
         name = f"{source.name}:{place}" if place else source.name
-        row = {"text": encoded.decode(), "domain": result.domain, "source": name, "score": score(text, result.domain)}
+        row = {"text": encoded.decode(), "domain": result.domain, "source": name}
         result.documents[split].append(row)
 
 

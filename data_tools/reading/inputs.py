@@ -177,7 +177,7 @@ def _list(word: str) -> Listing:
 
 def _list_local(word: str) -> Listing:
     if os.path.isdir(word):
-        return _some(word, list_folder(word, _is_known), _NO_FILES)
+        return _some(word, list_folder(word, lambda name: _is_known(name) and not _is_product(word, name)), _NO_FILES)
     if os.path.isfile(word.rstrip("/")):
         return Listing([word.rstrip("/")], [])
     if has_magic(word) and not os.path.lexists(word):
@@ -215,11 +215,28 @@ def _is_known(name: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether preprocessing wrote a file: a corpus may lie in the folder that it was made from."""
+    """Whether a command wrote a file that is no input: a corpus may lie in the folder that it was made from."""
     if name.endswith(".bad_rows.jsonl") or Path(name).parent.name.endswith(".shards"):
         return True
     prefix = next((name.removesuffix(end) for end in _BESIDE_INDEX if name.endswith(end)), None)
     return prefix is not None and os.path.lexists(f"{prefix}.idx")
+
+
+def _is_product(folder: str, name: str) -> bool:
+    """Whether a file below a folder is of a run that has not ended, or lies in a folder of documents beside these.
+
+    A folder that is named itself is read whatever it is, as `OUTPUT/dropped`.
+    """
+    below = Path(name).relative_to(folder).parents
+    places = [Path(folder, place) for place in below]
+    if any(place.name.endswith(".work") for place in places[:-1]):
+        return True
+    return any(
+        (place / "documents").is_dir()
+        and (place / "manifest.json").is_file()
+        and Path(name).relative_to(place).parts[0] != "documents"
+        for place in places
+    )
 
 
 def _identity(name: str) -> Identity | str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile, find_inputs
 from data_tools.reading.tasks import Settings, cut_tasks
+from data_tools.steps.folder import FOLDERS, is_documents, read_documents_manifest
+from data_tools.steps.shards import DOCUMENTS
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_sealed_json
-from megatron_kaiyuan.outputs import RECORD, identity_of
+from megatron_kaiyuan.outputs import identity_of
 
 # A name becomes a folder; whatever has another character is a path with '=' in it.
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
@@ -59,9 +60,8 @@ def find_datasets(
 ) -> list[Dataset]:
     """The datasets of `--input`: files, folders, patterns or URLs, each with `NAME=` before it or not.
 
-    Words of one name make one dataset. A folder that an earlier step wrote stands for its documents without those that
-    it dropped; its datasets keep their names unless one is given. Datasets are numbered in the order in which their
-    names come first.
+    Words of one name make one dataset. A folder that an earlier command wrote brings its datasets with their names.
+    Datasets are numbered in the order in which their names come first.
 
     Raises:
         UserError: as `find_inputs`; a file is in two datasets.
@@ -70,9 +70,8 @@ def find_datasets(
         raise UserError(f"--task-bytes {task_bytes}: must be at least 0")
     by_name: dict[str, list[str]] = {}
     for word in words:
-        named = None if Path(word).exists() else _NAMED.fullmatch(word)
-        for name, path in _of_folder(named[2] if named else word):
-            by_name.setdefault(named[1] if named else name, []).append(path)
+        for name, path in _named(word):
+            by_name.setdefault(name, []).append(path)
     found = []
     for number, (name, named_words) in enumerate(by_name.items()):
         files = find_inputs(named_words, quiet=quiet)
@@ -85,20 +84,19 @@ def find_datasets(
     return found
 
 
-def _of_folder(word: str) -> list[tuple[str, str]]:
-    """(name, path) of the datasets in a folder of documents; of anything else, the word itself."""
-    try:
-        manifest = read_sealed_json(Path(word) / RECORD, "manifest of documents")
-    except (UserError, OSError, ValueError):
-        return [("", word)]
-    if manifest.get("format") != "kaiyuan-documents" or not (Path(word) / "documents").is_dir():
-        return [("", word)]
-    return [(name, str(Path(word) / "documents" / name)) for name in manifest["datasets"]]
-
-
 def datasets_identity(datasets: Sequence[Dataset]) -> str:
     """Fingerprint of the input, and of how it is cut, on which document ids depend."""
     return identity_of([[dataset.name, [shard.task.name for shard in dataset.shards]] for dataset in datasets])
+
+
+def _named(word: str) -> list[tuple[str, str]]:
+    """Names and paths of the datasets that a word stands for."""
+    match = None if Path(word).exists() else _NAMED.fullmatch(word)
+    name, path = (match[1], match[2]) if match else ("", word)
+    if not is_documents(Path(path)):
+        return [(name, path)]
+    folder = Path(path, FOLDERS[DOCUMENTS])
+    return [(name or dataset, str(folder / dataset)) for dataset in read_documents_manifest(Path(path))["datasets"]]
 
 
 def _refuse_shared(datasets: Sequence[Dataset]) -> None:

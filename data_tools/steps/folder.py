@@ -20,14 +20,14 @@ from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.documents import Shard
 from data_tools.reading.text import BadPlace
-from data_tools.steps.shards import DOCUMENTS, LEFT_OUT
+from data_tools.steps.shards import COLUMNS, DOCUMENTS, LEFT_OUT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder
 
 FORMAT = "kaiyuan-documents"
-_FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped"}
+FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped", COLUMNS: "columns"}
 _KIND = "a folder of documents"
 _LAST_RANK_SECONDS = 60.0
 
@@ -133,16 +133,21 @@ def publish_documents(
         files = {}
         for shard, name, record in zip(stage.tasks, stage.names, records, strict=True):
             for suffix, digest in record["checksums"].items():
-                target = new / _FOLDERS[suffix] / shard.name / f"{shard.number:06d}.parquet"
-                _link(stage.folder / f"{name}{suffix}", target)
+                target = new / FOLDERS[suffix] / shard.name / f"{shard.number:06d}.parquet"
+                link(stage.folder / f"{name}{suffix}", target)
                 files[str(target.relative_to(new))] = {"bytes": target.stat().st_size, "checksum": digest}
         for path in extra:
-            _link(path, new / path.name)
+            link(path, new / path.name)
             files[path.name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
         manifest["files"] = files
         write_sealed_json(new / RECORD, manifest)
     place.remove()
     return manifest
+
+
+def is_documents(path: Path) -> bool:
+    """Whether a path is a folder that `publish_documents` wrote, by its look."""
+    return (path / RECORD).is_file() and (path / FOLDERS[DOCUMENTS]).is_dir()
 
 
 def read_documents_manifest(folder: Path) -> dict[str, Any]:
@@ -183,7 +188,7 @@ def _counts(shards: Sequence[Shard], records: Sequence[Record]) -> dict[str, Any
     return found
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """The same file under a second name, so that a kill before the last rename loses nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):

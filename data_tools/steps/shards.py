@@ -21,7 +21,8 @@ from data_tools.reading.text import BadPlace
 from data_tools.steps.step import DROPPED, Step
 from megatron_kaiyuan.files import checksum
 
-DOCUMENTS, LEFT_OUT = ".parquet", ".dropped.parquet"
+# Columns: a row a document, to be joined by its id, where the documents are not written again.
+DOCUMENTS, LEFT_OUT, COLUMNS = ".parquet", ".dropped.parquet", ".columns.parquet"
 # Full row groups make a file independent of how its rows came in batches, and of a size that a task can be cut at.
 _ROWS_PER_GROUP = 4096
 
@@ -36,12 +37,14 @@ class ApplySteps:
     Attributes:
         max_bad_rows: lines that hold no document and may be left out, in all shards together.
         keep_dropped: the file of dropped rows has their text too.
+        only_dropped: columns of the steps that tell why a row is dropped, which the file of the others does not have.
     """
 
     steps: tuple[Step, ...]
     settings: Settings
     max_bad_rows: int = 0
     keep_dropped: bool = True
+    only_dropped: tuple[str, ...] = ()
 
     def __call__(self, shard: Shard, target: Target) -> Record:
         """Do one shard.
@@ -59,9 +62,9 @@ class ApplySteps:
                 documents = self._apply(batch.documents)
                 reasons = documents.column(DROPPED)
                 stays = pc.is_null(reasons)
-                kept.write(documents.filter(stays).drop_columns([DROPPED]))
+                kept.write(documents.filter(stays).drop_columns([DROPPED, *self.only_dropped]))
                 out = documents.filter(pc.invert(stays))
-                dropped.write(out if self.keep_dropped else out.select([DOCUMENT_ID, DROPPED]))
+                dropped.write(out if self.keep_dropped else out.select([DOCUMENT_ID, DROPPED, *self.only_dropped]))
                 counts.update(reasons.drop_null().to_pylist())
             require_unchanged(shard.task.file)
         files = {suffix: checksum(target.path(suffix)) for suffix in (DOCUMENTS, LEFT_OUT)}

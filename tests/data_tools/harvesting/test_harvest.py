@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from json_lines import read_rows
 
 from data_tools.harvesting import harvest_sources
 from data_tools.harvesting.harvest import DOMAINS, SHORTEST_TEXT, harvest
 from data_tools.harvesting.harvest_sources import SourceFile
-from data_tools.harvesting.quality import score
 from megatron_kaiyuan.errors import UserError
 
 PROSE = "The quality of a document is more than its length. A reader wants sentences that say something new. "
@@ -37,11 +34,10 @@ def test_rows_are_documents_of_the_machine(harvested: Path):
         all_rows(harvested, "heldout")
     )
     for row in rows:
-        assert list(row) == ["text", "domain", "source", "score"]
+        assert list(row) == ["text", "domain", "source"]
         assert len(row["text"]) >= SHORTEST_TEXT
         assert not Path(row["source"]).is_absolute()
         assert sys.prefix not in row["source"]
-        assert 0 <= row["score"] <= 1
 
 
 def test_no_source_file_is_in_both_splits(tmp_path: Path):
@@ -157,22 +153,6 @@ def test_docstrings_carry_the_name_of_their_object(tmp_path: Path):
     assert list(harvest_sources._docstrings(tmp_path / "m.py")) == [("", "Top."), ("A", "In A."), ("A.f", "In f.")]
     (tmp_path / "m.py").write_text("not python (")
     assert list(harvest_sources._docstrings(tmp_path / "m.py")) == []
-
-
-@given(st.text(), st.sampled_from(["code", "english", "chinese", "other"]))
-def test_score_is_a_share(text: str, domain: str):
-    assert 0 <= score(text, domain) <= 1
-
-
-def test_score_prefers_text_to_tables_and_repetition():
-    varied = " ".join(f"{PROSE}It is sentence {i} of many.\n" for i in range(30))
-    table = "\n".join(f"{i} {i * 17:>8} {i / 7:.6f}" for i in range(200))
-    assert score(varied, "english") > score(table, "english")
-    assert score(varied, "english") > score((PROSE + "\n") * 40, "english")
-    assert score(varied, "english") > score(PROSE * 2, "english")
-    explained = "# Why this is so is said here.\nvalue = compute(first, second)\n"
-    lines = [f"value{i} = compute(first, second)\n" for i in range(40)]
-    assert score(explained + "".join(lines[:4]), "code") > score("".join(lines[:6]), "code")
 
 
 @pytest.mark.parametrize("arguments", [{"megabytes": 0}, {"held_out": 0}, {"held_out": 1.0}])

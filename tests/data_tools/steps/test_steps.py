@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from data_tools.engines.local import LocalEngine
 from data_tools.engines.stage import Engine
+from data_tools.reading.inputs import find_inputs
 from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
 from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
 from data_tools.steps.shards import ApplySteps
@@ -108,6 +110,25 @@ def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
     first = {row["kaiyuan_id"]: row["text"] for row in pq.read_table(tmp_path / "one" / "documents").to_pylist()}
     second = pq.read_table(tmp_path / "two" / "documents" / "web").to_pylist()
     assert second and all(first[row["kaiyuan_id"]] == row["text"] for row in second)
+
+
+def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 50)
+    write_documents(tmp_path / "b.jsonl", 60, seed=2)
+    first = run([f"web={tmp_path / 'a.jsonl'}", f"wiki={tmp_path / 'b.jsonl'}"], tmp_path / "one", LocalEngine(1))
+    second = run([str(tmp_path / "one")], tmp_path / "two", LocalEngine(1), least=20)
+    assert {name: counts["rows"] for name, counts in second["datasets"].items()} == {
+        name: counts["documents"] for name, counts in first["datasets"].items()
+    }
+    # What was dropped, the manifest and a run that has not ended are no input of other commands either.
+    (tmp_path / "one.work").mkdir()
+    shutil.copy(tmp_path / "a.jsonl", tmp_path / "one.work")
+    found = {str(Path(file.name).relative_to(tmp_path)) for file in find_inputs([tmp_path])}
+    assert {name for name in found if name.startswith("one")} == {
+        f"one/documents/{name}/{number:06d}.parquet"
+        for name in ("web", "wiki")
+        for number in range(len(list((tmp_path / "one" / "documents" / name).iterdir())))
+    }
 
 
 def test_bad_rows_are_named_over_all_shards(tmp_path):

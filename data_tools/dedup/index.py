@@ -1,0 +1,138 @@
+"""What a run keeps for later ones: the signatures of all its documents, and where their texts are.
+
+Not the shingles, which would be larger than the texts (8 bytes a word). So the texts are read again, where they lie,
+for the candidates among them: a file that is gone or changed by then is an error. All documents are in the index, also
+those that were removed: whoever is a duplicate of one of these is a duplicate of the one that stayed for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_tools.dedup.scopes import SignedShard
+from data_tools.dedup.signing import SUFFIXES, Sign
+from data_tools.engines.stage import Engine
+from data_tools.reading.documents import Shard
+from data_tools.reading.inputs import InputFile
+from data_tools.reading.tasks import Settings, Task
+from data_tools.steps.folder import link
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import atomic_path, read_sealed_json
+from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder, write_record
+
+FORMAT = "kaiyuan-dedup-index"
+_COUNTS = ("documents", "signed", "hashed")
+_READING = ("json_keys", "text_column", "text_documents", "max_characters")
+
+
+@contextmanager
+def claim_index(folder: Path | None, identity: str, engine: Engine, force: bool) -> Iterator[None]:
+    """Hold the place of `--index` while the block writes it.
+
+    Raises:
+        UserError: something else lies there, or the place cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    output = Output(folder, "an index of deduplication", "--index")
+    earlier = recorded_folder(FORMAT)
+    if not engine.is_first:
+        check(output, identity, earlier, force)
+    with claim(output, identity, earlier, force=force) if engine.is_first else nullcontext():
+        yield
+
+
+def is_there(folder: Path, identity: str) -> bool:
+    """Whether the index of this run is finished; `claim_index` has looked at what is there."""
+    return (folder / RECORD).exists() and _manifest(folder)["identity"] == identity
+
+
+def publish(folder: Path, identity: str, sign: Sign, shards: Sequence[SignedShard]) -> None:
+    """Write the index of signed shards."""
+    with atomic_path(folder, replace_folder=True) as new:
+        new.mkdir()
+        for signed in shards:
+            for suffix in SUFFIXES:
+                link(Path(f"{signed.base}{suffix}"), new / f"{_name(signed)}{suffix}")
+        rows = [_row(signed) for signed in shards]
+        write_record(new, FORMAT, identity, recipe=sign.identity(), reading=_reading(sign.settings), shards=rows)
+
+
+def open_indexes(folders: Sequence[Path], sign: Sign) -> tuple[list[SignedShard], list[str]]:
+    """The shards of the indexes of earlier runs, in the order given, and the seals of these.
+
+    Raises:
+        UserError: one is no index, is damaged, or was made by another recipe.
+    """
+    shards: list[SignedShard] = []
+    seals: list[str] = []
+    for folder in folders:
+        manifest = _manifest(folder)
+        _require_same_recipe(folder, manifest, sign)
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise UserError(f"{path}: is missing or damaged; restore it, or make the index again")
+        if manifest["seal"] in seals:
+            raise UserError(f"--against {folder}: is named twice, or is a copy of another one; name each index once")
+        seals.append(manifest["seal"])
+        settings = Settings(Path(), **{**manifest["reading"], "json_keys": tuple(manifest["reading"]["json_keys"])})
+        shards += [_signed(folder, settings, row) for row in manifest["shards"]]
+    return shards, seals
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_sealed_json(folder / RECORD, "index of deduplication")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder}: is no index of deduplication; name a folder that dedup --index wrote")
+    return manifest
+
+
+def _require_same_recipe(folder: Path, manifest: dict[str, Any], sign: Sign) -> None:
+    # The score is of no account: what an index holds stays anyway.
+    def compared(identity: Sequence[Any]) -> list[Any]:
+        version, recipe_version, recipe, _, exact_only, _ = identity
+        return [version, recipe_version, None if exact_only else recipe, exact_only]
+
+    there, here = compared(manifest["recipe"]), compared(sign.identity())
+    if there[:2] != here[:2]:
+        raise UserError(f"{folder}: was made by another version of this program; make the index again")
+    if there[3] != here[3]:
+        raise UserError(f"{folder}: was made {'with' if there[3] else 'without'} --exact-only; use the same here")
+    differing = [name for name in here[2] or () if there[2].get(name) != here[2][name]]
+    if differing:
+        name = differing[0]
+        raise UserError(f"{folder}: was made with --{name} {there[2].get(name)}, not {here[2][name]}; use the same")
+
+
+def _reading(settings: Settings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name in _READING}
+
+
+def _name(signed: SignedShard) -> str:
+    return f"{signed.shard.dataset:05d}-{signed.shard.number:06d}"
+
+
+def _row(signed: SignedShard) -> dict[str, Any]:
+    shard = signed.shard
+    file = shard.task.file
+    # Another run may be started elsewhere.
+    name = os.path.abspath(file.location) if file.is_local else file.name
+    about = {**file.identity(), "name": name}
+    place = {"dataset": shard.dataset, "number": shard.number, "name": shard.name}
+    task = {"start": shard.task.start, "stop": shard.task.stop, "name": shard.task.name}
+    return {**place, "file": about, "task": task, **{count: getattr(signed, count) for count in _COUNTS}}
+
+
+def _signed(folder: Path, settings: Settings, row: dict[str, Any]) -> SignedShard:
+    file = InputFile(**row["file"], location=row["file"]["name"])
+    task = Task(file=file, **row["task"])
+    shard = Shard(row["dataset"], row["number"], row["name"], task)
+    base = str(folder / f"{shard.dataset:05d}-{shard.number:06d}")
+    return SignedShard(shard, settings, base, row["documents"], row["signed"], row["hashed"], str(folder))

@@ -1,0 +1,168 @@
+"""The first stage: a shard's texts become digests and band keys, each as a sorted run on disk.
+
+Three files a shard, about 12 bytes a band and 44 bytes a document:
+    .bands: for each band a run of the documents that have shingles
+    .digests: one run of the documents whose normalised text is not empty, by the first half of their digest
+    .about: a row of ABOUT a document
+A run is `count` keys of 8 bytes, ascending, then as many row numbers of 4 bytes. Rows count the shard's documents
+from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_tools._dedup import band_keys, sort_run
+from data_tools.dedup.signatures import Recipe, text_memory
+from data_tools.engines.stage import Record, Target
+from data_tools.reading.bad_rows import too_many
+from data_tools.reading.documents import DOCUMENT_ID, TEXT, Batch, Shard, document_batches
+from data_tools.reading.inputs import require_unchanged
+from data_tools.reading.tasks import Settings
+from data_tools.reading.text import BadPlace
+from megatron_kaiyuan.errors import UserError
+
+BANDS, DIGESTS, ABOUT = ".bands", ".digests", ".about"
+SUFFIXES = (BANDS, DIGESTS, ABOUT)
+# `digest` is the second half; `copies`: how many documents of earlier runs it stands for, itself included.
+ABOUT_ROW: np.dtype[Any] = np.dtype([("id", "<u8"), ("digest", "<u8"), ("score", "<f8"), ("copies", "<i8")])
+DUPLICATE_COUNT = "duplicate_count"
+RUN_ENTRY_BYTES = 12
+# Goes up when the files of the same input and recipe change.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Does a shard.
+
+    Attributes:
+        score: a column of numbers; documents without one have the lowest score.
+        max_bad_rows: that may be left out, in all shards together.
+        exact_only: make no bands.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    score: str | None = None
+    exact_only: bool = False
+    max_bad_rows: int = 0
+
+    def identity(self) -> list[Any]:
+        """What the files depend on beside the input."""
+        # Neither changes what is written, and a run with another one finds the finished shards.
+        recipe = replace(self.recipe, threshold=1.0, verify=True)
+        return [VERSION, Recipe.VERSION, asdict(recipe), self.score, self.exact_only, self.settings.text_documents]
+
+    def __call__(self, shard: Shard, target: Target) -> Record:
+        """Read and sign one shard.
+
+        Raises:
+            UserError: it cannot be read, has too many bad rows, or its scores are no numbers.
+        """
+        found = _Signed(self.recipe, self.exact_only)
+        bad: list[BadPlace] = []
+        rows = 0
+        missing: list[str] = []
+        for batch in document_batches(shard, self.settings):
+            rows += batch.rows
+            self._note_bad(shard, batch, bad)
+            found.add(batch.documents, self._scores(batch.documents, shard, missing))
+        require_unchanged(shard.task.file)
+        counts = found.write(target)
+        return {"rows": rows, "bad": [place._asdict() for place in bad], **counts, "columns": sorted(set(missing))}
+
+    def _note_bad(self, shard: Shard, batch: Batch, bad: list[BadPlace]) -> None:
+        for place in batch.bad:
+            bad.append(place)
+            if len(bad) > self.max_bad_rows:
+                raise too_many(shard.task, place, len(bad), self.max_bad_rows)
+
+    def _scores(self, documents: pa.RecordBatch, shard: Shard, missing: list[str]) -> NDArray[np.float64]:
+        """NaN where there is none. `missing` gets the names of the columns there are, where it is not among them."""
+        if self.score is None:
+            return np.full(len(documents), np.nan)
+        if self.score not in documents.schema.names:
+            missing += documents.schema.names
+            return np.full(len(documents), np.nan)
+        return numbers(documents, self.score, shard, "--score")
+
+
+class _Signed:
+    """What is known of the documents of a shard so far."""
+
+    def __init__(self, recipe: Recipe, exact_only: bool):
+        # Digests do not depend on the permutations.
+        self._recipe = replace(recipe, permutations=1, bands=1, rows=1) if exact_only else recipe
+        self._signer = self._recipe.signer()
+        self._bands = 0 if exact_only else recipe.bands
+        self._empty = self._signer.sign(*text_memory(pa.array([""], pa.large_string())))[2][0]
+        self._keys: list[NDArray[np.uint64]] = []
+        self._has_shingles: list[NDArray[np.bool_]] = []
+        self._digests: list[NDArray[np.uint64]] = []
+        self._about: list[NDArray[Any]] = []
+
+    def add(self, documents: pa.RecordBatch, scores: NDArray[np.float64]) -> None:
+        """Sign documents, which come in the order of the shard."""
+        signatures, shingles, digests = self._signer.sign(*text_memory(documents.column(TEXT)))
+        if self._bands:
+            self._keys.append(band_keys(signatures, self._bands, self._recipe.rows))
+            self._has_shingles.append(shingles > 0)
+        self._digests.append(digests)
+        about = np.zeros(len(documents), ABOUT_ROW)
+        about["id"] = documents.column(DOCUMENT_ID).to_numpy(zero_copy_only=False)
+        about["digest"], about["score"], about["copies"] = digests[:, 1], scores, copies(documents)
+        self._about.append(about)
+
+    def write(self, target: Target) -> dict[str, int]:
+        """Write the three files; how many documents are in each."""
+        digests, about = np.concatenate(self._digests), np.concatenate(self._about)
+        signed = np.flatnonzero(np.concatenate(self._has_shingles)) if self._bands else np.zeros(0, np.int64)
+        hashed = np.flatnonzero((digests != self._empty).any(axis=1))
+        with target.file(BANDS) as path, open(path, "wb") as file:
+            for band in range(self._bands):
+                _write_run(file, np.concatenate([keys[band] for keys in self._keys]), signed)
+        with target.file(DIGESTS) as path, open(path, "wb") as file:
+            _write_run(file, digests[:, 0], hashed)
+        with target.file(ABOUT) as path, open(path, "wb") as file:
+            about.tofile(file)
+        scored = int(np.count_nonzero(~np.isnan(about["score"])))
+        return {"documents": len(about), "signed": len(signed), "hashed": len(hashed), "scored": scored}
+
+
+def _write_run(file: Any, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+    for values in sort_run(keys[rows], rows.astype(np.uint32)):
+        values.tofile(file)
+
+
+def copies(documents: pa.RecordBatch) -> NDArray[np.int64]:
+    """How many documents each stands for: its `duplicate_count` of an earlier run, else 1."""
+    at = documents.schema.get_field_index(DUPLICATE_COUNT)
+    if at < 0 or not _is_number(documents.schema.field(at).type):
+        return np.ones(len(documents), np.int64)
+    values = pc.fill_null(documents.column(at).cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False)
+    return np.maximum(np.nan_to_num(values, nan=1.0), 1.0).astype(np.int64)
+
+
+def numbers(documents: pa.RecordBatch, name: str, shard: Shard, option: str) -> NDArray[np.float64]:
+    """A column as float64, NaN where it is missing.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    column = documents.column(name)
+    if pa.types.is_null(column.type):
+        return np.full(len(documents), np.nan)
+    if not _is_number(column.type):
+        raise UserError(f"{shard.task.file.name}: {option} {name}: is {column.type}, not numbers; name another column")
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
