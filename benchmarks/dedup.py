@@ -111,7 +111,9 @@ def write_collection(folder: Path, documents: int) -> int:
     size = 0
     for number, start in enumerate(range(0, documents, ROWS_PER_FILE)):
         rows = [collection.row(n) for n in range(start, min(start + ROWS_PER_FILE, documents))]
-        table = pa.Table.from_pylist(rows).set_column(0, "text", pa.array([row["text"] for row in rows], "large_string"))
+        table = pa.Table.from_pylist(rows).set_column(
+            0, "text", pa.array([row["text"] for row in rows], "large_string")
+        )
         table = table.set_column(3, "jaccard", pa.array([row["jaccard"] for row in rows], pa.float64()))
         pq.write_table(table, folder / f"{number:05d}.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP)
         size += sum(len(row["text"]) for row in rows)
@@ -205,18 +207,31 @@ def main() -> None:
         output = folder / "unique"
         for path in (output, Path(f"{output}.work")):
             shutil.rmtree(path, ignore_errors=True)
-        line = [sys.executable, "-m", "data_tools.cli", "dedup", "--input", str(folder / "text"), "--output", str(output)]
+        line = [
+            sys.executable,
+            "-m",
+            "data_tools.cli",
+            "dedup",
+            "--input",
+            str(folder / "text"),
+            "--output",
+            str(output),
+        ]
         line += ["--workers", str(arguments.workers), "--json", *arguments.options]
         watch = Watch(line, Path(f"{output}.work"))
         documents = int(arguments.documents)
         rate, load = documents / watch.seconds, os.getloadavg()[0]
         print(f"{documents:,} documents, {size / 1e6:,.0f} MB of text, {arguments.workers} workers, load {load:.0f}")
         print(f"  {watch.seconds:,.0f} s, {rate:,.0f} documents/s; {watch.cpu_seconds:,.0f} s of CPU time,")
-        print(f"  {documents / watch.cpu_seconds:,.0f} documents a second and core; {watch.peak / 2**30:.2f} GiB at most")
+        print(
+            f"  {documents / watch.cpu_seconds:,.0f} documents a second and core; {watch.peak / 2**30:.2f} GiB at most"
+        )
         print("  stages: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.stage_seconds().items()))
         recall, pairs, removed, wrong = found(output)
         print(f"  recall {recall:.4f} of {pairs:,} planted pairs with J >= {THRESHOLD}")
-        print(f"  {removed:,} removed, {wrong:,} of them for another original: precision {1 - wrong / max(removed, 1):.6f}")
+        print(
+            f"  {removed:,} removed, {wrong:,} of them for another original: precision {1 - wrong / max(removed, 1):.6f}"
+        )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ PARTITIONS = (1, 3, 17)
 COMMANDS = {
     "preprocess": "preprocess --input {harvested}/*.jsonl --score-keys score --output-prefix {output}/c "
     "--tokenizer-model {tokenizer} --task-bytes 15000",
+    "score": "score --input code={harvested}/code.train.jsonl math={harvested}/math.train.jsonl --output {output}/s "
+    "--scorer rules column=score,name=half,scale=0.5 --quantile half --filter half_quantile>0.25 --task-bytes 15000",
 }
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
