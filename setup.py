@@ -47,6 +47,7 @@ EXTRAS = {
     "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
     # Scorers: fastText's library trains (ours applies), a language model of py3langid, n-gram models of KenLM.
     "scores": ["fasttext-community>=0.11", "py3langid>=0.4", "ufal-kenlm>=26.4"],
+    "spark": ["pyspark>=4,<5"],  # and Java 17 or 21
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.10.3"],
     "gpu": ["liger-kernel>=0.8.5"],
     # Text of the demonstration: mathematics from sympy's docstrings, Chinese from the language pack.

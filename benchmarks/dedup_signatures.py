@@ -143,9 +143,7 @@ def compare_quality(texts: list[str], threshold: float, folder: Path) -> None:
     estimate = (signatures[pairs[near, 0]] == signatures[pairs[near, 1]]).mean(axis=1)
     error = np.sqrt(((estimate - similarity[near]) ** 2).mean())
     expected = np.sqrt((similarity[near] * (1 - similarity[near]) / Recipe().permutations).mean())
-    print(
-        f"  estimates of J in .6 to .8, {near.sum():,} pairs: root mean square error {error:.4f}, in theory {expected:.4f}"
-    )
+    print(f"  estimates of J in .6 to .8 ({near.sum():,} pairs): rmse {error:.4f}, in theory {expected:.4f}")
     print(f"  {'bands x rows':<26}candidates  recall  in theory  precision  after the exact check: recall, precision")
     true_similarity = similarity[similarity >= threshold]
     default = [(14, 9), (18, 7), (21, 6), (25, 5)]
@@ -170,8 +168,8 @@ def compare_boilerplate(texts: list[str], folder: Path) -> None:
         truth, _, similarity = all_pairs(documents, 0.7)
         found, exact = candidates(documents, Recipe(), folder)
         print(
-            f"boilerplate: {len(documents):,} documents of 40 kB, {share:.0%} of each the same: J up to {similarity.max():.3f}; "
-            f"{len(found):,} candidates, {(exact >= 0.7).sum():,} joined, {len(truth):,} in truth"
+            f"boilerplate: {len(documents):,} documents of 40 kB, {share:.0%} of each the same; J up to "
+            f"{similarity.max():.3f}, {len(found):,} candidates, {(exact >= 0.7).sum():,} joined, {len(truth):,} in truth"
         )
 
 

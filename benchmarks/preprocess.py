@@ -69,7 +69,7 @@ def compare(title: str, inputs: list[Path], arguments: argparse.Namespace, folde
     print(f"{title}: {size / 1e6:.1f} MB of JSON lines", flush=True)
     common = ["--workers", str(arguments.workers), "--input", *map(str, inputs)]
     command = ["-m", "data_tools.cli", "preprocess", "--output-prefix", str(folder / "ours")]
-    command += ["--tokenizer-model", str(arguments.tokenizer), "--engine", arguments.engine]
+    command += ["--tokenizer-model", str(arguments.tokenizer), "--tokenizer-engine", arguments.tokenizer_engine]
     ours = measure("kaiyuan-data preprocess", [*command, *common], folder / "ours_text_document")
     print(ours.report(), flush=True)
     peer_prefix = folder / "peer_text_document"
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--input", type=Path, nargs="+", required=True, help="JSON lines files with a field `text`")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--tokenizer-engine", default="auto")
     parser.add_argument("--each", action="store_true", help="measure each file by itself too")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

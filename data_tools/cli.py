@@ -106,9 +106,12 @@ def preprocess(
     eod_token: Annotated[
         str | None, typer.Option(help="that token, where the tokenizer's files name none or disagree")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")] = "auto",
+    tokenizer_engine: Annotated[
+        str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")
+    ] = "auto",
     max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
     max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or fields that may be left out")] = 0,
+    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. The result is the same")] = 0,
     merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
@@ -123,15 +126,16 @@ def preprocess(
     mistake are listed in {output_prefix}.bad_rows.jsonl.
 
     On several machines, with one folder that all of them see: start the same command with mpirun, srun or sbatch
-    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`. When all have ended, give it once more,
-    anywhere, with --merge-only.
+    --array=0-N, as `mpirun -n 8 python -m mpi4py -m data_tools preprocess ...`, or use launch/spark_submit.sh. A rank
+    works until all is done, and the first one joins what all have left; if that one ended early, give the command once
+    more, anywhere, with --merge-only.
     """
+    from data_tools.engines.choose import choose_engine
     from data_tools.preprocessing.preprocess import Settings
     from data_tools.preprocessing.preprocess import preprocess as write
-    from data_tools.reading.place import default_workers, find_place
 
-    place = find_place(os.environ)
-    if merge_only and place.rank:
+    chosen = choose_engine(engine, workers)
+    if merge_only and not chosen.is_first:
         return
     settings = Settings(
         tokenizer_model,
@@ -143,13 +147,12 @@ def preprocess(
         text_column,
         text_documents,
         max_characters,
-        engine,
+        tokenizer_engine,
     )
-    workers = workers or default_workers(place)
-    totals = write(inputs, output_prefix, settings, workers, max_bad_rows, task_bytes, place, merge_only, force)
-    if totals.engine and place.rank == 0:
-        print(totals.engine)
-    for prefix in totals.prefixes if totals.joined else ():
+    totals = write(inputs, output_prefix, settings, chosen, max_bad_rows, task_bytes, merge_only, force)
+    if totals.tokenizer_engine and chosen.is_first:
+        print(totals.tokenizer_engine)
+    for prefix in totals.prefixes if chosen.is_first else ():
         print(prefix)
     print(totals)
 

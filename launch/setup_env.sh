@@ -2,6 +2,7 @@
 # Makes the project's virtual environment, or reuses it, and puts it first on PATH. To be sourced:
 #   source launch/setup_env.sh
 # KAIYUAN_VENV  where the environment is (default: .venv in the project)
+# KAIYUAN_REQUIREMENTS  one more file of requirements to install, in the project, as tests/run.sh has
 # PYTHON        the interpreter that makes it (default: the first of python3.11, python3.12, python3 that fits)
 # pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are respected. Needs no root, no terminal and no HOME.
 
@@ -62,6 +63,21 @@ kaiyuan_is_installed() {
 import megatron_kaiyuan.data._reader') 2>/dev/null
 }
 
+# More packages for an environment that is there; what is in it stays as it is.
+kaiyuan_add() { # FILE
+    local stamp="$kaiyuan_venv/${1//\//_}.stamp" log="$kaiyuan_venv/setup.log" fingerprint
+    fingerprint="$(cksum <"$kaiyuan_root/$1")" || return 1
+    [[ ! -f $stamp || $(<"$stamp") != "$fingerprint" ]] || return 0
+    echo "set-up: installing $1 (some minutes; log: $log)"
+    if ! "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+        -r "$kaiyuan_root/$1" -c "$kaiyuan_root/requirements.txt" >>"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        kaiyuan_error "installation of $1 failed; the lines above are the end of $log"
+        return 1
+    fi
+    echo "$fingerprint" >"$stamp"
+}
+
 # Runs while it holds the lock, so that two scripts that start together do not install over each other.
 kaiyuan_set_up() {
     local stamp="$kaiyuan_venv/kaiyuan.stamp" log="$kaiyuan_venv/setup.log" fingerprint python
@@ -75,7 +91,7 @@ kaiyuan_set_up() {
         return 1
     fi
     python="$(kaiyuan_find_python)" && kaiyuan_check_tools "$python" || return 1
-    mkdir -p "$kaiyuan_venv" && rm -f "$stamp" && : >"$log" || return 1
+    mkdir -p "$kaiyuan_venv" && rm -f "$kaiyuan_venv"/*.stamp && : >"$log" || return 1
     echo "set-up: installing into $kaiyuan_venv (some minutes; log: $log)"
     SECONDS=0
     if ! kaiyuan_install "$python" "$log"; then
@@ -95,7 +111,7 @@ kaiyuan_activate() {
             echo "set-up: waiting for another set-up of $kaiyuan_venv"
             flock 9
         fi
-        kaiyuan_set_up
+        kaiyuan_set_up && if [[ -n ${KAIYUAN_REQUIREMENTS:-} ]]; then kaiyuan_add "$KAIYUAN_REQUIREMENTS"; fi
     ) 9>"$lock" || return 1
     export VIRTUAL_ENV="$kaiyuan_venv" PATH="$kaiyuan_venv/bin:$PATH"
     unset PYTHONHOME

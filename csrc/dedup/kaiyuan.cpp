@@ -43,11 +43,13 @@ std::vector<Role> make_roles() {
 
 class Normaliser {
  public:
-  Normaliser(const std::uint8_t* text, std::size_t size, std::vector<std::uint8_t>& normalised)
-      : first_(text), at_(text), last_(text + size), out_(normalised) {}
+  Normaliser(const std::uint8_t* text, std::size_t size, std::vector<std::uint8_t>& normalised,
+             std::vector<std::size_t>& spaces)
+      : first_(text), at_(text), last_(text + size), out_(normalised), spaces_(spaces) {}
 
   void run() {
     out_.clear();
+    spaces_.clear();
     out_.reserve(static_cast<std::size_t>(last_ - first_) + sha1_slack);
     while (at_ < last_) {
       if (*at_ < 0x80 && read_ascii_letters()) continue;
@@ -55,6 +57,7 @@ class Normaliser {
       read(begin, decode(at_, last_));
     }
     out_.resize(visible_);
+    while (!spaces_.empty() && spaces_.back() >= visible_) spaces_.pop_back();
   }
 
  private:
@@ -86,15 +89,19 @@ class Normaliser {
 
   // White space is collapsed before marks are dropped: two spaces stay where a mark stood alone between them.
   void space() {
-    if (!after_space_ && !out_.empty()) out_.push_back(' ');
+    if (!after_space_ && !out_.empty()) put_space();
     after_space_ = true;
+  }
+  void put_space() {
+    spaces_.push_back(out_.size());
+    out_.push_back(' ');
   }
 
   void put(std::uint32_t point) {
     if (attributes_[point].is_word())
       encode(point, [&](std::uint8_t byte) { out_.push_back(byte); });
     else
-      out_.push_back(' ');
+      put_space();
     show();
   }
 
@@ -139,6 +146,7 @@ class Normaliser {
 
   const std::uint8_t *first_, *at_, *last_;
   std::vector<std::uint8_t>& out_;
+  std::vector<std::size_t>& spaces_;
   std::size_t visible_ = 0;  // bytes up to the last character that is not white space
   bool after_space_ = false;
   const Attributes* attributes_ = attributes().data();
@@ -153,26 +161,16 @@ class Normaliser {
 
 }  // namespace
 
-void normalise_as_kaiyuan(const std::uint8_t* text, std::size_t size, std::vector<std::uint8_t>& normalised) {
-  Normaliser(text, size, normalised).run();
-  normalised.resize(normalised.size() + sha1_slack);
-}
-
-void kaiyuan_shingles(const std::vector<std::uint8_t>& normalised, unsigned ngram, std::vector<Span>& shingles) {
-  std::vector<Span> words;
-  const std::size_t size = normalised.size() - sha1_slack;
-  std::size_t first = 0;
-  for (std::size_t i = 0; i < size; ++i)
-    if (normalised[i] == ' ') {
-      words.push_back({first, i});
-      first = i + 1;
-    }
-  words.push_back({first, size});
-  shingles.clear();
-  if (words.size() < least_words) return;
-  const std::size_t length = std::min<std::size_t>(ngram, words.size());
-  for (std::size_t i = 0; i + length <= words.size(); ++i)
-    shingles.push_back({words[i].first, words[i + length - 1].last});
+void KaiyuanReader::read(const std::uint8_t* text, std::size_t size, unsigned ngram) {
+  Normaliser(text, size, normalised_, spaces_).run();
+  const std::size_t words = spaces_.size() + 1, length = std::min<std::size_t>(ngram, words);
+  shingles_.clear();
+  if (words >= least_words) {
+    spaces_.push_back(normalised_.size());
+    for (std::size_t word = 0; word + length <= words; ++word)
+      shingles_.push_back({word == 0 ? 0 : spaces_[word - 1] + 1, spaces_[word + length - 1]});
+  }
+  normalised_.resize(normalised_.size() + sha1_slack);
 }
 
 }  // namespace dedup

@@ -14,10 +14,19 @@
 
 namespace dedup {
 
-// The normalised text with a space for each character that is not \w, and `sha1_slack` bytes that are not part of it.
-void normalise_as_kaiyuan(const std::uint8_t* text, std::size_t size, std::vector<std::uint8_t>& normalised);
+// Reads texts one after another, in memory that is kept for the next one.
+class KaiyuanReader {
+ public:
+  // The normalised text with a space for each character that is not \w, and `sha1_slack` bytes that are not part of it.
+  // The n-grams of words are spans of it: none below five words, one of all words below `ngram`.
+  void read(const std::uint8_t* text, std::size_t size, unsigned ngram);
+  const std::vector<std::uint8_t>& normalised() const { return normalised_; }
+  const std::vector<Span>& shingles() const { return shingles_; }
 
-// The n-grams of words of such a text, each a span of it; none below five words, one of all words below `ngram`.
-void kaiyuan_shingles(const std::vector<std::uint8_t>& normalised, unsigned ngram, std::vector<Span>& shingles);
+ private:
+  std::vector<std::uint8_t> normalised_;
+  std::vector<std::size_t> spaces_;  // where they are
+  std::vector<Span> shingles_;
+};
 
 }  // namespace dedup

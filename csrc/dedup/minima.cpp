@@ -41,12 +41,14 @@ KAIYUAN_INLINE void minima32(const Loop<std::uint32_t>& loop) {
   }
 }
 
-// The remainder plus one, of x modulo 2^61 - 1: with u = (x mod 2^61) + (x div 2^61) + 1, which is at most 2^61 + 7, it is
-// (u mod 2^61) + (u div 2^61). Below 2^62, so that the signed comparison, which AVX2 has, finds the least.
+// The least remainder modulo m = 2^61 - 1. x is congruent to s = (x mod 2^61) + (x div 2^61), which is at most m + 7; its
+// remainder is s, or s - m where that is not negative. So remainders are in the order of s - m as an unsigned number, and
+// so are signed numbers 2^63 away from that, which AVX2 can compare.
 template <int Lanes>
 KAIYUAN_INLINE void minima64(const Loop<std::uint64_t>& loop) {
   using Vector = typename Side<std::uint64_t, Lanes>::type;
   using Signed = typename Side<std::int64_t, Lanes>::type;
+  constexpr std::uint64_t shift = (std::uint64_t{1} << 63) - mersenne;
   for (std::size_t p = 0; p < loop.permutations; p += 4 * Lanes) {
     Vector a[4], b[4];
     Signed least[4];
@@ -57,13 +59,15 @@ KAIYUAN_INLINE void minima64(const Loop<std::uint64_t>& loop) {
       const std::uint64_t hash = loop.hashes[i];
       for (int v = 0; v < 4; ++v) {
         const Vector permuted = a[v] * hash + b[v];
-        const Vector once = (permuted & mersenne) + (permuted >> 61) + 1;
-        const Signed remainder = reinterpret_cast<Signed>((once & mersenne) + (once >> 61));
-        least[v] = remainder < least[v] ? remainder : least[v];
+        const Signed shifted = reinterpret_cast<Signed>((permuted & mersenne) + (permuted >> 61) + shift);
+        least[v] = shifted < least[v] ? shifted : least[v];
       }
     }
-    for (Signed& each : least) each -= 1;
     std::memcpy(loop.minima + p, least, sizeof least);
+  }
+  for (std::size_t p = 0; p < loop.permutations; ++p) {
+    const std::uint64_t sum = loop.minima[p] - shift;
+    loop.minima[p] = sum >= mersenne ? sum - mersenne : sum;
   }
 }
 

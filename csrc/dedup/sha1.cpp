@@ -14,12 +14,21 @@ constexpr std::size_t classes = 16;  // of spans by their blocks; the last one h
 
 std::size_t blocks_of(const Span& span) { return (span.last - span.first + 8) / block_bytes + 1; }
 
+// 64 bytes that keep what they are laid over, and 64 that clear it.
+struct Masks {
+  std::uint8_t bytes[2 * block_bytes];
+  constexpr Masks() : bytes() {
+    for (std::size_t i = 0; i < block_bytes; ++i) bytes[i] = 0xFF;
+  }
+};
+constexpr Masks masks;
+
 // Block `number` of a padded message: its bytes, a one bit, zeros, and in the last block its length in bits.
 KAIYUAN_INLINE void fill_block(const std::uint8_t* text, const Span& span, std::size_t number, std::uint8_t* block) {
   const std::size_t size = span.last - span.first, offset = number * block_bytes;
   const std::size_t here = offset < size ? std::min(size - offset, block_bytes) : 0;
-  if (here) std::memcpy(block, text + span.first + offset, block_bytes);
-  std::memset(block + here, 0, block_bytes - here);
+  const std::uint8_t *from = text + span.first + (here ? offset : 0), *mask = masks.bytes + block_bytes - here;
+  for (std::size_t i = 0; i < block_bytes; ++i) block[i] = from[i] & mask[i];
   if (size >= offset && size < offset + block_bytes) block[size - offset] = 0x80;
   if (number + 1 < blocks_of(span)) return;
   const std::uint64_t bits = __builtin_bswap64(std::uint64_t{size} * 8);

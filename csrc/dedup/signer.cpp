@@ -1,10 +1,11 @@
 #include "signer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <string>
 
-#include "kaiyuan.h"
 #include "shingles.h"
 
 namespace dedup {
@@ -17,6 +18,15 @@ void permuted_half(const std::vector<std::uint64_t>& hashes, std::vector<std::ui
                  [](std::uint64_t hash) { return static_cast<std::uint32_t>(hash >> 32); });
 }
 void permuted_half(const std::vector<std::uint64_t>& hashes, std::vector<std::uint64_t>& same) { same = hashes; }
+
+// Eight at a time, the last ones with zeros after them, which are in no text.
+void add_bytes(Digest& digest, const std::uint8_t* bytes, std::size_t size) {
+  for (std::size_t at = 0; at < size; at += 8) {
+    std::uint64_t block = 0;
+    std::memcpy(&block, bytes + at, std::min<std::size_t>(8, size - at));
+    digest.add(block);
+  }
+}
 
 template <typename Number>
 void sign_all(const Texts& texts, const Shingler& shingler, const Permutations<Number>& permutations, Number* minima,
@@ -51,12 +61,10 @@ Shingler::Shingler(Normalisation normalisation, const WordRules& rules, unsigned
 void Shingler::operator()(const std::uint8_t* text, std::size_t size, Document& document) const {
   Digest digest;
   if (normalisation_ == Normalisation::kaiyuan) {
-    normalise_as_kaiyuan(text, size, document.normalised);
-    kaiyuan_shingles(document.normalised, ngram_, document.spans);
-    sha1_prefixes(document.normalised.data(), document.spans, document.shingles);
-    StringHash hash;
-    for (std::size_t i = 0; i + sha1_slack < document.normalised.size(); ++i) hash.put(document.normalised[i]);
-    if (!hash.is_empty()) digest.add(hash.take());
+    document.kaiyuan.read(text, size, ngram_);
+    const std::vector<std::uint8_t>& normalised = document.kaiyuan.normalised();
+    sha1_prefixes(normalised.data(), document.kaiyuan.shingles(), document.shingles);
+    add_bytes(digest, normalised.data(), normalised.size() - sha1_slack);
   } else {
     document.words.clear();
     document.shingles.clear();

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kaiyuan.h"
 #include "minima.h"
-#include "sha1.h"
 #include "words.h"
 
 namespace dedup {
@@ -34,8 +34,7 @@ struct Document {
   std::vector<std::uint64_t> shingles;  // hashes of all n-grams, with repeats, in any order
   std::array<std::uint64_t, 2> digest;
   std::vector<std::uint64_t> words;
-  std::vector<std::uint8_t> normalised;
-  std::vector<Span> spans;
+  KaiyuanReader kaiyuan;
 };
 
 // What makes shingles of a text.

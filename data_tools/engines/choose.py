@@ -22,7 +22,7 @@ def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None
     """The engine of a name.
 
     Args:
-        workers: processes of the local engine; 0: one a core.
+        workers: processes of the local engine, or of each rank; 0: one a core. Spark has executors instead.
 
     Raises:
         UserError: it is unknown, not installed, or the environment is not that of its launcher.
@@ -37,14 +37,14 @@ def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None
     if workers < 0:
         raise UserError(f"--workers {workers}: must be at least 0")
     if name == "spark":
+        if workers:
+            raise UserError(f"--workers {workers}: Spark's own options say how many executors and cores it takes")
         from data_tools.engines.spark import SparkEngine
 
         return SparkEngine()
     place = find_place(os.environ if environ is None else environ)
     if name in ("mpi", "slurm") or (name == "auto" and place.world > 1):
-        if workers > 1:
-            raise UserError(f"--workers {workers}: a rank is one process; start more ranks instead")
-        return RanksEngine(place)
+        return RanksEngine(place, workers or default_workers(place))
     if place.world > 1:
         raise UserError(f"--engine local: {place.world} ranks were started; use --engine auto, or start one process")
     return LocalEngine(workers or default_workers(place))

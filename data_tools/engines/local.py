@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from data_tools.engines.pool import Pool
 from data_tools.engines.progress import Progress
 from data_tools.engines.stage import Record, Stage
+from data_tools.reading.place import Place
 
 
 class LocalEngine:
     """Does the tasks in `workers` processes, or in this one where one is enough."""
 
     is_first = True
+    place = Place()
 
     def __init__(self, workers: int):
-        self._workers = workers
+        self.workers = workers
 
     def run(self, stage: Stage) -> list[Record]:
         """See `Engine.run`."""
         records = {number: stage.finished(number) for number in range(len(stage.tasks))}
         left = [number for number in stage.by_size() if records[number] is None]
-        workers = min(self._workers, len(left))
-        with Progress(stage.title, len(stage.tasks), len(stage.tasks) - len(left)) as progress:
-            if workers <= 1:
+        workers = min(self.workers, len(left))
+        with ExitStack() as stack:
+            # The pool before the bar, whose thread would keep it from forking.
+            pool = stack.enter_context(Pool(_Finisher(stage), workers)) if workers > 1 else None
+            progress = stack.enter_context(Progress(stage.title, len(stage.tasks), len(stage.tasks) - len(left)))
+            if pool is None:
                 for number in left:
                     records[number] = stage.finish(number)
                     progress.advance()
             else:
-                with Pool(_Finisher(stage), workers) as pool, closing(pool.run("finish", [(n,) for n in left])) as done:
-                    for call, record in done:
-                        records[left[call]] = record
-                        progress.advance()
+                for call, record in stack.enter_context(closing(pool.run("finish", [(number,) for number in left]))):
+                    records[left[call]] = record
+                    progress.advance()
         return [record for _, record in sorted(records.items()) if record is not None]
 
 

@@ -57,7 +57,7 @@ class Pool:
                 not_theirs = (*self._workers, ours, self._alive) if forked else ()
                 process = context.Process(target=_work, args=(worker, theirs, alive, not_theirs), daemon=True)
                 self._workers[ours] = process
-                with theirs, _one_thread():
+                with theirs, one_thread():
                     _start(process)
         except BaseException:
             self._end()
@@ -124,7 +124,7 @@ class Pool:
                 process.join()
 
 
-def _one_thread() -> AbstractContextManager[None]:
+def one_thread() -> AbstractContextManager[None]:
     """For what is started in the block: the processes are the parallelism, and threads would only compete with it."""
     return environment({"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"})
 

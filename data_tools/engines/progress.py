@@ -11,15 +11,19 @@ from tqdm import tqdm
 _LINE_SECONDS = 60.0
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    # Its thread would stay, and where several threads run no process can be forked: each later pool would start anew.
+    monitor_interval = 0
+
+
 class Progress:
-    """Counts finished tasks. A context manager."""
+    """Counts finished tasks; without a title it shows nothing. A context manager."""
 
     def __init__(self, title: str, total: int, done: int = 0):
         self._title, self._total, self._done = title, total, done
         self._printed = time.monotonic()
-        self._bar: Any = tqdm(
-            total=total, initial=done, unit=" tasks", desc=title, leave=False, disable=not sys.stderr.isatty()
-        )
+        silent = not (title and sys.stderr.isatty())
+        self._bar: Any = _Bar(total=total, initial=done, unit=" tasks", desc=title, leave=False, disable=silent)
 
     def __enter__(self) -> Progress:
         return self
@@ -31,6 +35,6 @@ class Progress:
         """One more task is finished, or `done` in all."""
         self._done = self._done + 1 if done is None else done
         self._bar.update(self._done - self._bar.n)
-        if self._bar.disable and time.monotonic() - self._printed > _LINE_SECONDS:
+        if self._title and self._bar.disable and time.monotonic() - self._printed > _LINE_SECONDS:
             self._printed = time.monotonic()
             print(f"{self._title}: {self._done:,} of {self._total:,} tasks", file=sys.stderr, flush=True)

@@ -7,30 +7,53 @@ the same command continues. On a file system without locks two machines may do a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import TypeVar
 
+from data_tools.engines.pool import Pool
 from data_tools.engines.progress import Progress
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place
 
 _POLL_SECONDS = (0.05, 2.0)
+T = TypeVar("T")
 
 
 class RanksEngine:
-    """Does tasks until those of all ranks are finished: a rank is one process."""
+    """Does tasks until those of all ranks are finished.
 
-    def __init__(self, place: Place):
-        self._place = place
+    Args:
+        workers: processes of this rank, each of which claims tasks for itself.
+    """
+
+    def __init__(self, place: Place, workers: int = 1):
+        self.place, self.workers = place, workers
         self.is_first = place.rank == 0
 
     def run(self, stage: Stage) -> list[Record]:
         """See `Engine.run`."""
+        first, world = self.place.rank * self.workers, self.place.world * self.workers
+        claimer = _Claimer(stage)
+        if self.workers == 1:
+            return claimer.claim(first, world)
+        with Pool(claimer, self.workers) as pool:
+            found = dict(pool.run("claim", [(first + number, world) for number in range(self.workers)]))
+        return list(found[0])
+
+
+class _Claimer:
+    """What a process of a rank is asked for."""
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+
+    def claim(self, process: int, processes: int) -> list[Record]:
+        """Do tasks until all are finished, whoever does them; the records of all."""
+        stage = self._stage
         records: dict[int, Record] = {}
-        order = stage.by_size()
-        # Ranks begin at different tasks, so that they rarely meet at a lock.
-        first = len(order) * self._place.rank // self._place.world
-        left = order[first:] + order[:first] if len(order) >= self._place.world else order
-        pause = _POLL_SECONDS[0]
-        with Progress(stage.title if self.is_first else "", len(order)) as progress:
+        left = claim_order(stage.by_size(), process, processes)
+        pause = Pause()
+        with Progress(stage.title if process == 0 else "", len(left)) as progress:
             while left:
                 busy = []
                 for number in left:
@@ -39,12 +62,27 @@ class RanksEngine:
                         busy.append(number)
                     else:
                         records[number] = record
-                        if self.is_first:
-                            progress.advance(len(records))
-                if len(busy) == len(left):
-                    time.sleep(pause)
-                    pause = min(2 * pause, _POLL_SECONDS[1])
-                else:
-                    pause = _POLL_SECONDS[0]
+                        progress.advance()
+                pause(len(busy) == len(left))
                 left = busy
         return [record for _, record in sorted(records.items())]
+
+
+def claim_order(order: Sequence[T], process: int, processes: int) -> list[T]:
+    """Tasks from the largest to the smallest, begun at another one by each process: so they rarely meet at a lock."""
+    first = len(order) * process // processes if len(order) >= processes else 0
+    return [*order[first:], *order[:first]]
+
+
+class Pause:
+    """Waits while others do all that is left: the longer, the longer it takes."""
+
+    def __init__(self) -> None:
+        self._seconds = _POLL_SECONDS[0]
+
+    def __call__(self, all_busy: bool) -> None:
+        if all_busy:
+            time.sleep(self._seconds)
+            self._seconds = min(2 * self._seconds, _POLL_SECONDS[1])
+        else:
+            self._seconds = _POLL_SECONDS[0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_tools.reading.place import Place
 from data_tools.reading.tasks import KEPT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_json, write_json
@@ -121,9 +122,13 @@ class Engine(Protocol):
 
     Attributes:
         is_first: whether this process also does what is done once: it prints, and puts the product in its place.
+        place: which of how many ranks this is.
+        workers: processes on this machine that this one starts.
     """
 
     is_first: bool
+    place: Place
+    workers: int
 
     def run(self, stage: Stage) -> list[Record]:
         """Finish all tasks of a stage; their records in the order of the tasks.

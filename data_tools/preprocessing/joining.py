@@ -84,10 +84,17 @@ def joined_earlier(shards: Shards, outputs: Mapping[Path, str], tasks: Sequence[
     try:
         note = read_json(shards.folders[0] / _JOINED, "note of joined shards")
         records = [record_from(record) for record in note["records"]]
-        there = all(is_there(prefix) and read_manifest(prefix).get("identity") == outputs[prefix] for prefix in outputs)
     except (UserError, KeyError, TypeError):
         return None
-    return records if there and note.get("work") == _fingerprint(tasks) else None
+    return records if note.get("work") == _fingerprint(tasks) and are_made(outputs) else None
+
+
+def are_made(outputs: Mapping[Path, str]) -> bool:
+    """Whether all corpora are there, with the identity that is given for each prefix."""
+    try:
+        return all(is_there(prefix) and read_manifest(prefix).get("identity") == outputs[prefix] for prefix in outputs)
+    except UserError:
+        return False
 
 
 def remove(shards: Shards) -> None:

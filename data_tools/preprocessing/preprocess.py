@@ -1,20 +1,29 @@
 """Text to Megatron corpora: tasks to shards over processes, then the shards joined.
 
-The bytes are the same for any number of workers and ranks, any cut into tasks, and any number of kills and restarts.
+The bytes are the same for any engine, any number of workers, ranks or partitions, any cut into tasks, and any number
+of kills and restarts.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
-from data_tools.corpora.corpus_files import corpus_output, earlier_corpus
+from data_tools.corpora.corpus_files import corpus_output, earlier_corpus, read_manifest
+from data_tools.engines.local import LocalEngine
+from data_tools.engines.ranks import Pause, claim_order
+from data_tools.engines.spark import SparkEngine
+from data_tools.engines.stage import Engine
 from data_tools.preprocessing.joining import (
     Done,
+    are_made,
     earlier_bad_rows,
     finished_tasks,
     join,
@@ -24,12 +33,11 @@ from data_tools.preprocessing.joining import (
     within_limit,
 )
 from data_tools.preprocessing.progress import Bar, forget
-from data_tools.preprocessing.sample import sample_texts
+from data_tools.preprocessing.sample import sample_texts, unscored_keys
 from data_tools.preprocessing.shards import Record, Shards
-from data_tools.preprocessing.workers import Job, WriterPool
+from data_tools.preprocessing.workers import Job, Worker, WriterPool
 from data_tools.reading.inputs import find_inputs
-from data_tools.reading.place import Place
-from data_tools.reading.tasks import Settings, Task, cut_tasks, share, work_identity
+from data_tools.reading.tasks import Settings, Task, cut_tasks, work_identity
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
@@ -37,15 +45,19 @@ from megatron_kaiyuan.outputs import Output, check, claim, require_name
 
 __all__ = ["Settings", "Totals", "preprocess"]
 
+# How long the first rank waits for the others to leave the shards, and any other one for corpora that get their names.
+_LAST_RANK_SECONDS, _PUBLISHING_SECONDS = 60.0, 3.0
+
 
 @dataclass
 class Totals:
     """What preprocessing wrote, over all corpora.
 
     Attributes:
-        engine: which tokenizer engine was used and why; "" when every shard was there already.
+        tokenizer_engine: which one was used and why; "" when every shard was there already.
         missing_scores: documents without a score, by its name.
-        joined: whether the corpora are there; else these are the figures of one rank's shards.
+        state: "joined"; "there" when an earlier start had made the corpora; "left" by a rank that leaves the joining to
+            the first one, with the figures of all ranks.
     """
 
     prefixes: list[Path]
@@ -53,9 +65,8 @@ class Totals:
     tokens: int
     text_bytes: int
     skipped: Counter[str]
-    engine: str = ""
-    place: Place = field(default_factory=Place)
-    joined: bool = True
+    tokenizer_engine: str = ""
+    state: Literal["joined", "there", "left"] = "joined"
     missing_scores: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
@@ -63,22 +74,20 @@ class Totals:
         left_out += "".join(
             f"; {name} missing: {count:,}" for name, count in sorted(self.missing_scores.items()) if count
         )
-        ratio = self.text_bytes / max(self.tokens, 1)
-        rank = "" if self.joined else f" by rank {self.place.rank} of {self.place.world}, to join with --merge-only"
-        return (
-            f"preprocess: {self.sequences:,} documents, {self.tokens / 1e6:.2f} M tokens, "
-            f"{ratio:.2f} bytes/token{rank}{left_out}"
-        )
+        counts = f"preprocess: {self.sequences:,} documents, {self.tokens / 1e6:.2f} M tokens"
+        if self.state == "there":
+            return f"{counts}, made before{left_out}"
+        left = "; the first rank joins the shards, or --merge-only" if self.state == "left" else ""
+        return f"{counts}, {self.text_bytes / max(self.tokens, 1):.2f} bytes/token{left_out}{left}"
 
 
 def preprocess(
     inputs: Sequence[str | Path],
     output_prefix: Path,
     settings: Settings,
-    workers: int = 1,
+    engine: Engine | None = None,
     max_bad_rows: int = 0,
     task_bytes: int = 0,
-    place: Place | None = None,
     merge_only: bool = False,
     force: bool = False,
 ) -> Totals:
@@ -86,10 +95,10 @@ def preprocess(
 
     Args:
         inputs: files, folders, patterns or URLs.
-        workers: processes that tokenize; 1 works in this process.
+        engine: who does the work; None: this process. Of several ranks each writes shards until all are there, and the
+            first one joins them.
         max_bad_rows: rows that may be left out because they are no JSON, lack a field and so on.
         task_bytes: size of a task; 0 takes one that fits the inputs.
-        place: which of several ranks this is; with more than one, shards are written but not joined.
         merge_only: do no task, only join the shards that the ranks have left.
         force: corpora of other input or settings may be replaced.
 
@@ -97,45 +106,82 @@ def preprocess(
         UserError: an argument or an input is wrong, something else lies at the output, there are too many bad rows, or
             the disk is full; the message names file and line.
     """
-    _check_arguments(settings, workers, max_bad_rows, task_bytes)
+    engine = engine or LocalEngine(1)
+    _check_arguments(settings, max_bad_rows, task_bytes)
     require_name(output_prefix, "--output-prefix")
-    place = place or Place()
-    files = find_inputs(inputs, quiet=place.rank > 0)
+    files = find_inputs(inputs, quiet=not engine.is_first)
     # What is in the way is found before the tokenizer is loaded and its engine proven.
     prefixes = [output_prefix.with_name(f"{output_prefix.name}_{key}_document") for key in settings.json_keys]
     bad_rows = Output(
         output_prefix.with_name(f"{output_prefix.name}.bad_rows.jsonl"), "a list of bad rows", "--output-prefix", "file"
     )
     check(bad_rows, "", earlier_bad_rows)
-    tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
+    tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.tokenizer_engine)
     description = tokenizer.description()
     identities = {
         prefix: work_identity(files, settings, description, key)
         for key, prefix in zip(settings.json_keys, prefixes, strict=True)
     }
     tasks = cut_tasks(files, settings, description, task_bytes)
-    shards = Shards(prefixes)
-    work = _Work(tasks, shards, Job(settings, tuple(prefixes), place.rank, max_bad_rows), tokenizer, workers, place)
-    if place.world > 1 and not merge_only:
-        for prefix, identity in identities.items():
-            check(corpus_output(prefix), identity, earlier_corpus, force)
-        with lock(shards.lock_path, shared=True):
-            records = [record for _, record in work.do()]
-        return _totals(work, prefixes, records, joined=False)
+    for key in unscored_keys(files, settings) if engine.is_first and not merge_only else ():
+        print(
+            f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
+            file=sys.stderr,
+        )
+    work = _Work(
+        tasks, Shards(prefixes), Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows), tokenizer, engine
+    )
+    # Ranks may start when others have ended, as elements of an array do.
+    if engine.place.world > 1 and not merge_only and are_made(identities):
+        return _made_before(prefixes)
+    if not engine.is_first:
+        return _help(work, identities, force)
     with ExitStack() as claims:
         for prefix, identity in identities.items():
             claims.enter_context(claim(corpus_output(prefix), identity, earlier_corpus, force=force))
         # Shared by runs of one prefix and other json keys; and what a killed one left of it is removed.
         claims.enter_context(claim(bad_rows, "", earlier_bad_rows))
-        claims.enter_context(lock(shards.lock_path))
-        joined = joined_earlier(shards, identities, tasks)
-        if joined is None:
-            done = work.collect() if merge_only else work.do_alone()
-            _refuse_unscored(settings, [record for _, record in done])
-            join(shards, identities, done, bad_rows.path)
-            joined = [record for _, record in done]
-        remove(shards)
-    return _totals(work, prefixes, joined, joined=True)
+        with lock(work.shards.lock_path, shared=True):
+            joined = joined_earlier(work.shards, identities, tasks)
+            if joined is None:
+                done = work.collect() if merge_only else work.do()
+                _refuse_unscored(settings, [record for _, record in done])
+                join(work.shards, identities, done, bad_rows.path)
+                joined = [record for _, record in done]
+        _remove(work.shards)
+    return _totals(work, joined, "joined")
+
+
+def _help(work: _Work, identities: Mapping[Path, str], force: bool) -> Totals:
+    """What a rank other than the first does: shards, until those of all ranks are there."""
+    with lock(work.shards.lock_path, shared=True, seconds=None):
+        if are_made(identities):
+            tidy(work.shards)
+            return _made_before(list(identities))
+        _check_places(identities, force)
+        return _totals(work, [record for _, record in work.do()], "left")
+
+
+def _check_places(identities: Mapping[Path, str], force: bool) -> None:
+    """The refusals of `claim`; while the first rank gives a corpus its names, half of it is there for a moment."""
+    deadline = time.monotonic() + _PUBLISHING_SECONDS
+    while True:
+        try:
+            for prefix, identity in identities.items():
+                check(corpus_output(prefix), identity, earlier_corpus, force)
+            return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _remove(shards: Shards) -> None:
+    try:
+        with lock(shards.lock_path, seconds=_LAST_RANK_SECONDS):
+            remove(shards)
+    except UserError:
+        print(f"{shards.folders[0]}: a process still works there; remove it when it has ended", file=sys.stderr)
 
 
 @dataclass
@@ -146,63 +192,82 @@ class _Work:
     shards: Shards
     job: Job
     tokenizer: TextTokenizer
-    workers: int
-    place: Place
-    engine: str = ""
-
-    def do_alone(self) -> list[Done]:
-        """Do everything; after a failure leave only what a later run can use."""
-        try:
-            return self.do()
-        except BaseException:
-            tidy(self.shards)
-            raise
+    engine: Engine
+    tokenizer_engine: str = ""
 
     def do(self) -> list[Done]:
-        """This rank's tasks with their records, in the order of the inputs; what is finished is not done again."""
-        mine = share(self.tasks, self.place)
-        found = [(task, self.shards.finished(task)) for task in mine]
+        """All tasks with their records, whoever did them; what is finished is not done again."""
+        try:
+            return self._do()
+        except BaseException:
+            # Other ranks may be at work on what has no record yet.
+            if self.engine.place.world == 1:
+                tidy(self.shards)
+            raise
+
+    def _do(self) -> list[Done]:
+        found = [(task, self.shards.finished(task)) for task in self.tasks]
         earlier = [(task, record) for task, record in found if record]
-        # They come from the largest to the smallest, so that no worker is left with a long one at the end.
-        left = [task for task, record in found if not record]
+        # From the largest to the smallest, so that no worker is left with a long one at the end.
+        left = sorted((task for task, record in found if not record), key=lambda task: -task.size)
+        left = claim_order(left, self.engine.place.rank, self.engine.place.world)
         # The pool before the bar, whose thread would keep it from forking. All is closed at once on an error, so that
         # no worker still writes when this returns.
         with self._pool(left) as pool, self._bar(), closing(self._write(left, pool)) as written:
             done = within_limit(self.shards, chain(earlier, written), self.job.max_bad_rows)
             records = {task.name: record for task, record in done}
-        return [(task, records[task.name]) for task in self.tasks if task.name in records]
+        return [(task, records[task.name]) for task in self.tasks]
 
     def collect(self) -> list[Done]:
         """All tasks with the records that the ranks have left."""
         return list(within_limit(self.shards, finished_tasks(self.shards, self.tasks), self.job.max_bad_rows))
 
     def _pool(self, tasks: Sequence[Task]) -> AbstractContextManager[WriterPool | None]:
-        workers = min(self.workers, len(tasks))
+        workers = min(self.engine.workers, len(tasks))
         return WriterPool(self.job, workers, self.tokenizer) if workers > 1 else nullcontext()
 
     def _write(self, tasks: Sequence[Task], pool: WriterPool | None) -> Generator[Done, None, None]:
         if not tasks:
             return
         sample = sample_texts(list(dict.fromkeys(task.file for task in self.tasks)), self.job.settings)
-        self.engine = self.tokenizer.prove(sample, pool.difference if pool else None)
+        self.tokenizer_engine = self.tokenizer.prove(sample, pool.difference if pool else None)
+        if isinstance(self.engine, SparkEngine):
+            calls = [(task, self.tokenizer.engine) for task in tasks]
+            for number, record in self.engine.call(Worker(self.job), "write", calls, self.shards.folders[0]):
+                yield tasks[number], record
+            return
+        pause, left = Pause(), tasks
+        while left:
+            busy = []
+            for task, record in self._claim(left, pool):
+                if record is None:
+                    busy.append(task)
+                else:
+                    yield task, record
+            pause(len(busy) == len(left))
+            left = busy
+
+    def _claim(
+        self, tasks: Sequence[Task], pool: WriterPool | None
+    ) -> Generator[tuple[Task, Record | None], None, None]:
+        """Do the tasks that no other process is doing; those come with None."""
         if pool:
             yield from pool.write(tasks, self.tokenizer.engine)
             return
         writer = self.job.writer(self.tokenizer)
-        yield from ((task, writer.write(task)) for task in tasks)
+        yield from ((task, writer.write(task, wait=False)) for task in tasks)
 
     def _bar(self) -> AbstractContextManager[object]:
-        folder = self.shards.folders[0]
-        forget(folder, self.place.rank)
-        if self.place.rank:
+        folder, place = self.shards.folders[0], self.engine.place
+        forget(folder, place.rank)
+        if place.rank:
             return nullcontext()
         done = sum(task.size for task in self.tasks if self.shards.record_path(task).exists())
-        return Bar(folder, sum(task.size for task in self.tasks), done, self.place.world)
+        return Bar(folder, sum(task.size for task in self.tasks), done, place.world)
 
 
-def _check_arguments(settings: Settings, workers: int, max_bad_rows: int, task_bytes: int) -> None:
+def _check_arguments(settings: Settings, max_bad_rows: int, task_bytes: int) -> None:
     for name, value, least in (
-        ("--workers", workers, 1),
         ("--max-bad-rows", max_bad_rows, 0),
         ("--task-bytes", task_bytes, 0),
         ("--max-characters", settings.max_characters, 0),
@@ -231,8 +296,8 @@ def _refuse_unscored(settings: Settings, records: Sequence[Record]) -> None:
             raise UserError(f"--score-keys {name}: none of {sequences:,} documents has this score; check the name")
 
 
-def _totals(work: _Work, prefixes: list[Path], records: Sequence[Record], joined: bool) -> Totals:
-    totals = Totals(prefixes, 0, 0, 0, Counter(), work.engine, work.place, joined)
+def _totals(work: _Work, records: Sequence[Record], state: Literal["joined", "left"]) -> Totals:
+    totals = Totals(list(work.job.prefixes), 0, 0, 0, Counter(), work.tokenizer_engine, state)
     for record in records:
         totals.sequences += record.sequences
         totals.tokens += record.tokens
@@ -240,4 +305,13 @@ def _totals(work: _Work, prefixes: list[Path], records: Sequence[Record], joined
         totals.skipped.update(record.skipped)
         totals.missing_scores.update(record.missing_scores)
     totals.skipped = +totals.skipped
+    return totals
+
+
+def _made_before(prefixes: list[Path]) -> Totals:
+    totals = Totals(prefixes, 0, 0, 0, Counter(), state="there")
+    for prefix in prefixes:
+        manifest = read_manifest(prefix)
+        totals.sequences += manifest["sequences"]
+        totals.tokens += manifest["tokens"]
     return totals

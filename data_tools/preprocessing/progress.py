@@ -5,6 +5,7 @@ The files lie in the shard folder, so that ranks on several machines need nothin
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import threading
@@ -61,7 +62,7 @@ class Meter:
 
 def meter_path(folder: Path, rank: int, process: int) -> Path:
     """Where a process keeps its counts: apart from the shards, of which there may be very many to look through."""
-    return folder / METERS / f"{rank}-{process}"
+    return folder / METERS / f"{rank}-{os.uname().nodename}-{process}"
 
 
 def forget(folder: Path, rank: int) -> None:

@@ -122,22 +122,28 @@ class ShardWriter:
         self._description = self.tokenizer.description()
         self._max_bad_rows = max_bad_rows
 
-    def write(self, task: Task) -> Record:
+    def write(self, task: Task, *, wait: bool = True) -> Record | None:
         """Do a task, unless it is finished.
+
+        Args:
+            wait: for a process that is doing the task; else None is returned.
 
         Raises:
             UserError: the input cannot be read, has too many bad rows, or the shard cannot be written.
         """
-        with lock(self.shards.folders[0] / f"{task.name}.lock"):
-            record = self.shards.finished(task)
-            if record is None:
-                try:
+        if (record := self.shards.finished(task)) is not None:
+            return record
+        try:
+            with lock(self.shards.folders[0] / f"{task.name}.lock", seconds=None if wait else 0, keep=False):
+                record = self.shards.finished(task)
+                if record is None:
                     record = self._write(task)
-                except OSError as error:
-                    reason = os.strerror(error.errno) if error.errno else str(error)
-                    place = self.shards.folders[0]
-                    raise UserError(f"{place}: cannot be written ({reason}); make room, {KEPT}") from error
-        self.meter.finish(task.size)
+                    self.meter.finish(task.size)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise UserError(f"{self.shards.folders[0]}: cannot be written ({reason}); make room, {KEPT}") from error
         return record
 
     def _write(self, task: Task) -> Record:

@@ -35,9 +35,9 @@ class Job:
 class Worker:
     """What a process of the pool can be asked for. Forked processes share the tokenizer, others load their own."""
 
-    def __init__(self, job: Job, tokenizer: TextTokenizer):
+    def __init__(self, job: Job, tokenizer: TextTokenizer | None = None):
         self._job = job
-        self._shared: TextTokenizer | None = tokenizer
+        self._shared = tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_job": self._job, "_shared": None}
@@ -49,7 +49,7 @@ class Worker:
     @cached_property
     def _tokenizer(self) -> TextTokenizer:
         settings = self._job.settings
-        return self._shared or TextTokenizer(settings.tokenizer, settings.eod_token, settings.engine)
+        return self._shared or TextTokenizer(settings.tokenizer, settings.eod_token, settings.tokenizer_engine)
 
     @cached_property
     def _writer(self) -> ShardWriter:
@@ -59,10 +59,10 @@ class Worker:
         """What `TextTokenizer.difference` says."""
         return self._tokenizer.difference(engine, texts, before)
 
-    def write(self, task: Task, engine: str) -> Record:
-        """Do a task, unless it is finished."""
+    def write(self, task: Task, engine: str, wait: bool = True) -> Record | None:
+        """What `ShardWriter.write` does, with that engine of the tokenizer."""
         self._tokenizer.use(engine)
-        return self._writer.write(task)
+        return self._writer.write(task, wait=wait)
 
 
 class WriterPool(Pool):
@@ -82,11 +82,11 @@ class WriterPool(Pool):
         found = dict(self.run("difference", calls))
         return next((found[i] for i in sorted(found) if found[i] is not None), None)
 
-    def write(self, tasks: Sequence[Task], engine: str) -> Iterator[tuple[Task, Record]]:
-        """Do tasks; each comes with its record when it is done, in any order.
+    def write(self, tasks: Sequence[Task], engine: str) -> Iterator[tuple[Task, Record | None]]:
+        """Do tasks; each comes with its record when it is done, in any order; with None while another process does it.
 
         Raises:
             UserError: the first failing task's error.
         """
-        for number, record in self.run("write", [(task, engine) for task in tasks]):
+        for number, record in self.run("write", [(task, engine, False) for task in tasks]):
             yield tasks[number], record

@@ -1,8 +1,7 @@
-"""How the work is cut: tasks of some bytes of a file, who does which, and what makes a finished one still valid."""
+"""How the work is cut: tasks of some bytes of a file, and what makes a finished one still valid."""
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import xxhash
 
 from data_tools.reading.inputs import InputFile
-from data_tools.reading.place import Place
 from megatron_kaiyuan.outputs import identity_of
 
 # The end of messages about a run that stops.
@@ -39,7 +37,7 @@ class Settings:
         text_column: column of Parquet files that holds the one json key's text, where its name is another.
         text_documents: what is a document in plain text, "line" or "file".
         max_characters: rows with a longer text are left out; 0 for no limit.
-        engine: how to encode; the result does not depend on it.
+        tokenizer_engine: how to encode; the result does not depend on it.
     """
 
     tokenizer: Path
@@ -51,7 +49,7 @@ class Settings:
     text_column: str | None = None
     text_documents: str = "line"
     max_characters: int = 0
-    engine: str = "auto"
+    tokenizer_engine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -106,25 +104,10 @@ def is_whole(file: InputFile, settings: Settings) -> bool:
     return bool(file.packing) or (file.format == "text" and settings.text_documents == "file")
 
 
-def share(tasks: Sequence[Task], place: Place) -> list[Task]:
-    """The tasks of one rank: the largest first, each to the rank with the fewest bytes so far.
-
-    Every rank works out the same.
-    """
-    loads = [(0, rank) for rank in range(place.world)]
-    mine = []
-    for task in sorted(tasks, key=lambda task: -task.size):
-        load, rank = heapq.heappop(loads)
-        heapq.heappush(loads, (load + task.size + 1, rank))
-        if rank == place.rank:
-            mine.append(task)
-    return mine
-
-
 def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     """What the content of shards depends on beside the input; the tokenizer's description stands for its settings."""
     about = {**asdict(settings), **tokenizer, "version": _SHARD_VERSION}
-    return {name: value for name, value in about.items() if name not in ("tokenizer", "eod_token", "engine")}
+    return {name: value for name, value in about.items() if name not in ("tokenizer", "eod_token", "tokenizer_engine")}
 
 
 def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:

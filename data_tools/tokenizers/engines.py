@@ -140,7 +140,7 @@ def build(name: str, reference: Reference) -> Engine:
     if name == "reference":
         return reference
     if name not in ENGINES:
-        raise UserError(f"--engine {name}: is not known; use auto, reference, {', '.join(ENGINES)}")
+        raise UserError(f"--tokenizer-engine {name}: is not known; use auto, reference, {', '.join(ENGINES)}")
     return ENGINES[name](reference)
 
 
@@ -179,7 +179,7 @@ def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Com
             return Choice(name, "; ".join([proof, *refused]))
         refused.append(f"{name} differs from {reference.name} on {difference}")
     if wanted not in ("auto", "reference"):
-        raise UserError(f"--engine {wanted}: {refused[0]}; use --engine auto or reference")
+        raise UserError(f"--tokenizer-engine {wanted}: {refused[0]}; use --tokenizer-engine auto or reference")
     return Choice("reference", "; ".join([f"engine: {reference.name}", *refused]))
 
 

@@ -112,7 +112,7 @@ class TextTokenizer:
         try:
             self._engine = self._built(engine)
         except Unsupported as error:
-            raise UserError(f"--engine {engine}: {error}; use --engine auto or reference") from None
+            raise UserError(f"--tokenizer-engine {engine}: {error}; use --tokenizer-engine auto or reference") from None
         self.engine = engine
 
     @_without_collector()

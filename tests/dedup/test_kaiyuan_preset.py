@@ -81,3 +81,17 @@ def test_texts_of_all_scripts(texts: list[str]):
         assert hashes[offsets[number] : offsets[number + 1]].tolist() == sorted(expected), ascii(text)
         assert (shingles[number] > 0) == (len(expected) > 0)
         assert np.array_equal(signatures[number], kaiyuan_minima(expected)), ascii(text)
+
+
+@pytest.mark.usefixtures("vectors")
+def test_remainders_at_the_edges_of_the_modulus():
+    """One n-gram of hash h, and increments that make h + b any value."""
+    text = "one two three four five"
+    (shingle,) = kaiyuan_hashes(text)
+    prime = 2**61 - 1
+    values = [multiple * prime + more for multiple in range(8) for more in (-1, 0, 1, 2, 6, 7)]
+    values = [value for value in [*values, 2**61, 2**63, 2**64 - 1] if 0 <= value < 2**64]
+    increments = np.array([(value - shingle) % 2**64 for value in values], np.uint64)
+    signer = _dedup.KaiyuanSigner(np.ones_like(increments), increments, 5)
+    signatures = signer.sign(*text_memory(pa.array([text])))[0]
+    assert signatures[0].tolist() == [value % prime for value in values]

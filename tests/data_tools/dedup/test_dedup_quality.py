@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from json_lines import write_rows
@@ -19,6 +20,7 @@ from data_tools.dedup import edges as edges_module
 from data_tools.dedup.arrays import CHUNK, PAIR, chunks
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.request import Request, make_recipe
+from data_tools.dedup.signatures import text_memory
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
 
@@ -135,3 +137,32 @@ def test_the_clusters_do_not_depend_on_the_order_of_the_documents(tmp_path, text
         by_order.append(sorted(map(sorted, clusters.values())))
     assert by_order[0] == by_order[1]
     assert any(len(members) > 1 for members in by_order[0])
+
+
+def test_the_preset_keeps_what_the_released_pipeline_keeps(tmp_path, texts):
+    """Its rule on signatures, which are compared with its own code's elsewhere: who shares a band is one component, of
+    which the smallest id stays, with the sum of all counts."""
+    texts = [*texts, "four words are short", "four words are short"]
+    recipe = make_recipe("kaiyuan")
+    offsets, data = text_memory(pa.array(texts, pa.large_string()))
+    signatures, shingles, _ = recipe.signer().sign(offsets, data)
+    pairs = set()
+    for band in range(14):
+        first: dict[bytes, int] = {}
+        for row in np.flatnonzero(shingles):
+            key = signatures[row, 9 * band : 9 * band + 9].tobytes()
+            if first.setdefault(key, int(row)) != row:
+                pairs.add((first[key], int(row)))
+    labels = components(len(texts), pairs)
+    copies = np.arange(len(texts)) % 3 + 1
+    write_rows(
+        tmp_path / "a.jsonl",
+        [{"text": t, "duplicate_count": float(n)} for t, n in zip(texts, copies.tolist(), strict=True)],
+    )
+    rows, _ = columns(tmp_path / "a.jsonl", tmp_path / "out", recipe=recipe)
+    kept = [number for number, row in enumerate(rows) if row["duplicate_of"] is None]
+    assert kept == sorted(np.unique(labels, return_index=True)[1].tolist())
+    assert [rows[number]["duplicate_count"] for number in kept] == [
+        int(copies[labels == labels[number]].sum()) for number in kept
+    ]
+    assert len(kept) < len(texts) - 500

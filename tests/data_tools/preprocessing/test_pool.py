@@ -52,7 +52,7 @@ main()
 
 @pytest.fixture
 def job(tokenizer_path: Path, tmp_path: Path) -> Job:
-    return Job(Settings(tokenizer_path, engine="reference"), (tmp_path / "c_text_document",), 0, 0)
+    return Job(Settings(tokenizer_path, tokenizer_engine="reference"), (tmp_path / "c_text_document",), 0, 0)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Task], tokenize
 def test_threads_of_libraries_are_switched_off_for_workers_only(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
-    with pool_module._one_thread():
+    with pool_module.one_thread():
         assert (os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"]) == ("false", "1")
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
     assert "RAYON_NUM_THREADS" not in os.environ

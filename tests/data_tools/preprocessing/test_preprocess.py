@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from data_tools.corpora.corpus import manifest_path, metadata_path
 from data_tools.corpora.verify import verify
+from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading import text as text_module
 from data_tools.tokenizers.tokenizer import TextTokenizer
@@ -75,7 +76,7 @@ def test_the_number_of_workers_leaves_no_trace(
     inputs = sorted(harvested.glob("*.jsonl"))
     settings = Settings(tokenizer_path, score_keys=("score",))
     for workers in (1, 2, 3):
-        preprocess(inputs, tmp_path / str(workers) / "corpus", settings, workers, task_bytes=20_000)
+        preprocess(inputs, tmp_path / str(workers) / "corpus", settings, LocalEngine(workers), task_bytes=20_000)
     first, *others = (tmp_path / str(workers) / "corpus_text_document" for workers in (1, 2, 3))
     for other in others:
         assert contents(first) == contents(other)
@@ -173,14 +174,14 @@ def test_allowed_bad_rows_are_counted_by_reason(tokenizer_path: Path, tmp_path: 
     good = {"text": "good " * 500, "score": 0.5}
     path = write_rows(tmp_path / "in.jsonl", [line for bad in BAD_LINES for line in (good, bad)] * 3)
     settings = Settings(tokenizer_path, score_keys=("score",))
-    totals = preprocess([path], tmp_path / "c", settings, workers=2, max_bad_rows=24)
+    totals = preprocess([path], tmp_path / "c", settings, LocalEngine(2), max_bad_rows=24)
     assert totals.sequences == 24
     assert totals.skipped["field 'score' is not a finite number"] == 9
     manifest = json.loads(manifest_path(tmp_path / "c_text_document").read_text())
     assert manifest["skipped"] == dict(totals.skipped)
     assert sum(manifest["skipped"].values()) == 24
     with pytest.raises(UserError, match=r"in\.jsonl:48: .*24 bad rows so far, --max-bad-rows is 23"):
-        preprocess([path], tmp_path / "d", settings, workers=2, max_bad_rows=23)
+        preprocess([path], tmp_path / "d", settings, LocalEngine(2), max_bad_rows=23)
 
 
 def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path):
@@ -191,7 +192,6 @@ def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path):
         preprocess([tmp_path / "no.jsonl"], tmp_path / "c", settings)
     path = write_rows(tmp_path / "in.jsonl", [])
     for wrong, message in (
-        ({"workers": 0}, "--workers 0"),
         ({"max_bad_rows": -1}, "--max-bad-rows -1"),
         ({"task_bytes": -1}, "--task-bytes -1"),
         ({"settings": Settings(tokenizer_path, text_documents="page")}, "--text-documents page"),

@@ -30,14 +30,15 @@ def test_meters_of_all_ranks_are_added(tmp_path: Path, monkeypatch: pytest.Monke
         meter.advance(200, 4, 20)
         meter._write()
     # Rank 7 is of an earlier run with more ranks.
-    (tmp_path / "progress/1-9").write_bytes(b"half")
+    (tmp_path / "progress/1-host-9").write_bytes(b"half")
     with Bar(tmp_path, total=10**9, done=10**8, world=2):
         time.sleep(0.3)
     line = capsys.readouterr().err.splitlines()[0]
     assert line.startswith("preprocess: 0.40 of 1.00 GB, 21 documents, ")
     assert re.search(r"[0-9.]+ M tokens/s, \d+ minutes left$", line)
     forget(tmp_path, 0)
-    assert sorted(path.name for path in (tmp_path / "progress").iterdir()) == ["1-1", "1-9", "7-1"]
+    left = sorted(path.name for path in (tmp_path / "progress").iterdir())
+    assert [name.replace(os.uname().nodename, "host") for name in left] == ["1-host-1", "1-host-9", "7-host-1"]
 
 
 def test_a_terminal_gets_one_bar(tokenizer_path: Path, tmp_path: Path):

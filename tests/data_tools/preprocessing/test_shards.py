@@ -21,6 +21,7 @@ from json_lines import read_rows, write_rows
 from data_tools.corpora.corpus import manifest_path
 from data_tools.corpora.merge import merge_corpora
 from data_tools.corpora.verify import verify
+from data_tools.engines.ranks import RanksEngine
 from data_tools.preprocessing import joining
 from data_tools.preprocessing.preprocess import Settings, Totals, preprocess
 from data_tools.reading.place import Place
@@ -52,13 +53,13 @@ def source(harvested: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(tokenizer_path: Path) -> Settings:
-    return Settings(tokenizer_path, KEYS, ("score",), meta_keys=("title",), engine="reference")
+    return Settings(tokenizer_path, KEYS, ("score",), meta_keys=("title",), tokenizer_engine="reference")
 
 
 @pytest.fixture(scope="module")
 def settings_of_cli(settings: Settings) -> list[str]:
     line = ["--tokenizer-model", str(settings.tokenizer), "--json-keys", *KEYS, "--score-keys", "score"]
-    line += ["--max-characters", "790", "--max-bad-rows", "1000", "--engine", "reference"]
+    line += ["--max-characters", "790", "--max-bad-rows", "1000", "--tokenizer-engine", "reference"]
     return [*line, "--task-bytes", str(TASK_BYTES)]
 
 
@@ -190,8 +191,7 @@ def test_bad_rows_are_listed_with_their_places(source: Path, settings: Settings,
 
 def finish_shards(source: Path, folder: Path, settings: Settings) -> dict[Path, int]:
     """Leave all shards and join nothing; return the time of change of each record."""
-    run(source, folder, settings, place=Place(0, 2))
-    run(source, folder, settings, place=Place(1, 2))
+    run(source, folder, settings, engine=RanksEngine(Place(1, 2)))
     return {path: path.stat().st_mtime_ns for path in folder.glob("*.shards/*.task.json")}
 
 
@@ -240,7 +240,7 @@ def test_a_run_that_was_killed_while_it_removed_its_shards(
     times = {name: (tmp_path / name).stat().st_mtime_ns for name in FILES}
     totals = run(source, tmp_path, settings)
     assert totals.sequences > 0
-    assert totals.engine == ""
+    assert totals.tokenizer_engine == ""
     assert contents(tmp_path)
     assert times == {name: (tmp_path / name).stat().st_mtime_ns for name in FILES}
 
@@ -267,14 +267,16 @@ def test_the_limit_of_bad_rows_holds_over_all_tasks_and_ranks(source: Path, sett
         run(source, tmp_path / "c", settings, max_bad_rows=bad - 1)
     run(source, tmp_path / "c", settings, max_bad_rows=bad)
     assert contents(tmp_path / "c") == contents(tmp_path / "all")
-    for rank in range(2):
-        run(source, tmp_path / "ranks", settings, max_bad_rows=bad - 1, place=Place(rank, 2))
-    with pytest.raises(UserError, match=f"--max-bad-rows is {bad - 1}"):
-        run(source, tmp_path / "ranks", settings, max_bad_rows=bad - 1, merge_only=True)
+    run(source, tmp_path / "ranks", settings, engine=RanksEngine(Place(1, 2)))
+    for rank, merge_only in ((1, False), (0, False), (0, True)):
+        with pytest.raises(UserError, match=f"--max-bad-rows is {bad - 1}"):
+            engine = RanksEngine(Place(rank, 2))
+            run(source, tmp_path / "ranks", settings, engine=engine, max_bad_rows=bad - 1, merge_only=merge_only)
 
 
 def test_merge_only_says_what_is_missing(source: Path, settings: Settings, tmp_path: Path):
-    run(source, tmp_path, settings, place=Place(1, 3))
+    finish_shards(source, tmp_path, settings)
+    next(tmp_path.glob("*.shards/*.task.json")).unlink()
     with pytest.raises(UserError, match=r"--merge-only: \d+ of \d+ shards are not finished, the first is of .*\.jsonl"):
         run(source, tmp_path, settings, merge_only=True)
 
@@ -290,16 +292,33 @@ def test_ranks_give_what_one_process_gives(
         array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1"}
         ids = [{**array, "SLURM_ARRAY_TASK_ID": str(i)} for i in (1, 2)]
         processes = [start(line, tmp_path, env=env) for env in ids]
-    said = ""
     for process in processes:
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-        said += output
-    for rank in range(2):
-        assert f"by rank {rank} of 2, to join with --merge-only" in said
-    with start([*line, "--merge-only"], tmp_path) as process:
-        assert process.wait(60) == 0
+        # One that comes when all is done finds the corpora.
+        assert "; the first rank joins the shards" in output or ", made before" in output or "c_text_document" in output
     assert contents(tmp_path) == undisturbed[0]
+
+
+def test_elements_of_an_array_that_do_not_run_at_once(
+    line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+):
+    def element(number: int, *more: str) -> str:
+        environ = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_ID": str(number)}
+        with start([*line, *more], tmp_path, env=environ) as process:
+            output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        return output
+
+    assert "; the first rank joins the shards, or --merge-only" in element(1)
+    assert not any(tmp_path.glob("*.manifest.json"))
+    element(0, "--merge-only")
+    assert contents(tmp_path) == undisturbed[0]
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in FILES}
+    assert ", made before" in element(2)
+    assert ", made before" in element(0)
+    assert contents(tmp_path) == undisturbed[0]
+    assert times == {name: (tmp_path / name).stat().st_mtime_ns for name in FILES}
 
 
 def test_two_runs_of_one_corpus_do_not_meet(tmp_path: Path):

@@ -13,6 +13,7 @@ import pytest
 from json_lines import read_rows, write_rows
 
 from data_tools.corpora.corpus import metadata_path
+from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.errors import UserError
 
@@ -34,7 +35,9 @@ def test_parquet_gives_what_json_lines_give(
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=5)
     settings = Settings(tokenizer_path, score_keys=("score",), meta_keys=("id",))
     preprocess([lines], tmp_path / "json", settings)
-    totals = preprocess([tmp_path / "in.parquet"], tmp_path / "parquet", settings, workers, task_bytes=task_bytes)
+    totals = preprocess(
+        [tmp_path / "in.parquet"], tmp_path / "parquet", settings, LocalEngine(workers), task_bytes=task_bytes
+    )
     assert contents(tmp_path / "json") == contents(tmp_path / "parquet")
     assert totals.sequences == sum(bool(row["text"]) for row in rows)
 

@@ -1,4 +1,4 @@
-"""The cut into tasks loses and repeats nothing, and the ranks share it without speaking to each other."""
+"""The cut into tasks loses and repeats nothing, and which rank of a launcher this is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_tools.reading import text as text_module
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.place import Place, default_workers, find_place
-from data_tools.reading.tasks import Settings, Task, cut_tasks, share
+from data_tools.reading.tasks import Settings, Task, cut_tasks
 from data_tools.reading.text import Rows, line_rows, lines_before
 from megatron_kaiyuan.errors import UserError
 
@@ -67,21 +67,6 @@ def test_bad_rows_have_the_same_place_in_any_cut(path: Path, content: bytes, siz
         assert content[:offset].count(b"\n") == number - 1
 
 
-@given(sizes=st.lists(st.integers(0, 300), max_size=8), world=st.integers(1, 5), task_bytes=st.integers(10, 200))
-def test_ranks_share_all_tasks(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], world: int, task_bytes: int):
-    folder = tmp_path_factory.mktemp("share")
-    for i, size in enumerate(sizes):
-        (folder / f"{i}.jsonl").write_bytes(b"\n" * size)
-    files = find_inputs([folder]) if sizes else []
-    tasks = cut_tasks(files, SETTINGS, TOKENIZER, task_bytes)
-    parts = [share(tasks, Place(rank, world)) for rank in range(world)]
-    names = [task.name for part in parts for task in part]
-    assert sorted(names) == sorted(task.name for task in tasks)
-    assert len(set(names)) == len(names)
-    loads = [sum(task.size + 1 for task in part) for part in parts]
-    assert max(loads) - min(loads) <= task_bytes + 1
-
-
 def test_the_name_of_a_task_follows_whatever_its_content_depends_on(tmp_path: Path):
     path = tmp_path / "in.jsonl"
 
@@ -90,7 +75,7 @@ def test_the_name_of_a_task_follows_whatever_its_content_depends_on(tmp_path: Pa
 
     path.write_bytes(b"{}\n")
     first = name()
-    assert name(replace(SETTINGS, engine="reference", eod_token="named instead of guessed")) == first
+    assert name(replace(SETTINGS, tokenizer_engine="reference", eod_token="named instead of guessed")) == first
     others = [name(tokenizer={**TOKENIZER, "fingerprint": "xxh3:1"}), name(tokenizer={**TOKENIZER, "eod_id": 1})]
     for change in (
         {"json_keys": ("body",)},

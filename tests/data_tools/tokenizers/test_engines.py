@@ -129,7 +129,9 @@ def test_the_first_difference_is_named_and_the_reference_takes_over(path: Path, 
     )
     assert "text 3, token " in reason
     assert reason.endswith("the text begins 'x of x'")
-    with pytest.raises(UserError, match=r"--engine gigatoken: gigatoken differs.*use --engine auto or reference"):
+    with pytest.raises(
+        UserError, match=r"--tokenizer-engine gigatoken: gigatoken differs.*use --tokenizer-engine auto or reference"
+    ):
         TextTokenizer(path, engine="gigatoken").prove(sample, compare)
 
 
@@ -176,9 +178,9 @@ def test_gigatoken_reads_tiktoken_files(tmp_path: Path, sample: list[str]):
 def test_an_engine_that_cannot_take_the_tokenizer_says_so(tokenizer_path: Path, sample: list[str]):
     tokenizer = TextTokenizer(tokenizer_path)
     assert tokenizer.prove(sample).startswith("engine: Hugging Face tokenizers; gigatoken cannot be used: ")
-    with pytest.raises(UserError, match=r"--engine gigatoken: .*; use --engine auto or reference"):
+    with pytest.raises(UserError, match=r"--tokenizer-engine gigatoken: .*; use --tokenizer-engine auto or reference"):
         TextTokenizer(tokenizer_path, engine="gigatoken")
-    with pytest.raises(UserError, match="--engine fast: is not known; use auto, reference, gigatoken"):
+    with pytest.raises(UserError, match="--tokenizer-engine fast: is not known; use auto, reference, gigatoken"):
         TextTokenizer(tokenizer_path, engine="fast")
     with pytest.raises(Unsupported):
         build("gigatoken", open_reference(tokenizer_path))
