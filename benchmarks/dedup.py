@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +42,7 @@ COPIES, RATES = 0.25, (0.0, 0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1,
 ROWS_PER_FILE, ROWS_PER_GROUP, CHECKED = 100_000, 4096, 20_000
 THRESHOLD, NGRAM = 0.7, 5
 
-Numbers = NDArray[np.uint64]
+Numbers: TypeAlias = NDArray[np.uint64]
 
 
 def mix(numbers: Numbers) -> Numbers:
@@ -184,7 +185,7 @@ def found(output: Path) -> tuple[float, int, int, int]:
     n, origin, index = (
         np.concatenate([kept[name].to_numpy(), gone[name].to_numpy()]) for name in ("n", "origin", "jaccard")
     )
-    by_number = np.empty(len(n), np.int64)
+    by_number: NDArray[np.int64] = np.empty(len(n), np.int64)
     by_number[n] = np.arange(len(n))
     cluster = keepers
     planted = np.flatnonzero(index >= THRESHOLD)
