@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from tests.ranks import run
+from tests.ranks import Started, run, started
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session
@@ -112,6 +113,11 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end; no file can grow beyond `largest_file` bytes."""
     return run(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides], largest_file)
+
+
+def at_work(processes: int, recipe: Path, *overrides: str) -> contextlib.AbstractContextManager[Started]:
+    """The training command at work for the body of a `with`."""
+    return started(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides])
 
 
 def train_on_bad_machine(
