@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+# The environment outside of any test: a server outlives the test that is the first to ask for it.
+_OUTSIDE = {**os.environ}
 # As torchrun does when a rank has failed: SIGTERM to the others, and SIGKILL when they have not ended by then.
 _SECONDS_TO_END = 30.0
 
@@ -174,10 +176,10 @@ class Started:
 
 
 @contextlib.contextmanager
-def started(count: int, program: Sequence[object]) -> Iterator[Started]:
+def started(count: int, program: Sequence[object], *, imported: str = "training") -> Iterator[Started]:
     """`run`, for the body of a `with`; ranks that are left at its end are killed."""
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
-        _ask("training", count, program, Path(folder), None, wait=False)
+        _ask(imported, count, program, Path(folder), None, wait=False)
         job = Started(Path(folder))
         try:
             yield job
@@ -217,7 +219,7 @@ def _ask(
 def _server(imported: str) -> subprocess.Popen[str]:
     """One for each process that tests; it ends with its standard input."""
     command = [sys.executable, __file__, imported]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_OUTSIDE)
 
 
 def _import_training() -> None:
