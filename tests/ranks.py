@@ -169,7 +169,11 @@ class Started:
         return _first_failure(json.loads(codes.read_text())) if codes.exists() else None
 
     def wait(self, seconds: float) -> int:
-        return _first_failure(_wait_for_json(self._folder / "codes", seconds))
+        return _first_failure(self.exit_codes(seconds))
+
+    def exit_codes(self, seconds: float) -> list[int]:
+        """By rank, at the end; negative ones are signals."""
+        return _wait_for_json(self._folder / "codes", seconds)
 
     def errors(self) -> str:
         return (self._folder / "errors").read_text()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,21 +89,15 @@ def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400)
     return path
 
 
-def command(processes: int, recipe: Path, *overrides: str) -> list[str]:
-    return _torchrun(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides])
-
-
-def _torchrun(processes: int, program: Sequence[object], options: Sequence[str] = ()) -> list[str]:
-    launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", *options]
-    return [*launcher, "--nproc-per-node", str(processes), *map(str, program)]
+def torchrun(processes: int, program: Sequence[object], *options: str) -> list[object]:
+    """The program that starts ranks of another one (`-m module` or a file, and its arguments) as fresh processes."""
+    launcher = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", *options]
+    return [*launcher, "--nproc-per-node", processes, *program]
 
 
 def launch(processes: int, program: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a program (`-m module` or a file, and its arguments) under torchrun, to its end; `options` are torchrun's."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        _torchrun(processes, program, options), capture_output=True, text=True, timeout=240, env=environ
-    )
+    """Run a program under torchrun, a fork itself, to its end; `options` are torchrun's."""
+    return run(1, torchrun(processes, program, *options), imported="torch")
 
 
 def train(
