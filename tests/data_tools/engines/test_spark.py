@@ -25,11 +25,15 @@ ROOT = Path(__file__).parents[3]
 PARTITIONS = (1, 3, 17)
 # Commands that give the same bytes on every engine; {output} is a folder of their own, the rest what `places` names.
 COMMANDS = {
-    "preprocess": "preprocess --input {harvested}/*.jsonl --score-keys score --output-prefix {output}/c "
+    "preprocess": "preprocess --input {harvested}/*.train.jsonl --meta-keys source --output-prefix {output}/c "
     "--tokenizer-model {tokenizer} --task-bytes 15000",
+    "score": "score --input code={harvested}/code.train.jsonl math={harvested}/math.train.jsonl --scorer rules "
+    "--quantile rules_gopher_words --task-bytes 15000 --output {output}/scored",
+    "dedup": "dedup --input code={harvested}/code.train.jsonl math={harvested}/math.train.jsonl --across "
+    "--max-removed 1 --task-bytes 15000 --output {output}/unique",
 }
 
-pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(1200)]
 
 
 class Cases(NamedTuple):
