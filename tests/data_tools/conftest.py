@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from json_lines import read_rows, write_rows
 
 from data_tools.harvesting.harvest import harvest
 from data_tools.reading.text import texts
@@ -18,9 +20,11 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fifth of a megabyte of code and of mathematics."""
-    folder = tmp_path_factory.mktemp("harvested")
+    """A fifth of a megabyte of code and of mathematics, each document with a number as its score."""
+    folder, draw = tmp_path_factory.mktemp("harvested"), random.Random(7)
     list(harvest(folder, megabytes=0.2, held_out=0.1, domains=["code", "math"]))
+    for path in sorted(folder.glob("*.jsonl")):
+        write_rows(path, [{**row, "score": draw.random()} for row in read_rows(path)])
     return folder
 
 
