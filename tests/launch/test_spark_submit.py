@@ -52,7 +52,8 @@ def work(tmp_path: Path) -> list[object]:
     (tmp_path / "few.jsonl").write_text(f"{row}\n" * 100 + "no JSON\n")
     (tmp_path / "one.jsonl").write_text(f"{row}\n")
     train_and_save([str(tmp_path / "one.jsonl")], "text", 300, tmp_path / "tokenizer.json", False)
-    options = ["--master", "local[2]", "--driver-memory", "512m", "--conf", "spark.ui.enabled=false", "--"]
+    options = ["--master", "local[2]", "--driver-memory", "512m", "--conf", "spark.ui.enabled=false"]
+    options += ["--driver-java-options", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", "--"]
     command = ["preprocess", "--tokenizer-model", tmp_path / "tokenizer.json", "--output-prefix", tmp_path / "c"]
     return [*options, *command, "--task-bytes", 200_000, "--input"]
 

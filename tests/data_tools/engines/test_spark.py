@@ -25,13 +25,15 @@ ROOT = Path(__file__).parents[3]
 PARTITIONS = (1, 3, 17)
 # Commands that give the same bytes on every engine; {output} is a folder of their own, the rest what `places` names.
 COMMANDS = {
-    "preprocess": "preprocess --input {harvested}/*.jsonl --score-keys score --output-prefix {output}/c "
+    "preprocess": "preprocess --input {harvested}/*.train.jsonl --score-keys score --output-prefix {output}/c "
     "--tokenizer-model {tokenizer} --task-bytes 15000",
-    "score": "score --input code={harvested}/code.train.jsonl math={harvested}/math.train.jsonl --output {output}/s "
-    "--scorer rules column=score,name=half,scale=0.5 --quantile half --filter half_quantile>0.25 --task-bytes 15000",
+    "score": "score --input code={harvested}/code.train.jsonl math={harvested}/math.train.jsonl --scorer rules "
+    "--quantile score --task-bytes 15000 --output {output}/scored",
+    "dedup": "dedup --input code={harvested}/code.train.jsonl math={harvested}/math.train.jsonl --across "
+    "--score score --max-removed 1 --task-bytes 15000 --output {output}/unique",
 }
 
-pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(1200)]
 
 
 class Cases(NamedTuple):
@@ -103,7 +105,11 @@ def run_cases(folder: Path, wanted: dict[str, list[Any]], last: list[Any]) -> Ca
     (folder / "cases.json").write_text(json.dumps([*wanted.values(), last]))
     here = Path(__file__).parent
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{here}:{here.parent / 'steps'}", "SPARK_MASTER": "local[2]"}
-    environ["PYSPARK_SUBMIT_ARGS"] = "--driver-memory 512m --conf spark.ui.enabled=false pyspark-shell"
+    # A Java for seconds: without its second compiler, its other collectors and the page.
+    environ["PYSPARK_SUBMIT_ARGS"] = (
+        "--driver-memory 512m --driver-java-options '-XX:TieredStopAtLevel=1 -XX:+UseSerialGC' "
+        "--conf spark.ui.enabled=false pyspark-shell"
+    )
     line = [sys.executable, here / "spark_cases.py", folder / "cases.json", folder / "results.json"]
     with open(folder / "errors.txt", "w") as errors, subprocess.Popen(line, env=environ, stderr=errors) as driver:
         try:
