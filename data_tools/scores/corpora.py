@@ -92,6 +92,8 @@ class _Growth:
 
     def __init__(self, prefix: Path, name: str, options: CorpusOptions, engine: Engine, force: bool):
         self._prefix, self._name, self._options = prefix, name, options
+        # Executors work in folders of their own.
+        self._absolute = prefix.absolute()
         self._engine, self._force = engine, force
 
     def grow(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[Quantile]) -> list[str]:
@@ -180,7 +182,8 @@ class _Growth:
         ranges = cut_ranges(map_lengths(idx_path(self._prefix)), self._options.task_tokens)
         names = [f"{number:06d}" for number in range(len(ranges))]
         gone = tuple(wanted.made)
-        work = ScoreRange(self._prefix, self._options.tokenizer, tuple(wanted.scorers), gone)
+        tokenizer = (self._options.tokenizer or Path(wanted.manifest["tokenizer"]["path"])).absolute()
+        work = ScoreRange(self._absolute, tokenizer, tuple(wanted.scorers), gone)
         stage = Stage("score", place.folder / "score", work, ranges, names, [one.tokens for one in ranges])
         records: list[Record] = []
         if wanted.scorers:
@@ -191,7 +194,7 @@ class _Growth:
             quantile.name: rank(
                 self._engine,
                 place.folder / f"quantile-{number:03d}",
-                _ReadRange(self._prefix, quantile),
+                _ReadRange(self._absolute, quantile),
                 list(zip(ranges, files, strict=True)),
                 quantile,
                 choice_seed(self._options.seed, self._name),
