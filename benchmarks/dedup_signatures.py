@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from benchmarks.dedup_peers import installed_peers, python_shingles, released_bands, released_peer
 from benchmarks.dedup_texts import boilerplate_documents, chinese_documents, english_documents, near_copies
