@@ -1,16 +1,17 @@
 """`kaiyuan-data dedup` from Parquet to Parquet: documents a second, memory, and what it finds of planted copies.
 
-    python -m benchmarks.dedup                            # 100,000 documents of 3.4 kB
-    python -m benchmarks.dedup --documents 1e7 --folder /scratch/dedup    # 34 GB of text; about 60 GB of disk
+    python -m benchmarks.dedup                            # 100,000 documents of 3 kB
+    python -m benchmarks.dedup --documents 1e7 --folder /scratch/dedup    # 32 GB of text; about 40 GB of disk
 
 Documents are made of real text: pieces of 40 words of what this machine keeps (docstrings, Python's language reference,
-descriptions of packages), a dozen in a document, drawn at random. A quarter are copies of an earlier one: exact, or with
-0.5 to 20 % of the words replaced. Of a sample of these the exact Jaccard index is worked out in plain Python. Recall: how
-many of those with J >= 0.7 are in the cluster of their original. Precision: how many of the removed documents are copies
-of the same original as the one that stays for them.
+descriptions of packages), a dozen in a document, drawn at random. A quarter are copies of an earlier one: exact, or
+with 0.5 to 20 % of the words replaced. Of a sample of these the exact Jaccard index is worked out in plain Python.
+Recall: how many of those with J >= 0.7 are in the cluster of their original. Precision: how many of the removed
+documents are copies of the same original as the one that stays for them.
 
-The clock runs from the start of the command to its end. Memory: resident sets of all its processes together, twenty times
-a second; pages that processes share count for each, so this is an upper bound. The input is kept for a second run.
+The clock runs from the start of the command to its end. Memory: resident sets of all its processes together, twenty
+times a second; pages that processes share count for each, so this is an upper bound. In --folder the text is kept for a
+second run.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from benchmarks.dedup_texts import english_documents
 
@@ -38,59 +41,64 @@ PIECE_WORDS, PIECES = 40, 12
 COPIES, RATES = 0.25, (0.0, 0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2)
 ROWS_PER_FILE, ROWS_PER_GROUP, CHECKED = 100_000, 4096, 20_000
 THRESHOLD, NGRAM = 0.7, 5
-_MASK = (1 << 64) - 1
+
+Numbers: TypeAlias = NDArray[np.uint64]
 
 
-def mix(number: int) -> int:
+def mix(numbers: Numbers) -> Numbers:
     """SplitMix64 (Steele, Lea, Flood, 2014)."""
-    number = (number + 0x9E3779B97F4A7C15) & _MASK
-    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
-    return number ^ (number >> 31)
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 class Collection:
     """Documents, each a function of its number alone."""
 
     def __init__(self, documents: int):
-        self.documents = documents
+        self._documents = documents
         # Letters only: what the words are must not be a question of normalisation here.
         kept = (["".join(filter(str.isalpha, word)) for word in text.split()] for text in english_documents(10_000))
         words = [word for text in kept for word in text if word.isascii() and word]
         self._pieces = [" ".join(words[i : i + PIECE_WORDS]) for i in range(0, len(words) - PIECE_WORDS, PIECE_WORDS)]
         self._vocabulary = sorted(set(words[:200_000]))
 
-    def row(self, number: int) -> dict[str, Any]:
-        """`text`, `origin`: number of the document it is a copy of; `jaccard` with that one, for a sample."""
-        origin = self._origin(number)
-        text = self._original(origin)
-        row = {"text": text, "n": number, "origin": origin, "jaccard": None}
-        if origin != number:
-            draw = random.Random(number)
-            row["text"] = copy = self._edited(text, draw.choice(RATES), draw)
-            if draw.random() < CHECKED / (COPIES * self.documents):
-                row["jaccard"] = jaccard(text, copy)
-        return row
+    def rows(self, first: int, last: int) -> pa.Table:
+        """`text`; `n`; `origin`: number of the document it is a copy of; `jaccard` with that one, for a sample."""
+        numbers: NDArray[np.uint64] = np.arange(first, last, dtype=np.uint64)
+        origins = self._origins(numbers)
+        draws = mix(origins[:, None] * np.uint64(PIECES) + np.arange(PIECES, dtype=np.uint64))
+        texts = [" ".join([self._pieces[i] for i in row]) for row in (draws % np.uint64(len(self._pieces))).tolist()]
+        indexes = np.full(len(numbers), np.nan)
+        for at in np.flatnonzero(origins != numbers):
+            draw = random.Random(first + int(at))
+            original = texts[at]
+            texts[at] = self._edited(original, draw.choice(RATES), draw)
+            if draw.random() < CHECKED / (COPIES * self._documents):
+                indexes[at] = jaccard(original, texts[at])
+        columns = {"text": pa.array(texts, pa.large_string()), "n": numbers, "origin": origins, "jaccard": indexes}
+        return pa.table(columns)
 
-    def _is_copy(self, number: int) -> bool:
-        return number > 0 and mix(number) < COPIES * (_MASK + 1)
-
-    def _origin(self, number: int) -> int:
-        if not self._is_copy(number):
-            return number
-        origin = mix(number ^ 0x5555) % number
-        while self._is_copy(origin):
-            origin -= 1
-        return origin
-
-    def _original(self, number: int) -> str:
-        return " ".join(self._pieces[mix(number * PIECES + i) % len(self._pieces)] for i in range(PIECES))
+    def _origins(self, numbers: Numbers) -> Numbers:
+        """Of a copy its original, which comes before it; of others themselves."""
+        origins = numbers.copy()
+        copies = np.flatnonzero(is_copy(numbers))
+        drawn = mix(numbers[copies] ^ np.uint64(0x5555)) % numbers[copies]
+        while (again := is_copy(drawn)).any():
+            drawn[again] -= np.uint64(1)
+        origins[copies] = drawn
+        return origins
 
     def _edited(self, text: str, rate: float, draw: random.Random) -> str:
         words = text.split(" ")
         for place in draw.sample(range(len(words)), round(rate * len(words))):
             words[place] = draw.choice(self._vocabulary)
         return " ".join(words) if rate else text.upper()
+
+
+def is_copy(numbers: Numbers) -> NDArray[np.bool_]:
+    return (numbers > 0) & (mix(numbers) < np.uint64(int(COPIES * 2**64)))
 
 
 def jaccard(one: str, other: str) -> float:
@@ -110,11 +118,9 @@ def write_collection(folder: Path, documents: int) -> int:
     collection = Collection(documents)
     size = 0
     for number, start in enumerate(range(0, documents, ROWS_PER_FILE)):
-        rows = [collection.row(n) for n in range(start, min(start + ROWS_PER_FILE, documents))]
-        table = pa.Table.from_pylist(rows).set_column(0, "text", pa.array([row["text"] for row in rows], "large_string"))
-        table = table.set_column(3, "jaccard", pa.array([row["jaccard"] for row in rows], pa.float64()))
+        table = collection.rows(start, min(start + ROWS_PER_FILE, documents))
         pq.write_table(table, folder / f"{number:05d}.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP)
-        size += sum(len(row["text"]) for row in rows)
+        size += pc.sum(pc.binary_length(table["text"])).as_py()
     done.write_text(json.dumps({"documents": documents, "bytes": size}))
     return size
 
@@ -151,10 +157,8 @@ class Watch:
         with subprocess.Popen(line, stdout=subprocess.PIPE) as process:
             while process.poll() is None:
                 self.peak = max(self.peak, resident_bytes(process.pid))
-                for path in (path for path in work.glob("*/*") if path.is_dir()):
-                    self.stages.setdefault(path.name, time.monotonic() - began)
-                for path in work.glob("sign-*"):
-                    self.stages.setdefault("sign", time.monotonic() - began)
+                for path in (*work.glob("sign-*"), *work.glob("*/*/")):
+                    self.stages.setdefault(path.name.partition("-")[0], time.monotonic() - began)
                 time.sleep(0.05)
             assert process.stdout is not None
             self.output = process.stdout.read()
@@ -181,7 +185,7 @@ def found(output: Path) -> tuple[float, int, int, int]:
     n, origin, index = (
         np.concatenate([kept[name].to_numpy(), gone[name].to_numpy()]) for name in ("n", "origin", "jaccard")
     )
-    by_number = np.empty(len(n), np.int64)
+    by_number: NDArray[np.int64] = np.empty(len(n), np.int64)
     by_number[n] = np.arange(len(n))
     cluster = keepers
     planted = np.flatnonzero(index >= THRESHOLD)
@@ -205,18 +209,30 @@ def main() -> None:
         output = folder / "unique"
         for path in (output, Path(f"{output}.work")):
             shutil.rmtree(path, ignore_errors=True)
-        line = [sys.executable, "-m", "data_tools.cli", "dedup", "--input", str(folder / "text"), "--output", str(output)]
+        line = [
+            sys.executable,
+            "-m",
+            "data_tools.cli",
+            "dedup",
+            "--input",
+            str(folder / "text"),
+            "--output",
+            str(output),
+        ]
         line += ["--workers", str(arguments.workers), "--json", *arguments.options]
         watch = Watch(line, Path(f"{output}.work"))
         documents = int(arguments.documents)
         rate, load = documents / watch.seconds, os.getloadavg()[0]
         print(f"{documents:,} documents, {size / 1e6:,.0f} MB of text, {arguments.workers} workers, load {load:.0f}")
         print(f"  {watch.seconds:,.0f} s, {rate:,.0f} documents/s; {watch.cpu_seconds:,.0f} s of CPU time,")
-        print(f"  {documents / watch.cpu_seconds:,.0f} documents a second and core; {watch.peak / 2**30:.2f} GiB at most")
+        print(
+            f"  {documents / watch.cpu_seconds:,.0f} documents a second and core; {watch.peak / 2**30:.2f} GiB at most"
+        )
         print("  stages: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.stage_seconds().items()))
         recall, pairs, removed, wrong = found(output)
         print(f"  recall {recall:.4f} of {pairs:,} planted pairs with J >= {THRESHOLD}")
-        print(f"  {removed:,} removed, {wrong:,} of them for another original: precision {1 - wrong / max(removed, 1):.6f}")
+        precision = 1 - wrong / max(removed, 1)
+        print(f"  {removed:,} removed, {wrong:,} of them for another original: precision {precision:.6f}")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def candidates(texts: list[str], recipe: Recipe, folder: Path) -> tuple[NDArray[
     signer = recipe.signer()
     memory = text_memory(pa.array(texts, pa.large_string()))
     signatures, shingles, _ = signer.sign(*memory)
-    rows = np.flatnonzero(shingles).astype(np.uint32)
+    rows: NDArray[np.uint32] = np.flatnonzero(shingles).astype(np.uint32)
     outputs = []
     for band, keys in enumerate(_dedup.band_keys(signatures, recipe.bands, recipe.rows)):
         path, output = folder / "run", os.fsencode(folder / f"pairs{band}")
@@ -167,9 +167,10 @@ def compare_boilerplate(texts: list[str], folder: Path) -> None:
         documents = boilerplate_documents(texts, 40_000, share)
         truth, _, similarity = all_pairs(documents, 0.7)
         found, exact = candidates(documents, Recipe(), folder)
+        joined = (exact >= 0.7).sum()
         print(
             f"boilerplate: {len(documents):,} documents of 40 kB, {share:.0%} of each the same; J up to "
-            f"{similarity.max():.3f}, {len(found):,} candidates, {(exact >= 0.7).sum():,} joined, {len(truth):,} in truth"
+            f"{similarity.max():.3f}, {len(found):,} candidates, {joined:,} joined, {len(truth):,} in truth"
         )
 
 

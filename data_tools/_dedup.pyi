@@ -29,14 +29,7 @@ class Signer:
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]: ...
 
 class KaiyuanSigner:
-    def __init__(
-        self,
-        multipliers: NDArray[np.uint64],
-        increments: NDArray[np.uint64],
-        ngram: int,
-        shingles: str = "auto",
-        keeps_numbers: bool = False,
-    ) -> None: ...
+    def __init__(self, multipliers: NDArray[np.uint64], increments: NDArray[np.uint64], ngram: int) -> None: ...
     def sign(
         self, offsets: NDArray[np.int64], data: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64]]: ...

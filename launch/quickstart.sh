@@ -116,6 +116,8 @@ stage unique "$RUN/unique" deduplicate
 stage classifier "$RUN/quality.bin" train_classifier
 stage scores "$RUN/scored" \
     kaiyuan-data score --input "$RUN/unique" --output "$RUN/scored" --scorer "linear=$RUN/quality.bin,name=score" --force
+stage audit "$RUN/audit.html" \
+    kaiyuan-data audit "$RUN/scored" --score score --by domain --output "$RUN/audit.html" --force
 stage tokenizer "$RUN/tokenizer/tokenizer.json" \
     kaiyuan-data tokenizer train --input "$RUN"/text/*.train.jsonl --vocab-size 8192 \
     --output "$RUN/tokenizer/tokenizer.json" --force

@@ -60,7 +60,7 @@ kaiyuan_install() { # INTERPRETER LOG
 # Whether the environment still works, and the extensions still lie where the installation built them.
 kaiyuan_is_installed() {
     (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'import data_tools._curriculum, data_tools._dedup, data_tools._index
-import megatron_kaiyuan.data._reader') 2>/dev/null
+import data_tools._scores, megatron_kaiyuan.data._reader') 2>/dev/null
 }
 
 # More packages for an environment that is there; what is in it stays as it is.

@@ -153,19 +153,29 @@ std::tuple<std::uint64_t, std::uint64_t, std::uint64_t> pairs_of_groups(
 }
 
 template <typename Number>
-void define_signer(py::module_& module, const char* name, Shingler::Normalisation normalisation) {
-  py::class_<Signer<Number>>(module, name, "Documents as shingles, signatures and digests: see csrc/dedup/signer.h")
-      .def(py::init([normalisation](const Array<Number>& multipliers, const Array<Number>& increments, unsigned ngram,
-                                    const std::string& shingles, bool keeps_numbers) {
-             const Shingler shingler(normalisation, rules_of(shingles, keeps_numbers), ngram);
-             return std::make_unique<Signer<Number>>(shingler, multipliers, increments);
-           }),
-           py::arg("multipliers").noconvert(), py::arg("increments").noconvert(), py::arg("ngram"),
-           py::arg("shingles") = "auto", py::arg("keeps_numbers") = false)
+py::class_<Signer<Number>> define_signer(py::module_& module, const char* name) {
+  return py::class_<Signer<Number>>(module, name, "Documents as shingles, signatures and digests: see csrc/dedup/signer.h")
       .def("sign", &Signer<Number>::sign, py::arg("offsets").noconvert(), py::arg("data").noconvert(),
            "(minima [texts, permutations], n-grams u32[texts], digests u64[texts, 2])")
       .def("shingle_sets", &Signer<Number>::sets, py::arg("offsets").noconvert(), py::arg("data").noconvert(),
            "(offsets i64[texts + 1], hashes u64[], ascending and distinct for each text)");
+}
+
+void define_signers(py::module_& module) {
+  define_signer<std::uint32_t>(module, "Signer")
+      .def(py::init([](const Array<std::uint32_t>& multipliers, const Array<std::uint32_t>& increments, unsigned ngram,
+                       const std::string& shingles, bool keeps_numbers) {
+             const Shingler shingler(Shingler::Normalisation::own, rules_of(shingles, keeps_numbers), ngram);
+             return std::make_unique<Signer<std::uint32_t>>(shingler, multipliers, increments);
+           }),
+           py::arg("multipliers").noconvert(), py::arg("increments").noconvert(), py::arg("ngram"),
+           py::arg("shingles") = "auto", py::arg("keeps_numbers") = false);
+  define_signer<std::uint64_t>(module, "KaiyuanSigner")
+      .def(py::init([](const Array<std::uint64_t>& multipliers, const Array<std::uint64_t>& increments, unsigned ngram) {
+             const Shingler shingler(Shingler::Normalisation::kaiyuan, {}, ngram);
+             return std::make_unique<Signer<std::uint64_t>>(shingler, multipliers, increments);
+           }),
+           py::arg("multipliers").noconvert(), py::arg("increments").noconvert(), py::arg("ngram"));
 }
 
 }  // namespace
@@ -183,8 +193,7 @@ PYBIND11_MODULE(_dedup, module) {
   module.attr("unicode_version") = unicode::version;
   module.def("vector_names", &vector_names, "Instruction sets that this processor has, narrowest first");
   module.def("use_vectors", &use_vectors, py::arg("name"), "For tests: the instruction set from now on");
-  define_signer<std::uint32_t>(module, "Signer", Shingler::Normalisation::own);
-  define_signer<std::uint64_t>(module, "KaiyuanSigner", Shingler::Normalisation::kaiyuan);
+  define_signers(module);
   module.def("band_keys", &keys_of<std::uint32_t>, py::arg("signatures").noconvert(), py::arg("bands"), py::arg("rows"));
   module.def("band_keys", &keys_of<std::uint64_t>, py::arg("signatures").noconvert(), py::arg("bands"), py::arg("rows"),
              "u64[bands, documents]: a hash of each band of each signature");

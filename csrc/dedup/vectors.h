@@ -12,7 +12,7 @@
 #if defined(__x86_64__)
 #define KAIYUAN_X86 1
 #define KAIYUAN_AVX2 __attribute__((target("avx2")))
-#define KAIYUAN_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define KAIYUAN_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
 
 namespace dedup {

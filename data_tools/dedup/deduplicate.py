@@ -58,7 +58,8 @@ def deduplicate(request: Request, settings: Settings, engine: Engine) -> dict[st
         if request.index and not has_index and engine.is_first:
             indexes.publish(request.index, signing, sign, signed)
         if place.manifest:
-            place.remove()
+            if engine.is_first:
+                place.remove()
             return _finished_report(request)
         scopes = make_scopes([*earlier, *signed], request.rules.across)
         return run.finish(scopes, shards, settings)

@@ -85,7 +85,11 @@ class Recipe:
 
 
 def kaiyuan_preset() -> Recipe:
-    """The report's: 14 x 9 bands, which are 126 of the 128 permutations asked for, and no check of candidates."""
+    """The report's: 14 x 9 bands, which are 126 of the 128 permutations asked for, and no check of candidates.
+
+    The released code's mode for English, which is its default. For Chinese it can cut words with jieba first; this does
+    not: a run of Chinese between two signs is one word here, as it is in the released default.
+    """
     return Recipe(preset="kaiyuan", shingles="words", permutations=126, bands=14, rows=9, verify=False)
 
 

@@ -33,7 +33,7 @@ from data_tools.preprocessing.joining import (
     within_limit,
 )
 from data_tools.preprocessing.progress import Bar, forget
-from data_tools.preprocessing.sample import sample_texts
+from data_tools.preprocessing.sample import sample_texts, unscored_keys
 from data_tools.preprocessing.shards import Record, Shards
 from data_tools.preprocessing.workers import Job, Worker, WriterPool
 from data_tools.reading.inputs import find_inputs
@@ -123,6 +123,11 @@ def preprocess(
         for key, prefix in zip(settings.json_keys, prefixes, strict=True)
     }
     tasks = cut_tasks(files, settings, description, task_bytes)
+    for key in unscored_keys(files, settings) if engine.is_first and not merge_only else ():
+        print(
+            f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
+            file=sys.stderr,
+        )
     work = _Work(
         tasks, Shards(prefixes), Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows), tokenizer, engine
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -30,6 +31,21 @@ def sample_texts(files: Sequence[InputFile], settings: Settings) -> list[str]:
             sample += _file_texts(file, offsets, each, settings)
         before += file.size
     return sample
+
+
+def unscored_keys(files: Sequence[InputFile], settings: Settings) -> list[str]:
+    """Score keys that no row at the beginning of the files has: most likely a wrong name, found in a moment.
+
+    Of Parquet files the schema says it; they are not looked at.
+    """
+    left = list(settings.score_keys)
+    for file in [file for file in files if file.format != "parquet"][:_PLACES] if left else []:
+        whole = is_whole(file, settings)
+        rows = next(line_rows(Task(file, 0, file.size if whole else min(file.size, _LEAST), ""), settings), None)
+        if rows is None or not rows.domains:
+            return []
+        left = [key for key in left if all(map(math.isnan, rows.scores[key]))]
+    return left if any(file.format != "parquet" for file in files) else []
 
 
 def _file_texts(file: InputFile, offsets: list[int], each: int, settings: Settings) -> list[str]:

@@ -45,6 +45,8 @@ def _is_phone(found: str) -> bool:
     return 8 <= sum(character.isdigit() for character in found) <= 15
 
 
+# Not right after a mask: what follows one was not found before it was there, so that masking twice changes nothing.
+_START = "(?<!<email>)(?<!<ip>)(?<!<phone>)"
 _EMAIL = r"(?<![\w.%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"
 _IPV4 = r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?!\.?\w)"
 # Eight groups, or at least three and "::", which leaves slices and namespaces of code alone.
@@ -59,9 +61,9 @@ _PHONE = (
 _IP_SIGN = r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]::?[0-9A-Fa-f]{1,4}::?[0-9A-Fa-f]"
 _PHONE_SIGN = r"\+[0-9]|[0-9]{3}\)? ?[-. ]?[0-9]{3}[-. ][0-9]{4}|1[3-9][0-9](?:[0-9]{8}|[ -][0-9]{4}[ -][0-9]{4})"
 _KINDS = {
-    "email": _Kind(re.compile(_EMAIL), _always, "[A-Za-z0-9._%+-]@[A-Za-z0-9-]"),
-    "ip": _Kind(re.compile(f"{_IPV4}|{_IPV6}"), _is_public, _IP_SIGN),
-    "phone": _Kind(re.compile(_PHONE), _is_phone, _PHONE_SIGN),
+    "email": _Kind(re.compile(_START + _EMAIL), _always, "[A-Za-z0-9._%+-]@[A-Za-z0-9-]"),
+    "ip": _Kind(re.compile(f"{_START}(?:{_IPV4}|{_IPV6})"), _is_public, _IP_SIGN),
+    "phone": _Kind(re.compile(f"{_START}(?:{_PHONE})"), _is_phone, _PHONE_SIGN),
 }
 KINDS = tuple(_KINDS)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_tools.scores.audit_source import BYTES, DATASET, DRAW, PLACE
+from data_tools.scores.audit_source import BYTES, DATASET, PLACE
+from data_tools.scores.kinds.rules import RULES
 
 # Texts that are read for each quantile, and the beginning of those that are shown.
 READ, _SHOWN_CHARACTERS = 100, 200
@@ -44,10 +45,10 @@ def cut(scores: np.ndarray, draw: np.ndarray, count: int) -> list[Quantile]:
 
 
 def verdict_columns(table: pa.Table) -> list[str]:
-    """Number columns that hold nothing but 0 and 1, as the verdicts of rules do."""
+    """The verdicts of the families of rules: numbers that are 0 and 1 only, named as the scorer `rules` names them."""
     found = []
     for name in table.column_names:
-        if name in (DATASET, PLACE, DRAW) or not pa.types.is_floating(table.schema.field(name).type):
+        if name.rpartition("_")[2] not in RULES or not pa.types.is_floating(table.schema.field(name).type):
             continue
         values = table.column(name).to_numpy()
         values = values[~np.isnan(values)]

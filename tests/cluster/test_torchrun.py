@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.ranks import free_port
+from tests.ranks import free_port, run, started
 
-LAUNCHER = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
+# In a fork that has imported torch, but for nohup; the workers are fresh processes.
+LAUNCHER = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
 
 # Each worker leaves its process id, so that the test can see that it is gone.
 PROLOGUE = """
@@ -25,20 +26,26 @@ folder = pathlib.Path(sys.argv[1])
 """
 
 
-def _start(folder: Path, program: str, inside: Sequence[str] = ()) -> subprocess.Popen[str]:
+def _words(folder: Path, program: str) -> list[object]:
     script = folder / "worker.py"
     script.write_text(PROLOGUE + program)
-    return subprocess.Popen([*inside, *LAUNCHER, str(script), str(folder)], stderr=subprocess.PIPE, text=True)
+    return [*LAUNCHER, script, folder]
 
 
 def _run(folder: Path, program: str) -> tuple[int, str]:
-    process = _start(folder, program)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
+    done = run(1, _words(folder, program), imported="torch")
+    return done.returncode, done.stderr
 
 
 def _worker_pids(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in folder.glob("pid_*") if path.read_text()]
+
+
+def _wait_for_two(folder: Path, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(f"{what}_*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _is_alive(pid: int) -> bool:
@@ -102,7 +109,7 @@ time.sleep(60)
     assert errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signal_reaches_the_workers(tmp_path: Path, number: signal.Signals) -> None:
     """Sent twice, as a lost terminal does: once by the kernel, once by the shell."""
     program = f"""
@@ -114,16 +121,13 @@ signal.signal({int(number)}, save)
 (folder / f"ready_{{rank}}").touch()
 time.sleep(60)
 """
-    process = _start(tmp_path, program)
-    deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    sent = time.monotonic()
-    process.send_signal(number)
-    time.sleep(0.2)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (128 + number, "")
+    with started(1, _words(tmp_path, program), imported="torch") as launcher:
+        _wait_for_two(tmp_path, "ready")
+        sent = time.monotonic()
+        launcher.send_signal(number)
+        time.sleep(0.2)
+        launcher.send_signal(number)
+        assert (launcher.wait(60), launcher.errors()) == (128 + number, "")
     assert time.monotonic() - sent < 10
     assert len(list(tmp_path.glob("saved_*"))) == 2
     assert not any(map(_is_alive, _worker_pids(tmp_path)))
@@ -137,13 +141,11 @@ def test_workers_that_stopped_have_printed_so(tmp_path: Path) -> None:
 
 def test_nohup_keeps_its_promise(tmp_path: Path) -> None:
     program = "(folder / f'ready_{rank}').touch()\ntime.sleep(3)\n(folder / f'done_{rank}').touch()"
-    process = _start(tmp_path, program, ["nohup"])
-    deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=60)
-    assert process.returncode == 0 and len(list(tmp_path.glob("done_*"))) == 2
+    command = ["nohup", sys.executable, *map(str, _words(tmp_path, program))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _wait_for_two(tmp_path, "ready")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0 and len(list(tmp_path.glob("done_*"))) == 2
 
 
 def test_two_nodes_by_static_rendezvous(tmp_path: Path) -> None:
@@ -152,22 +154,19 @@ def test_two_nodes_by_static_rendezvous(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(PROLOGUE + "(folder / f'node_{sys.argv[2]}_rank_{rank}').touch()")
     arguments = ["--nnodes", "2", "--rdzv-backend", "static", "--rdzv-endpoint", endpoint, "--nproc-per-node", "1"]
-    nodes = [
-        subprocess.Popen(
-            [*LAUNCHER[:3], *arguments, "--node-rank", str(node), str(script), str(tmp_path), str(node)],
-        )
-        for node in (1, 0)
-    ]
-    assert [node.wait(timeout=60) for node in nodes] == [0, 0]
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for number in (1, 0):
+            words = [*LAUNCHER[:2], *arguments, "--node-rank", number, script, tmp_path, number]
+            nodes.append(stack.enter_context(started(1, words, imported="torch")))
+        assert [node.wait(60) for node in nodes] == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("node_*")) == ["node_0_rank_0", "node_1_rank_1"]
 
 
 def test_launchers_own_trouble_is_one_line(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text("")
-    result = subprocess.run(
-        [*LAUNCHER[:3], "--nproc-per-node", "many", str(script)], capture_output=True, text=True, timeout=60
-    )
+    result = run(1, [*LAUNCHER[:2], "--nproc-per-node", "many", script], imported="torch")
     assert result.returncode == 1
     assert result.stderr.startswith("error: launcher: ")
     assert result.stderr.count("\n") == 1

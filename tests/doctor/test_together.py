@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 
+from tests import ranks
 from tests.ranks import free_port
 
-LAUNCHER = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
+LAUNCHER = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
 DOCTOR = ["-m", "megatron_kaiyuan.cli", "doctor", "--platform", "cpu"]
 ODD = [str(Path(__file__).with_name("odd_rank.py"))]
 
 
 def run(*program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LAUNCHER, *program], capture_output=True, text=True, timeout=280)
+    """Fresh ranks under a launcher that is a fork."""
+    return ranks.run(1, [*LAUNCHER, *program], imported="torch")
 
 
 def problems(content: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from launched import launched, succeed
 from small_run import losses
+from small_run import succeed as train
 
 from tests.ranks import free_port
 
@@ -43,10 +44,18 @@ def test_two_nodes(recipe: Path, losses_under_torchrun: list[float], tmp_path: P
     assert sorted("train: step 20/20" in text for text in written) == [False, True]
 
 
-def test_mpirun(recipe: Path, losses_under_torchrun: list[float], tmp_path: Path) -> None:
-    output = succeed("mpirun.sh", "--nproc-per-node", 2, recipe, f"run_dir={tmp_path}")
-    assert losses(tmp_path) == losses_under_torchrun
+def test_mpirun(recipe: Path, tmp_path: Path) -> None:
+    """As two ranks without a launcher; `test_restarts.py` compares what torchrun starts with such ranks."""
+    train(2, recipe, f"run_dir={tmp_path / 'forked'}")
+    output = succeed("mpirun.sh", "--nproc-per-node", 2, recipe, f"run_dir={tmp_path / 'mpirun'}")
+    assert losses(tmp_path / "mpirun") == losses(tmp_path / "forked") and len(losses(tmp_path / "mpirun")) == 20
     assert "train: step 20/20" in output
+
+
+@pytest.mark.slow
+def test_torchrun(recipe: Path, losses_under_torchrun: list[float], tmp_path: Path) -> None:
+    train(2, recipe, f"run_dir={tmp_path}")
+    assert losses(tmp_path) == losses_under_torchrun
 
 
 @pytest.mark.slow

@@ -5,33 +5,44 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from launched import launched
-from small_run import losses, metrics, succeed
+from small_run import TOKENS_PER_STEP, losses, metrics, succeed
 
 
-def restarting(recipe: Path, run_dir: Path, *options: object):
-    return launched("torchrun.sh", "--restart-delay", 0, "--nproc-per-node", 1, *options, recipe, f"run_dir={run_dir}")
+def restarting(recipe: Path, run_dir: Path, *options: object, overrides: Sequence[str] = ()):
+    options = ("--restart-delay", 0, "--nproc-per-node", 1, *options)
+    return launched("torchrun.sh", *options, recipe, f"run_dir={run_dir}", *overrides)
 
 
 def trained(run_dir: Path, steps: int) -> bool:
     return (run_dir / "metrics.jsonl").exists() and len(metrics(run_dir)) >= steps
 
 
-def test_a_killed_rank_costs_nothing_but_time(recipe: Path, tmp_path: Path) -> None:
-    succeed(1, recipe, f"run_dir={tmp_path / 'calm'}")
+def test_a_killed_rank_costs_nothing_but_time_and_it_stops_when_asked_to(recipe: Path, tmp_path: Path) -> None:
+    """Two ranks killed, then a SIGTERM to the script; what is left of the run is finished without a launcher."""
+    # So many that there is time for a signal before the end.
+    length = f"train.train_tokens={60 * TOKENS_PER_STEP}"
+    succeed(1, recipe, f"run_dir={tmp_path / 'calm'}", length)
     run_dir = tmp_path / "run"
-    with restarting(recipe, run_dir, "--restarts", 3) as job:
-        for steps in (4, 10):
+    with restarting(recipe, run_dir, "--restarts", 3, overrides=[length]) as job:
+        for steps in (4, 8):
             job.wait_for(lambda steps=steps: trained(run_dir, steps) and job.ranks())
             os.kill(job.ranks()[0], signal.SIGKILL)
             job.wait_for(lambda: not job.ranks())
+        done = len(metrics(run_dir))
+        job.wait_for(lambda: trained(run_dir, done + 1))
+        job.script.send_signal(signal.SIGTERM)
         code, output, errors = job.finish()
-    assert code == 0, errors
+    assert code == 143, errors
     assert "exit code 137; restart 1 of 3" in output and "restart 2 of 3" in output and "restart 3" not in output
-    assert losses(run_dir) == losses(tmp_path / "calm") and len(losses(run_dir)) == 20
+    assert (run_dir / "latest").read_text().strip() == f"step_{max(metrics(run_dir))}"
+    assert len(losses(run_dir)) < 60
+    succeed(1, recipe, f"run_dir={run_dir}", length)
+    assert losses(run_dir) == losses(tmp_path / "calm") and len(losses(run_dir)) == 60
 
 
 def test_it_stops_without_progress(recipe: Path, tmp_path: Path) -> None:
@@ -46,16 +57,6 @@ def test_it_stops_without_progress(recipe: Path, tmp_path: Path) -> None:
     assert code == 137
     assert len(killed) == 2 and "restart 1 of 5 from step -1" in output and "restart 2" not in output
     assert "restart 1 ended with exit code 137 and without a newer checkpoint" in errors
-
-
-def test_it_stops_when_asked_to(recipe: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    with restarting(recipe, run_dir, "--restarts", 5) as job:
-        job.wait_for(lambda: trained(run_dir, 2))
-        job.script.send_signal(signal.SIGTERM)
-        code, output, _ = job.finish()
-    assert code == 143 and "; restart " not in output
-    assert (run_dir / "latest").read_text().strip() == f"step_{max(metrics(run_dir))}"
 
 
 @pytest.mark.slow

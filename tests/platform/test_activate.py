@@ -1,18 +1,22 @@
-"""The device layer acts only when it is asked to, in a fresh process each time."""
+"""The device layer acts only when it is asked to, in a process each time that has imported no more than torch."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
+from tests import ranks
+
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    environ = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environ)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return ranks.run(1, ["-c", textwrap.dedent(code)], imported="torch")
 
 
 def succeeds(code: str, **environment: str) -> None:
@@ -21,11 +25,13 @@ def succeeds(code: str, **environment: str) -> None:
 
 
 def test_importing_the_package_takes_neither_torch_nor_a_device() -> None:
-    succeeds("""
-        import sys
-        import megatron_kaiyuan, megatron_kaiyuan.cli, megatron_kaiyuan.config, megatron_kaiyuan.data.stream
-        assert "torch" not in sys.modules and "megatron.core" not in sys.modules
-    """)
+    code = """
+import sys
+import megatron_kaiyuan, megatron_kaiyuan.cli, megatron_kaiyuan.config, megatron_kaiyuan.data.stream
+assert "torch" not in sys.modules and "megatron.core" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_the_platforms_patches_nothing() -> None:

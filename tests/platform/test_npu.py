@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.ranks import run
+
 FAKE = Path(__file__).with_name("fake_ascend")
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +28,18 @@ def python(*arguments: str, path: tuple[Path, ...] = (FAKE,), **fake: Any) -> su
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=240, env=environment)
 
 
+def forked(*arguments: str, path: tuple[Path, ...], **fake: Any) -> subprocess.CompletedProcess[str]:
+    """The same in a fork that has imported torch, and no platform."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*path, ROOT])))
+        patch.setenv("FAKE_NPU", json.dumps(fake))
+        return run(1, arguments, imported="torch")
+
+
 def activated(code: str, tmp_path: Path, path: tuple[Path, ...] = (FAKE,), **fake: Any) -> list[dict[str, Any]]:
     """Run code, which must succeed; what was asked of torch_npu."""
     log = tmp_path / "calls.jsonl"
-    done = python("-c", textwrap.dedent(code), path=path, log=str(log), **fake)
+    done = forked("-c", textwrap.dedent(code), path=path, log=str(log), **fake)
     assert done.returncode == 0, done.stderr
     assert "are replaced" not in done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
@@ -188,7 +198,7 @@ for path, fake, arguments in json.loads(sys.argv[1]):
 def messages(*cases: tuple[tuple[Path, ...], dict[str, Any], list[Any]]) -> list[str]:
     """What activation says in each case of packages before all others, simulated node and arguments."""
     content = json.dumps([([str(folder) for folder in path], fake, arguments) for path, fake, arguments in cases])
-    done = python("-c", ACTIVATE_EACH, content, path=())
+    done = forked("-c", ACTIVATE_EACH, content, path=())
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout.splitlines()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from tests.ranks import run
+from tests.ranks import Started, run, started
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session
@@ -90,21 +89,15 @@ def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400)
     return path
 
 
-def command(processes: int, recipe: Path, *overrides: str) -> list[str]:
-    return _torchrun(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides])
-
-
-def _torchrun(processes: int, program: Sequence[object], options: Sequence[str] = ()) -> list[str]:
-    launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", *options]
-    return [*launcher, "--nproc-per-node", str(processes), *map(str, program)]
+def torchrun(processes: int, program: Sequence[object], *options: str) -> list[object]:
+    """The program that starts ranks of another one (`-m module` or a file, and its arguments) as fresh processes."""
+    launcher = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", *options]
+    return [*launcher, "--nproc-per-node", processes, *program]
 
 
 def launch(processes: int, program: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a program (`-m module` or a file, and its arguments) under torchrun, to its end; `options` are torchrun's."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        _torchrun(processes, program, options), capture_output=True, text=True, timeout=240, env=environ
-    )
+    """Run a program under torchrun, a fork itself, to its end; `options` are torchrun's."""
+    return run(1, torchrun(processes, program, *options), imported="torch")
 
 
 def train(
@@ -112,6 +105,11 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end; no file can grow beyond `largest_file` bytes."""
     return run(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides], largest_file)
+
+
+def at_work(processes: int, recipe: Path, *overrides: str) -> contextlib.AbstractContextManager[Started]:
+    """The training command at work for the body of a `with`."""
+    return started(processes, ["-m", "megatron_kaiyuan.cli", "train", recipe, *overrides])
 
 
 def train_on_bad_machine(

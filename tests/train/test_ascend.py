@@ -13,6 +13,8 @@ import torch
 from small_run import TOKENS_PER_STEP, events, faulty, launch, losses, metrics, start_from
 from test_resume import load
 
+from tests.ranks import run
+
 FAKE = Path(__file__).parents[1] / "platform" / "fake_ascend"
 SCALER = ["optimizer.initial_loss_scale=1024", "optimizer.hysteresis=1"]
 STEPS = 6
@@ -41,9 +43,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def succeed(recipe: Path, run_dir: Path, *overrides: str) -> str:
-    """Train on two simulated NPUs, in fresh processes: forks would have a platform already; the standard output."""
+    """Train on two simulated NPUs, in forks that have no platform yet; the standard output."""
     command = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={run_dir}", "platform=npu", *overrides]
-    done = launch(2, command)
+    done = run(2, command, imported="torch")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

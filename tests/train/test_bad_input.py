@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_run import launch, train, write_corpus
+from small_run import train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
+from tests.ranks import run
 
 MISTAKES = {
     "typo": (
@@ -34,13 +35,25 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_check_finds_mistakes_in_the_recipe(mistake: str, recipe: Path, tmp_path: Path) -> None:
-    """Without torch, and so at once: what `launch/torchrun.sh` runs before it starts anything."""
+    """What `launch/torchrun.sh` runs before it starts anything."""
     overrides, named = MISTAKES[mistake]
-    command = [sys.executable, "-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={tmp_path / 'run'}", *overrides]
-    done = subprocess.run([*command, "--check", "--world-size", "2"], capture_output=True, text=True, timeout=60)
+    words = ["train", recipe, f"run_dir={tmp_path / 'run'}", *overrides, "--check", "--world-size", "2"]
+    done = run(1, ["-m", "megatron_kaiyuan.cli", *words])
     assert done.returncode == 2
     assert named in done.stderr and done.stderr.count("error: ") == 1 and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_check_needs_no_torch(recipe: Path) -> None:
+    """And so answers at once: a fresh process that meets a mistake which only the files of the phases show."""
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules));"
+        "sys.argv = ['kaiyuan', 'train', *sys.argv[1:], '--check', '--world-size', '2'];"
+        "from megatron_kaiyuan.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, recipe, *MISTAKES["vocabulary"][0]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "False\n") and MISTAKES["vocabulary"][1] in done.stderr
 
 
 @pytest.mark.parametrize("mistake", ["typo", "world", "vocabulary"])
@@ -53,9 +66,8 @@ def test_two_ranks_say_it_once(mistake: str, recipe: Path, tmp_path: Path) -> No
 def test_missing_recipe_and_device(recipe: Path, tmp_path: Path) -> None:
     _expect(tmp_path / "absent.yaml", [], "absent.yaml: recipe not found")
     if not torch.cuda.is_available():
-        # In fresh processes: forks have their platform already.
         command = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={tmp_path / 'run'}", "platform=cuda"]
-        _is_mistake(launch(2, command), "platform cuda")
+        _is_mistake(run(2, command, imported="torch"), "platform cuda")
 
 
 def test_truncated_and_corrupt_corpus(recipe: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,12 @@ import torch
 from small_run import start_from
 from test_resume import load
 
+from tests.ranks import run
+
 
 def checkpoint(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "megatron_kaiyuan.cli", "checkpoint", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    """The command in a fork, see `tests/ranks.py`."""
+    return run(1, ["-m", "megatron_kaiyuan.cli", "checkpoint", *arguments])
 
 
 def test_diff(finished_run: Path) -> None:

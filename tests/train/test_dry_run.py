@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.parameters import distinct_stages, held
 from megatron_kaiyuan.train.dry_run import count
+from tests.ranks import run
 
 RECIPE = Path(__file__).parents[2] / "launch/recipes/kaiyuan-2b/train.yaml"
 # Few layers, and sizes that are no multiples of what megatron-core pads to.
@@ -74,5 +74,4 @@ def test_a_world_that_does_not_fit_is_refused() -> None:
 
 
 def _train(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "megatron_kaiyuan.cli", "train", str(RECIPE), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return run(1, ["-m", "megatron_kaiyuan.cli", "train", RECIPE, *arguments])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import torch
-from small_run import TOKENS_PER_STEP, command, losses, metrics, start_from, succeed, train, write_corpus
+from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed, torchrun, train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
+from tests.ranks import started
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -53,8 +52,8 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on(
     recipe: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "interrupted"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command(2, recipe, f"run_dir={run_dir}"), env=environment) as launcher:
+    program = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={run_dir}"]
+    with started(1, torchrun(2, program), imported="torch") as launcher:
         deadline = time.monotonic() + 120
         while not (run_dir / "metrics.jsonl").exists() or len(metrics(run_dir)) < 2:
             assert launcher.poll() is None and time.monotonic() < deadline

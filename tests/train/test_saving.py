@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, command, losses, metrics, start_from, succeed, train
+from small_run import TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, train
 from test_resume import assert_same_state
+
+from tests.ranks import Started
 
 TENSOR = "parallel.tensor_model_parallel_size=2"
 SCALER = ["optimizer.initial_loss_scale=4194304", "optimizer.loss_scale_window=3", "optimizer.hysteresis=1"]
@@ -28,18 +30,11 @@ def events(run_dir: Path) -> list[dict]:
     return [row for row in rows if row.get("event") == "checkpoint"]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen | Started) -> None:
     deadline = time.monotonic() + 150
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def start(recipe: Path, run_dir: Path, *overrides: str, processes: int = 2) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(processes, recipe, f"run_dir={run_dir}", *overrides), env=environment, stderr=subprocess.PIPE, text=True
-    )
 
 
 def took_steps(run_dir: Path, number: int) -> Callable[[], bool]:
@@ -79,19 +74,15 @@ def test_sigusr1_saves_marks_and_goes_on_and_two_jobs_are_kept_apart(
     recipe: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    with start(recipe, run_dir, NEVER) as launcher:
-        wait_for(took_steps(run_dir, 1), launcher)
+    with at_work(2, recipe, f"run_dir={run_dir}", NEVER) as job:
+        wait_for(took_steps(run_dir, 1), job)
         # Held still, so that the same command again meets it alive; it is refused and harms nothing.
-        ranks = ranks_of(launcher)
-        for process in ranks.values():
-            os.kill(process, signal.SIGSTOP)
+        job.send_signal(signal.SIGSTOP)
         second = train(1, recipe, f"run_dir={run_dir}")
-        launcher.send_signal(signal.SIGUSR1)
-        time.sleep(1)
-        for process in ranks.values():
-            os.kill(process, signal.SIGCONT)
-        assert launcher.wait(120) == 128 + signal.SIGUSR1
-    assert second.returncode == 2 and f"is in use by process {ranks[0]} on " in second.stderr
+        job.send_signal(signal.SIGUSR1)
+        job.send_signal(signal.SIGCONT)
+        assert job.wait(120) == 128 + signal.SIGUSR1
+    assert second.returncode == 2 and f"is in use by process {job.ranks[0]} on " in second.stderr
     stopped_at, marker = max(metrics(run_dir)), run_dir / "preempted.json"
     assert stopped_at < 20 and json.loads(marker.read_text())["step"] == stopped_at
     assert (run_dir / "latest").read_text() == f"step_{stopped_at}\n"
@@ -114,32 +105,19 @@ def test_save_now_and_the_clock(recipe: Path, finished_run: Path, tmp_path: Path
 def test_a_rank_that_cannot_end_is_ended_at_the_deadline(recipe: Path, tmp_path: Path) -> None:
     """One rank is stopped, so the other waits in a collective, where no Python handler runs."""
     run_dir = tmp_path / "run"
-    with start(recipe, run_dir, NEVER, "checkpoint.preempt_deadline_seconds=2") as launcher:
-        wait_for(took_steps(run_dir, 2), launcher)
-        ranks = ranks_of(launcher)
-        os.kill(ranks[1], signal.SIGSTOP)
+    overrides = [f"run_dir={run_dir}", NEVER, "checkpoint.preempt_deadline_seconds=2"]
+    with at_work(2, recipe, *overrides) as job:
+        wait_for(took_steps(run_dir, 2), job)
+        os.kill(job.ranks[1], signal.SIGSTOP)
         time.sleep(0.5)
         asked = time.monotonic()
-        os.kill(ranks[0], signal.SIGTERM)
-        wait_for(lambda: has_ended(ranks[0]), launcher)
+        os.kill(job.ranks[0], signal.SIGTERM)
+        wait_for(lambda: has_ended(job.ranks[0]), job)
         assert 2 <= time.monotonic() - asked < 30
-        # The launcher would wait 30 seconds for it.
-        os.kill(ranks[1], signal.SIGKILL)
-        launcher.wait(60)
-        assert launcher.stderr is not None
-        assert "error: rank 0: not ended 2 s after SIGTERM" in launcher.stderr.read()
-
-
-def ranks_of(launcher: subprocess.Popen) -> dict[int, int]:
-    """Process ids of a launcher's ranks."""
-    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
-    ranks = {}
-    for process in map(int, found.stdout.split()):
-        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        for entry in environment:
-            if entry.startswith(b"RANK="):
-                ranks[int(entry[5:])] = process
-    return ranks
+        # A launcher would wait 30 seconds for it.
+        os.kill(job.ranks[1], signal.SIGKILL)
+        job.wait(60)
+        assert "error: rank 0: not ended 2 s after SIGTERM" in job.errors()
 
 
 def has_ended(process: int) -> bool:

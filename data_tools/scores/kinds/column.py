@@ -49,7 +49,8 @@ class ColumnScorer:
         if pa.types.is_boolean(kind):
             values = values.cast(pa.int8())
         numbers = pc.fill_null(values.cast(MEASURE, safe=False), float("nan")).to_numpy(zero_copy_only=False)
-        scaled = numbers * self.scale + self.shift
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = numbers * self.scale + self.shift
         return {self.name: measures(np.where(np.isfinite(scaled), scaled, np.nan))}
 
 

@@ -77,11 +77,14 @@ def test_the_order_recipe_decides_what_becomes_of_it(tokenizer_path: Path, tmp_p
     assert np.all(np.diff(scores) >= 0)
 
 
-def test_a_name_that_no_row_has_is_a_mistake(tokenizer_path: Path, tmp_path: Path):
+def test_a_name_that_no_row_has_is_a_mistake(tokenizer_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = write_input(tmp_path, "jsonl")
     with pytest.raises(UserError, match="--score-keys edu: none of 8 documents has this score"):
         preprocess([source], tmp_path / "c", Settings(tokenizer_path, score_keys=("score", "edu")))
     assert not list(tmp_path.glob("c_text*.bin"))
+    assert capsys.readouterr().err == (
+        "warning: no row at the beginning of the input has the score 'edu'; is it the right name?\n"
+    )
 
 
 def test_a_column_that_a_whole_file_lacks_is_an_error_with_its_name(tokenizer_path: Path, tmp_path: Path):

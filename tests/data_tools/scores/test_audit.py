@@ -40,7 +40,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
                 "noisy": quality + draw.gauss(0, 0.1),
                 "domainish": DOMAINS.index(domain) + draw.random() * 0.5,
                 "also": DOMAINS.index(domain) + draw.random() * 0.5,
-                "passes": float(quality > 0.5),
+                "rules_gopher": float(quality > 0.5),
                 "language": draw.choice(["en", "de"]),
             }
         )
@@ -86,7 +86,7 @@ def test_the_portrait_shows_what_the_score_means(rows: Any):
     assert all(one["to"] <= other["from"] for one, other in pairwise(portrait))
     assert portrait[0]["type_token_ratio"] < 0.5 < portrait[-1]["type_token_ratio"]
     assert portrait[0]["symbols"] > 0.1 > portrait[-1]["symbols"]
-    assert portrait[0]["fails"]["passes"] == 1 and portrait[-1]["fails"]["passes"] == 0
+    assert portrait[0]["fails"]["rules_gopher"] == 1 and portrait[-1]["fails"]["rules_gopher"] == 0
     assert set(portrait[0]["labels"]) == {"language"}
     lengths = {row["text"][:200]: (row["quality"], len(row["text"].encode())) for row in found if row["quality"]}
     for row in portrait:
@@ -100,7 +100,7 @@ def test_the_portrait_shows_what_the_score_means(rows: Any):
 
 def test_a_corpus_shows_what_its_documents_show(rows: Any, tokenizer_path: Path, tmp_path: Path):
     path, _ = rows
-    settings = Settings(tokenizer_path, score_keys=("quality", "domainish", "passes"), meta_keys=("language",))
+    settings = Settings(tokenizer_path, score_keys=("quality", "domainish", "rules_gopher"), meta_keys=("language",))
     preprocess([path], tmp_path / "c", settings)
     of_corpus = look(tmp_path / "c_text_document", "quality", "domainish")
     of_documents = look(path, "quality", "domainish")

@@ -99,6 +99,42 @@ def test_quantiles_are_of_the_whole_dataset_and_of_what_earlier_filters_leave(tm
         assert {row["dropped"] for row in dropped if row["n"] < 10} == {"not n >= 10"}
 
 
+def test_what_was_scored_is_scored_again_without_what_was_dropped(tmp_path: Path):
+    write_documents(tmp_path / "a.jsonl", 200, 1)
+    write_documents(tmp_path / "b.jsonl", 100, 2)
+    score([f"{name}={tmp_path / name}.jsonl" for name in "ab"], tmp_path / "one", filters=["edu > 1"])
+    score([str(tmp_path / "one")], tmp_path / "two", scorers=["column=edu,name=twice,scale=2"])
+    for name in "ab":
+        first, second = (read(tmp_path / place / "documents" / name) for place in ("one", "two"))
+        assert [row["text"] for row in first] == [row["text"] for row in second]
+        assert all(row["twice"] == 2 * row["edu"] > 2 for row in second)
+
+
+def test_rules_classifiers_and_masks_of_real_kinds(tmp_path: Path, command: Any):
+    draw = random.Random(1)
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    for path, words in ((good, ["proof", "theorem", "lemma"]), (bad, ["buy", "cheap", "now"])):
+        rows = [{"text": " ".join(draw.choices([*words, "the", "of"], k=40)) + " a@b.org"} for _ in range(60)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = ["scorer", "train", "--positives", good, "--negatives", bad, "--output", tmp_path / "edu.bin"]
+    train += ["--buckets", 1000, "--dim", 4]
+    pytest.importorskip("fasttext", reason="the extra [scores] trains classifiers")
+    trained = command(*train)
+    assert trained.returncode == 0 and "60 positives, 60 negatives" in trained.stdout, trained.stderr
+    assert command(*train).returncode == 0  # the same again
+    assert "made from something else" in command(*train, "--seed", 3).stderr
+    line = ["score", "--input", f"good={good}", f"bad={bad}", "--output", tmp_path / "out", "--mask-personal-data"]
+    line += ["--scorer", "rules", f"linear={tmp_path / 'edu.bin'},name=edu", "--filter", "edu > 0.5"]
+    done = command(*line, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "score: good: 60 of 60 stay" in done.stdout and "score: bad: 0 of 60 stay" in done.stdout
+    kept = read(tmp_path / "out" / "documents")
+    assert all("a@b.org" not in row["text"] and row["masked_email"] == 1 for row in kept)
+    assert all(row["rules_gopher"] == 0 and row["rules_reason"] for row in kept)  # shorter than 50 words
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [step[0] for step in manifest["steps"]] == ["mask personal data", "score", "filter"]
+
+
 def test_ties_are_drawn_by_the_seed_whatever_the_cut(tmp_path: Path):
     write_documents(tmp_path / "a.jsonl", 300, 4)
     source = [str(tmp_path / "a.jsonl")]

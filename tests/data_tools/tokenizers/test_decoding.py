@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
-from data_tools.tokenizers.decoding import decode_sample
+from data_tools.tokenizers.decoding import CorpusText, decode_sample
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
@@ -48,6 +51,49 @@ def test_another_tokenizer_is_not_used_to_decode(prefix: Path, tokenizer_path: P
     write_sealed_json(manifest_path(prefix), manifest)
     with pytest.raises(UserError, match="is not the tokenizer that made"):
         decode_sample(prefix, 0)
+
+
+AWKWARD = [
+    "  leading and trailing  ",
+    "tab\tand\r\nnew\n\n",
+    "e\u0301 and é",
+    "👩‍👩‍👧 \ufeff \u200b",
+    "<|endoftext|> spelt",
+    "中文，混合 text",
+    "\x00\x7f",
+]
+
+
+def write_corpus(tokenizer_file: Path, prefix: Path, texts: list[str]) -> Path:
+    tokenizer = TextTokenizer(tokenizer_file)
+    tokens, lengths = tokenizer.encode_flat(texts, append_eod=True)
+    with CorpusWriter(prefix, tokenizer.description()) as writer:
+        labels = [""] * len(texts)
+        writer.add(Documents(tokens, lengths, [len(text.encode()) for text in texts], labels, labels))
+    return prefix
+
+
+def test_texts_come_back_byte_for_byte_from_lossless_tokenizers(tokenizer_path: Path, tmp_path: Path):
+    texts = [*TEXTS, *AWKWARD]
+    ranks = [base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256)]
+    (tmp_path / "bytes.tiktoken").write_bytes(b"\n".join([*ranks, base64.b64encode(b"te") + b" 256"]) + b"\n")
+    about = {"pattern": "cl100k_base", "special_tokens": {"<|endoftext|>": 257}}
+    (tmp_path / "bytes.tiktoken.json").write_text(json.dumps(about))
+    for number, path in enumerate([tokenizer_path, tmp_path / "bytes.tiktoken"]):
+        corpus = CorpusText(write_corpus(path, tmp_path / f"c{number}", texts))
+        assert corpus.texts(range(len(texts))) == texts
+        assert corpus.texts([5, 2]) == [texts[5], texts[2]]
+
+
+def test_a_sentencepiece_model_gives_what_it_normalised(tmp_path: Path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat", "a dog barks at night"] * 50),
+        model_writer=model, vocab_size=290, model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    prefix = write_corpus(tmp_path / "tokenizer.model", tmp_path / "c", ["the cat sat", "a  ﬁne   dog"])
+    assert CorpusText(prefix).texts([0, 1]) == ["the cat sat", "a fine dog"]
 
 
 def test_inspect_shows_a_sequence(prefix: Path, command):
