@@ -38,5 +38,6 @@ cd "$folder"
 (($#)) || set -- -m "not slow"
 env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
     PYTHONPATH="$folder" PYTHONMALLOC=malloc OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/csrc \
-    tests/data/test_reader.py tests/dedup tests/data_tools/scores/test_{linear,rules}_scorer.py "$@"
+    tests/data/test_reader.py tests/data_tools/dedup/test_{kaiyuan_preset,normalisation,signatures}.py \
+    tests/data_tools/scores/test_{linear,rules}_scorer.py "$@"
 echo "sanitize: no error found by $("$compiler" -dumpfullversion -dumpversion | head -n 1) in the tests of csrc/"
