@@ -66,7 +66,7 @@ class Collection:
 
     def rows(self, first: int, last: int) -> pa.Table:
         """`text`; `n`; `origin`: number of the document it is a copy of; `jaccard` with that one, for a sample."""
-        numbers = np.arange(first, last, dtype=np.uint64)
+        numbers: Numbers = np.arange(first, last, dtype=np.uint64)
         origins = self._origins(numbers)
         draws = mix(origins[:, None] * np.uint64(PIECES) + np.arange(PIECES, dtype=np.uint64))
         texts = [" ".join([self._pieces[i] for i in row]) for row in (draws % np.uint64(len(self._pieces))).tolist()]

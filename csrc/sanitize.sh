@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the extensions with AddressSanitizer, UndefinedBehaviorSanitizer and warnings as errors, and runs the tests of
-# csrc/ and of the reader on them, in a temporary copy of the project: nothing here is changed.
+# csrc/, of the reader and of scorers on them, in a temporary copy of the project: nothing here is changed.
 #   bash csrc/sanitize.sh              all tests of csrc/ that are not slow
 #   bash csrc/sanitize.sh -m slow      arguments go to pytest
 # PYTHON: the interpreter with the project's requirements (default: python, as after `source launch/setup_env.sh`).
@@ -38,5 +38,6 @@ cd "$folder"
 (($#)) || set -- -m "not slow"
 env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
     PYTHONPATH="$folder" PYTHONMALLOC=malloc OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/csrc \
-    tests/data/test_reader.py tests/dedup "$@"
+    tests/data/test_reader.py tests/data_tools/dedup/test_{kaiyuan_preset,normalisation,signatures}.py \
+    tests/data_tools/scores/test_{linear,rules}_scorer.py "$@"
 echo "sanitize: no error found by $("$compiler" -dumpfullversion -dumpversion | head -n 1) in the tests of csrc/"

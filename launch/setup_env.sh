@@ -53,14 +53,16 @@ kaiyuan_fingerprint() {
 
 kaiyuan_install() { # INTERPRETER LOG
     "$kaiyuan_venv/bin/python" -c 'import pip' 2>/dev/null || "$1" -m venv "$kaiyuan_venv" >>"$2" 2>&1 || return 1
-    "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-        -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1
+    "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
+        -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1 || return 1
+    # On all cores; pip would do it on one. Files that are not for this version of Python are no error.
+    "$kaiyuan_venv/bin/python" -m compileall -qq -j 0 "$kaiyuan_venv/lib" >>"$2" 2>&1 || true
 }
 
 # Whether the environment still works, and the extensions still lie where the installation built them.
 kaiyuan_is_installed() {
     (cd "$kaiyuan_root" && "$kaiyuan_venv/bin/python" -c 'import data_tools._curriculum, data_tools._dedup, data_tools._index
-import megatron_kaiyuan.data._reader') 2>/dev/null
+import data_tools._scores, megatron_kaiyuan.data._reader') 2>/dev/null
 }
 
 # More packages for an environment that is there; what is in it stays as it is.

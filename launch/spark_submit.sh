@@ -14,7 +14,7 @@ Runs a command of kaiyuan-data that has --engine on Spark: the driver is here, t
   --dry-run              print the command, start nothing
 
 Executors read and write files themselves: input, output, tokenizers and models lie under the same paths on the driver and on
-all executors (NFS, Lustre; HDFS or S3 mounted as a file system). No text passes through Java, so executors need little
+all executors (NFS, Lustre, HDFS mounted as a file system). No text passes through Java, so executors need little
 Java memory; what Python takes is outside of it: --conf spark.executor.memoryOverhead, about 1.5 GB a core.
 PYSPARK_PYTHON is the Python of the executors, with this project installed (default: the one here, seen by all hosts).
 

@@ -28,7 +28,8 @@ using Numbers = py::array_t<double>;
 void check_offsets(const Offsets& offsets, const Bytes& data) {
   const auto positions = offsets.unchecked<1>();
   bool valid = positions.shape(0) >= 1 && positions(0) >= 0 && positions(positions.shape(0) - 1) <= data.size();
-  for (py::ssize_t index = 1; valid && index < positions.shape(0); ++index) valid = positions(index - 1) <= positions(index);
+  for (py::ssize_t index = 1; valid && index < positions.shape(0); ++index)
+    valid = positions(index - 1) <= positions(index);
   if (!valid) throw py::index_error("offsets do not fit the data");
 }
 
@@ -73,10 +74,11 @@ PYBIND11_MODULE(_scores, module) {
   });
   py::class_<LinearModel>(module, "LinearModel", "A supervised model of a .bin or .ftz")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("labels", [](const LinearModel& model) {
-        std::vector<py::bytes> labels(model.labels().begin(), model.labels().end());
-        return labels;
-      })
+      .def_property_readonly("labels",
+                             [](const LinearModel& model) {
+                               std::vector<py::bytes> labels(model.labels().begin(), model.labels().end());
+                               return labels;
+                             })
       .def("probabilities", &probabilities, py::arg("offsets").noconvert(), py::arg("data").noconvert(),
            "float64[rows, labels] of texts data[offsets[i]:offsets[i + 1]]; NaN: nothing that the model knows");
   module.def("rule_measures", &rule_measures, py::arg("classes"), py::arg("offsets").noconvert(),

@@ -1,98 +1,18 @@
 #include "fasttext_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <system_error>
-
 namespace scores {
 namespace {
 
 constexpr std::int32_t magic = 793712314, supervised = 3;
 constexpr std::int64_t centroids_per_part = 256;
 constexpr std::int32_t longest_ngram = 100, largest_dim = 1 << 20;
-constexpr std::size_t buffer_size = 1 << 20;
 // The tree of the hierarchical softmax marks nodes that are not made yet by this count.
 constexpr std::int64_t most_counts = 1'000'000'000'000'000;
 
-// Reads forward, and from anywhere. Read calls, not a map: a file that shrinks meanwhile gives an error, not SIGBUS.
-class Input {
- public:
-  explicit Input(const std::string& path) : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-    struct stat status {};
-    if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0) refuse();
-    if (S_ISDIR(status.st_mode)) {
-      errno = EISDIR;
-      refuse();
-    }
-    size_ = S_ISREG(status.st_mode) ? static_cast<std::uint64_t>(status.st_size) : 0;
-  }
-  Input(const Input&) = delete;
-  Input& operator=(const Input&) = delete;
-  ~Input() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-
-  std::uint64_t position = 0;
-  std::uint64_t left() const { return size_ - position; }
-
-  void read(void* data, std::uint64_t size) {
-    need(size);
-    auto* to = static_cast<char*>(data);
-    while (size > 0) {
-      if (position < start_ || position >= start_ + filled_) fill();
-      const auto here = static_cast<std::size_t>(position - start_);
-      const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(size, filled_ - here));
-      std::memcpy(to, buffer_.data() + here, step);
-      to += step;
-      position += step;
-      size -= step;
-    }
-  }
-  template <typename Number>
-  Number number() {
-    Number value;
-    read(&value, sizeof(value));
-    return value;
-  }
-  std::string text() {
-    std::string value;
-    for (char letter = number<char>(); letter != '\0'; letter = number<char>()) value.push_back(letter);
-    return value;
-  }
-  void skip(std::uint64_t size) {
-    need(size);
-    position += size;
-  }
-  void need(std::uint64_t size) const {
-    if (size > left()) throw FormatError("ends early: it is cut off, or its header is damaged");
-  }
-
- private:
-  void fill() {
-    start_ = position;
-    const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(buffer_.size(), left()));
-    const ssize_t got = ::pread(descriptor_, buffer_.data(), size, static_cast<off_t>(position));
-    if (got < 0) refuse();
-    if (got == 0) throw FormatError("has become shorter while it was read");
-    filled_ = static_cast<std::size_t>(got);
-  }
-  [[noreturn]] void refuse() const { throw std::system_error(errno, std::generic_category(), path_); }
-
-  std::string path_;
-  int descriptor_;
-  std::uint64_t size_ = 0, start_ = 0;
-  std::size_t filled_ = 0;
-  std::vector<char> buffer_ = std::vector<char>(buffer_size);
-};
-
 std::uint64_t product(std::int64_t a, std::int64_t b, const char* what) {
   std::int64_t result;
-  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result)) throw FormatError(std::string("is damaged: the size of ") + what);
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result))
+    throw FormatError(std::string("is damaged: the size of ") + what);
   return static_cast<std::uint64_t>(result);
 }
 
@@ -141,7 +61,8 @@ class Quantiser {
   void add_row(const std::uint8_t* codes, float norm, float* row) const {
     for (std::int32_t part = 0; part < parts; ++part) {
       const std::int32_t width = part == parts - 1 ? last_width_ : width_;
-      const float* centroid = centroids_.data() + part * centroids_per_part * width_ + std::int64_t{codes[part]} * width;
+      const float* centroid =
+          centroids_.data() + part * centroids_per_part * width_ + std::int64_t{codes[part]} * width;
       for (std::int32_t column = 0; column < width; ++column) row[part * width_ + column] = norm * centroid[column];
     }
   }
@@ -191,9 +112,11 @@ class QuantisedRows : public Rows {
 };
 
 Settings read_settings(Input& file) {
-  if (file.left() < 8 || file.number<std::int32_t>() != magic) throw FormatError("is not a fastText model (no such magic number)");
+  if (file.left() < 8 || file.number<std::int32_t>() != magic)
+    throw FormatError("is not a fastText model (no such magic number)");
   const auto version = file.number<std::int32_t>();
-  if (version != 11 && version != 12) throw FormatError("has the fastText format " + std::to_string(version) + "; 11 and 12 are read");
+  if (version != 11 && version != 12)
+    throw FormatError("has the fastText format " + std::to_string(version) + "; 11 and 12 are read");
   Settings settings{};
   settings.dim = file.number<std::int32_t>();
   file.skip(4 * sizeof(std::int32_t));  // ws, epoch, minCount, neg: of training
@@ -204,24 +127,28 @@ Settings read_settings(Input& file) {
   settings.min_characters = file.number<std::int32_t>();
   settings.max_characters = file.number<std::int32_t>();
   file.skip(sizeof(std::int32_t) + sizeof(double));  // lrUpdateRate, t: of training
-  if (model == 1 || model == 2) throw FormatError("holds word vectors, not a classifier; train with fastText's `supervised`");
+  if (model == 1 || model == 2)
+    throw FormatError("holds word vectors, not a classifier; train with fastText's `supervised`");
   if (model != supervised || settings.loss < Loss::hierarchical || settings.loss > Loss::one_vs_all) {
     throw FormatError("is damaged: the model's or the loss's number");
   }
   if (version == 11) settings.max_characters = 0;  // written, but not used then
   const auto is_length = [](std::int32_t value) { return 0 <= value && value <= longest_ngram; };
-  if (settings.dim < 1 || settings.dim > largest_dim || !is_length(settings.word_ngrams) || !is_length(settings.min_characters) ||
-      !is_length(settings.max_characters) || settings.bucket < 0 || (settings.has_buckets() && settings.bucket == 0)) {
+  if (settings.dim < 1 || settings.dim > largest_dim || !is_length(settings.word_ngrams) ||
+      !is_length(settings.min_characters) || !is_length(settings.max_characters) || settings.bucket < 0 ||
+      (settings.has_buckets() && settings.bucket == 0)) {
     throw FormatError("is damaged: dim, bucket, wordNgrams, minn or maxn");
   }
   return settings;
 }
 
 void read_dictionary(Input& file, FastTextFile& model) {
-  const auto size = file.number<std::int32_t>(), words = file.number<std::int32_t>(), labels = file.number<std::int32_t>();
+  const auto size = file.number<std::int32_t>(), words = file.number<std::int32_t>(),
+             labels = file.number<std::int32_t>();
   file.skip(sizeof(std::int64_t));
   const auto pruned = file.number<std::int64_t>();
-  if (words < 0 || labels < 1 || std::int64_t{words} + labels != size || pruned < -1) throw FormatError("is damaged: the size of the dictionary");
+  if (words < 0 || labels < 1 || std::int64_t{words} + labels != size || pruned < -1)
+    throw FormatError("is damaged: the size of the dictionary");
   file.need(static_cast<std::uint64_t>(size) * 10);  // bytes of the smallest entry
   std::int64_t counts = 0;
   for (std::int32_t index = 0; index < size; ++index) {
@@ -258,13 +185,15 @@ FastTextFile read_fasttext(const std::string& path) {
   model.settings = read_settings(*file);
   read_dictionary(*file, model);
   const bool quantised = file->number<std::uint8_t>() != 0;
-  if (model.is_pruned && !quantised) throw FormatError("is of a fastText older than 2017-10, whose pruned models are wrong; train it again");
+  if (model.is_pruned && !quantised)
+    throw FormatError("is of a fastText older than 2017-10, whose pruned models are wrong; train it again");
   model.input = read_rows(file, quantised);
   const bool quantised_output = file->number<std::uint8_t>() != 0;
   model.output = read_rows(file, quantised && quantised_output);
   if (file->left() > 0) throw FormatError("has bytes after its end: its header is damaged, or something is appended");
-  const std::int64_t buckets = model.is_pruned ? static_cast<std::int64_t>(model.kept_buckets.size())
-                               : model.settings.has_buckets() ? model.settings.bucket : 0;
+  const std::int64_t buckets = model.is_pruned                ? static_cast<std::int64_t>(model.kept_buckets.size())
+                               : model.settings.has_buckets() ? model.settings.bucket
+                                                              : 0;
   const auto words = static_cast<std::int64_t>(model.words.size());
   const bool fits = model.is_pruned ? model.input->count == words + buckets : model.input->count >= words + buckets;
   if (!fits || model.input->columns != model.settings.dim || model.output->columns != model.settings.dim ||

@@ -10,19 +10,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "model_input.h"
+
 namespace scores {
-
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are copied as they lie in memory");
-
-// The file is not what the format asks for, or holds a model of a sort that is not read; the caller knows the path.
-struct FormatError : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
-};
 
 enum class Loss : std::int32_t { hierarchical = 1, negative_sampling = 2, softmax = 3, one_vs_all = 4 };
 
@@ -45,9 +39,9 @@ struct FastTextFile {
   Settings settings;
   std::vector<std::string> words, labels;
   std::vector<std::int64_t> label_counts;
-  bool is_pruned = false;                                   // buckets that are not in `kept_buckets` have no row
+  bool is_pruned = false;                                       // buckets that are not in `kept_buckets` have no row
   std::unordered_map<std::int32_t, std::int32_t> kept_buckets;  // bucket -> row after the words'
-  std::unique_ptr<Rows> input, output;  // words + buckets, labels: rows of dim
+  std::unique_ptr<Rows> input, output;                          // words + buckets, labels: rows of dim
 };
 
 // Throws FormatError, or std::system_error where the system refuses the file. No size in the file is believed before

@@ -22,19 +22,20 @@ std::uint32_t hash_of(std::string_view text) {
   return hash.value;
 }
 
-bool is_space(char letter) {
-  return letter == ' ' || (letter >= '\t' && letter <= '\r') || letter == '\0';
-}
+bool is_space(char letter) { return letter == ' ' || (letter >= '\t' && letter <= '\r') || letter == '\0'; }
 
 // Hashes are extended with their sign, as the library's int32 are.
-std::uint64_t extended(std::uint32_t hash) { return static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<std::int32_t>(hash))); }
+std::uint64_t extended(std::uint32_t hash) {
+  return static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<std::int32_t>(hash)));
+}
 
 // The library's sigmoid: a table of 512 steps over [-8, 8], rounded down to a step.
 double stepped_sigmoid(double value) {
   constexpr int steps = 512, limit = 8;
   static const std::array<double, steps + 1> table = [] {
     std::array<double, steps + 1> made{};
-    for (int step = 0; step <= steps; ++step) made[static_cast<std::size_t>(step)] = 1.0 / (1.0 + std::exp(limit - 2.0 * limit * step / steps));
+    for (int step = 0; step <= steps; ++step)
+      made[static_cast<std::size_t>(step)] = 1.0 / (1.0 + std::exp(limit - 2.0 * limit * step / steps));
     return made;
   }();
   if (value < -limit) return 0.0;
@@ -60,12 +61,14 @@ LinearModel::LinearModel(const std::string& path) {
 
 void LinearModel::collapse(FastTextFile& file) {
   const std::int64_t dim = settings_.dim;
-  file.output->for_each([&](std::int64_t, const float* values) { output_.insert(output_.end(), values, values + dim); });
+  file.output->for_each(
+      [&](std::int64_t, const float* values) { output_.insert(output_.end(), values, values + dim); });
   if (!std::all_of(output_.begin(), output_.end(), [](float value) { return std::isfinite(value); })) {
     throw FormatError("is damaged: a weight is not a number");
   }
   if (settings_.loss == Loss::softmax) {  // the first label's logit becomes 0
-    for (std::size_t index = output_.size(); index-- > 0;) output_[index] -= output_[index % static_cast<std::size_t>(dim)];
+    for (std::size_t index = output_.size(); index-- > 0;)
+      output_[index] -= output_[index % static_cast<std::size_t>(dim)];
     output_.erase(output_.begin(), output_.begin() + dim);
   }
   const auto outputs = static_cast<std::int64_t>(output_.size()) / dim;
@@ -223,7 +226,8 @@ void LinearModel::probabilities(std::string_view text, double* into) {
   } else {
     for (const std::int64_t row : found_) {
       const float* values = rows_.data() + row * width_;
-      for (std::int64_t column = 0; column < width_; ++column) sums_[static_cast<std::size_t>(column)] += double{values[column]};
+      for (std::int64_t column = 0; column < width_; ++column)
+        sums_[static_cast<std::size_t>(column)] += double{values[column]};
     }
   }
   for (double& sum : sums_) sum /= static_cast<double>(known_);
@@ -241,7 +245,8 @@ void LinearModel::finish(double* into) const {
       logits[label] = sums_[label];
     } else {
       const float* weights = output_.data() + label * static_cast<std::size_t>(settings_.dim);
-      for (std::size_t column = 0; column < sums_.size(); ++column) logits[label] += sums_[column] * double{weights[column]};
+      for (std::size_t column = 0; column < sums_.size(); ++column)
+        logits[label] += sums_[column] * double{weights[column]};
     }
   }
   if (softmax) {
@@ -277,7 +282,9 @@ void LinearModel::build_tree(const std::vector<std::int64_t>& counts) {
   std::int64_t leaf = leaves - 1, node = leaves;
   const auto smallest = [&] {
     const bool nodes_left = node < static_cast<std::int64_t>(node_counts.size());
-    if (leaf >= 0 && (!nodes_left || node_counts[static_cast<std::size_t>(leaf)] < node_counts[static_cast<std::size_t>(node)])) return leaf--;
+    if (leaf >= 0 &&
+        (!nodes_left || node_counts[static_cast<std::size_t>(leaf)] < node_counts[static_cast<std::size_t>(node)]))
+      return leaf--;
     return node++;
   };
   for (std::int64_t made = 0; made + 1 < leaves; ++made) {

@@ -31,7 +31,7 @@ class LinearModel {
  private:
   struct Slot {
     std::uint32_t hash;
-    std::int32_t word;  // -1: free; words first, then labels
+    std::int32_t word;          // -1: free; words first, then labels
     std::uint32_t start, size;  // in texts_
   };
 

@@ -55,39 +55,16 @@ constexpr std::uint32_t ellipsis = 0x2026, line_feed = '\n';
 // As the code that made FineWeb counts "short".
 constexpr std::size_t fineweb_short = 30;
 
-// . ! ? and quotation marks, with their like in Chinese, Japanese, Arabic, Urdu and Hindi.
-bool ends_sentence(std::uint32_t point) {
-  switch (point) {
-    case '.': case '!': case '?': case 0x3002: case 0xFF01: case 0xFF1F: case 0xFF0E: case 0x061F: case 0x06D4: case 0x0964:
-      return true;
-    default:
-      return false;
-  }
-}
-bool closes_quotation(std::uint32_t point) {
-  switch (point) {
-    case '"': case '\'': case 0x201D: case 0x2019: case 0x00BB: case 0x300D: case 0x300F:
-      return true;
-    default:
-      return false;
-  }
-}
-bool is_bullet(std::uint32_t point) {
-  switch (point) {
-    case '-': case '*': case 0x2022: case 0x2023: case 0x2013: case 0x25AA: case 0x25A0: case 0x25E6:
-      return true;
-    default:
-      return false;
-  }
-}
+// The marks of English, and their like in Chinese, Japanese, Arabic, Urdu and Hindi.
+constexpr std::u32string_view sentence_ends = U".!?\u3002\uFF01\uFF1F\uFF0E\u061F\u06D4\u0964";
+constexpr std::u32string_view quotation_ends = U"\"'\u201D\u2019\u00BB\u300D\u300F";
+constexpr std::u32string_view bullets_of_lists = U"-*\u2022\u2023\u2013\u25AA\u25A0\u25E6";
 
-std::uint64_t mixed(std::uint64_t hash, std::uint64_t value) {
-  hash = (hash ^ value) * 0x9E3779B97F4A7C15ULL;
-  return hash ^ (hash >> 32U);
+bool is_one_of(std::u32string_view set, std::uint32_t point) {
+  return set.find(static_cast<char32_t>(point)) != std::u32string_view::npos;
 }
-
-double share(double part, double whole) { return whole > 0 ? part / whole : 0.0; }
-double number(std::size_t value) { return static_cast<double>(value); }
+bool ends_sentence(std::uint32_t point) { return is_one_of(sentence_ends, point); }
+bool closes_quotation(std::uint32_t point) { return is_one_of(quotation_ends, point); }
 
 }  // namespace
 
@@ -114,7 +91,12 @@ void RuleMeasures::decode(std::string_view text) {
   for (std::size_t at = 0; at < text.size();) {
     const auto byte = [&](std::size_t index) { return static_cast<std::uint8_t>(text[at + index]); };
     const std::uint8_t first = byte(0);
-    const std::size_t size = first < 0x80 ? 1 : first < 0xC0 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF8 ? 4 : 0;
+    const std::size_t size = first < 0x80   ? 1
+                             : first < 0xC0 ? 0
+                             : first < 0xE0 ? 2
+                             : first < 0xF0 ? 3
+                             : first < 0xF8 ? 4
+                                            : 0;
     std::uint32_t point = size == 1 ? first : first & (0x7FU >> size);
     bool valid = size > 0 && at + size <= text.size();
     for (std::size_t index = 1; valid && index < size; ++index) {
@@ -157,7 +139,8 @@ void RuleMeasures::split() {
     } else {
       const std::size_t begin = tokens_[first_token].begin, end = tokens_.back().end;
       for (std::size_t at = begin; at < end; ++at) line_hash = mixed(line_hash, points_[at]);
-      lines_.push_back({begin, end, byte_start, line_end_bytes_[index], first_token, tokens_.size(), line_hash, after_blank});
+      lines_.push_back(
+          {begin, end, byte_start, line_end_bytes_[index], first_token, tokens_.size(), line_hash, after_blank});
       after_blank = false;
     }
     start = stop + 1;
@@ -181,7 +164,8 @@ void RuleMeasures::measure_c4(std::string_view text, double* into) {
   into[0] = share(number(kept), number(lines_.size()));
   into[1] = number(sentence_count);
   into[2] = contains(lorem_ipsum) ? 1.0 : 0.0;
-  into[3] = number(static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char byte) { return byte == '{' || byte == '}'; })));
+  into[3] = number(static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char byte) { return byte == '{' || byte == '}'; })));
 }
 
 bool RuleMeasures::is_kept_by_c4(const Line& line, bool has_phrases) const {
@@ -197,7 +181,7 @@ bool RuleMeasures::is_kept_by_c4(const Line& line, bool has_phrases) const {
   return !is_here(javascript) && std::none_of(policy_phrases.begin(), policy_phrases.end(), is_here);
 }
 
-// Marks that end one, with the quotation marks after them, before white space or the end; a mark of CJK alone; at least 1.
+// Marks that end one, with the quotation marks after them, before white space or the end (CJK's: anywhere); at least 1.
 std::size_t RuleMeasures::sentences(const Line& line) const {
   std::size_t count = 0;
   for (std::size_t at = line.begin; at < line.end; ++at) {
@@ -245,7 +229,7 @@ void RuleMeasures::measure_gopher(double* into) const {
   }
   std::size_t bullets = 0, ellipsis_lines = 0;
   for (const Line& line : lines_) {
-    if (is_bullet(points_[line.begin])) ++bullets;
+    if (is_one_of(bullets_of_lists, points_[line.begin])) ++bullets;
     if (ends_with_ellipsis(line)) ++ellipsis_lines;
   }
   const double line_count = number(lines_.size());
@@ -259,25 +243,6 @@ void RuleMeasures::measure_gopher(double* into) const {
   into[7] = number(static_cast<std::size_t>(__builtin_popcountll(stop_seen)));
 }
 
-void RuleMeasures::measure_repetition(double* into) {
-  const double characters = number(points_.size());
-  repeated_lines_ = repeated_lines();
-  std::size_t paragraphs = 0;
-  for (const Line& line : lines_) paragraphs += line.after_blank ? 1 : 0;
-  const Repeats repeated = repeated_paragraphs();
-  into[0] = share(number(repeated_lines_.count), number(lines_.size()));
-  into[1] = share(number(repeated_lines_.characters), characters);
-  into[2] = share(number(repeated.count), number(paragraphs));
-  into[3] = share(number(repeated.characters), characters);
-  ngrams_.resize(tokens_.size());
-  for (std::size_t index = 0; index < tokens_.size(); ++index) ngrams_[index] = mixed(1, tokens_[index].hash);
-  for (std::size_t length = 2; length <= 10; ++length) {
-    if (ngrams_.size() > 0) ngrams_.pop_back();
-    for (std::size_t index = 0; index < ngrams_.size(); ++index) ngrams_[index] = mixed(ngrams_[index], tokens_[index + length - 1].hash);
-    into[length + 2] = share(length <= 4 ? top_ngram(length) : repeated_ngrams(length), characters);
-  }
-}
-
 void RuleMeasures::measure_fineweb(double* into) {
   std::size_t ended = 0, short_lines = 0;
   for (const Line& line : lines_) {
@@ -289,82 +254,6 @@ void RuleMeasures::measure_fineweb(double* into) {
   into[0] = share(number(ended), number(lines_.size()));
   into[1] = share(number(repeated_lines_.characters), number(points_.size() - feeds));
   into[2] = share(number(short_lines), number(lines_.size()));
-}
-
-// Lines that were there before.
-RuleMeasures::Repeats RuleMeasures::repeated_lines() {
-  Repeats found;
-  clear_cells(lines_.size());
-  for (const Line& line : lines_) {
-    if (cell_of(line.hash).count++ == 0) continue;
-    ++found.count;
-    found.characters += line.end - line.begin;
-  }
-  return found;
-}
-
-RuleMeasures::Repeats RuleMeasures::repeated_paragraphs() {
-  Repeats found;
-  clear_cells(lines_.size());
-  for (std::size_t first = 0; first < lines_.size();) {
-    std::size_t last = first;
-    std::uint64_t hash = 0;
-    do {
-      hash = mixed(hash, lines_[last++].hash);
-    } while (last < lines_.size() && !lines_[last].after_blank);
-    if (cell_of(hash).count++ > 0) {
-      ++found.count;
-      found.characters += lines_[last - 1].end - lines_[first].begin;
-    }
-    first = last;
-  }
-  return found;
-}
-
-void RuleMeasures::clear_cells(std::size_t entries) {
-  std::size_t size = 16;
-  while (size < 2 * entries) size *= 2;
-  cells_.assign(size, Cell{0, 0, 0});
-}
-
-// Of a key, made if it is new. Keys are 64-bit hashes: two different texts of one document meet with odds of 2^-64 a pair.
-RuleMeasures::Cell& RuleMeasures::cell_of(std::uint64_t key) {
-  key += key == 0 ? 1 : 0;
-  std::size_t at = static_cast<std::size_t>(key) & (cells_.size() - 1);
-  while (cells_[at].key != 0 && cells_[at].key != key) at = (at + 1) & (cells_.size() - 1);
-  cells_[at].key = key;
-  return cells_[at];
-}
-
-// Characters of the most frequent n-gram, its tokens joined by one space, times how often it is there; among equals, of
-// the one that comes first. Overlapping ones count each.
-double RuleMeasures::top_ngram(std::size_t length) {
-  if (ngrams_.empty()) return 0.0;
-  clear_cells(ngrams_.size());
-  Cell best{0, 0, 0};
-  for (std::size_t index = 0; index < ngrams_.size(); ++index) {
-    Cell& cell = cell_of(ngrams_[index]);
-    if (cell.count++ == 0) cell.first = index;
-    if (cell.count > best.count || (cell.count == best.count && cell.first < best.first)) best = cell;
-  }
-  std::size_t characters = length - 1;
-  for (std::size_t token = best.first; token < best.first + length; ++token) characters += tokens_[token].end - tokens_[token].begin;
-  return number(characters) * number(best.count);
-}
-
-// Characters of the tokens in n-grams that were there before; what one has counted, another does not.
-double RuleMeasures::repeated_ngrams(std::size_t length) {
-  clear_cells(ngrams_.size());
-  std::size_t characters = 0;
-  for (std::size_t index = 0; index < ngrams_.size();) {
-    if (cell_of(ngrams_[index]).count++ == 0) {
-      ++index;
-      continue;
-    }
-    for (std::size_t token = index; token < index + length; ++token) characters += tokens_[token].end - tokens_[token].begin;
-    index += length;
-  }
-  return number(characters);
 }
 
 }  // namespace scores

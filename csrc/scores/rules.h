@@ -1,4 +1,4 @@
-// What the rules of C4, Gopher and FineWeb measure of a document. The thresholds are in data_tools/scores/kinds/rules.py.
+// What the rules of C4, Gopher and FineWeb measure of a document. Thresholds: data_tools/scores/kinds/rules.py.
 //
 // A line is what lies between line feeds, without the white space at its ends; blank ones do not count. A paragraph is
 // a run of lines without a blank one between. A token is a run without white space; a word is a token without the
@@ -17,6 +17,13 @@ namespace scores {
 // Bits of a code point's class, as the caller's Unicode database has them.
 enum CharacterClass : std::uint8_t { letter = 1, punctuation = 2, space = 4 };
 constexpr std::size_t code_points = 0x110000;
+
+inline std::uint64_t mixed(std::uint64_t hash, std::uint64_t value) {
+  hash = (hash ^ value) * 0x9E3779B97F4A7C15ULL;
+  return hash ^ (hash >> 32U);
+}
+inline double share(double part, double whole) { return whole > 0 ? part / whole : 0.0; }
+inline double number(std::size_t value) { return static_cast<double>(value); }
 
 // Names of what `RuleMeasures::measure` writes, in its order.
 extern const std::array<const char*, 30> measure_names;

@@ -85,7 +85,7 @@ def documents_again(
     if signed.index:
         _require_as_indexed(signed)
     last, start = int(np.flatnonzero(flags)[-1]), 0
-    for batch in document_batches(signed.shard, signed.settings):
+    for batch in document_batches(signed.shard, signed.settings, ()):
         here = flags[start : start + len(batch.documents)]
         if here.any():
             yield np.flatnonzero(here) + start, batch.documents.filter(pa.array(here))

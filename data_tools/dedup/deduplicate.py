@@ -79,7 +79,7 @@ class _Run:
         stage = replace(stage_of(self._place, "sign", sign, shards), folder=self._signing)
         records = self._engine.run(stage)
         refuse_bad_rows(shards, records, self._request.max_bad_rows)
-        self._require_scores(shards, records)
+        self._require_scores(records)
         return [
             SignedShard(
                 shard,
@@ -141,15 +141,10 @@ class _Run:
         records = self._engine.run(stage)
         return make_report(scopes, choices, describe_samples(samples, tasks, records))
 
-    def _require_scores(self, shards: Sequence[Shard], records: Sequence[Record]) -> None:
+    def _require_scores(self, records: Sequence[Record]) -> None:
         score = self._request.score
         if score is None or not any(record["documents"] for record in records):
             return
-        for shard, record in zip(shards, records, strict=True):
-            if record["columns"] and shard.task.file.format == "parquet":
-                raise UserError(
-                    f"{shard.task.file.name}: has no column {score!r}; it has {', '.join(record['columns'])}"
-                )
         if not any(record["scored"] for record in records):
             raise UserError(f"--score {score}: no document has this field as a number; name another one")
 

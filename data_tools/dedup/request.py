@@ -46,6 +46,10 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.max_removed <= 1:
             raise UserError(f"--max-removed {self.max_removed:g}: is a share of a dataset; give 0 to 1")
+        if self.index and self.output.absolute() in (self.index.absolute(), *self.index.absolute().parents):
+            raise UserError(
+                f"--index {self.index}: lies in --output, which is replaced as a whole; name another folder"
+            )
         if self.rules.max_cluster < 0 or self.max_bad_rows < 0:
             raise UserError("--max-cluster and --max-bad-rows: must be at least 0")
         if self.rules.direct and not self.recipe.verify:

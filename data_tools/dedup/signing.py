@@ -69,14 +69,13 @@ class Sign:
         found = _Signed(self.recipe, self.exact_only)
         bad: list[BadPlace] = []
         rows = 0
-        missing: list[str] = []
-        for batch in document_batches(shard, self.settings):
+        for batch in document_batches(shard, self.settings, {DUPLICATE_COUNT, self.score or DUPLICATE_COUNT}):
             rows += batch.rows
             self._note_bad(shard, batch, bad)
-            found.add(batch.documents, self._scores(batch.documents, shard, missing))
+            found.add(batch.documents, self._scores(batch.documents, shard))
         require_unchanged(shard.task.file)
         counts = found.write(target)
-        return {"rows": rows, "bad": [place._asdict() for place in bad], **counts, "columns": sorted(set(missing))}
+        return {"rows": rows, "bad": [place._asdict() for place in bad], **counts}
 
     def _note_bad(self, shard: Shard, batch: Batch, bad: list[BadPlace]) -> None:
         for place in batch.bad:
@@ -84,14 +83,19 @@ class Sign:
             if len(bad) > self.max_bad_rows:
                 raise too_many(shard.task, place, len(bad), self.max_bad_rows)
 
-    def _scores(self, documents: pa.RecordBatch, shard: Shard, missing: list[str]) -> NDArray[np.float64]:
-        """NaN where there is none. `missing` gets the names of the columns there are, where it is not among them."""
-        if self.score is None:
+    def _scores(self, documents: pa.RecordBatch, shard: Shard) -> NDArray[np.float64]:
+        """NaN where there is none. A field of JSON lines may be missing from a whole shard, a column may not."""
+        if self.score is None or self.score not in documents.schema.names:
+            if self.score and shard.task.file.format == "parquet":
+                raise UserError(f"{shard.task.file.name}: has no column {self.score!r}; give another --score")
             return np.full(len(documents), np.nan)
-        if self.score not in documents.schema.names:
-            missing += documents.schema.names
+        column = documents.column(self.score)
+        if pa.types.is_null(column.type):
             return np.full(len(documents), np.nan)
-        return numbers(documents, self.score, shard, "--score")
+        if not _is_number(column.type):
+            name = shard.task.file.name
+            raise UserError(f"{name}: --score {self.score}: is {column.type}, not numbers; name another column")
+        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 class _Signed:
@@ -148,20 +152,6 @@ def copies(documents: pa.RecordBatch) -> NDArray[np.int64]:
         return np.ones(len(documents), np.int64)
     values = pc.fill_null(documents.column(at).cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False)
     return np.maximum(np.nan_to_num(values, nan=1.0), 1.0).astype(np.int64)
-
-
-def numbers(documents: pa.RecordBatch, name: str, shard: Shard, option: str) -> NDArray[np.float64]:
-    """A column as float64, NaN where it is missing.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    column = documents.column(name)
-    if pa.types.is_null(column.type):
-        return np.full(len(documents), np.nan)
-    if not _is_number(column.type):
-        raise UserError(f"{shard.task.file.name}: {option} {name}: is {column.type}, not numbers; name another column")
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -5,7 +5,7 @@ are stages like all others, not Spark shuffles: their sorted files are the shuff
 engines, for any number of partitions. A task that Spark runs twice, or on two hosts at once (speculation), is done by
 one of them (`Stage.finish`). And what is finished outlives the application, where shuffle files end with it.
 
-The price is a file system that the driver and all executors see under the same path: NFS, Lustre, or HDFS or S3 mounted
+The price is a file system that the driver and all executors see under the same path: NFS, Lustre, or HDFS mounted
 as one. Where an executor does not see it, the job ends with a line that says so.
 """
 
@@ -93,7 +93,7 @@ class SparkEngine:
 
 
 def _default_partitions(context: Any) -> int:
-    return int(context.getConf().get("spark.default.parallelism", _MOST_PARTITIONS))
+    return int(context.getConf().get("spark.default.parallelism", str(_MOST_PARTITIONS)))
 
 
 def _deal(calls: int, partitions: int) -> list[list[int]]:
@@ -142,7 +142,7 @@ class _Executor:
                 raise UserError(
                     f"--engine spark: the executor on {socket.gethostname()} does not see the driver's folder "
                     f"{self.sign.parent}; input and output must lie on a file system that all hosts have under this "
-                    "path (NFS, Lustre, HDFS or S3 mounted as one)"
+                    "path (NFS, Lustre, HDFS mounted as one)"
                 )
             time.sleep(0.2)
 

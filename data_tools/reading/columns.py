@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
             first += len(batch)
 
 
-def record_batches(task: Task, text: str) -> Iterator[pa.RecordBatch]:
-    """All columns of a task over a Parquet file; at least one batch comes.
+def record_batches(task: Task, text: str, others: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The columns of a task over a Parquet file; at least one batch comes.
 
     Args:
         text: the column that holds the text.
+        others: more columns to read, where they are there; None: all.
 
     Raises:
         UserError: the file is not a Parquet file, is damaged, lacks the column or has one twice.
@@ -52,9 +53,10 @@ def record_batches(task: Task, text: str) -> Iterator[pa.RecordBatch]:
                 raise UserError(f"{task.file.name}: has {count} columns {name!r}; rename or drop all but one")
         _fields(task.file, schema, Settings(Path(), (text,)))
         groups, _ = _row_groups(parquet.metadata, task)
-        yield pa.RecordBatch.from_pylist([], schema=schema)
+        names = [name for name in schema.names if others is None or name == text or name in others]
+        yield pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(name) for name in names]))
         if groups:
-            yield from parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups)
+            yield from parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=names)
 
 
 def rows_before(task: Task) -> int:

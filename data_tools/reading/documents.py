@@ -7,7 +7,7 @@ objects, each value becomes its JSON text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,17 +78,19 @@ class Batch:
     rows: int = 0
 
 
-def document_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
+def document_batches(shard: Shard, settings: Settings, others: Collection[str] | None = None) -> Iterator[Batch]:
     """The documents of a shard. At least one batch comes, so that its columns are known.
 
     Args:
         settings: `json_keys` holds the one field with the text.
+        others: columns that are needed beside text and id, where they are there; None: all. Others of a Parquet file
+            are not read.
 
     Raises:
         UserError: the file cannot be read, lacks the text's column, or has another column `text`.
     """
     if shard.task.file.format == "parquet":
-        yield from _parquet_batches(shard, settings)
+        yield from _parquet_batches(shard, settings, others)
     else:
         yield from _json_batches(shard, settings)
 
@@ -150,10 +152,12 @@ def _column_type(kinds: set[type]) -> pa.DataType:
     return pa.float64() if kinds <= {int, float} else pa.string()
 
 
-def _parquet_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
+def _parquet_batches(shard: Shard, settings: Settings, others: Collection[str] | None) -> Iterator[Batch]:
     key = settings.text_column or settings.json_keys[0]
     row = 0
-    for table in columns.record_batches(shard.task, key):
+    # A second column 'text' is found too.
+    others = None if others is None else {*others, DOCUMENT_ID, TEXT}
+    for table in columns.record_batches(shard.task, key, others):
         if key != TEXT and TEXT in table.schema.names:
             raise _two_texts(shard, key)
         yield _parquet_batch(shard, settings, table, key, row)

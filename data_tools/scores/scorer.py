@@ -51,8 +51,9 @@ class Scorer(Protocol):
             batch: the documents: column `text` (large_string or string), and whatever columns the input has.
 
         Returns:
-            An array of `len(batch)` for each of `columns`, of the same bits wherever the row stands among batches. A
-            null is a missing score: the row's text is null, or the scorer cannot judge it (its docstring says when).
+            An array of `len(batch)` for each of `columns`. The same batch gives the same bits; a row has the same bits
+            in any batch, but for the scorers of neural networks (classifier, loss), which round by what is padded.
+            A null is a missing score: the row's text is null, or the scorer cannot judge it (its docstring says when).
             A batch without rows loads the model all the same: score one before anything is written, and a wrong model
             is found early.
 

@@ -26,7 +26,7 @@ from tests.ranks import fork
 Tree = dict[str, bytes]
 # What stands beside the output and looks most like something that a command may remove.
 _USERS = {"mine.txt": "mine", "made.tmp": "mine", "made.0123abcd.tmp.txt": "mine", "model.replaced.old": "mine"}
-_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp|(^|/)\.[^/]*\.lock$|\.publishing\.json$|\.shards/")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp|(^|/)\.[^/]*\.lock$|\.publishing\.json$|\.(shards|work)/")
 # File systems: what Linux's own can do, and what some of a network or of a user's program cannot.
 USUAL, NO_LOCKS, NO_EXCHANGE = "", " without locks", " without RENAME_EXCHANGE"
 

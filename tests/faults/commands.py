@@ -16,8 +16,11 @@ _IMPORTED = (
     "data_tools.curriculum.build",
     "data_tools.curriculum.materialize",
     "data_tools.curriculum.report",
+    "data_tools.dedup.deduplicate",
     "data_tools.harvesting.harvest",
     "data_tools.preprocessing.preprocess",
+    "data_tools.scores.documents",
+    "data_tools.scores.train_linear",
     "data_tools.tokenizers.train_tokenizer",
     "megatron_kaiyuan.checkpoint.average",
     "megatron_kaiyuan.export.run",
@@ -81,6 +84,11 @@ def prepare(bench: Bench, evaluation: bool) -> list[Command]:
     corpora = [str(inputs / f"{name}_text_document") for name in "ab"]
     page = ("report", order, "--phases", None, "--output", out / "order.html")
     second = ("--phase", "second")
+    unique = ("dedup", "--input", None, "--output", out / "unique", "--workers", 1, "--task-bytes", 20000)
+    scored = ("score", "--input", None, "--output", out / "scored", "--workers", 1, "--task-bytes", 20000)
+    scored = (*scored, "--scorer", "rules", "--quantile", "score", "--filter", "rules_gopher_words > 40")
+    classifier = ("scorer", "train", "--positives", None, "--negatives", inputs / "numbers.txt")
+    classifier = (*classifier, "--output", out / "quality.bin", "--dim", 4, "--buckets", 1000)
     materialized = ("phases/second/", "phases/second_text_document")
     commands = [
         Command("kaiyuan-data curriculum", *curriculum(*second), "phases/second"),
@@ -109,6 +117,9 @@ def prepare(bench: Bench, evaluation: bool) -> list[Command]:
             "new_text_document.bin",
             ("new_text", "new_title", "new.bad_rows"),
         ),
+        Command("kaiyuan-data dedup", *pair(*unique, a=text[0], b=text[1]), "unique", ("unique/",)),
+        Command("kaiyuan-data score", *pair(*scored, a=text[0], b=text[1]), "scored", ("scored/",)),
+        Command("kaiyuan-data scorer train", *pair(*classifier, a=text[0], b=text[1]), "quality.bin"),
         Command("kaiyuan-data tokenizer train", *pair(*train, a=text[0], b=text[1]), "tokenizer.json"),
         Command("kaiyuan-data report", *pair(*page, a=bench.folder / "phases", b=inputs / "phases"), "order.html"),
         Command(
@@ -159,6 +170,7 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
         _write_text(inputs / f"{name}.jsonl", number)
         rows = (inputs / f"{name}.jsonl").read_text().splitlines()
         (inputs / f"{name}.bad.jsonl").write_text("\n".join([*rows[:40], "{no row", *rows[40:], "nor this"]))
+    (inputs / "numbers.txt").write_text("".join(f"{number} 0 1\n" for number in range(50)))
     train_and_save([inputs / "a.jsonl"], "text", 600, inputs / "tokenizer" / "tokenizer.json")
     for name in "ab":
         settings = Settings(inputs / "tokenizer", ("text",), ("score",))

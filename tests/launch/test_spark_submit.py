@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import launched, succeed
+from launched import ROOT, launched, succeed
 
 from data_tools.tokenizers.train_tokenizer import train_and_save
 
@@ -47,11 +47,11 @@ def work(tmp_path: Path) -> list[object]:
     home = os.environ.get("JAVA_HOME")
     if not shutil.which(f"{home}/bin/java" if home else "java"):
         pytest.skip("there is no Java: install Java 17 (Debian: openjdk-17-jre-headless), or set JAVA_HOME")
-    row = json.dumps({"text": "some words of a text " * 400})
+    row = json.dumps({"text": (ROOT / "LICENSE").read_text()})
     (tmp_path / "in.jsonl").write_text(f"{row}\n" * 4000)
     (tmp_path / "few.jsonl").write_text(f"{row}\n" * 100 + "no JSON\n")
     (tmp_path / "one.jsonl").write_text(f"{row}\n")
-    train_and_save([str(tmp_path / "one.jsonl")], "text", 300, tmp_path / "tokenizer.json", False)
+    train_and_save([str(tmp_path / "one.jsonl")], "text", 512, tmp_path / "tokenizer.json", False)
     options = ["--master", "local[2]", "--driver-memory", "512m", "--conf", "spark.ui.enabled=false"]
     options += ["--driver-java-options", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", "--"]
     command = ["preprocess", "--tokenizer-model", tmp_path / "tokenizer.json", "--output-prefix", tmp_path / "c"]

@@ -216,6 +216,8 @@ def test_parquet_in_keeps_its_ids_and_columns(tmp_path, pieces):
     # The smallest id stays, wherever it stands.
     assert [(row["kaiyuan_id"], row["tags"], row["duplicate_count"]) for row in kept] == [(7, [], 2), (9, None, 1)]
     assert table(tmp_path / "out/dropped")[0]["duplicate_of"] == 7
+    with pytest.raises(UserError, match=r"a\.parquet: has no column 'quality'"):
+        dedup(str(tmp_path / "a.parquet"), output=tmp_path / "scored", score="quality")
 
 
 def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path, pieces):
@@ -232,6 +234,7 @@ def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path
     [
         ({"score": "quality"}, r"--score quality: no document has this field as a number"),
         ({"score": "title"}, r"a\.jsonl: --score title: is string, not numbers"),
+        ({"index": Path("out/../out/index"), "output": Path("out/../out")}, r"--index .*: lies in --output"),
         ({"max_removed": 2.0}, r"--max-removed 2: is a share"),
         ({"rules": Rules(direct=True), "recipe": make_recipe("kaiyuan")}, r"--keeper: needs the check"),
         ({"against": (Path("/nowhere"),)}, r"/nowhere/manifest.json: index of deduplication not found"),
@@ -240,7 +243,7 @@ def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path
 def test_wrong_words_are_one_line(tmp_path, options, message):
     write_rows(tmp_path / "a.jsonl", [{"text": "some words", "title": "x"}])
     with pytest.raises(UserError, match=message) as raised:
-        dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", **options)
+        dedup(str(tmp_path / "a.jsonl"), **{"output": tmp_path / "out", **options})
     assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
 
 

@@ -42,7 +42,10 @@ def main() -> None:
 def command(partitions: int, line: list[str]) -> None:
     """A command line of kaiyuan-data."""
     SparkEngine.__init__.__defaults__ = (partitions,)
-    app([line[0], "--engine", "spark", *line[1:]], standalone_mode=False)
+    try:
+        app([line[0], "--engine", "spark", *line[1:]], standalone_mode=False)
+    finally:
+        SparkEngine.__init__.__defaults__ = (None,)
 
 
 def steps(partitions: int, words: list[str], output: str) -> None:

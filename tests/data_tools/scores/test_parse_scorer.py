@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -94,6 +95,17 @@ def test_identity_is_of_contents_and_settings(tmp_path: Path) -> None:
     assert list(whole["files"]["folder"]) == ["deep/weights"]
     with pytest.raises(UserError, match="not found"):
         parse_scorer(f"linear={tmp_path / 'absent'}").identity()
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("py3langid.langid", "kenlm", "transformers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"needs the package 'py3langid.langid'.*\[scores\]"):
+        parse_scorer("language").identity()
+    with pytest.raises(UserError, match=r"needs the package 'kenlm'.*\[scores\]"):
+        parse_scorer(f"perplexity={tmp_path / 'absent'}").score(batch_of([]))
+    with pytest.raises(UserError, match=r"needs the package 'transformers'.*\[eval\]"):
+        parse_scorer(f"classifier={tmp_path / 'absent'}").score(batch_of([]))
 
 
 def test_documents_are_read_from_their_column() -> None:

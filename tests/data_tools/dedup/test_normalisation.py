@@ -117,7 +117,7 @@ def test_offsets_are_checked():
 
 @pytest.mark.skipif(not SAME_UNICODE, reason="the table is of another Unicode version")
 def test_the_table_is_what_its_script_writes():
-    folder = Path(__file__).parents[2] / "csrc/dedup"
+    folder = Path(__file__).parents[3] / "csrc/dedup"
     if not folder.is_dir():
         pytest.skip("without sources, as in csrc/sanitize.sh")
     script = [sys.executable, str(folder / "make_unicode_data.py")]
