@@ -211,8 +211,10 @@ class _Growth:
         missing: Counter[str] = Counter()
         for record in records:
             missing.update(record["missing"])
-        gaps = "".join(f"; {column} missing: {count:,}" for column, count in missing.items() if count)
-        yield f"{self._prefix}: {wanted.manifest['sequences']:,} sequences, added {', '.join(wanted.types)}{gaps}"
+        scores = [column for column, kind in wanted.types.items() if pa.types.is_floating(kind) and missing[column]]
+        gaps = "".join(f"; {column} missing: {missing[column]:,}" for column in scores)
+        made = [_counted(scorer) for scorer in wanted.scorers] + [quantile.name for quantile in wanted.quantiles]
+        yield f"{self._prefix}: {wanted.manifest['sequences']:,} sequences, added {', '.join(made)}{gaps}"
         if changed := sum(record["changed"] for record in records):
             yield (
                 f"warning: {self._prefix}: {changed:,} texts come back from their tokens with another size, for the "
@@ -246,6 +248,10 @@ class _ReadRange:
         numbers = scores.cast(pa.float64()).to_numpy()
         tokens = table.column(_TOKENS).to_numpy().astype(np.int64) if self.quantile.by_tokens else None
         return Rows(numbers, np.arange(range_.first, range_.stop, dtype=np.uint64), tokens)
+
+
+def _counted(scorer: Scorer) -> str:
+    return scorer.name if len(scorer.columns) == 1 else f"{scorer.name} ({len(scorer.columns)} columns)"
 
 
 def _pieces(ranges: Sequence[Range], files: Sequence[Path | None], ranks: dict[str, Ranks]) -> Iterator[pa.Table]:

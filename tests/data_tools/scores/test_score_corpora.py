@@ -101,7 +101,7 @@ def test_a_column_is_that_of_the_original_texts(prefix: Path, harvested: Path):
     ]
     assert verify(prefix).sequences == len(originals)
     missing = sum(" " not in text for text in originals)
-    assert lines[0].startswith(f"{prefix}: {len(originals)} sequences, added spaces, spaces_first")
+    assert lines[0].startswith(f"{prefix}: {len(originals)} sequences, added spaces (2 columns)")
     assert (f"spaces missing: {missing}" in lines[0]) == bool(missing)
     assert len(lines) == 1 and not list(prefix.parent.glob("*.work"))
 
