@@ -54,7 +54,7 @@ def shares(values: dict[str, float], most: int) -> str:
 
 
 def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as what is in them, up to a limit but for the last; the first to the left, others to the right."""
+    """Columns as wide as what is in them, all but the last up to a limit; only the first is set to the left."""
     short = [[*map(_short, row[:-1]), row[-1]] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*short, strict=True)]
     for row in short:
