@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from benchmarks.dedup_peers import installed_peers, python_shingles, released_bands, released_peer
 from benchmarks.dedup_texts import boilerplate_documents, chinese_documents, english_documents, near_copies
@@ -120,7 +120,7 @@ def candidates(texts: list[str], recipe: Recipe, folder: Path) -> tuple[NDArray[
     signer = recipe.signer()
     memory = text_memory(pa.array(texts, pa.large_string()))
     signatures, shingles, _ = signer.sign(*memory)
-    rows = np.flatnonzero(shingles).astype(np.uint32)
+    rows: NDArray[np.uint32] = np.flatnonzero(shingles).astype(np.uint32)
     outputs = []
     for band, keys in enumerate(_dedup.band_keys(signatures, recipe.bands, recipe.rows)):
         path, output = folder / "run", os.fsencode(folder / f"pairs{band}")
