@@ -190,7 +190,8 @@ def corpus_output(prefix: Path) -> Output:
     what = "a corpus"
     with suppress(UserError, ValueError, RecursionError, OSError):
         if manifest_path(prefix).is_file() and (made := read_manifest(prefix).get("made")):
-            what = f"a corpus with columns that `kaiyuan-data score` added ({', '.join(made)})"
+            names = ", ".join(list(made)[:3]) + (f" and {len(made) - 3} more" if len(made) > 3 else "")
+            what = f"a corpus with columns that `kaiyuan-data score` added ({names})"
     return Output(prefix, what, "--output-prefix", "prefix", _all_paths(prefix))
 
 

@@ -92,6 +92,8 @@ class _Growth:
 
     def __init__(self, prefix: Path, name: str, options: CorpusOptions, engine: Engine, force: bool):
         self._prefix, self._name, self._options = prefix, name, options
+        # Executors work in folders of their own.
+        self._absolute = prefix.absolute()
         self._engine, self._force = engine, force
 
     def grow(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[Quantile]) -> list[str]:
@@ -180,7 +182,8 @@ class _Growth:
         ranges = cut_ranges(map_lengths(idx_path(self._prefix)), self._options.task_tokens)
         names = [f"{number:06d}" for number in range(len(ranges))]
         gone = tuple(wanted.made)
-        work = ScoreRange(self._prefix, self._options.tokenizer, tuple(wanted.scorers), gone)
+        tokenizer = (self._options.tokenizer or Path(wanted.manifest["tokenizer"]["path"])).absolute()
+        work = ScoreRange(self._absolute, tokenizer, tuple(wanted.scorers), gone)
         stage = Stage("score", place.folder / "score", work, ranges, names, [one.tokens for one in ranges])
         records: list[Record] = []
         if wanted.scorers:
@@ -191,7 +194,7 @@ class _Growth:
             quantile.name: rank(
                 self._engine,
                 place.folder / f"quantile-{number:03d}",
-                _ReadRange(self._prefix, quantile),
+                _ReadRange(self._absolute, quantile),
                 list(zip(ranges, files, strict=True)),
                 quantile,
                 choice_seed(self._options.seed, self._name),
@@ -208,8 +211,10 @@ class _Growth:
         missing: Counter[str] = Counter()
         for record in records:
             missing.update(record["missing"])
-        gaps = "".join(f"; {column} missing: {count:,}" for column, count in missing.items() if count)
-        yield f"{self._prefix}: {wanted.manifest['sequences']:,} sequences, added {', '.join(wanted.types)}{gaps}"
+        scores = [column for column, kind in wanted.types.items() if pa.types.is_floating(kind) and missing[column]]
+        gaps = "".join(f"; {column} missing: {missing[column]:,}" for column in scores)
+        made = [_counted(scorer) for scorer in wanted.scorers] + [quantile.name for quantile in wanted.quantiles]
+        yield f"{self._prefix}: {wanted.manifest['sequences']:,} sequences, added {', '.join(made)}{gaps}"
         if changed := sum(record["changed"] for record in records):
             yield (
                 f"warning: {self._prefix}: {changed:,} texts come back from their tokens with another size, for the "
@@ -243,6 +248,10 @@ class _ReadRange:
         numbers = scores.cast(pa.float64()).to_numpy()
         tokens = table.column(_TOKENS).to_numpy().astype(np.int64) if self.quantile.by_tokens else None
         return Rows(numbers, np.arange(range_.first, range_.stop, dtype=np.uint64), tokens)
+
+
+def _counted(scorer: Scorer) -> str:
+    return scorer.name if len(scorer.columns) == 1 else f"{scorer.name} ({len(scorer.columns)} columns)"
 
 
 def _pieces(ranges: Sequence[Range], files: Sequence[Path | None], ranks: dict[str, Ranks]) -> Iterator[pa.Table]:

@@ -35,6 +35,7 @@ from megatron_kaiyuan.outputs import identity_of
 
 TOKENS = "tokens"
 _ROWS_AT_ONCE = 4096
+_SHARDS_LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,25 @@ class _Plan:
         Raises:
             UserError: a model is wrong, or a column is missing or of a wrong type.
         """
-        known: list[str] = []
         for dataset in datasets:
-            documents = _without_rows(dataset, settings)
+            documents = _without_rows(dataset, settings, self._needs())
             for step in self.steps:
                 documents = (step.check if isinstance(step, ScoreStep) else step.apply)(documents)
             for quantile in self.quantiles:
                 _require_numbers(documents, quantile, dataset.name)
                 documents = add_column(documents, quantile.name, pa.nulls(0, pa.float64()))
             FilterStep(self.later).apply(documents)
-            known += [name for name in documents.schema.names if name not in (DROPPED, *known)]
-        require_columns(self.conditions, known)
+            known = [name for name in documents.schema.names if name != DROPPED]
+            require_columns(self.conditions, known, f"dataset {dataset.name!r}" if dataset.name else "the input")
+
+    def _needs(self) -> set[str]:
+        """Columns that the input must have."""
+        scorers = [scorer for step in self.steps if isinstance(step, ScoreStep) for scorer in step.scorers]
+        needed = {quantile.column for quantile in self.quantiles}.union(*(one.columns() for one in self.conditions))
+        needed |= {scorer.column for scorer in scorers if hasattr(scorer, "column")}
+        return needed.difference(
+            (quantile.name for quantile in self.quantiles), *(scorer.columns for scorer in scorers)
+        )
 
 
 def _plan(options: ScoreOptions) -> _Plan:
@@ -144,8 +153,21 @@ def _plan(options: ScoreOptions) -> _Plan:
     return _Plan(tuple(steps), quantiles, later, conditions, options.seed)
 
 
-def _without_rows(dataset: Dataset, settings: Settings) -> pa.RecordBatch:
-    documents = next(document_batches(dataset.shards[0], settings)).documents.slice(0, 0)
+def _without_rows(dataset: Dataset, settings: Settings, needed: set[str]) -> pa.RecordBatch:
+    """The columns of a dataset: of its first shard, and of the next ones as long as one lacks that is needed.
+
+    A field of JSON lines is no column of a shard in which no row has it.
+    """
+    documents: pa.RecordBatch | None = None
+    for shard in dataset.shards[:_SHARDS_LOOKED_AT]:
+        found = next(document_batches(shard, settings)).documents.slice(0, 0)
+        if documents is None:
+            documents = found
+        for name in needed.intersection(found.schema.names).difference(documents.schema.names):
+            documents = documents.append_column(name, found.column(name))
+        if needed <= set(documents.schema.names):
+            break
+    assert documents is not None
     return documents.append_column(DROPPED, pa.nulls(0, pa.string()))
 
 

@@ -188,15 +188,18 @@ def parse_filter(text: str) -> Condition:
     return _Parser(text).whole()
 
 
-def require_columns(conditions: Iterable[Condition], known: Sequence[str]) -> None:
+def require_columns(conditions: Iterable[Condition], known: Sequence[str], where: str) -> None:
     """Refuse a filter by a column that there is not.
+
+    Args:
+        where: what has the known columns: "the input".
 
     Raises:
         UserError: naming the columns there are.
     """
     for condition in conditions:
         for column in sorted(condition.columns() - set(known)):
-            raise UserError(f"--filter {str(condition)!r}: there is no column {column!r}; there are {', '.join(known)}")
+            raise UserError(f"--filter {str(condition)!r}: {where} has no column {column!r}; it has {', '.join(known)}")
 
 
 class _Token(NamedTuple):

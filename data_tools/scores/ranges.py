@@ -60,12 +60,12 @@ class ScoreRange:
     """The work of a stage over ranges.
 
     Attributes:
-        tokenizer: where it is, if not where the manifest says.
+        prefix, tokenizer: the corpus, and where its tokenizer is now.
         hidden: columns of the sidecar that scorers do not see, as they are about to be replaced.
     """
 
     prefix: Path
-    tokenizer: Path | None
+    tokenizer: Path
     scorers: tuple[Scorer, ...]
     hidden: tuple[str, ...]
 
@@ -102,7 +102,7 @@ class ScoreRange:
 
 
 @cache
-def _corpus_text(prefix: Path, tokenizer: Path | None) -> CorpusText:
+def _corpus_text(prefix: Path, tokenizer: Path) -> CorpusText:
     """Once in a process: a large vocabulary takes a second to load."""
     return CorpusText(prefix, tokenizer)
 

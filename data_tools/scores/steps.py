@@ -98,5 +98,5 @@ def add_column(documents: pa.RecordBatch, name: str, values: pa.Array) -> pa.Rec
         UserError: there is one of that name.
     """
     if name in documents.schema.names:
-        raise UserError(f"column {name!r} is in the input already; give the new one another with ,name=...")
+        raise UserError(f"column {name!r} is in the input already; drop it there, or name the new one with ,name=...")
     return documents.append_column(name, values)

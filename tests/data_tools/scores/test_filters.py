@@ -130,8 +130,8 @@ def test_mistakes_are_pointed_at(text: str, message: str):
 
 
 def test_columns_must_be_there_and_hold_what_they_are_compared_with():
-    with pytest.raises(UserError, match="there is no column 'edo'; there are a, edu"):
-        require_columns([parse_filter("a > 1 and edo > 2")], ["a", "edu"])
+    with pytest.raises(UserError, match="the input has no column 'edo'; it has a, edu"):
+        require_columns([parse_filter("a > 1 and edo > 2")], ["a", "edu"], "the input")
     with pytest.raises(UserError, match="column 'word' holds text, compared with 3"):
         parse_filter("word > 3").verdict(BATCH)
     with pytest.raises(UserError, match="column 'a' holds numbers, compared with '3'"):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,7 +101,7 @@ def test_a_column_is_that_of_the_original_texts(prefix: Path, harvested: Path):
     ]
     assert verify(prefix).sequences == len(originals)
     missing = sum(" " not in text for text in originals)
-    assert lines[0].startswith(f"{prefix}: {len(originals)} sequences, added spaces, spaces_first")
+    assert lines[0].startswith(f"{prefix}: {len(originals)} sequences, added spaces (2 columns)")
     assert (f"spaces missing: {missing}" in lines[0]) == bool(missing)
     assert len(lines) == 1 and not list(prefix.parent.glob("*.work"))
 
@@ -222,52 +219,83 @@ def test_merge_takes_the_columns_along(prefix: Path, made: Path, tmp_path: Path)
         grow(tmp_path / "both", quantiles=("spaces",))
 
 
-COMMAND = """
-import sys, time
-from data_tools.cli import main
-import megatron_kaiyuan.files as files
-if sys.argv[1] == "slow":  # time for a kill between two renames
-    rename = files.os.rename
-    def slow(*names):
-        time.sleep(0.3)
-        rename(*names)
-    files.os.rename = slow
-del sys.argv[1]
-main()
+def start(prefix: Path, rank: int, world: int) -> subprocess.Popen[bytes]:
+    environ = {**os.environ, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(world)}
+    environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": str(world)}
+    line = ["score", "--corpus", str(prefix), "--scorer", "column=score,name=double,scale=2", "--quantile", "double"]
+    return subprocess.Popen([sys.executable, "-m", "data_tools", *line], env=environ)
+
+
+def copied(made: Path, folder: Path) -> Path:
+    shutil.copytree(made.parent, folder)
+    return folder / made.name
+
+
+def test_ranks_write_the_same(made: Path, tmp_path: Path):
+    one, ranks = copied(made, tmp_path / "one"), copied(made, tmp_path / "ranks")
+    score_corpora([str(one)], CorpusOptions(("column=score,name=double,scale=2",), ("double",)), LocalEngine(1))
+    processes = [start(ranks, rank, 2) for rank in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert contents(one) == contents(ranks)
+    assert not list(ranks.parent.glob("*.work"))
+
+
+# Forks before anything starts a thread: a child adds columns and kills itself before its so many-th change of a name,
+# from when all stages are done. (test_steps.py kills stages.)
+KILLS = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+from data_tools.engines.local import LocalEngine
+from data_tools.scores import corpora
+
+def watched(change, calls):
+    def call(*arguments, **more):
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return change(*arguments, **more)
+    return call
+
+made, folder = map(Path, sys.argv[1:])
+for step in itertools.count():
+    prefix = Path(shutil.copytree(made.parent, folder / str(step))) / made.name
+    child = os.fork()
+    if not child:
+        def add_columns(*arguments, calls=iter(range(step)), add=corpora.add_columns):
+            for name in ("rename", "replace", "unlink"):
+                setattr(os, name, watched(getattr(os, name), calls))
+            add(*arguments)
+        corpora.add_columns = add_columns
+        options = corpora.CorpusOptions((), ("score",))
+        corpora.score_corpora([str(prefix)], options, LocalEngine(1))
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
+        break
 """
 
 
-def start(prefix: Path, how: str = "fast", rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
-    environ = dict(os.environ)
-    if world > 1:
-        environ |= {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(world)}
-        environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": str(world)}
-    line = ["score", "--corpus", str(prefix), "--scorer", "column=score,name=double,scale=2", "--quantile", "double"]
-    return subprocess.Popen([sys.executable, "-c", COMMAND, how, *line], env=environ, start_new_session=True)
-
-
-def test_kills_leave_the_old_or_the_new_and_ranks_write_the_same(made: Path, tmp_path: Path):
-    places = {}
-    for name in ("one", "ranks", "killed"):
-        places[name] = tmp_path / name / made.name
-        shutil.copytree(made.parent, places[name].parent)
-    assert start(places["one"]).wait() == 0
-    ranks = [start(places["ranks"], rank=rank, world=2) for rank in range(2)]
-    assert [rank.wait() for rank in ranks] == [0, 0]
-    assert contents(places["one"]) == contents(places["ranks"])
-    draw = random.Random(5)
-    for _ in range(5):
-        process = start(places["killed"], "slow")
-        time.sleep(draw.uniform(0.7, 2.8))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        # Whole, old or new; or a journal says how to finish it, and so does the message of whoever reads it.
-        if manifest_path(places["killed"]).exists():
-            verify(places["killed"])
+def test_a_kill_at_any_point_leaves_the_old_or_the_new(made: Path, tmp_path: Path):
+    old = contents(made)
+    whole = copied(made, tmp_path / "whole")
+    grow(whole, quantiles=("score",))
+    new = contents(whole)
+    (tmp_path / "killed").mkdir()
+    subprocess.run([sys.executable, "-c", KILLS, str(made), str(tmp_path / "killed")], check=True)
+    folders = sorted((tmp_path / "killed").iterdir(), key=lambda path: int(path.name))
+    assert len(folders) > 8
+    seen = set()
+    for folder in folders:
+        prefix = folder / made.name
+        if manifest_path(prefix).exists():
+            state = contents(prefix)
+            assert state in (old, new)
+            seen.add("old" if state == old else "new")
+            verify(prefix, fast=True)
         else:
+            # Between two names: a journal says how to finish it, and so does the message of whoever reads it.
+            seen.add("between")
             with pytest.raises(UserError, match="a killed process was replacing"):
-                verify(places["killed"])
-    assert start(places["killed"]).wait() == 0
-    assert contents(places["killed"]) == contents(places["one"])
-    assert not list(places["killed"].parent.glob("*.work"))
+                verify(prefix)
+        grow(prefix, quantiles=("score",))
+        assert contents(prefix) == new
+        assert not [*folder.glob("*.work"), *folder.glob("*.tmp")]
+    assert seen == {"old", "between", "new"}

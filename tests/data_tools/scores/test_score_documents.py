@@ -135,6 +135,26 @@ def test_rules_classifiers_and_masks_of_real_kinds(tmp_path: Path, command: Any)
     assert [step[0] for step in manifest["steps"]] == ["mask personal data", "score", "filter"]
 
 
+def test_a_field_that_first_comes_late_is_a_column(tmp_path: Path):
+    rows = [{"text": "x" * 50}] * 100 + [{"text": "y" * 50, "late": 3}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = score([str(tmp_path / "a.jsonl")], tmp_path / "out", filters=["late > 2"], scorers=["column=late,name=l"])
+    assert lines == ["documents: 1 of 101 stay (1.0%); 100 late is missing: late > 2"]
+    (tmp_path / "b.jsonl").write_text('{"text": "z"}\n')
+    with pytest.raises(UserError, match="dataset 'b' has no column 'late'; it has kaiyuan_id, text"):
+        score([f"{name}={tmp_path / name}.jsonl" for name in "ab"], tmp_path / "two", filters=["late > 2"])
+
+
+def test_quantiles_by_tokens_of_a_column(tmp_path: Path):
+    draw = random.Random(6)
+    rows = [{"text": "x", "edu": draw.random(), "tokens": draw.randrange(9)} for _ in range(200)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score([str(tmp_path / "a.jsonl")], tmp_path / "out", quantiles=["edu,by=tokens"])
+    found = sorted(read(tmp_path / "out" / "documents"), key=lambda row: row["edu"])
+    weights = np.maximum([row["tokens"] for row in found], 1)
+    assert [row["edu_quantile"] for row in found] == list(np.cumsum(weights) / weights.sum())
+
+
 def test_ties_are_drawn_by_the_seed_whatever_the_cut(tmp_path: Path):
     write_documents(tmp_path / "a.jsonl", 300, 4)
     source = [str(tmp_path / "a.jsonl")]
@@ -149,7 +169,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path: Path):
     write_documents(tmp_path / "a.jsonl", 50, 1)
     source = [str(tmp_path / "a.jsonl")]
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"filters": ["edo > 1"]}, r"there is no column 'edo'; there are kaiyuan_id, text, n, edu"),
+        ({"filters": ["edo > 1"]}, r"the input has no column 'edo'; it has kaiyuan_id, text, n, edu"),
         ({"filters": ["edu > 'x'"]}, "column 'edu' holds numbers, compared with 'x'"),
         ({"scorers": ["column=edo"]}, "column 'edo' is not in the input"),
         ({"scorers": ["column=edu"]}, "column 'edu' is in the input already"),
