@@ -19,9 +19,7 @@ from megatron_kaiyuan.errors import UserError, require
 OLDEST = 4
 _JAVA = "Spark needs Java 17 or 21: install it (Debian: openjdk-17-jre-headless) and set JAVA_HOME"
 # What a Java says that is too old or too new for Spark.
-_OTHER_JAVA = re.compile(
-    "UnsupportedClassVersionError|Module jdk.incubator.vector not found|Unrecognized option|JAVA_HOME"
-)
+_OTHER_JAVA = re.compile("UnsupportedClassVersionError|Module jdk.incubator|Unrecognized option|JAVA_HOME")
 _PYTHON = (
     f"every executor needs this package and Python {sys.version_info[0]}.{sys.version_info[1]}: set PYSPARK_PYTHON to "
     "an interpreter that all hosts see, or ship an environment with --archives"

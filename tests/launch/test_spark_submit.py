@@ -64,8 +64,9 @@ def test_the_exit_code_and_the_line_of_a_mistake_come_through(work: list[object]
         code, _, errors = job.finish()
         job.require_gone()
     assert code == 2
-    assert errors.startswith(f"error: {tmp_path}/few.jsonl:101: not JSON in UTF-8 (a bad row)")
-    assert errors.count("\n") == 1
+    # On a busy machine it takes minutes, each of which has its line.
+    (line,) = (line for line in errors.splitlines() if not line.startswith(("preprocess: ", "spark: no executor")))
+    assert line.startswith(f"error: {tmp_path}/few.jsonl:101: not JSON in UTF-8 (a bad row)")
 
 
 @pytest.mark.spark
