@@ -128,7 +128,12 @@ def fork(action: Callable[[], object], logs: tuple[Path, Path]) -> int:
 
 
 def run(
-    count: int, program: Sequence[object], largest_file: int | None = None, *, imported: str = "training"
+    count: int,
+    program: Sequence[object],
+    largest_file: int | None = None,
+    *,
+    imported: str = "training",
+    typed: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program (`-m module`, `-c code` or a file, and its arguments) on ranks, to its end.
 
@@ -137,8 +142,10 @@ def run(
     Args:
         largest_file: see `Ranks`.
         imported: what the ranks find imported, a name in `_IMPORTS`.
+        typed: their standard input.
     """
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
+        (Path(folder) / "typed").write_text(typed)
         codes = _ask(imported, count, program, Path(folder), largest_file, wait=True)
         output, errors = ((Path(folder) / name).read_text() for name in ("output", "errors"))
         if isinstance(codes, str):
@@ -239,10 +246,31 @@ def _import_torch() -> None:
     import torch  # noqa: F401
 
 
-_IMPORTS: dict[str, Callable[[], None]] = {"training": _import_training, "torch": _import_torch}
+def _import_data_tools() -> None:
+    from data_tools.corpora import inspect, merge, verify  # noqa: F401
+    from data_tools.curriculum import build, materialize, report  # noqa: F401
+    from data_tools.preprocessing import preprocess  # noqa: F401
+    from data_tools.tokenizers import train_tokenizer  # noqa: F401
+
+
+def _import_evaluation() -> None:
+    import lm_eval  # noqa: F401
+    import transformers  # noqa: F401
+
+    from megatron_kaiyuan.evaluate import run  # noqa: F401
+
+
+_IMPORTS: dict[str, Callable[[], None]] = {
+    "training": _import_training,
+    "torch": _import_torch,
+    "data": _import_data_tools,
+    "evaluation": _import_evaluation,
+}
 
 
 def _serve(imported: str) -> None:
+    # As for `python -m` in the project's folder; the folder of this file has a `data_tools` too.
+    sys.path[0] = str(Path(__file__).parents[1])
     _IMPORTS[imported]()
     for line in sys.stdin:
         job = json.loads(line)
@@ -283,7 +311,8 @@ def _run(job: dict) -> None:
     os.environ.clear()
     os.environ.update({**job["environ"], **place})
     os.chdir(job["folder"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    typed = Path(job["answers"]) / "typed"
+    os.dup2(os.open(typed if typed.exists() else os.devnull, os.O_RDONLY), 0)
     sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
     first, *rest = job["program"]
     if first == "-m":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from data_tools.harvesting.harvest import harvest
 from data_tools.reading.text import texts
 from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
+from tests.ranks import run
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -35,11 +35,5 @@ def tokenizer_path(harvested: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Runs `kaiyuan-data` as a process of its own."""
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "data_tools.cli", *map(str, arguments)]
-        root = Path(__file__).parents[2]
-        return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=root, check=False)
-
-    return run
+    """Runs `kaiyuan-data` as a process of its own, a fork of one that has imported its modules."""
+    return lambda *arguments: run(1, ["-m", "data_tools.cli", *arguments], imported="data")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.evaluate.tiny_model import write_corpus, write_model, write_text
+from tests.ranks import run
 
 _DOORS = """
 import sys
@@ -59,14 +58,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def answered_yes(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
+def answered_yes(*program: object) -> subprocess.CompletedProcess[str]:
     # Offline as the tests are: nothing of this needs a network.
-    return subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, env=os.environ)
+    return run(1, program, imported="evaluation", typed="y\n" * 20)
 
 
 def test_models_tokenizers_and_initial_weights(folders: dict[str, Path]) -> None:
-    done = answered_yes(["-c", _DOORS, *map(str, folders.values())])
+    done = answered_yes("-c", _DOORS, *folders.values())
     assert done.returncode == 0, done.stderr
     assert not [folder for folder in folders.values() if (folder / "mark").exists()]
     assert "Do you wish to run" not in done.stdout + done.stderr
@@ -88,7 +86,7 @@ def test_evaluation(tmp_path: Path, folders: dict[str, Path], which: str) -> Non
         "--output",
         str(tmp_path / "out" / "eval.json"),
     ]
-    done = answered_yes(["-m", "megatron_kaiyuan.cli", "eval", str(folders[which]), *arguments])
+    done = answered_yes("-m", "megatron_kaiyuan.cli", "eval", folders[which], *arguments)
     assert not (folders[which] / "mark").exists()
     assert "Do you wish to run" not in done.stdout + done.stderr
     if which == "model":

@@ -133,23 +133,24 @@ def test_an_older_pair_is_replaced_and_a_damaged_phase_leaves_none(corpora, tmp_
         materialize(folder, tmp_path / "new", "tokens")
 
 
-def test_the_command_writes_pairs_beside_the_phases(corpora, tmp_path):
+def test_the_command_writes_pairs_beside_the_phases(command, corpora, tmp_path):
     order = tmp_path / "order.yaml"
     order.write_text(
         f"root: {tmp_path}\ncorpora: {{code: code, wiki: wiki}}\nphases:\n"
         "  - {name: one, order: shuffle, datasets: [{corpus: wiki}]}\n"
         "  - {name: two, order: curriculum, datasets: [{corpus: code, score: score}, {corpus: wiki}]}\n"
     )
-    command = [sys.executable, "-m", "data_tools", "curriculum", str(order), "--output", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--materialize", "index"], capture_output=True, text=True)
+    curriculum = ("curriculum", order, "--output", tmp_path / "out")
+    done = command(*curriculum, "--materialize", "index")
     assert done.returncode == 2 and done.stderr.startswith("error: phase two: --materialize index points into one .bin")
     assert not (tmp_path / "out").exists(), "it was refused before anything was built"
-    done = subprocess.run([*command, "--materialize", "pointers"], capture_output=True, text=True)
+    done = command(*curriculum, "--materialize", "pointers")
     assert done.returncode == 2 and "pointers" in done.stderr.splitlines()[-1]
-    subprocess.run([*command, "--materialize", "index", "--phase", "one"], capture_output=True, text=True, check=True)
+    assert command(*curriculum, "--materialize", "index", "--phase", "one").returncode == 0
     assert bin_path(tmp_path / "out/one_text_document").is_symlink()
-    lines = subprocess.run([*command, "--materialize"], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert lines[-1].startswith("curriculum: 2 phases, 700 documents")
+    done = command(*curriculum, "--materialize")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("curriculum: 2 phases, 700 documents")
     for name, count in (("one", 150), ("two", 550)):
         theirs = IndexedDataset(str(tmp_path / "out" / f"{name}_text_document"))
         assert [theirs[at].tolist() for at in range(count)] == documents(tmp_path / "out" / name)

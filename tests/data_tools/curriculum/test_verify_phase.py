@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,13 +93,7 @@ def test_documents_must_add_up(phase: Path):
         verify_phase(phase)
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "data_tools.cli", *map(str, arguments)], capture_output=True, text=True, timeout=60
-    )
-
-
-def test_the_command_takes_corpora_and_phases(tmp_path: Path):
+def test_the_command_takes_corpora_and_phases(command, tmp_path: Path):
     folder = write(tmp_path, packed=False)
     prefix = numbered_corpus(tmp_path / "numbers", [3, 4], 0)
     assert is_phase(folder) and not is_phase(prefix)
