@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import os
 
+import pytest
 from hypothesis import settings
 
 # The tests never ask the network for anything, and do not belong to a job that they may be started from.
@@ -25,3 +27,14 @@ for name in list(os.environ):
 # A busy machine makes single examples slow; that is no failure.
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that asks for more time than usual come first, then those with many tests.
+
+    pytest-xdist hands out files in this order (tests/run.sh): one that takes minutes must not begin when the other
+    processes are about to end.
+    """
+    long = {item.path for item in items if item.get_closest_marker("timeout") and not item.get_closest_marker("slow")}
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in long, -tests[item.path], str(item.path)))

@@ -247,6 +247,8 @@ def _import_torch() -> None:
 
 
 def _import_data_tools() -> None:
+    import typer  # noqa: F401
+
     from data_tools.corpora import inspect, merge, verify  # noqa: F401
     from data_tools.curriculum import build, materialize, report  # noqa: F401
     from data_tools.preprocessing import preprocess  # noqa: F401

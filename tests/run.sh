@@ -9,6 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup_env.sh
 # Distributed tests start up to four processes of their own; one thread each keeps two cores from thrashing.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Tests start hundreds of interpreters; without this each of them compiles the project again.
+unset PYTHONDONTWRITEBYTECODE
 
 if (($#)); then
     exec python -m pytest "$@"
@@ -24,7 +26,9 @@ check ruff check .
 check ruff format --check .
 check mypy
 check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/run.sh .ci/run
-check python -m pytest -m "not slow and not gpu and not root" -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=30
+# In the order of tests/conftest.py, which begins with the longest file.
+check python -m pytest -m "not slow and not gpu and not root" -n "${TEST_PROCESSES:-2}" \
+    --dist loadfile --no-loadscope-reorder --durations=30
 
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}" >&2
