@@ -9,7 +9,7 @@ import os
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
@@ -85,6 +85,8 @@ def extension(name: str, sources: list[str]) -> Pybind11Extension:
     )
 
 
+# On all cores, or as many as MAX_JOBS says.
+ParallelCompile("MAX_JOBS").install()
 setup(
     name="megatron-kaiyuan",
     version="0.1.0",

@@ -52,8 +52,10 @@ kaiyuan_fingerprint() {
 
 kaiyuan_install() { # INTERPRETER LOG
     "$kaiyuan_venv/bin/python" -c 'import pip' 2>/dev/null || "$1" -m venv "$kaiyuan_venv" >>"$2" 2>&1 || return 1
-    "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-        -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1
+    "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
+        -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1 || return 1
+    # On all cores; pip would do it on one. Files that are not for this version of Python are no error.
+    "$kaiyuan_venv/bin/python" -m compileall -qq -j 0 "$kaiyuan_venv/lib" >>"$2" 2>&1 || true
 }
 
 # Whether the environment still works, and the extensions still lie where the installation built them.

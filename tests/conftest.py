@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -23,6 +24,9 @@ _LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DEVI
 for name in list(os.environ):
     if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
         del os.environ[name]
+
+# Under nohup the processes of the tests would ignore it too, as they should.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine makes single examples slow; that is no failure.
 settings.register_profile("project", deadline=None, print_blob=True)

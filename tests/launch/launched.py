@@ -54,7 +54,8 @@ class Job:
         while not happened():
             assert self.script.poll() is None, self.script.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            # What is waited for may look at every process of the machine.
+            time.sleep(0.05)
 
     def finish(self) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of the script."""

@@ -52,7 +52,7 @@ def test_it_stops_without_progress(recipe: Path, tmp_path: Path) -> None:
             for rank in set(job.ranks()) - killed:
                 os.kill(rank, signal.SIGKILL)
                 killed.add(rank)
-            time.sleep(0.01)
+            time.sleep(0.1)
         code, output, errors = job.finish()
     assert code == 137
     assert len(killed) == 2 and "restart 1 of 5 from step -1" in output and "restart 2" not in output

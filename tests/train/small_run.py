@@ -89,7 +89,7 @@ def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400)
     return path
 
 
-def torchrun(processes: int, program: Sequence[object], *options: str) -> list[object]:
+def _torchrun(processes: int, program: Sequence[object], *options: str) -> list[object]:
     """The program that starts ranks of another one (`-m module` or a file, and its arguments) as fresh processes."""
     launcher = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", *options]
     return [*launcher, "--nproc-per-node", processes, *program]
@@ -97,7 +97,7 @@ def torchrun(processes: int, program: Sequence[object], *options: str) -> list[o
 
 def launch(processes: int, program: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
     """Run a program under torchrun, a fork itself, to its end; `options` are torchrun's."""
-    return run(1, torchrun(processes, program, *options), imported="torch")
+    return run(1, _torchrun(processes, program, *options), imported="torch")
 
 
 def train(

@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import torch
-from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed, torchrun, train, write_corpus
+from small_run import TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
-from tests.ranks import started
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -48,18 +47,16 @@ def test_resume_is_bitwise(recipe: Path, finished_run: Path, tmp_path: Path) -> 
     assert_same_state(run_dir / "checkpoints" / "step_20", finished_run / "checkpoints" / "step_20")
 
 
-def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on(
-    recipe: Path, finished_run: Path, tmp_path: Path
-) -> None:
+def test_sigterm_saves_and_the_same_command_goes_on(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    """To both ranks; `tests/cluster/test_torchrun.py` and `tests/launch` send it to launchers."""
     run_dir = tmp_path / "interrupted"
-    program = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={run_dir}"]
-    with started(1, torchrun(2, program), imported="torch") as launcher:
+    with at_work(2, recipe, f"run_dir={run_dir}") as job:
         deadline = time.monotonic() + 120
         while not (run_dir / "metrics.jsonl").exists() or len(metrics(run_dir)) < 2:
-            assert launcher.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) == 143
+            assert job.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        job.send_signal(signal.SIGTERM)
+        assert job.exit_codes(60) == [143, 143]
     stopped_at = max(metrics(run_dir))
     assert (run_dir / "latest").read_text().strip() == f"step_{stopped_at}"
     succeed(2, recipe, f"run_dir={run_dir}")
