@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import free_port, run, started
+from tests.rank_server import run, started
+from tests.ranks import free_port
 
 # In a fork that has imported torch, but for nohup; the workers are fresh processes.
 LAUNCHER = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]

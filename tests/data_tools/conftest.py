@@ -11,7 +11,7 @@ import pytest
 from data_tools.harvesting.harvest import harvest
 from data_tools.reading.text import texts
 from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
-from tests.ranks import run
+from tests.rank_server import run
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

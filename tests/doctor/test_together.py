@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import ranks
+from tests import rank_server
 from tests.ranks import free_port
 
 LAUNCHER = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
@@ -23,7 +23,7 @@ ODD = [str(Path(__file__).with_name("odd_rank.py"))]
 
 def run(*program: str) -> subprocess.CompletedProcess[str]:
     """Fresh ranks under a launcher that is a fork."""
-    return ranks.run(1, [*LAUNCHER, *program], imported="torch")
+    return rank_server.run(1, [*LAUNCHER, *program], imported="torch")
 
 
 def problems(content: dict[str, Any]) -> list[str]:

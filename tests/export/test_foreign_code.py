@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate.tiny_model import write_corpus, write_model, write_text
-from tests.ranks import run
+from tests.rank_server import run
 
 _DOORS = """
 import sys

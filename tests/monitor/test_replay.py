@@ -15,7 +15,7 @@ from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
 from tests.export.reference_network import SHAPE
-from tests.ranks import run
+from tests.rank_server import run
 
 IDS_BS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(3))
 PLACES = {

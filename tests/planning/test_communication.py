@@ -11,7 +11,7 @@ from small_recipe import KAIYUAN_2B, small_run
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.communication import Communication, communication, most_sent
 from megatron_kaiyuan.planning.parameters import Stage
-from tests.ranks import run as run_ranks
+from tests.rank_server import run as run_ranks
 from tests.train.small_run import TOKENS_PER_STEP, write_recipe
 
 RANKS = 4

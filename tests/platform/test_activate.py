@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import ranks
+from tests import rank_server
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        return ranks.run(1, ["-c", textwrap.dedent(code)], imported="torch")
+        return rank_server.run(1, ["-c", textwrap.dedent(code)], imported="torch")
 
 
 def succeeds(code: str, **environment: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import run
+from tests.rank_server import run
 
 FAKE = Path(__file__).with_name("fake_ascend")
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from tests.ranks import Started, run, started
+from tests.rank_server import Started, run, started
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session

@@ -13,11 +13,11 @@ from small_run import start_from
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.train.run_folder import require_run_folder
-from tests.ranks import run
+from tests.rank_server import run
 
 
 def kaiyuan(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command in a fork, see `tests/ranks.py`."""
+    """A command in a fork, see `tests/rank_server.py`."""
     return run(1, ["-m", "megatron_kaiyuan.cli", *arguments])
 
 

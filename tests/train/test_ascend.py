@@ -13,7 +13,7 @@ import torch
 from small_run import TOKENS_PER_STEP, events, faulty, launch, losses, metrics, start_from
 from test_resume import load
 
-from tests.ranks import run
+from tests.rank_server import run
 
 FAKE = Path(__file__).parents[1] / "platform" / "fake_ascend"
 SCALER = ["optimizer.initial_loss_scale=1024", "optimizer.hysteresis=1"]

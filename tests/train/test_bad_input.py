@@ -14,7 +14,7 @@ import yaml
 from small_run import train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
-from tests.ranks import run
+from tests.rank_server import run
 
 MISTAKES = {
     "typo": (

@@ -11,11 +11,11 @@ import torch
 from small_run import start_from
 from test_resume import load
 
-from tests.ranks import run
+from tests.rank_server import run
 
 
 def checkpoint(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a fork, see `tests/ranks.py`."""
+    """The command in a fork, see `tests/rank_server.py`."""
     return run(1, ["-m", "megatron_kaiyuan.cli", "checkpoint", *arguments])
 
 

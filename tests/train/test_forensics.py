@@ -13,7 +13,7 @@ from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, train_
 from test_resume import assert_same_state
 
 from megatron_kaiyuan import platform
-from tests.ranks import run
+from tests.rank_server import run
 
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 LAYOUTS = {

@@ -11,7 +11,7 @@ from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_
 from test_monitoring import numbers
 from test_resume import load
 
-from tests.ranks import run
+from tests.rank_server import run
 
 # Four layers and four groups of keys, so that both can be cut in four.
 SHAPE = ["model.num_layers=4", "model.num_query_groups=4"]

@@ -18,7 +18,7 @@ import torch
 from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
 from test_resume import assert_same_state, load
 
-from tests import ranks
+from tests import rank_server
 
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -75,7 +75,7 @@ def go_on(recipe: Path, source: Path, step: int, layout: str, run_dir: Path, *se
     processes, overrides = LAYOUTS[layout]
     program = Path(__file__).with_name("restore_worker.py")
     copy = run_dir / "copy"
-    done = ranks.run(processes, [program, "copy", recipe, copy, f"run_dir={run_dir}", *overrides, *settings])
+    done = rank_server.run(processes, [program, "copy", recipe, copy, f"run_dir={run_dir}", *overrides, *settings])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_tensors(copy, source / "checkpoints" / f"step_{step}")
 
@@ -184,5 +184,5 @@ def test_going_back_inside_a_run(layout: str, precision: str, recipe: Path, from
     processes, overrides = LAYOUTS[layout]
     run = start_from(from_step_0(layout, *PRECISIONS[precision]), 10, tmp_path)
     arguments = ["again", recipe, 5, f"run_dir={run}", *overrides, *PRECISIONS[precision]]
-    done = ranks.run(processes, [Path(__file__).with_name("restore_worker.py"), *arguments])
+    done = rank_server.run(processes, [Path(__file__).with_name("restore_worker.py"), *arguments])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,7 +14,7 @@ import pytest
 from small_run import TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, train
 from test_resume import assert_same_state
 
-from tests.ranks import Started
+from tests.rank_server import Started
 
 TENSOR = "parallel.tensor_model_parallel_size=2"
 SCALER = ["optimizer.initial_loss_scale=4194304", "optimizer.loss_scale_window=3", "optimizer.hysteresis=1"]
