@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_WIDEST = 24
+_WIDEST = 28
 
 
 def audit_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -54,11 +54,15 @@ def shares(values: dict[str, float], most: int) -> str:
 
 
 def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as what is in them; the first to the left, the others to the right."""
-    short = [[text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…" for text in row] for row in (heads, *rows)]
+    """Columns as wide as what is in them, up to a limit but for the last; the first to the left, others to the right."""
+    short = [[*map(_short, row[:-1]), row[-1]] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*short, strict=True)]
     for row in short:
         yield "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def _number(value: float | None, digits: int, form: str = "f") -> str:
