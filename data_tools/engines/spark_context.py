@@ -18,6 +18,8 @@ from megatron_kaiyuan.errors import UserError, require
 
 OLDEST = 4
 _JAVA = "Spark needs Java 17 or 21: install it (Debian: openjdk-17-jre-headless) and set JAVA_HOME"
+# What a Java says that is too old or too new for Spark.
+_OTHER_JAVA = re.compile("UnsupportedClassVersionError|Module jdk.incubator|Unrecognized option|JAVA_HOME")
 _PYTHON = (
     f"every executor needs this package and Python {sys.version_info[0]}.{sys.version_info[1]}: set PYSPARK_PYTHON to "
     "an interpreter that all hosts see, or ship an environment with --archives"
@@ -70,8 +72,10 @@ def _start(pyspark: Any, settings: Any) -> Any:
                 return pyspark.SparkContext(conf=settings)
         except Exception as error:
             log.seek(0)
-            reason = _first_reason(log.read()) or _first_reason(str(error)) or str(error)
-            raise UserError(f"--engine spark: Spark did not start ({reason}); {_JAVA}, and look at --master") from error
+            told = log.read()
+            reason = _first_reason(told) or _first_reason(str(error)) or str(error)
+            advice = _JAVA if _OTHER_JAVA.search(told) else "look at --master and the other options of Spark"
+            raise UserError(f"--engine spark: Spark did not start ({reason}); {advice}") from error
 
 
 def _stop(context: Any) -> None:
@@ -103,7 +107,7 @@ def _first_reason(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     wrong = [line for line in lines if re.search(r"(Exception|Error)\b", line) and not line.startswith("at ")]
     rest = [line for line in lines if not re.search(r"^WARNING:| WARN | INFO |log4j|log level|^at ", line)]
-    return next(iter(wrong), rest[-1] if rest else "")[:500]
+    return next(iter(wrong), rest[-1] if rest else "").removeprefix('Exception in thread "main" ')[:500]
 
 
 def mark(message: str) -> RuntimeError:

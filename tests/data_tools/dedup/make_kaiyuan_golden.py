@@ -1,6 +1,6 @@
 """Writes kaiyuan_golden.json: what Kaiyuan-Spark's own functions make of texts.
 
-    PYTHONPATH=. python tests/data_tools/dedup/make_kaiyuan_golden.py CHECKOUT > tests/data_tools/dedup/kaiyuan_golden.json
+    PYTHONPATH=. python tests/data_tools/dedup/make_kaiyuan_golden.py CHECKOUT >kaiyuan_golden.json
 
 CHECKOUT: a clone of github.com/thu-pacman/Kaiyuan-Spark at commit 6d4e4dc4573f6fe51d1048ab88febfa6e01663c0. The
 committed file is of Python 3.11 and holds characters of Unicode 14 alone: the released code takes its Unicode version

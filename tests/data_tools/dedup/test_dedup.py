@@ -220,6 +220,17 @@ def test_parquet_in_keeps_its_ids_and_columns(tmp_path, pieces):
         dedup(str(tmp_path / "a.parquet"), output=tmp_path / "scored", score="quality")
 
 
+def test_what_stays_goes_in_again_and_stays(tmp_path, pieces):
+    write_rows(tmp_path / "a.jsonl", [{"text": t} for p in pieces for t in (near(p, 1), p, near(p, 2), p.upper())])
+    dedup(f"web={tmp_path / 'a.jsonl'}", output=tmp_path / "one", task_bytes=50_000)
+    report = dedup(f"web={tmp_path / 'one/documents/web'}", output=tmp_path / "two")
+    assert report["datasets"]["web"]["removed"] == 0
+    columns = ["kaiyuan_id", "text", "duplicate_count"]
+    one, two = (pq.read_table(tmp_path / name / "documents", columns=columns) for name in ("one", "two"))
+    assert one.sort_by("kaiyuan_id") == two.sort_by("kaiyuan_id")
+    assert sum(one["duplicate_count"].to_pylist()) == 4 * len(pieces)
+
+
 def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path, pieces):
     rows = [pieces[0], near(pieces[0]), "too short here", "too short here", pieces[1]]
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in rows])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -141,7 +142,9 @@ def test_any_number_of_partitions_gives_the_bytes_of_the_local_engine(cases: Cas
 
 
 def test_nothing_of_spark_or_java_is_on_the_screen(cases: Cases):
-    assert cases.errors == ""
+    # On a busy machine a stage takes minutes, each of which has its line.
+    ours = re.compile(r"[\w ]+: [\d.,]+ of [\d.,]+ (tasks|GB)|spark: no executor has taken a task")
+    assert [line for line in cases.errors.splitlines() if not ours.match(line)] == []
 
 
 def test_a_bad_row_is_the_line_that_every_engine_prints(cases: Cases):
