@@ -11,6 +11,7 @@ as one. Where an executor does not see it, the job ends with a line that says so
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -82,7 +83,7 @@ class SparkEngine:
                 work = [[(number, calls[number]) for number in pile] for pile in piles]
                 return list(
                     context.parallelize(work, len(work))
-                    .flatMap(_Executor(shared, method, sign, _UNSEEN_SECONDS))
+                    .flatMap(_Executor(shared, method, sign.absolute(), _UNSEEN_SECONDS, os.getcwd()))
                     .collect()
                 )
             except Exception as error:
@@ -125,10 +126,13 @@ class _Executor:
     method: str
     sign: Path
     patience: float
+    # Inputs and models may be named relative to it.
+    working_folder: str
 
     def __call__(self, pile: list[tuple[int, tuple[Any, ...]]]) -> Iterator[tuple[int, Any]]:
         try:
             self._look_for_sign()
+            os.chdir(self.working_folder)
             with one_thread():
                 for number, arguments in pile:
                     yield number, getattr(self.worker.value, self.method)(*arguments)
