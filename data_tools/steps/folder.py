@@ -7,6 +7,7 @@ are there, at once, and the work folder goes.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -30,6 +31,8 @@ FORMAT = "kaiyuan-documents"
 FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped", COLUMNS: "columns"}
 _KIND = "a folder of documents"
 _LAST_RANK_SECONDS = 60.0
+# Folders of stages in a work folder, by their fingerprints.
+_OURS = re.compile(r"([a-z]+-)?[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,18 @@ class Workplace:
 
     def remove(self) -> None:
         """Remove the work folder with what runs of other settings left in it, once no rank looks at it any more."""
+        work = self.folder.parent
+        if not work.is_dir():
+            return
         try:
             with lock(self.lock_path, seconds=_LAST_RANK_SECONDS):
-                shutil.rmtree(self.folder.parent, ignore_errors=True)
+                for path in work.iterdir():
+                    if _OURS.fullmatch(path.name):
+                        shutil.rmtree(path, ignore_errors=True)
         except UserError:
-            print(f"{self.folder.parent}: a process still works there; remove it when it has ended", file=sys.stderr)
+            print(f"{work}: a process still works there; remove it when it has ended", file=sys.stderr)
+        with suppress(OSError):  # somebody put a file there
+            work.rmdir()
 
 
 @contextmanager
@@ -89,7 +99,12 @@ def workplace(
             stack.enter_context(lock(place.lock_path, shared=True, seconds=None))
         # Nothing else can be there now.
         manifest = read_documents_manifest(path) if (path / RECORD).exists() and not force else None
-        yield replace(place, manifest=manifest) if manifest and manifest["identity"] == identity else place
+        if manifest and manifest["identity"] == identity:
+            if engine.is_first:
+                place.remove()  # what is left of it after a kill
+            yield replace(place, manifest=manifest)
+        else:
+            yield place
 
 
 def stage_of(place: Workplace, title: str, do: Any, shards: Sequence[Shard]) -> Stage:

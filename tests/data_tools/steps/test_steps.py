@@ -220,3 +220,19 @@ def test_a_rank_that_dies_is_done_without(texts):
     assert [rank.wait() for rank in ranks[:2]] == [0, 0]
     ranks[2].wait()
     assert digest(texts / "without_one") == digest(texts / "one")
+
+
+def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 50)
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "mine.txt").write_text("mine")
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    assert [path.name for path in (tmp_path / "out.work").iterdir()] == ["mine.txt"]
+
+
+def test_what_a_kill_left_of_the_work_folder_goes_at_the_next_start(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 50)
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    (tmp_path / "out.work" / "0123456789abcdef" / "filter").mkdir(parents=True)
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    assert not (tmp_path / "out.work").exists()
