@@ -23,6 +23,7 @@ from data_tools.reading.documents import Shard
 from data_tools.reading.tasks import Settings
 from data_tools.steps.datasets import datasets_identity, find_datasets
 from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, stage_of, workplace
+from data_tools.steps.schemas import one_schema
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
 from megatron_kaiyuan.outputs import identity_of
@@ -108,6 +109,7 @@ class _Run:
             write = WriteDocuments(decided, settings, self._request.max_bad_rows)
             stage = stage_of(self._place, "write", write, shards)
         records = self._engine.run(stage)
+        stage, records = one_schema(self._place, stage, records, self._engine)
         if self._engine.is_first:
             about = {"command": "dedup", "recipe": asdict(self._request.recipe), "rules": asdict(self._request.rules)}
             publish_documents(self._place, stage, records, about, [path])

@@ -33,6 +33,8 @@ SUFFIXES = (BANDS, DIGESTS, ABOUT)
 # `digest` is the second half; `copies`: how many documents of earlier runs it stands for, itself included.
 ABOUT_ROW: np.dtype[Any] = np.dtype([("id", "<u8"), ("digest", "<u8"), ("score", "<f8"), ("copies", "<i8")])
 DUPLICATE_COUNT = "duplicate_count"
+# Columns that only this command writes.
+WRITTEN = ("duplicate_of", "duplicate_in")
 RUN_ENTRY_BYTES = 12
 # Goes up when the files of the same input and recipe change.
 VERSION = 1
@@ -69,7 +71,9 @@ class Sign:
         found = _Signed(self.recipe, self.exact_only)
         bad: list[BadPlace] = []
         rows = 0
-        for batch in document_batches(shard, self.settings, {DUPLICATE_COUNT, self.score or DUPLICATE_COUNT}):
+        needed = {DUPLICATE_COUNT, *WRITTEN, *([self.score] if self.score else [])}
+        for batch in document_batches(shard, self.settings, needed):
+            _refuse_written(batch.documents.schema, shard)
             rows += batch.rows
             self._note_bad(shard, batch, bad)
             found.add(batch.documents, self._scores(batch.documents, shard))
@@ -96,6 +100,22 @@ class Sign:
             name = shard.task.file.name
             raise UserError(f"{name}: --score {self.score}: is {column.type}, not numbers; name another column")
         return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _refuse_written(schema: pa.Schema, shard: Shard) -> None:
+    """Refuse a document's columns that would be lost under columns of this command.
+
+    Raises:
+        UserError: naming the first.
+    """
+    at = schema.get_field_index(DUPLICATE_COUNT)
+    wrong = [name for name in WRITTEN if name in schema.names]
+    if at >= 0 and not (_is_number(schema.field(at).type) or pa.types.is_null(schema.field(at).type)):
+        wrong.append(DUPLICATE_COUNT)
+    if wrong:
+        raise UserError(
+            f"{shard.task.file.name}: has a column {wrong[0]!r}, which dedup writes itself; rename or drop it"
+        )
 
 
 class _Signed:
@@ -148,7 +168,7 @@ def _write_run(file: Any, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> 
 def copies(documents: pa.RecordBatch) -> NDArray[np.int64]:
     """How many documents each stands for: its `duplicate_count` of an earlier run, else 1."""
     at = documents.schema.get_field_index(DUPLICATE_COUNT)
-    if at < 0 or not _is_number(documents.schema.field(at).type):
+    if at < 0:
         return np.ones(len(documents), np.int64)
     values = pc.fill_null(documents.column(at).cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False)
     return np.maximum(np.nan_to_num(values, nan=1.0), 1.0).astype(np.int64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_tools.dedup.arrays import map_array, read_array
 from data_tools.dedup.keepers import DECISION, EXACT, NEAR, STAYS
 from data_tools.dedup.scopes import Scope
-from data_tools.dedup.signing import ABOUT, ABOUT_ROW, DUPLICATE_COUNT, copies
+from data_tools.dedup.signing import ABOUT, ABOUT_ROW, DUPLICATE_COUNT, WRITTEN, copies
 from data_tools.engines.stage import Record, Target
 from data_tools.reading.documents import DOCUMENT_ID, Shard
 from data_tools.reading.tasks import Settings
@@ -25,7 +25,8 @@ from data_tools.steps.step import drop, with_column
 from megatron_kaiyuan.files import checksum
 
 # The id of the document that stays for it, and where that one is: a dataset, after the name of an index if it is there.
-DUPLICATE_OF, DUPLICATE_IN, CLUSTER = "duplicate_of", "duplicate_in", "cluster"
+DUPLICATE_OF, DUPLICATE_IN = WRITTEN
+CLUSTER = "cluster"
 REASONS = {EXACT: "exact duplicate", NEAR: "duplicate"}
 
 

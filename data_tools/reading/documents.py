@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_tools.reading import columns
@@ -122,6 +123,8 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
             convert = as_text if kind == pa.string() else lambda value: value
             values = [convert(row.get(name)) for row in good]
             arrays[name] = pa.array(values, kind)
+        if DOCUMENT_ID in kinds:
+            arrays[DOCUMENT_ID] = _earlier_ids(arrays[DOCUMENT_ID], shard)
         batch.documents = pa.RecordBatch.from_pydict(arrays)
         batch.bad.sort()
         yield batch
@@ -184,11 +187,24 @@ def _parquet_batch(shard: Shard, settings: Settings, table: pa.RecordBatch, key:
     numbers = (np.flatnonzero(keep) + first).tolist()
     kept = table if keep.all() else table.filter(pa.array(keep))
     arrays = {DOCUMENT_ID: shard.document_ids(numbers), TEXT: kept.column(key).cast(pa.large_string())}
-    if DOCUMENT_ID in kept.schema.names and kept.schema.field(DOCUMENT_ID).type == pa.uint64():
-        arrays[DOCUMENT_ID] = kept.column(DOCUMENT_ID)
+    if DOCUMENT_ID in kept.schema.names:
+        arrays[DOCUMENT_ID] = _earlier_ids(kept.column(DOCUMENT_ID), shard)
     arrays |= {name: kept.column(name) for name in kept.schema.names if name not in (key, DOCUMENT_ID)}
     batch.documents = pa.RecordBatch.from_pydict(arrays)
     return batch
+
+
+def _earlier_ids(ids: pa.Array, shard: Shard) -> pa.Array:
+    """The ids that an earlier command gave.
+
+    Raises:
+        UserError: the column is something else.
+    """
+    if pa.types.is_integer(ids.type) and not ids.null_count and (not len(ids) or pc.min(ids).as_py() >= 0):
+        return ids.cast(pa.uint64())
+    raise UserError(
+        f"{shard.task.file.name}: column {DOCUMENT_ID!r} holds no ids that a command gave; rename or drop it"
+    )
 
 
 def _all_sound(texts: pa.Array, settings: Settings) -> bool:

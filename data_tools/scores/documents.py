@@ -27,6 +27,7 @@ from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, pars
 from data_tools.scores.steps import FilterStep, MaskStep, ScoreStep, add_column
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
 from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, stage_of, summary, workplace
+from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import DOCUMENTS, LEFT_OUT, ApplySteps, ShardFile
 from data_tools.steps.step import DROPPED, Step, steps_identity
 from megatron_kaiyuan.errors import UserError
@@ -87,6 +88,7 @@ def score_documents(
             refuse_bad_rows(shards, records, options.max_bad_rows)
             if plan.quantiles:
                 stage, records = _add_quantiles(plan, place, stage, records, engine)
+            stage, records = one_schema(place, stage, records, engine)
             if engine.is_first:
                 about = {"command": "score", "steps": steps_made[2:], **plan.about()}
                 manifest = publish_documents(place, stage, records, about)
@@ -168,7 +170,7 @@ def _without_rows(dataset: Dataset, settings: Settings, needed: set[str]) -> pa.
         if needed <= set(documents.schema.names):
             break
     assert documents is not None
-    return documents.append_column(DROPPED, pa.nulls(0, pa.string()))
+    return add_column(documents, DROPPED, pa.nulls(0, pa.string()))
 
 
 def _require_numbers(documents: pa.RecordBatch, quantile: Quantile, dataset: str) -> None:

@@ -80,6 +80,10 @@ def find_datasets(
         found.append(Dataset(name, tuple(files), shards))
     if not found:
         find_inputs([])
+    if "" in by_name and len(by_name) > 1:
+        raise UserError(
+            f"--input {by_name[''][0]}: is a dataset without a name, others have one; write NAME=PATH for all or none"
+        )
     _refuse_shared(found)
     return found
 

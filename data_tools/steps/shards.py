@@ -18,7 +18,7 @@ from data_tools.reading.documents import DOCUMENT_ID, Batch, Shard, document_bat
 from data_tools.reading.inputs import require_unchanged
 from data_tools.reading.tasks import Settings
 from data_tools.reading.text import BadPlace
-from data_tools.steps.step import DROPPED, Step
+from data_tools.steps.step import DROPPED, Step, with_column
 from megatron_kaiyuan.files import checksum
 
 # Columns: a row a document, to be joined by its id, where the documents are not written again.
@@ -80,8 +80,8 @@ class ApplySteps:
         }
 
     def _apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
-        if DROPPED not in documents.schema.names:
-            documents = documents.append_column(DROPPED, pa.nulls(len(documents), pa.string()))
+        # Reasons of an earlier command do not count: what it dropped may be the input of this one.
+        documents = with_column(documents, DROPPED, pa.nulls(len(documents), pa.string()))
         for step in self.steps:
             documents = step.apply(documents)
         return documents

@@ -1,7 +1,7 @@
 """The contract of a step: a pure function of batches of documents, run shard by shard on any engine.
 
-A step adds or changes columns, and drops rows by writing a reason into the column `dropped`. Its name, version and
-settings make the fingerprint of what it writes, so that a finished shard is never made twice and never stands for
+A step adds or changes columns, and drops rows by writing a reason into the column `kaiyuan_dropped`. Its name, version
+and settings make the fingerprint of what it writes, so that a finished shard is never made twice and never stands for
 other content.
 """
 
@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from data_tools.reading.tasks import Settings
 
-# Null for a document that stays, else why it is dropped.
-DROPPED = "dropped"
+# Null for a document that stays, else why it is dropped. The name leaves users theirs.
+DROPPED = "kaiyuan_dropped"
 # Goes up when the shards of all steps change.
 VERSION = 1
 
@@ -39,10 +39,10 @@ class Step(Protocol):
         ...
 
     def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
-        """The same rows in the same order, with columns added or changed; `dropped` is null or says why not to keep.
+        """The same rows in the same order, with columns added or changed, and reasons in `kaiyuan_dropped`.
 
         Args:
-            documents: `kaiyuan_id`, `text` (large_string), whatever the corpus has, and `dropped` (string).
+            documents: `kaiyuan_id`, `text` (large_string), whatever the corpus has, and `kaiyuan_dropped` (string).
         """
         ...
 

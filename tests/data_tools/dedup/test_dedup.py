@@ -59,7 +59,7 @@ def test_the_best_scored_stays_and_every_copy_is_counted(tmp_path, pieces):
     report = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", score="score")
     kept, gone = table(tmp_path / "out/documents"), table(tmp_path / "out/dropped")
     assert [(row["kaiyuan_id"], row["duplicate_count"]) for row in kept] == [(1, 3), (4, 2), (5, 1)]
-    assert [(row["kaiyuan_id"], row["dropped"], row["duplicate_of"]) for row in gone] == [
+    assert [(row["kaiyuan_id"], row["kaiyuan_dropped"], row["duplicate_of"]) for row in gone] == [
         (0, "exact duplicate", 1),
         (2, "duplicate", 1),
         (3, "duplicate", 4),
@@ -129,7 +129,7 @@ def test_a_large_cluster_is_quarantined_and_loses_exact_duplicates_only(tmp_path
     free = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "free")
     assert len(texts(tmp_path / "free/documents")) == 2 and free["quarantined_clusters"] == []
     held = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "held", rules=Rules(max_cluster=11))
-    assert [row["dropped"] for row in table(tmp_path / "held/dropped")] == ["exact duplicate", "duplicate"]
+    assert [row["kaiyuan_dropped"] for row in table(tmp_path / "held/dropped")] == ["exact duplicate", "duplicate"]
     assert held["quarantined_clusters"] == [{"scope": "", "cluster": 0, "documents": 13}]
     assert held["datasets"][""]["quarantined"] == 12
     # Its size is that of its different texts.
@@ -237,7 +237,7 @@ def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", recipe=make_recipe("kaiyuan"))
     # The released code gives texts of fewer than five words no signature.
     assert texts(tmp_path / "out/documents") == [rows[0], *rows[2:]]
-    assert [row["dropped"] for row in table(tmp_path / "out/dropped")] == ["duplicate"]
+    assert [row["kaiyuan_dropped"] for row in table(tmp_path / "out/dropped")] == ["duplicate"]
 
 
 @pytest.mark.parametrize(
@@ -295,3 +295,11 @@ def test_another_seed_is_another_product(tmp_path, pieces):
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out")
     with pytest.raises(UserError, match="made from something else"):
         dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", recipe=replace(make_recipe(None), seed=5))
+
+
+@pytest.mark.parametrize("column", ["duplicate_of", "duplicate_in", "duplicate_count"])
+def test_a_column_that_would_be_written_over_is_named(tmp_path, pieces, column):
+    pq.write_table(pa.table({"text": pieces[:3], column: ["mine"] * 3}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet: has a column '{column}', which dedup writes itself"):
+        dedup(str(tmp_path / "a.parquet"), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

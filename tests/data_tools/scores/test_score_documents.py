@@ -69,7 +69,9 @@ def test_scores_come_beside_the_documents_and_filters_say_why(tmp_path: Path):
         first = "half is missing: half > 0.4" if half is None else "not half > 0.4" if half <= 0.4 else None
         expected[row["n"]] = first or ("not n < 250" if row["n"] >= 250 else "n == 7" if row["n"] == 7 else None)
     assert {row["n"] for row in kept} == {n for n, reason in expected.items() if reason is None}
-    assert {row["n"]: row["dropped"] for row in dropped} == {n: reason for n, reason in expected.items() if reason}
+    assert {row["n"]: row["kaiyuan_dropped"] for row in dropped} == {
+        n: reason for n, reason in expected.items() if reason
+    }
     assert all(row["half"] == row["edu"] * 0.5 for row in kept)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["filters"] == ["half > 0.4 and n < 250", "not n == 7"]
@@ -86,7 +88,11 @@ def test_quantiles_are_of_the_whole_dataset_and_of_what_earlier_filters_leave(tm
     score(words, tmp_path / "out", quantiles=["edu"], filters=filters)
     for name, count in (("a", 390), ("b", 90)):
         kept, dropped = (read(tmp_path / "out" / place / name) for place in ("documents", "dropped"))
-        every = [row for row in kept + dropped if row["dropped" if "dropped" in row else "n"] != "not n >= 10"]
+        every = [
+            row
+            for row in kept + dropped
+            if row["kaiyuan_dropped" if "kaiyuan_dropped" in row else "n"] != "not n >= 10"
+        ]
         assert len(every) == count
         scored = sorted((row for row in every if row["edu"] is not None), key=lambda row: row["edu_quantile"])
         assert [row["edu_quantile"] for row in scored] == [(i + 1) / len(scored) for i in range(len(scored))]
@@ -96,7 +102,7 @@ def test_quantiles_are_of_the_whole_dataset_and_of_what_earlier_filters_leave(tm
         assert len(kept) - sum(row["n"] == 11 and (row["edu_quantile"] or 0) <= 0.75 for row in kept) == len(
             scored
         ) - int(0.75 * len(scored))
-        assert {row["dropped"] for row in dropped if row["n"] < 10} == {"not n >= 10"}
+        assert {row["kaiyuan_dropped"] for row in dropped if row["n"] < 10} == {"not n >= 10"}
 
 
 def test_what_was_scored_is_scored_again_without_what_was_dropped(tmp_path: Path):

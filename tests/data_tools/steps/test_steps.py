@@ -25,6 +25,7 @@ from data_tools.engines.stage import Engine
 from data_tools.reading.inputs import find_inputs
 from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
 from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
+from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import ApplySteps
 from data_tools.steps.step import drop, steps_identity, with_column
 from megatron_kaiyuan.errors import UserError
@@ -64,6 +65,7 @@ def run(
         stage = stage_of(place, "filter", ApplySteps(steps, settings, bad), shards)
         records = engine.run(stage)
         refuse_bad_rows(shards, records, bad)
+        stage, records = one_schema(place, stage, records, engine)
         return publish_documents(place, stage, records, {}) if engine.is_first else None
 
 
@@ -96,7 +98,7 @@ def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
     assert [row["text"] for row in kept] == [row["text"] for row in expected]
     assert [(row["n"], row["score"]) for row in kept] == [(row["n"], row["score"]) for row in expected]
     assert [json.loads(row["tags"]) if row["tags"] else None for row in kept] == [row.get("tags") for row in expected]
-    assert {row["dropped"] for row in gone} == {"short"} and len(gone) + len(kept) == 300
+    assert {row["kaiyuan_dropped"] for row in gone} == {"short"} and len(gone) + len(kept) == 300
     assert len({row["kaiyuan_id"] for row in kept + gone}) == 300
     counts = manifest["datasets"][""]
     assert (counts["rows"], counts["documents"], counts["dropped"]) == (300, len(kept), {"short": len(gone)})
@@ -151,6 +153,56 @@ def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_pat
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     with pytest.raises(UserError, match="holds a folder of documents already"):
         run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=11)
+
+
+def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "of a file", "x": 1, "y": "one"}\n')
+    (folder / "b.jsonl").write_text("")
+    (folder / "c.jsonl").write_text('{"z": true, "text": "of another", "x": 1.5, "y": 2}\n')
+    pq.write_table(pa.table({"text": ["the last one"], "x": pa.array([7], pa.int8())}), folder / "d.parquet")
+    run([str(folder)], tmp_path / "out", LocalEngine(1), least=1)
+    files = sorted((tmp_path / "out" / "documents").iterdir())
+    schemas = [pq.read_schema(file) for file in files]
+    assert len(files) == 4 and all(schema == schemas[0] for schema in schemas)
+    rows = [{name: row[name] for name in "xyz"} for file in files for row in pq.read_table(file).to_pylist()]
+    assert rows == [
+        {"x": 1.0, "y": "one", "z": None},
+        {"x": 1.5, "y": "2", "z": True},
+        {"x": 7.0, "y": None, "z": None},
+    ]
+
+
+def test_types_without_a_common_one_are_named(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "x": [[1]]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "x": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: column 'x' is int64, and list<.*> in another file"):
+        run([str(tmp_path / name) for name in ("a.parquet", "b.parquet")], tmp_path / "out", LocalEngine(1), least=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path):
+    own = {"text": ["a text", "another text"], "dropped": ["mine", None]}
+    pq.write_table(pa.table(own), tmp_path / "a.parquet")
+    run([str(tmp_path / "a.parquet")], tmp_path / "one", LocalEngine(1), least=10)
+    kept, gone = (pq.read_table(tmp_path / "one" / name).to_pylist() for name in ("documents", "dropped"))
+    assert [row["dropped"] for row in kept] == [None]
+    assert [(row["dropped"], row["kaiyuan_dropped"]) for row in gone] == [("mine", "short")]
+    # What was dropped can go in again: earlier reasons do not count.
+    manifest = run([str(tmp_path / "one" / "dropped")], tmp_path / "two", LocalEngine(1), least=1)
+    assert manifest["datasets"][""]["documents"] == 1
+    for ids in (["x", "y"], [1, None], [-1, 2]):
+        pq.write_table(pa.table({"text": ["a", "b"], "kaiyuan_id": ids}), tmp_path / "b.parquet")
+        with pytest.raises(UserError, match="'kaiyuan_id' holds no ids that a command gave"):
+            run([str(tmp_path / "b.parquet")], tmp_path / "three", LocalEngine(1))
+
+
+def test_datasets_have_names_or_have_none(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 5)
+    write_documents(tmp_path / "b.jsonl", 5)
+    with pytest.raises(UserError, match=r"b\.jsonl: is a dataset without a name, others have one"):
+        run([f"web={tmp_path / 'a.jsonl'}", str(tmp_path / "b.jsonl")], tmp_path / "out", LocalEngine(1))
 
 
 RANK = """
