@@ -47,13 +47,13 @@ def deduplicate(request: Request, settings: Settings, engine: Engine) -> dict[st
     compared = [asdict(request.recipe), request.exact_only, request.rules.across, seals]
     comparing = identity_of("dedup", VERSION, signing, compared)
     identity = identity_of(comparing, asdict(request.rules), request.columns)
+    shards = [shard for dataset in datasets for shard in dataset.shards]
     with ExitStack() as stack:
-        place = stack.enter_context(workplace(request.output, identity, engine, force=request.force))
+        place = stack.enter_context(workplace(request.output, "dedup", identity, shards, engine, force=request.force))
         stack.enter_context(indexes.claim_index(request.index, signing, engine, request.force))
         has_index = request.index is None or indexes.is_there(request.index, signing)
         if place.manifest and has_index:
             return _finished_report(request)
-        shards = [shard for dataset in datasets for shard in dataset.shards]
         run = _Run(request, engine, place, signing, comparing)
         signed = run.sign(sign, shards)
         if request.index and not has_index and engine.is_first:

@@ -109,7 +109,7 @@ def find_inputs(words: Sequence[str | Path], *, quiet: bool = False) -> list[Inp
     for word in words:
         listing = _list(str(word))
         if listing.left_out and not quiet:
-            _print_once(f"--input {word}: {listing}; name a file itself to have it read")
+            _print_once(f"--input {word}: {listing}; name a file or folder itself to have it read")
         for name in listing.files:
             files.append(_describe(name))
             first = found.setdefault(_identity(name), name)
@@ -223,20 +223,19 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_product(folder: str, name: str) -> bool:
-    """Whether a file below a folder is of a run that has not ended, or lies in a folder of documents beside these.
+    """Whether a file below a folder was made by a command that reads such folders, also by a run that has not ended.
 
-    A folder that is named itself is read whatever it is, as `OUTPUT/dropped`.
+    A folder of documents that is named itself is read, without what lies beside these; so is any folder in it that is
+    named, as `OUTPUT/dropped`. Below a folder it is left out, or text would be read again in a cleaned form.
     """
-    below = Path(name).relative_to(folder).parents
-    places = [Path(folder, place) for place in below]
-    if any(place.name.endswith(".work") for place in places[:-1]):
+    below = [Path(folder, place) for place in list(Path(name).relative_to(folder).parents)[:-1]]
+    if any(place.name.endswith(".work") or _is_documents(place) for place in below):
         return True
-    return any(
-        (place / "documents").is_dir()
-        and (place / "manifest.json").is_file()
-        and Path(name).relative_to(place).parts[0] != "documents"
-        for place in places
-    )
+    return _is_documents(Path(folder)) and Path(name).relative_to(folder).parts[0] != "documents"
+
+
+def _is_documents(folder: Path) -> bool:
+    return (folder / "documents").is_dir() and (folder / "manifest.json").is_file()
 
 
 def _identity(name: str) -> Identity | str:

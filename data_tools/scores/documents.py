@@ -80,7 +80,7 @@ def score_documents(
     plan.check(datasets, settings)
     steps_made = steps_identity(plan.steps, settings)
     identity = identity_of("score", datasets_identity(datasets), steps_made, plan.about(), options.max_bad_rows)
-    with workplace(output, identity, engine, force=force) as place:
+    with workplace(output, "score", identity, shards, engine, force=force) as place:
         manifest = place.manifest
         if manifest is None:
             stage = stage_of(place, "score", ApplySteps(plan.steps, settings, options.max_bad_rows), shards)

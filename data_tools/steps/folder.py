@@ -25,7 +25,7 @@ from data_tools.steps.shards import COLUMNS, DOCUMENTS, LEFT_OUT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
 from megatron_kaiyuan.locks import lock
-from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder
+from megatron_kaiyuan.outputs import RECORD, Earlier, Output, check, claim, recorded_folder
 
 FORMAT = "kaiyuan-documents"
 FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped", COLUMNS: "columns"}
@@ -78,18 +78,21 @@ class Workplace:
 
 @contextmanager
 def workplace(
-    path: Path, identity: str, engine: Engine, *, force: bool = False, kind: str = _KIND
+    path: Path, command: str, identity: str, shards: Sequence[Shard], engine: Engine, *, force: bool = False
 ) -> Iterator[Workplace]:
     """Claim `path` for the product of a run, see `outputs.claim`. Of several ranks the first one does; all check.
 
     Args:
+        command: "dedup": only its own products are replaced.
+        shards: the input, which must not lie in the output.
         force: a product that is there is made again, also of other input or settings.
 
     Raises:
         UserError: something else lies there, or the place cannot be written.
     """
-    output = Output(path, kind)
-    earlier = recorded_folder(FORMAT)
+    output = Output(path, _KIND)
+    _refuse_input(output, shards)
+    earlier = _earlier(command)
     place = Workplace(output, identity)
     with ExitStack() as stack:
         if engine.is_first:
@@ -105,6 +108,25 @@ def workplace(
             yield replace(place, manifest=manifest)
         else:
             yield place
+
+
+def _refuse_input(output: Output, shards: Sequence[Shard]) -> None:
+    place = Path(os.path.realpath(output.path))
+    for file in dict.fromkeys(shard.task.file for shard in shards):
+        if file.is_local and place in Path(os.path.realpath(file.location)).parents:
+            raise UserError(f"{file.name}: is input, and lies in the output {output.path}; name another --output")
+
+
+def _earlier(command: str) -> Earlier:
+    """Recognises a folder that the same command wrote."""
+
+    def earlier(output: Output) -> str | None:
+        identity = recorded_folder(FORMAT)(output)
+        if identity is not None and (other := read_documents_manifest(output.path).get("command")) != command:
+            raise output.in_the_way(output.path, f"was written by kaiyuan-data {other}")
+        return identity
+
+    return earlier
 
 
 def stage_of(place: Workplace, title: str, do: Any, shards: Sequence[Shard]) -> Stage:

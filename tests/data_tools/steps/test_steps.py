@@ -59,14 +59,14 @@ def run(
     shards = [shard for dataset in datasets for shard in dataset.shards]
     steps = (DropShort(least, seconds),)
     identity = identity_of(datasets_identity(datasets), steps_identity(steps, settings), bad)
-    with workplace(output, identity, engine) as place:
+    with workplace(output, "test", identity, shards, engine) as place:
         if place.manifest:
             return place.manifest
         stage = stage_of(place, "filter", ApplySteps(steps, settings, bad), shards)
         records = engine.run(stage)
         refuse_bad_rows(shards, records, bad)
         stage, records = one_schema(place, stage, records, engine)
-        return publish_documents(place, stage, records, {}) if engine.is_first else None
+        return publish_documents(place, stage, records, {"command": "test"}) if engine.is_first else None
 
 
 def write_documents(path: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -125,12 +125,13 @@ def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
     # What was dropped, the manifest and a run that has not ended are no input of other commands either.
     (tmp_path / "one.work").mkdir()
     shutil.copy(tmp_path / "a.jsonl", tmp_path / "one.work")
-    found = {str(Path(file.name).relative_to(tmp_path)) for file in find_inputs([tmp_path])}
-    assert {name for name in found if name.startswith("one")} == {
+    found = {str(Path(file.name).relative_to(tmp_path)) for file in find_inputs([tmp_path / "one"])}
+    assert found == {
         f"one/documents/{name}/{number:06d}.parquet"
         for name in ("web", "wiki")
         for number in range(len(list((tmp_path / "one" / "documents" / name).iterdir())))
     }
+    assert {Path(file.name).name for file in find_inputs([tmp_path])} == {"a.jsonl", "b.jsonl"}
 
 
 def test_bad_rows_are_named_over_all_shards(tmp_path):
@@ -196,6 +197,30 @@ def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path):
         pq.write_table(pa.table({"text": ["a", "b"], "kaiyuan_id": ids}), tmp_path / "b.parquet")
         with pytest.raises(UserError, match="'kaiyuan_id' holds no ids that a command gave"):
             run([str(tmp_path / "b.parquet")], tmp_path / "three", LocalEngine(1))
+
+
+def test_input_and_output_do_not_mix(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_documents(tmp_path / "in" / "a.jsonl", 50)
+    first = run([str(tmp_path / "in")], tmp_path / "in" / "out", LocalEngine(1))
+    # What was made of a folder and lies in it is not read with it again.
+    second = run([str(tmp_path / "in")], tmp_path / "in" / "other", LocalEngine(1), least=20)
+    assert first["datasets"][""]["rows"] == second["datasets"][""]["rows"] == 50
+    with pytest.raises(UserError, match="is input, and lies in the output"):
+        run([str(tmp_path / "in" / "out")], tmp_path / "in" / "out", LocalEngine(1), least=20)
+    with pytest.raises(UserError, match="is input, and lies in the output"):
+        run([str(tmp_path / "in" / "out")], tmp_path / "in", LocalEngine(1), least=20)
+
+
+def test_a_product_of_another_command_is_not_replaced(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 50)
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
+    identity, engine = "0" * 32, LocalEngine(1)
+    with (
+        pytest.raises(UserError, match="was written by kaiyuan-data test"),
+        workplace(tmp_path / "out", "score", identity, [], engine, force=True),
+    ):
+        pass
 
 
 def test_datasets_have_names_or_have_none(tmp_path):
