@@ -176,12 +176,14 @@ def merge(
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx, and folders of phases")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="corpora, without .bin or .idx, and folders of phases or documents")
+    ],
     fast: Annotated[bool, typer.Option("--fast", help="headers, sizes and samples only")] = False,
     threads: Annotated[int, typer.Option(min=0, help="0: every core")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Read every byte of corpora or phases and compare it with their manifests; the first thing that is wrong is told.
+    """Read every byte of corpora, phases or documents and compare it with their manifests; the first fault is named.
 
     A phase is compared with the indexes of its corpora; their tokens are checked when they are named themselves.
 
@@ -189,9 +191,12 @@ def verify(
     """
     from data_tools.corpora.verify import verify as verify_corpus
     from data_tools.curriculum.verify import is_phase, verify_phase
+    from data_tools.steps.folder import is_documents
+    from data_tools.steps.verify import verify_documents
 
     threads = threads or os.cpu_count() or 1
-    phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path)]
+    documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
+    phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
     corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
     counts = {
         "corpora": len(corpora),
@@ -200,6 +205,8 @@ def verify(
         "phases": len(phases),
         "phase_documents": sum(phase.documents for phase in phases),
         "phase_tokens": sum(phase.tokens for phase in phases),
+        "folders": len(documents),
+        "documents": sum(folder.documents for folder in documents),
     }
     if as_json:
         print(json.dumps({**counts, "fast": fast}))
@@ -212,6 +219,9 @@ def verify(
     if phases:
         subject = "1 phase is" if len(phases) == 1 else f"{len(phases)} phases are"
         found.append(f"{subject} {state}, {counts['phase_documents']:,} documents, {counts['phase_tokens']:,} tokens")
+    if documents:
+        subject = "1 folder is" if len(documents) == 1 else f"{len(documents)} folders are"
+        found.append(f"{subject} {state}, {counts['documents']:,} documents")
     print(f"verify: {'; '.join(found)}")
 
 

@@ -71,6 +71,7 @@ class _Run:
 
     def __init__(self, request: Request, engine: Engine, place: Workplace, signing: str, comparing: str):
         self._request, self._engine, self._place = request, engine, place
+        self._bad_rows = 0
         root = place.folder.parent
         self._signing = root / f"sign-{signing[:16]}"
         self._finder = EdgeFinder(request, engine, root / f"pairs-{comparing[:16]}")
@@ -80,6 +81,7 @@ class _Run:
         stage = replace(stage_of(self._place, "sign", sign, shards), folder=self._signing)
         records = self._engine.run(stage)
         refuse_bad_rows(shards, records, self._request.max_bad_rows)
+        self._bad_rows = sum(len(record["bad"]) for record in records)
         self._require_scores(records)
         return [
             SignedShard(
@@ -141,7 +143,7 @@ class _Run:
         names = [Path(signed.base).name for signed, _ in tasks]
         stage = Stage("examples", self._place.folder / "samples", ReadSamples(self._request.recipe), tasks, names)
         records = self._engine.run(stage)
-        return make_report(scopes, choices, describe_samples(samples, tasks, records))
+        return make_report(scopes, choices, describe_samples(samples, tasks, records), self._bad_rows)
 
     def _require_scores(self, records: Sequence[Record]) -> None:
         score = self._request.score

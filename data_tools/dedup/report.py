@@ -17,7 +17,7 @@ _LISTED = 1000
 
 
 def make_report(
-    scopes: Sequence[Scope], choices: Sequence[Sequence[Record]], samples: Sequence[dict[str, Any]]
+    scopes: Sequence[Scope], choices: Sequence[Sequence[Record]], samples: Sequence[dict[str, Any]], bad_rows: int
 ) -> dict[str, Any]:
     """Everything as JSON. It depends on the input and the settings alone."""
     datasets: dict[str, dict[str, Any]] = {}
@@ -40,6 +40,7 @@ def make_report(
     quarantine.sort(key=lambda entry: (-entry["documents"], entry["scope"], entry["cluster"]))
     return {
         "datasets": datasets,
+        "bad_rows": bad_rows,
         "clusters": sizes,
         "quarantined_clusters": quarantine[:_LISTED],
         "pairs": list(samples),
@@ -84,6 +85,8 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             f"{name or 'documents'}: {counts['documents'] - counts['removed']:,} of {counts['documents']:,} stay; "
             f"removed {counts['removed_share']:.1%}: {counts['exact']:,} exact, {counts['near']:,} near{quarantined}"
         )
+    if report["bad_rows"]:
+        lines.append(f"left out: {report['bad_rows']:,} bad rows; manifest.json has the reasons")
     for name, sizes in report["clusters"].items():
         if sizes:
             found = ", ".join(f"{size}: {count:,}" for size, count in sizes.items())

@@ -17,6 +17,7 @@ from megatron_kaiyuan.errors import UserError
 
 # Few, because a row may be a book.
 _ROWS_AT_ONCE = 128
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _LABELS = ("domain", "source")
 
 
@@ -54,9 +55,15 @@ def record_batches(task: Task, text: str, others: Collection[str] | None = None)
         _fields(task.file, schema, Settings(Path(), (text,)))
         groups, _ = _row_groups(parquet.metadata, task)
         names = [name for name in schema.names if others is None or name == text or name in others]
-        yield pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(name) for name in names]))
-        if groups:
-            yield from parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=names)
+        yield _without_views(pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(name) for name in names])))
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=names) if groups else ():
+            yield _without_views(batch)
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """View types as the ones that Arrow has kernels for."""
+    fields = [field.with_type(_VIEWS.get(field.type, field.type)) for field in batch.schema]
+    return batch.cast(pa.schema(fields)) if any(field.type in _VIEWS for field in batch.schema) else batch
 
 
 def rows_before(task: Task) -> int:

@@ -104,7 +104,7 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
     for lines in json_rows(shard.task, settings):
         good: list[dict[str, Any]] = []
         numbers: list[int] = []
-        batch = Batch(pa.record_batch([]), lines.bad, [], lines.count)
+        batch = Batch(pa.record_batch([]), lines.bad, [], len(lines.rows) + len(lines.bad))
         for place, row in lines.rows:
             try:
                 check_row(row, settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile, find_inputs
 from data_tools.reading.tasks import Settings, cut_tasks
-from data_tools.steps.folder import FOLDERS, is_documents, read_documents_manifest
+from data_tools.steps.folder import FOLDERS, is_documents, read_documents_manifest, require_files
 from data_tools.steps.shards import DOCUMENTS
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
@@ -99,8 +99,10 @@ def _named(word: str) -> list[tuple[str, str]]:
     name, path = (match[1], match[2]) if match else ("", word)
     if not is_documents(Path(path)):
         return [(name, path)]
+    manifest = read_documents_manifest(Path(path))
+    require_files(Path(path), manifest["files"])
     folder = Path(path, FOLDERS[DOCUMENTS])
-    return [(name or dataset, str(folder / dataset)) for dataset in read_documents_manifest(Path(path))["datasets"]]
+    return [(name or dataset, str(folder / dataset)) for dataset in manifest["datasets"]]
 
 
 def _refuse_shared(datasets: Sequence[Dataset]) -> None:

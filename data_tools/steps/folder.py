@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,12 +102,20 @@ def workplace(
             stack.enter_context(lock(place.lock_path, shared=True, seconds=None))
         # Nothing else can be there now.
         manifest = read_documents_manifest(path) if (path / RECORD).exists() and not force else None
-        if manifest and manifest["identity"] == identity:
+        if manifest and manifest["identity"] == identity and _are_there(path, manifest["files"]):
             if engine.is_first:
                 place.remove()  # what is left of it after a kill
             yield replace(place, manifest=manifest)
         else:
             yield place
+
+
+def _are_there(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    try:
+        require_files(folder, files)
+    except UserError:
+        return False  # what is lost is made again
+    return True
 
 
 def _refuse_input(output: Output, shards: Sequence[Shard]) -> None:
@@ -197,6 +205,19 @@ def read_documents_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder / RECORD}: is no manifest of documents; name a folder that this program wrote")
     return manifest
+
+
+def require_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a folder of which a file is gone or has another size.
+
+    Raises:
+        UserError: naming it.
+    """
+    for name, about in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != about["bytes"]:
+            state = "has another size than" if path.is_file() else "is gone, and listed in"
+            raise UserError(f"{path}: {state} {RECORD}; copy it again, or make the folder again")
 
 
 def summary(manifest: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of
 from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import ApplySteps
 from data_tools.steps.step import drop, steps_identity, with_column
+from data_tools.steps.verify import verify_documents
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
 
@@ -221,6 +222,39 @@ def test_a_product_of_another_command_is_not_replaced(tmp_path):
         workplace(tmp_path / "out", "score", identity, [], engine, force=True),
     ):
         pass
+
+
+def test_a_file_that_is_gone_is_named_and_made_again(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 50)
+    run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "out", LocalEngine(1))
+    lost = tmp_path / "out" / "documents" / "web" / "000000.parquet"
+    content = lost.read_bytes()
+    assert verify_documents(tmp_path / "out").documents == len(pq.read_table(tmp_path / "out" / "documents" / "web"))
+    lost.write_bytes(content[:-9] + b"x" + content[-8:])
+    with pytest.raises(UserError, match=r"000000\.parquet: damaged, its checksum is"):
+        verify_documents(tmp_path / "out")
+    lost.unlink()
+    for wrong in (
+        lambda: verify_documents(tmp_path / "out", fast=True),
+        lambda: find_datasets([str(tmp_path / "out")], reading_settings()),
+    ):
+        with pytest.raises(UserError, match=r"000000\.parquet: is gone, and listed in manifest\.json"):
+            wrong()
+    run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "out", LocalEngine(1))
+    assert lost.read_bytes() == content
+
+
+def test_views_come_through_as_texts(tmp_path):
+    table = pa.table(
+        {
+            "text": pa.array(["a long enough text", "short"], pa.string_view()),
+            "b": pa.array([b"1", None], pa.binary_view()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    run([str(tmp_path / "a.parquet")], tmp_path / "out", LocalEngine(1))
+    kept = pq.read_table(tmp_path / "out" / "documents").to_pylist()
+    assert [(row["text"], row["b"]) for row in kept] == [("a long enough text", b"1")]
 
 
 def test_datasets_have_names_or_have_none(tmp_path):
