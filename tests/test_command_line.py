@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 APP = """
 import os
@@ -130,6 +132,15 @@ def test_an_option_may_stand_alone(script: Path, arguments: list[str], printed: 
     assert done.stdout == f"{printed}\n", done.stderr
 
 
+def commands_of(app: typer.Typer) -> Iterator[list[str]]:
+    """The words of every command; a group without a name adds its commands to those of its parent."""
+    for command in app.registered_commands:
+        yield [command.name or command.callback.__name__]
+    for group in app.registered_groups:
+        for words in commands_of(group.typer_instance):
+            yield [group.name, *words] if isinstance(group.name, str) else words
+
+
 @pytest.mark.parametrize("module", ["megatron_kaiyuan.cli", "data_tools.cli"])
 def test_help_is_there_for_every_command_with_an_example(module: str) -> None:
     top = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
@@ -137,10 +148,7 @@ def test_help_is_there_for_every_command_with_an_example(module: str) -> None:
     import importlib
 
     app = importlib.import_module(module).app
-    commands = [[command.name or command.callback.__name__] for command in app.registered_commands]
-    for group in app.registered_groups:
-        for command in group.typer_instance.registered_commands:
-            commands.append([group.name, command.name or command.callback.__name__])
+    commands = list(commands_of(app))
     assert len(commands) >= 5
     for command in commands:
         done = subprocess.run([sys.executable, "-m", module, *command, "--help"], capture_output=True, text=True)

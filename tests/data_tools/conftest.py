@@ -19,12 +19,19 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fifth of a megabyte of code and of mathematics, each document with a number as its score."""
-    folder, draw = tmp_path_factory.mktemp("harvested"), random.Random(7)
+def harvest_as_written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fifth of a megabyte of code and of mathematics."""
+    folder = tmp_path_factory.mktemp("harvest")
     list(harvest(folder, megabytes=0.2, held_out=0.1, domains=["code", "math"]))
-    for path in sorted(folder.glob("*.jsonl")):
-        write_rows(path, [{**row, "score": draw.random()} for row in read_rows(path)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def harvested(harvest_as_written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, each document with a number as its score."""
+    folder, draw = tmp_path_factory.mktemp("harvested"), random.Random(7)
+    for path in sorted(harvest_as_written.glob("*.jsonl")):
+        write_rows(folder / path.name, [{**row, "score": draw.random()} for row in read_rows(path)])
     return folder
 
 

@@ -27,11 +27,11 @@ def source_files(rows: list[dict]) -> set[str]:
     return {row["source"].partition(":")[0] for row in rows}
 
 
-def test_rows_are_documents_of_the_machine(harvested: Path):
-    rows = all_rows(harvested, "train")
+def test_rows_are_documents_of_the_machine(harvest_as_written: Path):
+    rows = all_rows(harvest_as_written, "train")
     assert {row["domain"] for row in rows} == {"code", "math"}
-    assert len({row["text"] for row in rows + all_rows(harvested, "heldout")}) == len(rows) + len(
-        all_rows(harvested, "heldout")
+    assert len({row["text"] for row in rows + all_rows(harvest_as_written, "heldout")}) == len(rows) + len(
+        all_rows(harvest_as_written, "heldout")
     )
     for row in rows:
         assert list(row) == ["text", "domain", "source"]
@@ -47,22 +47,22 @@ def test_no_source_file_is_in_both_splits(tmp_path: Path):
     assert not train & held_out
 
 
-def test_size_is_as_asked(harvested: Path):
+def test_size_is_as_asked(harvest_as_written: Path):
     for domain in ("code", "math"):
-        sizes = [len(row["text"].encode()) for row in read_rows(harvested / f"{domain}.train.jsonl")]
+        sizes = [len(row["text"].encode()) for row in read_rows(harvest_as_written / f"{domain}.train.jsonl")]
         assert sum(sizes) >= 200_000 > sum(sizes[:-1])
-        held_out = [len(row["text"].encode()) for row in read_rows(harvested / f"{domain}.heldout.jsonl")]
+        held_out = [len(row["text"].encode()) for row in read_rows(harvest_as_written / f"{domain}.heldout.jsonl")]
         assert sum(held_out) >= 20_000 > sum(held_out[:-1])
 
 
-def test_the_same_machine_gives_the_same_bytes(harvested: Path, tmp_path: Path):
+def test_the_same_machine_gives_the_same_bytes(harvest_as_written: Path, tmp_path: Path):
     list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code", "math"]))
-    for path in harvested.iterdir():
+    for path in harvest_as_written.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(UserError, match="holds a harvest of text already, made from something else"):
         list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code"], seed=1))
     list(harvest(tmp_path, megabytes=0.2, held_out=0.1, domains=["code"], seed=1, force=True))
-    assert (tmp_path / "code.train.jsonl").read_bytes() != (harvested / "code.train.jsonl").read_bytes()
+    assert (tmp_path / "code.train.jsonl").read_bytes() != (harvest_as_written / "code.train.jsonl").read_bytes()
 
 
 def use_files(monkeypatch: pytest.MonkeyPatch, domain: str, texts: dict[str, str], folder: Path) -> None:

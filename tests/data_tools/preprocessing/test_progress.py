@@ -37,8 +37,8 @@ def test_meters_of_all_ranks_are_added(tmp_path: Path, monkeypatch: pytest.Monke
     assert line.startswith("preprocess: 0.40 of 1.00 GB, 21 documents, ")
     assert re.search(r"[0-9.]+ M tokens/s, \d+ minutes left$", line)
     forget(tmp_path, 0)
-    left = sorted(path.name for path in (tmp_path / "progress").iterdir())
-    assert [name.replace(os.uname().nodename, "host") for name in left] == ["1-host-1", "1-host-9", "7-host-1"]
+    left = [path.name.replace(os.uname().nodename, "host") for path in (tmp_path / "progress").iterdir()]
+    assert sorted(left) == ["1-host-1", "1-host-9", "7-host-1"]
 
 
 def test_a_terminal_gets_one_bar(tokenizer_path: Path, tmp_path: Path):
