@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,25 @@ def records(path: Path) -> Iterator[bytes]:
             held = b""
 
 
-def test_wandb_has_one_run_and_every_row(tmp_path: Path) -> None:
+def finished(path: Path) -> list[Any]:
+    """The records of a wandb file, once its last one is there: `finish` may return a moment before."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    deadline = time.monotonic() + 20
+    while True:
+        found = [Record.FromString(content) for content in records(path)]
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def test_wandb_has_one_run_and_every_row(tmp_path: Path) -> None:
     interrupted(tmp_path, wandb=True)
     runs, rows, metrics = set(), [], []
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     for file in files:
-        for content in records(file):
-            record = Record.FromString(content)
+        for record in finished(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 runs.add(record.run.run_id)
