@@ -8,9 +8,11 @@ from typing import Any
 
 from data_tools.dedup.keepers import Rules
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 
 _MAX_CLUSTER = 10_000
+# Of a number of documents.
+_MOST_DOCUMENTS = 10**15
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Request:
             raise UserError(
                 f"--index {self.index}: lies in --output, which is replaced as a whole; name another folder"
             )
-        if self.rules.max_cluster < 0 or self.max_bad_rows < 0:
-            raise UserError("--max-cluster and --max-bad-rows: must be at least 0")
+        require_between("--max-cluster", self.rules.max_cluster, 0, _MOST_DOCUMENTS)
+        require_between("--max-bad-rows", self.max_bad_rows, 0, _MOST_DOCUMENTS)
         if self.rules.direct and not self.recipe.verify:
             raise UserError("--keeper: needs the check of pairs; leave out --no-verify (the preset kaiyuan has it)")
 
