@@ -30,6 +30,16 @@ def describe(error: UserError | OSError) -> str:
     return redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
 
 
+def require_between(option: str, value: float, least: float, most: float) -> None:
+    """Refuse a number outside of `least` to `most`, and NaN.
+
+    Raises:
+        UserError: naming the option and both ends.
+    """
+    if not least <= value <= most:
+        raise UserError(f"{option} {value}: must be between {least:,} and {most:,}")
+
+
 def require(module: str, extra: str, purpose: str) -> Any:
     """Import an optional `module`, or say which extra of this project brings it.
 

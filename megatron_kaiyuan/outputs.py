@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,6 +166,14 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
             raise UserError(
                 f"{folder}: cannot be written to (permission, or a read-only disk); name another {output.option}"
             )
+    try:
+        # Without a name, where the file system can: nobody sees it.
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{parent}: no file can be made there ({error.strerror}); name another {output.option}"
+        ) from error
     free = shutil.disk_usage(parent).free
     if needed_bytes > free:
         raise UserError(

@@ -296,3 +296,13 @@ def test_publishing_removes_the_journal(tmp_path: Path) -> None:
 def test_an_identity_is_that_of_its_parts() -> None:
     assert identity_of("a", [1, {"x": Path("p")}]) == identity_of("a", [1, {"x": "p"}])
     assert identity_of("a", [1]) != identity_of("a", [1, None])
+
+
+def test_a_place_where_no_file_can_be_made_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^/proc: .*; name another --output$"):
+        make(Path("/proc/x"), "first")
+
+
+def test_the_look_at_a_place_leaves_nothing(tmp_path: Path) -> None:
+    check_place(Output(tmp_path / "deep" / "made", "a test's product"))
+    assert not list(tmp_path.iterdir())

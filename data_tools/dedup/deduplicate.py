@@ -42,6 +42,8 @@ def deduplicate(request: Request, settings: Settings, engine: Engine) -> dict[st
     sign = Sign(settings, request.recipe, request.score, request.exact_only, request.max_bad_rows)
     earlier, seals = indexes.open_indexes(request.against, sign)
     datasets = find_datasets(request.inputs, settings, request.task_bytes, quiet=not engine.is_first)
+    if engine.is_first and not request.rules.across:
+        indexes.warn_of_other_names(earlier, [dataset.name for dataset in datasets])
     # What stops a run (--max-removed, --max-bad-rows) is no part of what it makes.
     signing = identity_of(datasets_identity(datasets), sign.identity())
     compared = [asdict(request.recipe), request.exact_only, request.rules.across, seals]

@@ -8,6 +8,7 @@ those that were removed: whoever is a duplicate of one of these is a duplicate o
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -85,6 +86,28 @@ def open_indexes(folders: Sequence[Path], sign: Sign) -> tuple[list[SignedShard]
         settings = Settings(Path(), **{**manifest["reading"], "json_keys": tuple(manifest["reading"]["json_keys"])})
         shards += [_signed(folder, settings, row) for row in manifest["shards"]]
     return shards, seals
+
+
+def warn_of_other_names(earlier: Sequence[SignedShard], names: Sequence[str]) -> None:
+    """Tell which indexes nothing is compared with, as datasets are compared with those of their names only.
+
+    Args:
+        names: of this run's datasets.
+    """
+    by_index: dict[str, set[str]] = {}
+    for signed in earlier:
+        by_index.setdefault(signed.index, set()).add(signed.shard.name)
+    for folder, there in by_index.items():
+        if there.isdisjoint(names):
+            print(
+                f"warning: --against {folder}: has {_listed(sorted(there))}, and this run {_listed(names)}; nothing is "
+                "compared with this index: use the same names, or give --across",
+                file=sys.stderr,
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(f"the dataset {name}" if name else "a dataset without a name" for name in names)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

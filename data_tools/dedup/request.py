@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_tools.dedup.keepers import Rules
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 
 _MAX_CLUSTER = 10_000
+# Of a number of documents.
+_MOST_DOCUMENTS = 10**15
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,34 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.max_removed <= 1:
             raise UserError(f"--max-removed {self.max_removed:g}: is a share of a dataset; give 0 to 1")
-        if self.index and self.output.absolute() in (self.index.absolute(), *self.index.absolute().parents):
-            raise UserError(
-                f"--index {self.index}: lies in --output, which is replaced as a whole; name another folder"
-            )
-        if self.rules.max_cluster < 0 or self.max_bad_rows < 0:
-            raise UserError("--max-cluster and --max-bad-rows: must be at least 0")
+        _refuse_shared_places(self.output, self.index, self.against)
+        require_between("--max-cluster", self.rules.max_cluster, 0, _MOST_DOCUMENTS)
+        require_between("--max-bad-rows", self.max_bad_rows, 0, _MOST_DOCUMENTS)
         if self.rules.direct and not self.recipe.verify:
             raise UserError("--keeper: needs the check of pairs; leave out --no-verify (the preset kaiyuan has it)")
 
     @property
     def is_preset(self) -> bool:
         return self.recipe.preset == "kaiyuan"
+
+
+def _refuse_shared_places(output: Path, index: Path | None, against: Sequence[Path]) -> None:
+    """Refuse folders of which one is another, or lies in it: each is written and replaced as a whole.
+
+    Raises:
+        UserError: naming two of them.
+    """
+    places = [("--output", output), *([("--index", index)] if index else [])]
+    others = [("--against", folder) for folder in against]
+    for number, (option, path) in enumerate(places):
+        here = Path(os.path.realpath(path))
+        for other, folder in (*places[number + 1 :], *others):
+            there = Path(os.path.realpath(folder))
+            if here == there or here in there.parents or there in here.parents:
+                is_at = "is the folder of" if here == there else "lies in" if there in here.parents else "lies around"
+                raise UserError(
+                    f"{option} {path}: {is_at} {other} {folder}, and each is replaced as a whole; name another folder"
+                )
 
 
 def make_recipe(preset: str | None, **given: Any) -> Recipe:

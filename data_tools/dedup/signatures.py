@@ -18,9 +18,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_tools._dedup import KaiyuanSigner, Signer
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 
 _MERSENNE = 2**61 - 1
+# Least and largest value of each number. More permutations than these take more than 64 KB a document.
+_MOST_PERMUTATIONS = 2**14
+_RANGES = (
+    ("ngram", 1, 1000),
+    ("permutations", 1, _MOST_PERMUTATIONS),
+    ("bands", 1, _MOST_PERMUTATIONS),
+    ("rows", 1, _MOST_PERMUTATIONS),
+    ("threshold", 0.001, 1),
+    ("seed", 0, 2**32 - 1),
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +69,20 @@ class Recipe:
         self._require(self.preset in ("default", "kaiyuan"), "preset", "default or kaiyuan")
         self._require(self.shingles in ("auto", "words", "characters"), "shingles", "auto, words or characters")
         self._require(self.numbers in ("space", "keep"), "numbers", "space or keep")
-        for name in ("ngram", "bands", "rows"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.permutations >= self.bands * self.rows, "permutations", "at least bands x rows")
-        self._require(0 < self.threshold <= 1, "threshold", "above 0 and at most 1")
-        self._require(0 <= self.seed < 2**32, "seed", "between 0 and 2^32 - 1")
+        for name, least, most in _RANGES:
+            require_between(f"--{name}", getattr(self, name), least, most)
+        if self.permutations < self.bands * self.rows:
+            raise UserError(
+                f"--permutations {self.permutations}: must be at least --bands x --rows, which is "
+                f"{self.bands * self.rows:,}"
+            )
         if self.preset == "kaiyuan":
             self._require(self.shingles == "words", "shingles", "words with the preset kaiyuan")
             self._require(self.numbers == "space", "numbers", "space with the preset kaiyuan")
 
     def _require(self, holds: bool, field: str, wanted: str) -> None:
         if not holds:
-            raise UserError(f"deduplication: {field} is {getattr(self, field)!r}; it must be {wanted}")
+            raise UserError(f"--{field} {getattr(self, field)}: must be {wanted}")
 
     def signer(self) -> Signer | KaiyuanSigner:
         """What signs texts by this recipe; it may be kept and shared by threads."""

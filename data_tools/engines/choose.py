@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 
 if TYPE_CHECKING:
     from data_tools.engines.stage import Engine
 
 NAMES = ("auto", "local", "mpi", "slurm", "spark")
+# Of one machine, with room to spare: a slip of the hand is no fork bomb.
+_MOST_WORKERS = 4096
 HELP = (
     "who does the work: local processes, the ranks of mpirun (mpi) or srun and sbatch arrays (slurm), or spark; auto: "
     "the ranks if a launcher started this, else local. The result is the same"
@@ -34,8 +36,7 @@ def choose_engine(name: str, workers: int = 0, environ: Mapping[str, str] | None
 
     if name not in NAMES:
         raise UserError(f"--engine {name}: is not known; use {', '.join(NAMES)}")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be at least 0")
+    require_between("--workers", workers, 0, _MOST_WORKERS)
     if name == "spark":
         if workers:
             raise UserError(f"--workers {workers}: Spark's own options say how many executors and cores it takes")

@@ -107,7 +107,7 @@ def preprocess(
             the disk is full; the message names file and line.
     """
     engine = engine or LocalEngine(1)
-    _check_arguments(settings, max_bad_rows, task_bytes)
+    _check_arguments(settings, max_bad_rows)
     require_name(output_prefix, "--output-prefix")
     files = find_inputs(inputs, quiet=not engine.is_first)
     # What is in the way is found before the tokenizer is loaded and its engine proven.
@@ -266,10 +266,9 @@ class _Work:
         return Bar(folder, sum(task.size for task in self.tasks), done, place.world)
 
 
-def _check_arguments(settings: Settings, max_bad_rows: int, task_bytes: int) -> None:
+def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
     for name, value, least in (
         ("--max-bad-rows", max_bad_rows, 0),
-        ("--task-bytes", task_bytes, 0),
         ("--max-characters", settings.max_characters, 0),
     ):
         if value < least:

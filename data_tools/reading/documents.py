@@ -1,13 +1,13 @@
 """Documents with all their fields, as Arrow batches: what every step of cleaning and scoring reads.
 
 The text is the column `text`, whatever it is called in the input. Parquet columns come as they are. A field of JSON
-lines becomes a column of the one type that all its values in the task have; where they have several, or are lists or
-objects, each value becomes its JSON text.
+lines becomes a column of the one type that all its values in the task have, which for whole numbers beside others is a
+double; where they have several, are lists or objects, or would be rounded, each value becomes its JSON text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
 _SHARD_BITS, _ROW_BITS = 20, 28
 _MOST_FIELDS = 1000
 _INT64 = range(-(1 << 63), 1 << 63)
+# Whole numbers that a double holds, each and all between them.
+EXACT = range(-(1 << 53), (1 << 53) + 1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
     key = settings.json_keys[0]
     kinds = _field_types(shard, settings)
     if TEXT in kinds and key != TEXT:
-        raise _two_texts(shard, key)
+        raise _two_texts(shard, key) if key in kinds else _no_text(shard, key, kinds)
+    kinds.pop(key, None)
     for lines in json_rows(shard.task, settings):
         good: list[dict[str, Any]] = []
         numbers: list[int] = []
@@ -132,27 +135,49 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
 
 def _field_types(shard: Shard, settings: Settings) -> dict[str, pa.DataType]:
     """The type of every field but the text, over all rows of the task."""
-    found: dict[str, set[type]] = {}
+    found: dict[str, set[str]] = {}
     for lines in json_rows(shard.task, settings):
         for _, row in lines.rows:
             for name, value in row.items():
                 if value is not None:
-                    kind = type(value)
-                    found.setdefault(name, set()).add(str if kind is int and value not in _INT64 else kind)
+                    found.setdefault(name, set()).add(_kind(value))
         if len(found) > _MOST_FIELDS:
             raise UserError(
                 f"{shard.task.file.name}: its rows have more than {_MOST_FIELDS} different fields; put what is data "
                 "into the values of a few fields"
             )
-    return {name: _column_type(kinds) for name, kinds in found.items() if name != settings.json_keys[0]}
+    _refuse_names(shard, found)
+    return {name: _column_type(kinds) for name, kinds in found.items()}
 
 
-def _column_type(kinds: set[type]) -> pa.DataType:
-    if kinds == {bool}:
+def _kind(value: Any) -> str:
+    """ "bool", "int" (a double can hold it), "int64", "float" or "other"."""
+    kind = type(value)
+    if kind is int:
+        return "int" if value in EXACT else "int64" if value in _INT64 else "other"
+    return kind.__name__ if kind in (bool, float) else "other"
+
+
+def _column_type(kinds: set[str]) -> pa.DataType:
+    if kinds == {"bool"}:
         return pa.bool_()
-    if kinds == {int}:
+    if kinds <= {"int", "int64"}:
         return pa.int64()
-    return pa.float64() if kinds <= {int, float} else pa.string()
+    return pa.float64() if kinds <= {"int", "float"} else pa.string()
+
+
+def _refuse_names(shard: Shard, names: Iterable[str]) -> None:
+    """Refuse names of fields that have no UTF-8 form, and so can be no column's.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for name in names:
+        if as_text(name) != name:
+            raise UserError(
+                f"{shard.task.file.name}: the name {as_text(name)} of a field holds half of a surrogate pair, so no "
+                "column can have it; rename or drop the field"
+            )
 
 
 def _parquet_batches(shard: Shard, settings: Settings, others: Collection[str] | None) -> Iterator[Batch]:
@@ -216,6 +241,13 @@ def _all_sound(texts: pa.Array, settings: Settings) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
+
+
+def _no_text(shard: Shard, key: str, names: Iterable[str]) -> UserError:
+    return UserError(
+        f"{shard.task.file.name}: no row has the field {key!r}; there are {', '.join(names)}; name the one with the "
+        "text as --json-key"
+    )
 
 
 def _two_texts(shard: Shard, key: str) -> UserError:

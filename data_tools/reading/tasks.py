@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from data_tools.reading.inputs import InputFile
+from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.outputs import identity_of
 
 # The end of messages about a run that stops.
@@ -22,6 +23,8 @@ _SHARD_VERSION = 3
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.
 _PARQUET_FACTOR = 8
+# A document's id has 20 bits for its task, and each is a file.
+MOST_TASKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,11 @@ def cut_tasks(
     Args:
         tokenizer: its description, for the fingerprint.
         task_bytes: wanted size; 0 takes one that fits the inputs.
+
+    Raises:
+        UserError: `task_bytes` is negative, or makes more than `MOST_TASKS`.
     """
+    _check_task_bytes(files, settings, task_bytes)
     total = sum(file.size for file in files)
     wanted = task_bytes or min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
     about = _about(settings, tokenizer)
@@ -102,6 +109,17 @@ def work_identity(files: Sequence[InputFile], settings: Settings, tokenizer: Map
 def is_whole(file: InputFile, settings: Settings) -> bool:
     """Whether a file can only be read from its beginning to its end."""
     return bool(file.packing) or (file.format == "text" and settings.text_documents == "file")
+
+
+def _check_task_bytes(files: Sequence[InputFile], settings: Settings, task_bytes: int) -> None:
+    require_between("--task-bytes", task_bytes, 0, 2**63 - 1)
+    if task_bytes:
+        count = sum(1 if is_whole(file, settings) else -(-file.size // task_bytes) for file in files)
+        if count > MOST_TASKS:
+            raise UserError(
+                f"--task-bytes {task_bytes}: makes {count:,} tasks, which are at most {MOST_TASKS:,}; give more bytes, "
+                "or 0, which fits them to the input"
+            )
 
 
 def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from data_tools.scores.corpora import is_corpus
 from data_tools.scores.portrait import Quantile, cut, label_columns, portray, verdict_columns, wanted_texts
 from data_tools.scores.statistics import aucs, between_share, spearman
 from data_tools.steps.datasets import find_datasets
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 
 _BETWEEN, _EXTREME_AUC, _AGREE, _FEWEST = 0.5, 0.9, 0.5, 30
 
@@ -83,13 +83,13 @@ def audit(
 def _check(options: AuditOptions) -> None:
     if not options.scores or len(set(options.scores)) < len(options.scores):
         raise UserError("--score: name at least one column, and each once")
-    for name, value, least in (
-        ("--quantiles", options.quantiles, 1),
-        ("--samples", options.samples, 0),
-        ("--most-documents", options.most, 1),
+    for name, value, least, most in (
+        ("--quantiles", options.quantiles, 1, 10_000),
+        ("--samples", options.samples, 0, 10_000),
+        ("--most-documents", options.most, 1, 10**15),
+        ("--seed", options.seed, 0, 2**63 - 1),
     ):
-        if value < least:
-            raise UserError(f"{name} {value}: must be at least {least}")
+        require_between(name, value, least, most)
 
 
 def _sources(words: Sequence[str], options: AuditOptions, settings: Settings) -> list[Source]:

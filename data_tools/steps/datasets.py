@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 from data_tools.reading.documents import Shard
@@ -16,7 +18,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
 
 # A name becomes a folder; whatever has another character is a path with '=' in it.
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,8 @@ def find_datasets(
     Datasets are numbered in the order in which their names come first.
 
     Raises:
-        UserError: as `find_inputs`; a file is in two datasets.
+        UserError: as `find_inputs` and `cut_tasks`; a name is not allowed, or a file is in two datasets.
     """
-    if task_bytes < 0:
-        raise UserError(f"--task-bytes {task_bytes}: must be at least 0")
     by_name: dict[str, list[str]] = {}
     for word in words:
         for name, path in _named(word):
@@ -97,12 +97,28 @@ def _named(word: str) -> list[tuple[str, str]]:
     """Names and paths of the datasets that a word stands for."""
     match = None if Path(word).exists() else _NAMED.fullmatch(word)
     name, path = (match[1], match[2]) if match else ("", word)
+    if not match:
+        _refuse_wrong_name(word)
     if not is_documents(Path(path)):
         return [(name, path)]
     manifest = read_documents_manifest(Path(path))
     require_files(Path(path), manifest["files"])
     folder = Path(path, FOLDERS[DOCUMENTS])
     return [(name or dataset, str(folder / dataset)) for dataset in manifest["datasets"]]
+
+
+def _refuse_wrong_name(word: str) -> None:
+    """Refuse a word that is no path, and would be one after a name of a dataset.
+
+    Raises:
+        UserError: saying which names are allowed.
+    """
+    name, equals, path = word.partition("=")
+    if equals and "://" not in name and not os.path.lexists(word) and (os.path.exists(path) or glob(path)):
+        raise UserError(
+            f"--input {word}: {name!r} cannot name a dataset; a name has letters from A to Z, digits, '_', '-' and '.' "
+            "within it, and begins with a letter or digit"
+        )
 
 
 def _refuse_shared(datasets: Sequence[Dataset]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,13 +22,15 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
 Schemas = dict[tuple[int, str], pa.Schema]
+# Bits of a floating type's whole numbers that are all exact.
+_MANTISSAS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 
 
 def one_schema(place: Workplace, stage: Stage, records: Sequence[Record], engine: Engine) -> tuple[Stage, list[Record]]:
     """The stage and records after one in which shards of a dataset that differ are written again; or the same.
 
-    A column that a shard lacks is null there. Numbers of several types become the widest, texts beside numbers the
-    numbers' JSON text.
+    A column that a shard lacks is null there. Numbers of several types become the widest; texts beside numbers, and
+    whole numbers that the widest cannot hold as they are, become the numbers' JSON text.
 
     Raises:
         UserError: a column has types in two files that have no common one.
@@ -42,6 +45,7 @@ def one_schema(place: Workplace, stage: Stage, records: Sequence[Record], engine
             schemas[key] = _unify(schemas[key], found, shard) if key in schemas else found
     if not differ:
         return stage, list(records)
+    _widen(schemas, stage, records)
     paths = [stage.folder / name for name in stage.names]
     tasks = [_Task(*task) for task in zip(stage.tasks, paths, records, strict=True)]
     again = replace(stage, title="columns", folder=place.folder / "columns", do=_Cast(schemas), tasks=tasks)
@@ -70,6 +74,43 @@ def _common(first: pa.Field, second: pa.Field, shard: Shard) -> pa.DataType:
             f"{shard.task.file.name}: column {first.name!r} is {second.type}, and {first.type} in another file of the "
             "dataset; make them one type, or give the files two names of datasets"
         ) from error
+
+
+def _widen(schemas: Schemas, stage: Stage, records: Sequence[Record]) -> None:
+    """Make a column text where its type would round a whole number of a shard, or cannot hold it."""
+    for shard, name, record in zip(stage.tasks, stage.names, records, strict=True):
+        for suffix in record["checksums"]:
+            schema = schemas[shard.dataset, suffix]
+            with pq.ParquetFile(stage.folder / f"{name}{suffix}") as parquet:
+                for field in filter(lambda field: pa.types.is_integer(field.type), parquet.schema_arrow):
+                    common = schema.field(field.name)
+                    if common.type != field.type and not _fits(parquet.metadata, field.name, common.type):
+                        at = schema.get_field_index(field.name)
+                        schema = schema.set(at, common.with_type(pa.string()))
+            schemas[shard.dataset, suffix] = schema
+
+
+def _fits(metadata: Any, name: str, kind: pa.DataType) -> bool:
+    """Whether a type holds all whole numbers of a column as they are."""
+    if pa.types.is_integer(kind):
+        held = _whole_numbers(kind)
+    elif pa.types.is_floating(kind):
+        largest = 1 << _MANTISSAS[kind]
+        held = range(-largest, largest + 1)
+    else:
+        return True
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == name)
+        found = column.statistics
+        if found is not None and found.has_min_max and not (found.min in held and found.max in held):
+            return False
+    return True
+
+
+def _whole_numbers(kind: pa.DataType) -> range:
+    bits = kind.bit_width
+    return range(0, 1 << bits) if pa.types.is_unsigned_integer(kind) else range(-(1 << bits - 1), 1 << bits - 1)
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

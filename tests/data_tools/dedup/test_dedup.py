@@ -245,8 +245,16 @@ def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path
     [
         ({"score": "quality"}, r"--score quality: no document has this field as a number"),
         ({"score": "title"}, r"a\.jsonl: --score title: is string, not numbers"),
-        ({"index": Path("out/../out/index"), "output": Path("out/../out")}, r"--index .*: lies in --output"),
+        ({"index": Path("out/../out/index"), "output": Path("out/../out")}, r"--output .*: lies around --index out"),
+        ({"index": Path("out"), "output": Path("./out")}, r"--output out: is the folder of --index out"),
+        ({"index": Path("out"), "output": Path("out/new")}, r"--output out/new: lies in --index out"),
+        ({"index": Path("i"), "against": (Path("a"), Path("i/"))}, r"--index i: is the folder of --against i"),
+        ({"index": Path("i/new"), "against": (Path("i"),)}, r"--index i/new: lies in --against i"),
+        ({"output": Path("out"), "against": (Path("out/index"),)}, r"--output out: lies around --against out/index"),
         ({"max_removed": 2.0}, r"--max-removed 2: is a share"),
+        ({"max_removed": float("nan")}, r"--max-removed nan: is a share"),
+        ({"rules": Rules(max_cluster=10**30)}, r"--max-cluster 10+: must be between 0 and 1,000,000,000,000,000$"),
+        ({"max_bad_rows": -1}, r"--max-bad-rows -1: must be between 0 and "),
         ({"rules": Rules(direct=True), "recipe": make_recipe("kaiyuan")}, r"--keeper: needs the check"),
         ({"against": (Path("/nowhere"),)}, r"/nowhere/manifest.json: index of deduplication not found"),
     ],
@@ -287,7 +295,7 @@ def test_the_command_prints_what_stays(tmp_path, pieces, command):
     again = command(*words, "--json")
     assert json.loads(again.stdout)["datasets"]["web"]["near"] == 1
     wrong = command(*words, "--bands", "0")
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "bands is 0" in wrong.stderr
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "--bands 0: must be" in wrong.stderr
 
 
 def test_another_seed_is_another_product(tmp_path, pieces):

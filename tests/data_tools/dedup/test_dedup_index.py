@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,19 @@ def test_indexes_add_up(tmp_path, parts):
         assert numbers(tmp_path / str(part) / "documents") == numbers(tmp_path / "all/documents" / str(part))
 
 
-def test_nothing_of_the_same_again_stays(tmp_path, parts):
+def test_nothing_of_the_same_again_stays(tmp_path, parts, capsys):
     dedup(f"web={parts / '0.jsonl'}", output=tmp_path / "old", index=tmp_path / "index")
     shutil.copy(parts / "0.jsonl", tmp_path / "again.jsonl")
     report = dedup(f"web={tmp_path / 'again.jsonl'}", output=tmp_path / "new", against=(tmp_path / "index",))
     assert report["datasets"]["web"]["removed"] == len(numbers(tmp_path / "new/dropped"))
     assert len(numbers(tmp_path / "new/documents")) == 0
-    # A dataset of another name is another one.
+    # A dataset of another name is another one, which is said.
+    assert "warning" not in capsys.readouterr().err
     other = dedup(f"wiki={tmp_path / 'again.jsonl'}", output=tmp_path / "wiki", against=(tmp_path / "index",))
+    assert re.search(
+        "warning: --against .*/index: has the dataset web, and this run the dataset wiki; nothing is compared",
+        capsys.readouterr().err,
+    )
     alone = dedup(f"wiki={tmp_path / 'again.jsonl'}", output=tmp_path / "alone")
     assert other["datasets"] == alone["datasets"]
 

@@ -117,6 +117,12 @@ def test_the_recipe_changes_the_bits():
         ("shingles", "lines"),
         ("numbers", "drop"),
         ("ngram", 0),
+        ("ngram", 99999999999),
+        ("permutations", 10_000_000),
+        ("bands", 10**30),
+        ("threshold", float("nan")),
+        ("threshold", float("inf")),
+        ("seed", 2**32),
         ("bands", 0),
         ("rows", 22),
         ("permutations", 125),
@@ -126,8 +132,15 @@ def test_the_recipe_changes_the_bits():
     ],
 )
 def test_wrong_fields_are_named(field: str, value: object):
-    with pytest.raises(UserError, match="permutations" if field == "rows" else field):
+    with pytest.raises(
+        UserError, match=rf"^--{'permutations 128' if field == 'rows' else f'{field} {value}'}: must be"
+    ):
         Recipe(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_largest_numbers_work():
+    signer = Recipe(ngram=1000, permutations=2**14, bands=2, rows=2**13, seed=2**32 - 1).signer()
+    assert signer.sign(*text_memory(pa.array(["some words"])))[0].shape == (1, 2**14)
 
 
 def test_text_memory_of_all_arrow_strings():

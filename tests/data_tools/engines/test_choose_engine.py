@@ -33,7 +33,8 @@ def test_auto_takes_the_ranks_of_a_launcher_else_this_machine():
     ("name", "workers", "environ", "message"),
     [
         ("ray", 0, {}, f"--engine ray: is not known; use {', '.join(NAMES)}"),
-        ("local", -1, {}, "--workers -1: must be at least 0"),
+        ("local", -1, {}, "--workers -1: must be between 0 and 4,096"),
+        ("local", 10**9, {}, "--workers 1000000000: must be between 0 and 4,096"),
         ("local", 1, RANK, "--engine local: 4 ranks were started; use --engine auto, or start one process"),
         ("spark", 2, {}, "--workers 2: Spark's own options say how many executors and cores it takes"),
     ],

@@ -144,7 +144,8 @@ def test_mistakes_are_one_line(rows: Any):
         (("language",), {}, "--score language: the column holds text"),
         (("quality", "quality"), {}, "each once"),
         (("quality",), {"by": "country"}, "column 'country' is not there"),
-        (("quality",), {"quantiles": 0}, "--quantiles 0: must be at least 1"),
+        (("quality",), {"quantiles": 0}, "--quantiles 0: must be between 1 and 10,000"),
+        (("quality",), {"seed": -1}, "--seed -1: must be between 0 and "),
     ):
         with pytest.raises(UserError, match=message):
             look(path, *scores, **more)

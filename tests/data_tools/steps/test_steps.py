@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 
 from data_tools.engines.local import LocalEngine
 from data_tools.engines.stage import Engine
+from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
 from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
 from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
@@ -174,6 +176,94 @@ def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path):
         {"x": 1.5, "y": "2", "z": True},
         {"x": 7.0, "y": None, "z": None},
     ]
+
+
+def values(folder: Path, name: str = "x") -> list[object]:
+    return [row[name] for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
+
+
+def test_whole_numbers_are_never_rounded(tmp_path):
+    large, beyond = 2**53 + 1, 2**63 + 1
+    for name, found, wanted in (
+        ("one_file", [[1.5, large]], ["1.5", str(large)]),
+        ("exact", [[1.5, 2**53, -(2**53)]], [1.5, 2.0**53, -(2.0**53)]),
+        ("integers", [[1, large, -(2**63)]], [1, large, -(2**63)]),
+        ("beyond", [[1, large, beyond]], ["1", str(large), str(beyond)]),
+        ("two_files", [[1.5], [large, None]], ["1.5", str(large), None]),
+        ("two_exact", [[1.5], [2**53]], [1.5, 2.0**53]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, numbers in enumerate(found):
+            rows = [json.dumps({"text": "a text", "x": value}) for value in numbers]
+            (folder / f"{number}.jsonl").write_text("\n".join(rows))
+        run([str(folder)], tmp_path / f"{name}.out", LocalEngine(1), least=1)
+        assert values(tmp_path / f"{name}.out" / "documents") == wanted, name
+
+
+@pytest.mark.parametrize(("kind", "value"), [(pa.uint64(), 2**64 - 1), (pa.int64(), 2**53 + 1), (pa.int32(), 7)])
+@pytest.mark.parametrize(("other", "beside"), [(pa.float64(), 0.5), (pa.float32(), 0.5), (pa.int64(), -1)])
+def test_columns_of_parquet_files_are_never_rounded(tmp_path, kind, value, other, beside):
+    for name, numbers in (("a", pa.array([value], kind)), ("b", pa.array([beside], other))):
+        pq.write_table(pa.table({"text": ["a text"], "x": numbers}), tmp_path / f"{name}.parquet")
+    run([str(tmp_path / name) for name in ("a.parquet", "b.parquet")], tmp_path / "out", LocalEngine(1), least=1)
+    assert [type(beside)(number) for number in values(tmp_path / "out" / "documents")][1] == beside
+    assert int(values(tmp_path / "out" / "documents")[0]) == value
+
+
+def test_names_of_fields_are_kept_or_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a text", "": 1, "a\\u0000b": 2, "a.b": 3}\n')
+    run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=1)
+    row = pq.read_table(tmp_path / "out" / "documents").to_pylist()[0]
+    assert (row[""], row["a\0b"], row["a.b"]) == (1, 2, 3)
+    (tmp_path / "b.jsonl").write_text('{"text": "a text", "a\\ud800": 3}\n')
+    with pytest.raises(UserError, match=r'b\.jsonl: the name "a\\ud800" of a field holds half of a surrogate pair'):
+        run([str(tmp_path / "b.jsonl")], tmp_path / "two", LocalEngine(1), least=1)
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_wrong_key_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a text", "x": 1}\n')
+    for line, message in (
+        ("", r"no row has the field 'nope'; there are text, x; name the one with the text as --json-key"),
+        ('{"text": "b", "nope": "c"}\n', r"has a field 'text' beside 'nope'"),
+    ):
+        with open(tmp_path / "a.jsonl", "a") as file:
+            file.write(line)
+        shards = find_datasets([str(tmp_path / "a.jsonl")], reading_settings("nope"))[0].shards
+        with pytest.raises(UserError, match=rf"a\.jsonl: {message}"):
+            list(document_batches(shards[0], reading_settings("nope")))
+
+
+@pytest.mark.parametrize("name", ["数据", "my web", "", "..", "a..", "a.", "-a", "a/b"])
+def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_documents(tmp_path / "a.jsonl", 2)
+    for path in ("a.jsonl", str(tmp_path), "*.jsonl"):
+        with pytest.raises(UserError, match=f"--input {re.escape(name)}=.*: '{re.escape(name)}' cannot name a dataset"):
+            find_datasets([f"{name}={path}"], reading_settings())
+    with pytest.raises(UserError, match="nowhere: input not found"):
+        find_datasets([f"{name}=nowhere"], reading_settings())
+
+
+def test_a_path_with_an_equals_sign_stays_a_path(tmp_path):
+    (tmp_path / "a b=c").mkdir()
+    write_documents(tmp_path / "a b=c" / "a.jsonl", 2)
+    assert [each.name for each in find_datasets([str(tmp_path / "a b=c")], reading_settings())] == [""]
+    assert [each.name for each in find_datasets([f"a.b-c_={tmp_path}"], reading_settings())] == ["a.b-c_"]
+
+
+def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.truncate(10**12)  # takes no room
+    for task_bytes, message in (
+        (1, r"--task-bytes 1: makes 1,000,000,000,000 tasks, which are at most 1,048,576; give more"),
+        (-1, "--task-bytes -1: must be between 0 and "),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_datasets([str(tmp_path / "a.jsonl")], reading_settings(), task_bytes)
+    tasks = find_datasets([str(tmp_path / "a.jsonl")], reading_settings(), 10**9)[0].shards
+    assert len(tasks) == 1000
 
 
 def test_types_without_a_common_one_are_named(tmp_path):
