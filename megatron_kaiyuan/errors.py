@@ -30,6 +30,12 @@ def describe(error: UserError | OSError) -> str:
     return redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
 
 
+def excerpt(error: object) -> str:
+    """A library's message in one line of at most 160 characters: it may quote a whole line of a file."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:110]} ... {text[-40:]}"
+
+
 def require(module: str, extra: str, purpose: str) -> Any:
     """Import an optional `module`, or say which extra of this project brings it.
 

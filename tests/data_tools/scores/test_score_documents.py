@@ -148,7 +148,7 @@ def test_a_field_that_first_comes_late_is_a_column(tmp_path: Path):
     lines = score([str(tmp_path / "a.jsonl")], tmp_path / "out", filters=["late > 2"], scorers=["column=late,name=l"])
     assert lines == ["documents: 1 of 101 stay (1.0%); 100 late is missing: late > 2"]
     (tmp_path / "b.jsonl").write_text('{"text": "z"}\n')
-    with pytest.raises(UserError, match="dataset 'b' has no column 'late'; it has text$"):
+    with pytest.raises(UserError, match=r"dataset 'b' has no column 'late'; it has text$"):
         score([f"{name}={tmp_path / name}.jsonl" for name in "ab"], tmp_path / "two", filters=["late > 2"])
 
 
