@@ -227,8 +227,8 @@ def scorer_train(
     epochs: Annotated[int, typer.Option(min=1, help="passes over the documents")] = 5,
     learning_rate: Annotated[float, typer.Option(help="at the start; it falls to 0")] = 0.5,
     buckets: Annotated[
-        int, typer.Option(min=1, help="rows for runs of words; the model has 4 * dim bytes for each")
-    ] = 2_000_000,
+        int, typer.Option(help="rows for runs of words, 4 * dim bytes of the model each; 0: fits them to the input")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="of the order of the documents")] = 1234,
     force: Force = False,
 ) -> None:

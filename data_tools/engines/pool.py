@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ from megatron_kaiyuan.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Pool:
@@ -156,6 +159,7 @@ def _work(worker: object, calls: Connection, alive: Connection, not_mine: Sequen
         other.close()
     # Ctrl-C goes to the whole process group; the first process says what is to be said.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     # A vocabulary is a million objects that stay; the collector need not look at them again and again.
     gc.freeze()
@@ -171,6 +175,15 @@ def _answer(worker: object, method: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(worker, method)(*arguments)
     except Exception as error:
         return _Failure(error, traceback.format_exc())
+
+
+def _die_with_parent() -> None:
+    """Linux kills this process with the thread that started it, even while a library holds the interpreter's lock.
+
+    Elsewhere, and where that thread had gone before, `_end_with` ends it: between two steps of the interpreter.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _end_with(alive: Connection) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from data_tools.reading.inputs import InputFile, open_stored
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import Rows
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 
 # Few, because a row may be a book.
 _ROWS_AT_ONCE = 128
@@ -78,7 +78,7 @@ def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
         with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
             yield parquet
     except pa.ArrowException as error:
-        raise UserError(f"{file.name}: cannot be read ({error}); check or copy the file again") from error
+        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); check or copy the file again") from error
 
 
 def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_tools.reading import columns
 from data_tools.reading.tasks import Settings, Task
-from data_tools.reading.text import BadPlace, BadRow, LeftOut, as_text, check_row, json_rows
+from data_tools.reading.text import BadPlace, BadRow, JsonRows, LeftOut, as_text, check_row, json_rows
 from megatron_kaiyuan.errors import UserError
 
 TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
@@ -133,10 +133,24 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
         yield batch
 
 
+def first_fields(shard: Shard, settings: Settings) -> pa.Schema:
+    """The fields of a shard of JSON lines but the text, in the first batch of its rows that holds any.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    batch = next((lines for lines in json_rows(shard.task, settings) if lines.rows), JsonRows())
+    return pa.schema(list(_types_of([batch], shard, settings).items()))
+
+
 def _field_types(shard: Shard, settings: Settings) -> dict[str, pa.DataType]:
     """The type of every field but the text, over all rows of the task."""
+    return _types_of(json_rows(shard.task, settings), shard, settings)
+
+
+def _types_of(batches: Iterable[JsonRows], shard: Shard, settings: Settings) -> dict[str, pa.DataType]:
     found: dict[str, set[str]] = {}
-    for lines in json_rows(shard.task, settings):
+    for lines in batches:
         for _, row in lines.rows:
             for name, value in row.items():
                 if value is not None:

@@ -19,24 +19,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
-from data_tools.reading.documents import DOCUMENT_ID, Shard, document_batches
+from data_tools.reading.documents import DOCUMENT_ID, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.scores.filters import Condition, parse_filter, require_columns
+from data_tools.scores.input_columns import find_columns
 from data_tools.scores.parse import parse_scorers
 from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
-from data_tools.scores.steps import FilterStep, MaskStep, ScoreStep, add_column
+from data_tools.scores.steps import FilterStep, MaskStep, NumbersStep, ScoreStep, add_column
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
 from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, stage_of, summary, workplace
 from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import DOCUMENTS, LEFT_OUT, ApplySteps, ShardFile
-from data_tools.steps.step import DROPPED, Step, steps_identity
+from data_tools.steps.step import DROPPED, Step, column_list, steps_identity
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.outputs import identity_of
 
 TOKENS = "tokens"
 _ROWS_AT_ONCE = 4096
-_SHARDS_LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,21 @@ class _Plan:
             UserError: a model is wrong, or a column is missing or of a wrong type.
         """
         for dataset in datasets:
-            documents = _without_rows(dataset, settings, self._needs())
+            found = find_columns(dataset, settings, self._needs())
+            documents = add_column(found, DROPPED, pa.nulls(0, pa.string()))
             for step in self.steps:
                 documents = (step.check if isinstance(step, ScoreStep) else step.apply)(documents)
             for quantile in self.quantiles:
-                _require_numbers(documents, quantile, dataset.name)
+                _require_columns(documents, quantile, dataset.name)
                 documents = add_column(documents, quantile.name, pa.nulls(0, pa.float64()))
             FilterStep(self.later).apply(documents)
-            known = [name for name in documents.schema.names if name != DROPPED]
+            known = documents.schema.names
             require_columns(self.conditions, known, f"dataset {dataset.name!r}" if dataset.name else "the input")
 
     def _needs(self) -> set[str]:
         """Columns that the input must have."""
         scorers = [scorer for step in self.steps if isinstance(step, ScoreStep) for scorer in step.scorers]
-        needed = {quantile.column for quantile in self.quantiles}.union(*(one.columns() for one in self.conditions))
+        needed = set(_ranked(self.quantiles)).union(*(one.columns() for one in self.conditions))
         needed |= {scorer.column for scorer in scorers if hasattr(scorer, "column")}
         return needed.difference(
             (quantile.name for quantile in self.quantiles), *(scorer.columns for scorer in scorers)
@@ -150,39 +151,24 @@ def _plan(options: ScoreOptions) -> _Plan:
     steps: list[Step] = [MaskStep()] if options.mask else []
     steps += [ScoreStep(tuple(scorers))] if scorers else []
     steps += [FilterStep(first)] if first else []
-    if not steps and not quantiles:
+    steps += [NumbersStep(_ranked(quantiles))] if quantiles else []
+    if not steps:
         raise UserError("score: nothing to do; name --scorer, --filter, --quantile or --mask-personal-data")
     return _Plan(tuple(steps), quantiles, later, conditions, options.seed)
 
 
-def _without_rows(dataset: Dataset, settings: Settings, needed: set[str]) -> pa.RecordBatch:
-    """The columns of a dataset: of its first shard, and of the next ones as long as one lacks that is needed.
-
-    A field of JSON lines is no column of a shard in which no row has it.
-    """
-    documents: pa.RecordBatch | None = None
-    for shard in dataset.shards[:_SHARDS_LOOKED_AT]:
-        found = next(document_batches(shard, settings)).documents.slice(0, 0)
-        if documents is None:
-            documents = found
-        for name in needed.intersection(found.schema.names).difference(documents.schema.names):
-            documents = documents.append_column(name, found.column(name))
-        if needed <= set(documents.schema.names):
-            break
-    assert documents is not None
-    return add_column(documents, DROPPED, pa.nulls(0, pa.string()))
+def _ranked(quantiles: Sequence[Quantile]) -> tuple[str, ...]:
+    """The columns of numbers that quantiles are made from."""
+    tokens = [TOKENS] if any(quantile.by_tokens for quantile in quantiles) else []
+    return tuple(dict.fromkeys([*(quantile.column for quantile in quantiles), *tokens]))
 
 
-def _require_numbers(documents: pa.RecordBatch, quantile: Quantile, dataset: str) -> None:
+def _require_columns(documents: pa.RecordBatch, quantile: Quantile, dataset: str) -> None:
     for column in (quantile.column, TOKENS) if quantile.by_tokens else (quantile.column,):
-        at = documents.schema.get_field_index(column)
         where = f"--quantile {quantile.column}: " + (f"dataset {dataset!r} " if dataset else "the input ")
-        if at < 0:
+        if column not in documents.schema.names:
             hint = "; documents have no tokens: score the corpus that is made of them" if column == TOKENS else ""
-            raise UserError(f"{where}has no column {column!r}, it has {', '.join(documents.schema.names)}{hint}")
-        kind = documents.schema.field(at).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-            raise UserError(f"{where}has {kind} in column {column!r}, not numbers; name another one")
+            raise UserError(f"{where}has no column {column!r}, it has {column_list(documents.schema.names)}{hint}")
 
 
 def _add_quantiles(

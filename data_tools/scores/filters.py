@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_tools.steps.step import column_list
 from megatron_kaiyuan.errors import UserError
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -199,7 +200,9 @@ def require_columns(conditions: Iterable[Condition], known: Sequence[str], where
     """
     for condition in conditions:
         for column in sorted(condition.columns() - set(known)):
-            raise UserError(f"--filter {str(condition)!r}: {where} has no column {column!r}; it has {', '.join(known)}")
+            raise UserError(
+                f"--filter {str(condition)!r}: {where} has no column {column!r}; it has {column_list(known)}"
+            )
 
 
 class _Token(NamedTuple):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 
 
 def pick_device(name: str) -> str:
@@ -54,4 +54,6 @@ def loading(folder: Path, what: str) -> Iterator[None]:
         raise
     # Besides OSError and ValueError: safetensors, tokenizers and torch each raise their own.
     except Exception as error:
-        raise UserError(f"{folder}: transformers cannot load this {what} ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{folder}: transformers cannot load this {what} ({type(error).__name__}: {excerpt(error)})"
+        ) from error

@@ -75,6 +75,25 @@ def _is_absent(scorer: Scorer, documents: pa.RecordBatch) -> bool:
 
 
 @dataclass(frozen=True)
+class NumbersStep:
+    """Changes nothing; refuses a column of another type than numbers, which may differ between files."""
+
+    wanted: tuple[str, ...]
+    name: ClassVar[str] = "numbers"
+    version: ClassVar[int] = 1
+
+    def identity(self) -> dict[str, Any]:
+        return {"columns": self.wanted}
+
+    def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
+        for column in set(self.wanted).intersection(documents.schema.names):
+            kind = documents.schema.field(column).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+                raise UserError(f"--quantile: column {column!r} is {kind}, not numbers; name another one, or mend it")
+        return documents
+
+
+@dataclass(frozen=True)
 class FilterStep:
     """Drops documents for which a condition does not hold; the reason is what is true of them."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_tools.reading.documents import TEXT, document_batches
+from data_tools.reading.inputs import InputFile
 from data_tools.reading.tasks import Settings
-from data_tools.scores.train_linear import train_linear
+from data_tools.scores.train_linear import check_settings, train_linear
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, temporary_beside, write_sealed_json
@@ -25,7 +27,7 @@ class TrainOptions:
     dim: int = 64
     epochs: int = 5
     learning_rate: float = 0.5
-    buckets: int = 2_000_000
+    buckets: int = 0
     seed: int = 1234
 
 
@@ -44,9 +46,12 @@ def train_scorer(
         force: a classifier that this command made from other input is replaced.
 
     Raises:
-        UserError: an input is wrong, something else lies at `output`, or the library is missing.
+        UserError: a setting or an input is wrong, a file is on both sides, something else lies at `output`, or the
+            library is missing.
     """
+    check_settings(**asdict(options))
     found = [find_datasets(words, settings) for words in (positives, negatives)]
+    _refuse_shared(*found)
     identity = identity_of("scorer train", *map(datasets_identity, found), asdict(options))
     record = _record_of(output)
     place = Output(output, "a classifier with its record", kind="file", files=(output, record))
@@ -67,8 +72,20 @@ def train_scorer(
             raise
     return (
         f"scorer train: {counts['positives']:,} positives, {counts['negatives']:,} negatives, "
-        f"{counts['words']:,} words, {size / 1e6:.1f} MB: {output}"
+        f"{counts['words']:,} words, {counts['buckets']:,} buckets, {size / 1e6:.1f} MB: {output}"
     )
+
+
+def _refuse_shared(positives: Sequence[Dataset], negatives: Sequence[Dataset]) -> None:
+    wanted = {_real(file) for dataset in positives for file in dataset.files}
+    for dataset in negatives:
+        for file in dataset.files:
+            if _real(file) in wanted:
+                raise UserError(f"{file.name}: is in --positives and in --negatives; name it on one side only")
+
+
+def _real(file: InputFile) -> str:
+    return file.location if not file.is_local else os.path.realpath(file.location)
 
 
 def _record_of(output: Path) -> Path:

@@ -19,6 +19,7 @@ from data_tools.reading.inputs import require_unchanged
 from data_tools.reading.tasks import Settings
 from data_tools.reading.text import BadPlace
 from data_tools.steps.step import DROPPED, Step, with_column
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
 # Columns: a row a document, to be joined by its id, where the documents are not written again.
@@ -59,7 +60,10 @@ class ApplySteps:
             dropped = stack.enter_context(ShardFile(target, LEFT_OUT))
             for batch in document_batches(shard, self.settings):
                 self._note(batch, shard, bad, counts)
-                documents = self._apply(batch.documents)
+                try:
+                    documents = self._apply(batch.documents)
+                except UserError as error:  # a column of another type than in other files, or of a step's name
+                    raise UserError(f"{shard.task.file.name}: {error}") from error
                 reasons = documents.column(DROPPED)
                 stays = pc.is_null(reasons)
                 kept.write(documents.filter(stays).drop_columns([DROPPED, *self.only_dropped]))

@@ -7,12 +7,13 @@ other content.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_tools.reading.documents import DOCUMENT_ID
 from data_tools.reading.tasks import Settings
 
 # Null for a document that stays, else why it is dropped. The name leaves users theirs.
@@ -50,6 +51,11 @@ class Step(Protocol):
 def steps_identity(steps: Sequence[Step], settings: Settings) -> list[Any]:
     """What the output of the steps depends on beside the input."""
     return [VERSION, settings.text_documents, *([step.name, step.version, step.identity()] for step in steps)]
+
+
+def column_list(names: Iterable[str]) -> str:
+    """The columns of the documents for a message, without those that the tools add."""
+    return ", ".join(name for name in names if name not in (DOCUMENT_ID, DROPPED))
 
 
 def with_column(documents: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:

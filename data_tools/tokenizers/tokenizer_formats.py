@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from data_tools.reading.listing import require_utf8
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import checksum
 
 # The ids of all texts, one after another, and how many each text has.
@@ -196,7 +196,9 @@ class Tiktoken:
                 special_tokens=self.file.special_tokens,
             )
         except Exception as error:  # a pattern its engine cannot compile, or ranks without the 256 bytes
-            raise UserError(f"{path}: tiktoken refuses its ranks or pattern ({error}); check the files") from error
+            raise UserError(
+                f"{path}: tiktoken refuses its ranks or pattern ({excerpt(error)}); check the files"
+            ) from error
         shown = {token.decode("utf-8", "backslashreplace"): rank for token, rank in self.file.ranks.items()}
         self.vocabulary = {**shown, **self.file.special_tokens}
         self.vocab_size = self._encoding.max_token_value + 1

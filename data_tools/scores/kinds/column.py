@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_tools.scores.scorer import MEASURE, identity_of, measures
+from data_tools.steps.step import column_list
 from megatron_kaiyuan.errors import UserError
 
 
@@ -41,7 +42,7 @@ class ColumnScorer:
     def score(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
         position = batch.schema.get_field_index(self.column)
         if position < 0:
-            raise UserError(f"column {self.column!r} is not in the input, which has {', '.join(batch.schema.names)}")
+            raise UserError(f"column {self.column!r} is not in the input, which has {column_list(batch.schema.names)}")
         kind = batch.schema.field(position).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise UserError(f"column {self.column!r} holds {kind}, not numbers; it cannot be a score")

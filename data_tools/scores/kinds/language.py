@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,8 @@ from data_tools.scores.scorer import MEASURE, WORD, identity_of, measures, texts
 from megatron_kaiyuan.errors import UserError, require
 
 _PREFIX = "__label__"
+# A language and what may follow it: en, zh-min-nan, eng_Latn. No language has the code hq.
+_CODE = re.compile(r"(?!hq$)[a-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def _by_py3langid(texts: pa.LargeStringArray) -> tuple[list[str | None], list[fl
 
 def _by_fasttext(path: Path, texts: pa.LargeStringArray) -> tuple[list[str | None], np.ndarray]:
     model = load_model(path)
+    _require_codes(path, model.labels)
     probabilities = model.probabilities(texts)
     is_missing = np.isnan(probabilities[:, 0])
     best = np.where(is_missing, 0, np.argmax(probabilities, axis=1))
@@ -77,6 +82,18 @@ def _by_fasttext(path: Path, texts: pa.LargeStringArray) -> tuple[list[str | Non
         [None if missing else codes[index] for missing, index in zip(is_missing, best, strict=True)],
         probabilities[np.arange(len(texts)), best],
     )
+
+
+def _require_codes(path: Path, labels: Sequence[str]) -> None:
+    """Refuse a classifier of something else: half of its labels or more are no codes of languages.
+
+    Raises:
+        UserError: naming some labels.
+    """
+    codes = sum(_CODE.fullmatch(label.removeprefix(_PREFIX)) is not None for label in labels)
+    if 2 * codes <= len(labels):
+        shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
+        raise UserError(f"{path}: tells no languages apart, its labels are {shown}; use it as --scorer linear={path}")
 
 
 def _py3langid() -> Any:

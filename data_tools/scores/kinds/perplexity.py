@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from data_tools.scores.scorer import MEASURE, identity_of, measures, texts_of
-from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.errors import UserError, excerpt, require
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _load_model(path: Path) -> Any:
         return kenlm.Model(str(path), config)
     # A message that quotes bytes of the file may not decode.
     except (OSError, RuntimeError, UnicodeDecodeError) as error:
-        reason = str(error).partition(" threw ")[2] or str(error)
+        reason = excerpt(str(error).partition(" threw ")[2] or error)
         raise UserError(f"{path}: KenLM cannot read this model ({reason}); name an .arpa or its binary form") from error
 
 
@@ -86,7 +86,7 @@ def _load_pieces(path: Path) -> Callable[[str], list[bytes]]:
     try:
         processor.LoadFromSerializedProto(path.read_bytes())
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a sentencepiece model ({error}); name its .model file") from error
+        raise UserError(f"{path}: not a sentencepiece model ({excerpt(error)}); name its .model file") from error
 
     def split(line: str) -> list[bytes]:
         return [piece.encode() for piece in processor.EncodeAsPieces(line)]

@@ -68,5 +68,12 @@ def test_a_fasttext_model_gives_its_most_probable_label(tmp_path: Path) -> None:
     assert [label.removeprefix("__label__") for (label,) in labels] == list(ARTICLES)
     for score, (probability,) in zip(scores["language_score"].to_pylist(), probabilities, strict=False):
         assert score == pytest.approx(probability, abs=1e-4)
+    for labels in (("hq", "lq"), ("hq", "rest"), ("news", "forum", "en")):
+        other = "\n".join(f"__label__{label} {text}" for label in labels for text in texts)
+        (tmp_path / "lines.txt").write_text(other + "\n", encoding="utf-8")
+        classifier = fasttext.train_supervised(str(tmp_path / "lines.txt"), dim=2, epoch=1, thread=1, verbose=0)
+        classifier.save_model(str(tmp_path / "other.bin"))
+        with pytest.raises(UserError, match=r"other\.bin: tells no languages apart, its labels are __label__.*linear="):
+            parse_scorer(f"language={tmp_path / 'other.bin'}").score(batch_of([]))
     with pytest.raises(UserError, match="not a fastText model"):
         parse_scorer(f"language={tmp_path / 'lines.txt'}").score(batch_of([]))

@@ -99,6 +99,10 @@ def test_a_wrong_model_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             parse_scorer(f"perplexity={tmp_path / name}").score(batch_of([]))
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value), name
+    (tmp_path / "documents.jsonl").write_text(f'{{"text": "{"word " * 5000}"}}\n')
+    with pytest.raises(UserError, match=r"first non-empty line was .*not .data") as caught:
+        parse_scorer(f"perplexity={tmp_path / 'documents.jsonl'}").score(batch_of([]))
+    assert len(str(caught.value)) < 250 + len(str(tmp_path))
     for name in ("noise", "absent"):
         with pytest.raises(UserError, match="not a sentencepiece model"):
             parse_scorer(f"perplexity={tmp_path / 'model.arpa'},pieces={tmp_path / name}").score(batch_of(["a"]))
