@@ -140,7 +140,9 @@ def first_fields(shard: Shard, settings: Settings) -> pa.Schema:
         UserError: the file cannot be read.
     """
     batch = next((lines for lines in json_rows(shard.task, settings) if lines.rows), JsonRows())
-    return pa.schema(list(_types_of([batch], shard, settings).items()))
+    kinds = _types_of([batch], shard, settings)
+    kinds.pop(settings.json_keys[0], None)
+    return pa.schema(list(kinds.items()))
 
 
 def _field_types(shard: Shard, settings: Settings) -> dict[str, pa.DataType]:
