@@ -25,6 +25,8 @@ TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
 # (dataset, shard, row) in one number: 16, 20 and 28 bits.
 _SHARD_BITS, _ROW_BITS = 20, 28
 _MOST_FIELDS = 1000
+# For options that count documents: more than there are anywhere.
+MOST_DOCUMENTS = 10**15
 _INT64 = range(-(1 << 63), 1 << 63)
 # Whole numbers that a double holds, each and all between them.
 EXACT = range(-(1 << 53), (1 << 53) + 1)
@@ -46,7 +48,10 @@ class Shard:
 
     def __post_init__(self) -> None:
         if self.number >> _SHARD_BITS or self.dataset >> 16:
-            raise UserError(f"{self.name}: more than 2^20 shards, or 2^16 datasets; use a larger --task-bytes")
+            raise UserError(
+                f"{self.name or 'the input'}: more than 2^20 shards, or 2^16 datasets; name fewer or larger files, or "
+                "a larger --task-bytes"
+            )
 
     def document_ids(self, rows: Sequence[int]) -> pa.Array:
         """uint64 ids of rows, counted in the shard from 0."""

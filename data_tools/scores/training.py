@@ -10,7 +10,7 @@ from data_tools.reading.documents import TEXT, document_batches
 from data_tools.reading.tasks import Settings
 from data_tools.scores.train_linear import train_linear
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
 
@@ -27,6 +27,14 @@ class TrainOptions:
     learning_rate: float = 0.5
     buckets: int = 2_000_000
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        require_between("--word-ngrams", self.word_ngrams, 1, 100)
+        require_between("--dim", self.dim, 1, 10_000)
+        require_between("--epochs", self.epochs, 1, 10_000)
+        require_between("--learning-rate", self.learning_rate, 1e-6, 100)
+        require_between("--buckets", self.buckets, 1, 2**31 - 1)
+        require_between("--seed", self.seed, 0, 2**31 - 1)
 
 
 def train_scorer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from data_tools.scores.parse import parse_scorer
 from data_tools.scores.train_linear import NEGATIVE, POSITIVE, train_linear
+from data_tools.scores.training import TrainOptions
 from megatron_kaiyuan.errors import UserError
 from tests.data_tools.scores.real_texts import batch_of, real_texts
 
@@ -61,3 +63,19 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=r"training a linear classifier needs the package 'fasttext'.*\[scores\]"):
         train_linear(PROSE, CODE, tmp_path / "model.bin", **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dim", 10**11),
+        ("epochs", 0),
+        ("word_ngrams", 101),
+        ("buckets", 2**31),
+        ("seed", -1),
+        ("learning_rate", math.nan),
+    ],
+)
+def test_numbers_out_of_range_are_named(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^--{field.replace('_', '-')} {value}: must be between "):
+        TrainOptions(**{field: value})  # type: ignore[arg-type]

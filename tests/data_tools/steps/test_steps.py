@@ -255,7 +255,8 @@ def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
     with open(tmp_path / "a.jsonl", "wb") as file:
         file.truncate(10**12)  # takes no room
     for task_bytes, message in (
-        (1, r"--task-bytes 1: makes 1,000,000,000,000 tasks, which are at most 1,048,576; give more"),
+        (1, r"--task-bytes 1: makes 1,000,000,000,000 tasks of the input, more than 65,536; give more"),
+        (1 << 19, r"--task-bytes 524288: makes 1,907,349 tasks of the input, more than 65,536; give more"),
         (-1, "--task-bytes -1: must be between 0 and "),
     ):
         with pytest.raises(UserError, match=message):
