@@ -29,7 +29,7 @@ _MOST_FIELDS = 1000
 MOST_DOCUMENTS = 10**15
 _INT64 = range(-(1 << 63), 1 << 63)
 # Whole numbers that a double holds, each and all between them.
-EXACT = range(-(1 << 53), (1 << 53) + 1)
+_EXACT = range(-(1 << 53), (1 << 53) + 1)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _kind(value: Any) -> str:
     """ "bool", "int" (a double can hold it), "int64", "float" or "other"."""
     kind = type(value)
     if kind is int:
-        return "int" if value in EXACT else "int64" if value in _INT64 else "other"
+        return "int" if value in _EXACT else "int64" if value in _INT64 else "other"
     return kind.__name__ if kind in (bool, float) else "other"
 
 

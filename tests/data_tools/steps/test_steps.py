@@ -244,10 +244,13 @@ def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
         find_datasets([f"{name}=nowhere"], reading_settings())
 
 
-def test_a_path_with_an_equals_sign_stays_a_path(tmp_path):
-    (tmp_path / "a b=c").mkdir()
-    write_documents(tmp_path / "a b=c" / "a.jsonl", 2)
-    assert [each.name for each in find_datasets([str(tmp_path / "a b=c")], reading_settings())] == [""]
+def test_a_path_with_an_equals_sign_stays_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a b=c", "day=1", "c", "1"):
+        (tmp_path / folder).mkdir()
+        write_documents(tmp_path / folder / "a.jsonl", 2)
+    for word in ("a b=c", "a b=c/*.jsonl", "day=1", "day=1/*.jsonl", str(tmp_path / "a b=c")):
+        assert [each.name for each in find_datasets([word], reading_settings())] == [""], word
     assert [each.name for each in find_datasets([f"a.b-c_={tmp_path}"], reading_settings())] == ["a.b-c_"]
 
 
