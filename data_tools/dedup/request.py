@@ -10,11 +10,10 @@ from typing import Any
 
 from data_tools.dedup.keepers import Rules
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset
+from data_tools.reading.documents import MOST_DOCUMENTS
 from megatron_kaiyuan.errors import UserError, require_between
 
 _MAX_CLUSTER = 10_000
-# Of a number of documents.
-_MOST_DOCUMENTS = 10**15
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Request:
         if not 0 <= self.max_removed <= 1:
             raise UserError(f"--max-removed {self.max_removed:g}: is a share of a dataset; give 0 to 1")
         _refuse_shared_places(self.output, self.index, self.against)
-        require_between("--max-cluster", self.rules.max_cluster, 0, _MOST_DOCUMENTS)
-        require_between("--max-bad-rows", self.max_bad_rows, 0, _MOST_DOCUMENTS)
+        require_between("--max-cluster", self.rules.max_cluster, 0, MOST_DOCUMENTS)
+        require_between("--max-bad-rows", self.max_bad_rows, 0, MOST_DOCUMENTS)
         if self.rules.direct and not self.recipe.verify:
             raise UserError("--keeper: needs the check of pairs; leave out --no-verify (the preset kaiyuan has it)")
 

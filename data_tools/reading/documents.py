@@ -25,9 +25,11 @@ TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
 # (dataset, shard, row) in one number: 16, 20 and 28 bits.
 _SHARD_BITS, _ROW_BITS = 20, 28
 _MOST_FIELDS = 1000
+# For options that count documents: more than there are anywhere.
+MOST_DOCUMENTS = 10**15
 _INT64 = range(-(1 << 63), 1 << 63)
 # Whole numbers that a double holds, each and all between them.
-EXACT = range(-(1 << 53), (1 << 53) + 1)
+_EXACT = range(-(1 << 53), (1 << 53) + 1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Shard:
 
     def __post_init__(self) -> None:
         if self.number >> _SHARD_BITS or self.dataset >> 16:
-            raise UserError(f"{self.name}: more than 2^20 shards, or 2^16 datasets; use a larger --task-bytes")
+            raise UserError(
+                f"{self.name or 'the input'}: more than 2^20 shards, or 2^16 datasets; name fewer or larger files, or "
+                "a larger --task-bytes"
+            )
 
     def document_ids(self, rows: Sequence[int]) -> pa.Array:
         """uint64 ids of rows, counted in the shard from 0."""
@@ -170,7 +175,7 @@ def _kind(value: Any) -> str:
     """ "bool", "int" (a double can hold it), "int64", "float" or "other"."""
     kind = type(value)
     if kind is int:
-        return "int" if value in EXACT else "int64" if value in _INT64 else "other"
+        return "int" if value in _EXACT else "int64" if value in _INT64 else "other"
     return kind.__name__ if kind in (bool, float) else "other"
 
 

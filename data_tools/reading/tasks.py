@@ -23,8 +23,8 @@ _SHARD_VERSION = 3
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.
 _PARQUET_FACTOR = 8
-# A document's id has 20 bits for its task, and each is a file.
-MOST_TASKS = 1 << 20
+# A document's id has 20 bits for its task. Each task is a file or more, and small ones are most of their own cost.
+_SMALL_TASK, _MOST_SMALL_TASKS, _MOST_TASKS = 1 << 20, 1 << 16, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def cut_tasks(
         task_bytes: wanted size; 0 takes one that fits the inputs.
 
     Raises:
-        UserError: `task_bytes` is negative, or makes more than `MOST_TASKS`.
+        UserError: `task_bytes` is negative, or makes too many tasks.
     """
     _check_task_bytes(files, settings, task_bytes)
     total = sum(file.size for file in files)
@@ -115,9 +115,11 @@ def _check_task_bytes(files: Sequence[InputFile], settings: Settings, task_bytes
     require_between("--task-bytes", task_bytes, 0, 2**63 - 1)
     if task_bytes:
         count = sum(1 if is_whole(file, settings) else -(-file.size // task_bytes) for file in files)
-        if count > MOST_TASKS:
+        most = _MOST_SMALL_TASKS if task_bytes < _SMALL_TASK else _MOST_TASKS
+        # Files that are a task each are not its doing.
+        if count > max(most, len(files)):
             raise UserError(
-                f"--task-bytes {task_bytes}: makes {count:,} tasks, which are at most {MOST_TASKS:,}; give more bytes, "
+                f"--task-bytes {task_bytes}: makes {count:,} tasks of the input, more than {most:,}; give more bytes, "
                 "or 0, which fits them to the input"
             )
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_tools.reading.documents import MOST_DOCUMENTS
 from data_tools.reading.tasks import Settings
 from data_tools.scores.audit_lines import audit_lines
 from data_tools.scores.audit_source import DATASET, DRAW, CorpusSource, DocumentSource, Source, read_table
@@ -86,7 +87,7 @@ def _check(options: AuditOptions) -> None:
     for name, value, least, most in (
         ("--quantiles", options.quantiles, 1, 10_000),
         ("--samples", options.samples, 0, 10_000),
-        ("--most-documents", options.most, 1, 10**15),
+        ("--most-documents", options.most, 1, MOST_DOCUMENTS),
         ("--seed", options.seed, 0, 2**63 - 1),
     ):
         require_between(name, value, least, most)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
-from data_tools.reading.documents import DOCUMENT_ID, Shard
+from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.scores.filters import Condition, parse_filter, require_columns
 from data_tools.scores.input_columns import find_columns
@@ -31,7 +31,7 @@ from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_row
 from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import DOCUMENTS, LEFT_OUT, ApplySteps, ShardFile
 from data_tools.steps.step import DROPPED, Step, column_list, steps_identity
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.outputs import identity_of
 
@@ -58,6 +58,9 @@ class ScoreOptions:
     mask: bool = False
     seed: int = 1234
     max_bad_rows: int = 0
+
+    def __post_init__(self) -> None:
+        require_between("--max-bad-rows", self.max_bad_rows, 0, MOST_DOCUMENTS)
 
 
 def score_documents(

@@ -95,9 +95,10 @@ def datasets_identity(datasets: Sequence[Dataset]) -> str:
 
 def _named(word: str) -> list[tuple[str, str]]:
     """Names and paths of the datasets that a word stands for."""
-    match = None if Path(word).exists() else _NAMED.fullmatch(word)
+    is_path = _is_there(word)
+    match = None if is_path else _NAMED.fullmatch(word)
     name, path = (match[1], match[2]) if match else ("", word)
-    if not match:
+    if not match and not is_path:
         _refuse_wrong_name(word)
     if not is_documents(Path(path)):
         return [(name, path)]
@@ -107,6 +108,11 @@ def _named(word: str) -> list[tuple[str, str]]:
     return [(name or dataset, str(folder / dataset)) for dataset in manifest["datasets"]]
 
 
+def _is_there(path: str) -> bool:
+    """Whether it is a file or folder, or a pattern of some."""
+    return os.path.exists(path) or bool(glob(path, recursive=True))
+
+
 def _refuse_wrong_name(word: str) -> None:
     """Refuse a word that is no path, and would be one after a name of a dataset.
 
@@ -114,7 +120,7 @@ def _refuse_wrong_name(word: str) -> None:
         UserError: saying which names are allowed.
     """
     name, equals, path = word.partition("=")
-    if equals and "://" not in name and not os.path.lexists(word) and (os.path.exists(path) or glob(path)):
+    if equals and "://" not in name and _is_there(path):
         raise UserError(
             f"--input {word}: {name!r} cannot name a dataset; a name has letters from A to Z, digits, '_', '-' and '.' "
             "within it, and begins with a letter or digit"

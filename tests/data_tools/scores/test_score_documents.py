@@ -220,6 +220,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path: Path):
         ({"quantiles": ["text"]}, "column 'text' is large_string, not numbers"),
         ({"quantiles": ["edu,by=tokens"]}, "no column 'tokens'.* documents have no tokens"),
         ({"quantiles": ["edu", "edu,by=tokens"]}, "named twice"),
+        ({"scorers": ["column=edu,name=x"], "max_bad_rows": -1}, "--max-bad-rows -1: must be between 0 and "),
         ({}, "nothing to do"),
     ]
     for options, message in cases:

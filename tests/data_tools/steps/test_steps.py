@@ -246,10 +246,13 @@ def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
         find_datasets([f"{name}=nowhere"], reading_settings())
 
 
-def test_a_path_with_an_equals_sign_stays_a_path(tmp_path):
-    (tmp_path / "a b=c").mkdir()
-    write_documents(tmp_path / "a b=c" / "a.jsonl", 2)
-    assert [each.name for each in find_datasets([str(tmp_path / "a b=c")], reading_settings())] == [""]
+def test_a_path_with_an_equals_sign_stays_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a b=c", "day=1", "c", "1"):
+        (tmp_path / folder).mkdir()
+        write_documents(tmp_path / folder / "a.jsonl", 2)
+    for word in ("a b=c", "a b=c/*.jsonl", "day=1", "day=1/*.jsonl", str(tmp_path / "a b=c")):
+        assert [each.name for each in find_datasets([word], reading_settings())] == [""], word
     assert [each.name for each in find_datasets([f"a.b-c_={tmp_path}"], reading_settings())] == ["a.b-c_"]
 
 
@@ -257,7 +260,8 @@ def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
     with open(tmp_path / "a.jsonl", "wb") as file:
         file.truncate(10**12)  # takes no room
     for task_bytes, message in (
-        (1, r"--task-bytes 1: makes 1,000,000,000,000 tasks, which are at most 1,048,576; give more"),
+        (1, r"--task-bytes 1: makes 1,000,000,000,000 tasks of the input, more than 65,536; give more"),
+        (1 << 19, r"--task-bytes 524288: makes 1,907,349 tasks of the input, more than 65,536; give more"),
         (-1, "--task-bytes -1: must be between 0 and "),
     ):
         with pytest.raises(UserError, match=message):
