@@ -24,7 +24,7 @@ from data_tools.scores.audit_groups import FEWEST, correlation, find_groups, sep
 from data_tools.scores.audit_lines import audit_lines
 from data_tools.scores.audit_source import DATASET, DRAW, CorpusSource, DocumentSource, Source, read_table
 from data_tools.scores.corpora import is_corpus
-from data_tools.scores.portrait import Quantile, cut, label_columns, portray, verdict_columns, wanted_texts
+from data_tools.scores.portrait import READ, Quantile, cut, label_columns, portray, verdict_columns, wanted_texts
 from data_tools.steps.datasets import find_datasets
 from megatron_kaiyuan.errors import UserError
 
@@ -83,13 +83,14 @@ def audit(
 def _check(options: AuditOptions) -> None:
     if not options.scores or len(set(options.scores)) < len(options.scores):
         raise UserError("--score: name at least one column, and each once")
-    for name, value, least in (
-        ("--quantiles", options.quantiles, 1),
-        ("--samples", options.samples, 0),
-        ("--most-documents", options.most, 1),
+    for name, value, least, most in (
+        ("--quantiles", options.quantiles, 1, 1000),
+        ("--samples", options.samples, 0, READ),
+        ("--most-documents", options.most, 1, 1 << 40),
+        ("--seed", options.seed, 0, (1 << 63) - 1),
     ):
-        if value < least:
-            raise UserError(f"{name} {value}: must be at least {least}")
+        if not least <= value <= most:
+            raise UserError(f"{name} {value}: must be from {least} to {most:,}")
 
 
 def _sources(words: Sequence[str], options: AuditOptions, settings: Settings) -> list[Source]:

@@ -146,7 +146,10 @@ def test_mistakes_are_one_line(rows: Any):
         (("quality",), {"by": "text"}, "^--by text: is the text of the documents"),
         (("quality", "quality"), {}, "each once"),
         (("quality",), {"by": "country"}, "^--by country: no document has .*; there are .*domain"),
-        (("quality",), {"quantiles": 0}, "--quantiles 0: must be at least 1"),
+        (("quality",), {"quantiles": 0}, "--quantiles 0: must be from 1 to 1,000"),
+        (("quality",), {"quantiles": 1 << 40}, "--quantiles .*: must be from 1 to 1,000"),
+        (("quality",), {"seed": -3}, "--seed -3: must be from 0"),
+        (("quality",), {"seed": 1 << 80}, "--seed .*: must be from 0"),
     ):
         with pytest.raises(UserError, match=message):
             look(path, *scores, **more)
