@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _WIDEST = 28
+_MOST_COLUMNS = 8
 
 
 def audit_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -17,21 +18,29 @@ def audit_lines(found: dict[str, Any]) -> Iterator[str]:
         between = "" if about["between"] is None else f"; {about['between']:.0%} of the variance of ranks between them"
         yield f"{score}: {about['documents']:,} scored, {about['missing']:,} missing{between}"
         rows = [
-            [name, f"{group['documents']:,}", _number(group["auc"], 3), _number(group["median"], 4, "g")]
+            [name, f"{group['documents']:,}", f"{group['scored']:,}", _number(group["auc"], 3), _median(group)]
             for name, group in about["groups"].items()
         ]
-        yield from table_lines([found["by"], "documents", "AUC", "median"], rows)
+        yield from table_lines([found["by"], "documents", "scored", "AUC", "median"], rows)
         yield ""
         yield from _portrait(score, about["portrait"])
     if found["pairs"]:
         yield ""
         rows = [
-            [" ~ ".join(pair["scores"]), *(_number(value, 2) for value in (pair["over_all"], *pair["within"].values()))]
+            [" ~ ".join(pair["scores"]), *(_number(value, 2) for value in _correlations(pair))]
             for pair in found["pairs"]
         ]
-        yield from table_lines(["rank correlation", "over all", *found["groups"]], rows)
+        yield from table_lines(["rank correlation", "over all", "within, mean", *found["groups"][:_MOST_COLUMNS]], rows)
     for warning in found["warnings"]:
         yield f"warning: {warning}"
+
+
+def _median(group: dict[str, Any]) -> str:
+    return _number(group["median"], 4, "g") if group["scored"] else "no score"
+
+
+def _correlations(pair: dict[str, Any]) -> list[float | None]:
+    return [pair["over_all"], pair["mean"], *list(pair["within"].values())[:_MOST_COLUMNS]]
 
 
 def _portrait(score: str, quantiles: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -97,18 +97,18 @@ class DocumentSource:
                 first += len(batch.documents)
 
 
-def read_table(sources: Sequence[Source], columns: Sequence[str], most: int, seed: int) -> tuple[pa.Table, int]:
+def read_table(sources: Sequence[Source], columns: Mapping[str, str], most: int, seed: int) -> tuple[pa.Table, int]:
     """The documents of all sources, or `most` of them by the lowest draws, and how many there are in all.
 
     Args:
-        columns: that one of the sources must have; in the others they are null.
+        columns: that one of the sources must have, and the option that names each; in other sources they are null.
 
     Returns:
         Columns `dataset` (number of the source), `place`, `draw`, and those of the sources whose type can be looked at:
         numbers as float64, text as string.
 
     Raises:
-        UserError: no source has one of `columns`.
+        UserError: no source has one of `columns`, or it holds neither numbers nor text labels.
     """
     kept: list[pa.Table] = []
     rows, total = 0, 0
@@ -124,10 +124,14 @@ def read_table(sources: Sequence[Source], columns: Sequence[str], most: int, see
             if rows > 2 * most:
                 kept = [_lowest(kept, most)]
                 rows = len(kept[0])
-    for column in columns:
+    known = ", ".join(name for name in names if name != PLACE) or "none"
+    for column, option in columns.items():
+        if column == TEXT and column not in names:
+            raise UserError(f"{option} {column}: is the text of the documents; name another column, there are {known}")
         if column not in names:
-            known = ", ".join(name for name in names if name != PLACE) or "none"
-            raise UserError(f"column {column!r} is not there; there are {known}")
+            raise UserError(
+                f"{option} {column}: no document has a column of numbers or labels so named; there are {known}"
+            )
     return _lowest(kept, most), total
 
 

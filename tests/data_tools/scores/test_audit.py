@@ -140,12 +140,16 @@ def test_table_and_page(rows: Any, tmp_path: Path, command: Any):
 def test_mistakes_are_one_line(rows: Any):
     path, _ = rows
     for scores, more, message in (
-        (("edu",), {}, "column 'edu' is not there; there are .*quality"),
+        (("edu",), {}, "^--score edu: no document has .*; there are .*quality"),
         (("language",), {}, "--score language: the column holds text"),
+        (("text",), {}, "^--score text: is the text of the documents; name another column, there are .*quality"),
+        (("quality",), {"by": "text"}, "^--by text: is the text of the documents"),
         (("quality", "quality"), {}, "each once"),
-        (("quality",), {"by": "country"}, "column 'country' is not there"),
-        (("quality",), {"quantiles": 0}, "--quantiles 0: must be between 1 and 10,000"),
-        (("quality",), {"seed": -1}, "--seed -1: must be between 0 and "),
+        (("quality",), {"by": "country"}, "^--by country: no document has .*; there are .*domain"),
+        (("quality",), {"quantiles": 0}, "--quantiles 0: must be between 1 and 1,000"),
+        (("quality",), {"quantiles": 1 << 40}, "--quantiles .*: must be between 1 and 1,000"),
+        (("quality",), {"seed": -3}, "--seed -3: must be between 0"),
+        (("quality",), {"seed": 1 << 80}, "--seed .*: must be between 0"),
     ):
         with pytest.raises(UserError, match=message):
             look(path, *scores, **more)
@@ -155,3 +159,51 @@ def test_figures_of_texts():
     assert type_token_ratio("a b " * 20) == 2 / 40 and type_token_ratio("too short") is None
     assert type_token_ratio("我们在这里学习中文和数学今天天气很好大家都高兴") == pytest.approx(22 / 23, abs=0.1)
     assert symbol_share("ab 1!") == 0.2
+
+
+def test_many_groups_are_the_largest_and_the_sum_of_the_others(tmp_path: Path, command: Any):
+    draw = random.Random(4)
+    sizes = [70 - number for number in range(60)] + [1] * 400
+    found = [
+        {"text": f"t{number} {i}", "source": f"s{number:03d}", "one": draw.random(), "two": draw.random()}
+        for number, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    path = write_rows(tmp_path / "in.jsonl", found)
+    answer = look(path, "one", "two", by="source")
+    assert answer["groups"] == [*(f"s{number:03d}" for number in range(50)), "410 others"]
+    groups = answer["scores"]["one"]["groups"]
+    assert [group["documents"] for group in groups.values()] == [*sizes[:50], sum(sizes[50:])]
+    others = [row["one"] for row in found if row["source"] > "s049"]
+    rest = [row["one"] for row in found if row["source"] <= "s049"]
+    expected = stats.mannwhitneyu(others, rest).statistic / len(others) / len(rest)
+    assert groups["410 others"]["auc"] == pytest.approx(expected)
+    # Of the 41 sources with 30 or more documents; with each single document as a group of its own it is far more.
+    large = [[row["one"] for row in found if row["source"] == f"s{number:03d}"] for number in range(41)]
+    statistic = stats.kruskal(*large).statistic
+    assert answer["scores"]["one"]["between"] == pytest.approx(statistic / (sum(map(len, large)) - 1))
+    assert answer["warnings"] == []
+    printed = command("audit", path, "--score", "one", "two", "--by", "source").stdout
+    assert max(map(len, printed.splitlines())) < 300 and "410 others" in printed
+
+
+def test_sources_of_one_document_each_hold_no_variance(tmp_path: Path):
+    found = [{"text": f"t{number}", "source": f"s{number}", "one": number / 7} for number in range(200)]
+    answer = look(write_rows(tmp_path / "in.jsonl", found), "one", by="source")
+    assert answer["scores"]["one"]["between"] is None and answer["warnings"] == []
+
+
+@pytest.mark.parametrize("by", [[], ["--by", "domain"]])
+def test_datasets_without_a_score_or_documents_are_told(by: list[str], tmp_path: Path, command: Any):
+    write_rows(tmp_path / "web.jsonl", [{"text": f"t{i}", "one": i / 9, "domain": "d"} for i in range(90)])
+    write_rows(tmp_path / "zh.jsonl", [{"text": f"z{i}"} for i in range(20)])
+    (tmp_path / "pq.jsonl").touch()
+    words = [f"{name}={tmp_path / name}.jsonl" for name in ("pq", "web", "zh")]
+    printed = command("audit", *words, "--score", "one", *by)
+    assert printed.returncode == 0, printed.stderr
+    assert "warning: dataset pq has no documents" in printed.stdout
+    assert "warning: none of the 20 documents of dataset zh has a score one" in printed.stdout
+    if not by:
+        assert re.search(r"^zh +20 +0 +- +no score$", printed.stdout, re.MULTILINE)
+        assert re.search(r"^pq +0 +0 +- +no score$", printed.stdout, re.MULTILINE)
+        assert re.search(r"^web +90 +90 +- +4\.944$", printed.stdout, re.MULTILINE)
