@@ -172,7 +172,7 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"{parent}: no file can be made there ({error.strerror}); name another {output.option}"
+            f"{path}: no file can be made in {parent} ({error.strerror}); name another {output.option}"
         ) from error
     free = shutil.disk_usage(parent).free
     if needed_bytes > free:
