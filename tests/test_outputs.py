@@ -299,7 +299,7 @@ def test_an_identity_is_that_of_its_parts() -> None:
 
 
 def test_a_place_where_no_file_can_be_made_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^/proc: .*; name another --output$"):
+    with pytest.raises(UserError, match=r"^/proc/x: no file can be made in /proc .*; name another --output$"):
         make(Path("/proc/x"), "first")
 
 
