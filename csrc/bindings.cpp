@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cerrno>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "algorithm1.h"
+#include "file_errors.h"
 #include "packing_bindings.h"
 
 namespace py = pybind11;
@@ -69,14 +69,7 @@ std::pair<py::array, py::array> interleave_all(Builder& builder, const std::stri
 PYBIND11_MODULE(_curriculum, module) {
   module.doc() = "Algorithm 1 of arXiv 2512.07612, selection and repetition; see csrc/algorithm1.h";
   module.attr("MOST_COPIES") = most_copies - 1;
-  py::register_local_exception_translator([](std::exception_ptr raised) {
-    try {
-      if (raised) std::rethrow_exception(raised);
-    } catch (const corpus_index::FileError& error) {
-      errno = error.code().value();
-      PyErr_SetFromErrnoWithFilename(PyExc_OSError, error.path.c_str());
-    }
-  });
+  raise_file_errors();
   py::class_<Builder>(module, "Builder", "One phase: datasets one after the other, then interleave")
       .def(py::init<const std::string&, std::uint64_t, bool, unsigned>(), py::arg("folder"), py::kw_only(),
            py::arg("memory"), py::arg("shuffle"), py::arg("threads") = 1)

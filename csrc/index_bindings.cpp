@@ -6,14 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cerrno>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "index_check.h"
-#include "index_file.h"
+#include "file_errors.h"
 #include "index_format.h"
 #include "index_merge.h"
 #include "index_order.h"
@@ -50,14 +49,7 @@ Counts joined_counts(const std::vector<std::pair<Counts, std::uint64_t>>& parts)
 
 PYBIND11_MODULE(_index, module) {
   module.doc() = "Megatron's .idx, version 1: see csrc/index_format.h, index_write.h, index_check.h, index_merge.h";
-  py::register_local_exception_translator([](std::exception_ptr raised) {
-    try {
-      if (raised) std::rethrow_exception(raised);
-    } catch (const FileError& error) {
-      errno = error.code().value();
-      PyErr_SetFromErrnoWithFilename(PyExc_OSError, error.path.c_str());
-    }
-  });
+  raise_file_errors();
   py::class_<IndexWriter>(module, "IndexWriter", "Writes an .idx from the lengths of documents, in order")
       .def(py::init<const std::string&, std::uint8_t>(), py::arg("path"), py::arg("code"))
       .def(

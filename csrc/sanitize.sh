@@ -12,7 +12,7 @@ compiler="${CXX:-g++}"
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 
-cp -r data_tools megatron_kaiyuan benchmarks tests pyproject.toml "$folder"
+cp -r csrc data_tools megatron_kaiyuan benchmarks tests pyproject.toml "$folder"
 rm -f "$folder"/data_tools/*.so "$folder"/megatron_kaiyuan/data/*.so
 
 suffix="$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"

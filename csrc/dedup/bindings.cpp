@@ -6,7 +6,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cerrno>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../index_file.h"
+#include "../file_errors.h"
 #include "components.h"
 #include "jaccard.h"
 #include "pairs.h"
@@ -182,14 +181,7 @@ void define_signers(py::module_& module) {
 
 PYBIND11_MODULE(_dedup, module) {
   module.doc() = "Deduplication: see csrc/dedup/";
-  py::register_local_exception_translator([](std::exception_ptr raised) {
-    try {
-      if (raised) std::rethrow_exception(raised);
-    } catch (const corpus_index::FileError& error) {
-      errno = error.code().value();
-      PyErr_SetFromErrnoWithFilename(PyExc_OSError, error.path.c_str());
-    }
-  });
+  raise_file_errors();
   module.attr("unicode_version") = unicode::version;
   module.def("vector_names", &vector_names, "Instruction sets that this processor has, narrowest first");
   module.def("use_vectors", &use_vectors, py::arg("name"), "For tests: the instruction set from now on");

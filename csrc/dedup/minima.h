@@ -15,7 +15,7 @@ class Permutations {
   Permutations(const std::vector<Number>& multipliers, const std::vector<Number>& increments);
 
   std::size_t size() const { return size_; }
-  // minima[p] for each permutation; all bits set where there are no hashes.
+  // Writes one minimum for each permutation; without hashes each is the largest number.
   void operator()(const std::vector<Number>& hashes, Number* minima) const;
 
  private:

@@ -44,7 +44,7 @@ def deduplicate(request: Request, settings: Settings, engine: Engine) -> dict[st
     datasets = find_datasets(request.inputs, settings, request.task_bytes, quiet=not engine.is_first)
     if engine.is_first and not request.rules.across:
         indexes.warn_of_other_names(earlier, [dataset.name for dataset in datasets])
-    # What stops a run (--max-removed, --max-bad-rows) is no part of what it makes.
+    # --max-removed and --max-bad-rows can stop a run but do not change its result, so they are left out here.
     signing = identity_of(datasets_identity(datasets), sign.identity())
     compared = [asdict(request.recipe), request.exact_only, request.rules.across, seals]
     comparing = identity_of("dedup", VERSION, signing, compared)

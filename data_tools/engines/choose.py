@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from data_tools.engines.stage import Engine
 
 NAMES = ("auto", "local", "mpi", "slurm", "spark")
-# Of one machine, with room to spare: a slip of the hand is no fork bomb.
+# More than any machine has cores; a mistyped number must not start millions of processes.
 _MOST_WORKERS = 4096
 HELP = (
     "who does the work: local processes, the ranks of mpirun (mpi) or srun and sbatch arrays (slurm), or spark; auto: "

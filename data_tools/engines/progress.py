@@ -12,7 +12,7 @@ _LINE_SECONDS = 60.0
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
-    # Its thread would stay, and where several threads run no process can be forked: each later pool would start anew.
+    # No monitor thread: it would outlive the bar, and a process with several threads cannot fork its pools.
     monitor_interval = 0
 
 

@@ -1,7 +1,8 @@
 """The ranks of mpirun or srun, or the elements of a Slurm array: each claims tasks through the file system they share.
 
-There is no daemon and no message. A rank that dies gives its locks back and another rank does its task; where all die,
-the same command continues. On a file system without locks two machines may do a task twice, with the same result.
+Ranks need no daemon and send no messages. When a rank dies, the system releases its locks and another rank does its
+task. When all ranks die, the same command continues from the finished tasks. On a file system without locks two
+machines may do a task twice, with the same result.
 """
 
 from __future__ import annotations

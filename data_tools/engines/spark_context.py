@@ -103,7 +103,7 @@ def _standard_error(log: IO[str]) -> Iterator[None]:
 
 
 def _first_reason(log: str) -> str:
-    """The line of a Java log that says what went wrong: the first exception, else the last line that is no chatter."""
+    """Return the line of a Java log that names the error: the first exception, else the last other line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     wrong = [line for line in lines if re.search(r"(Exception|Error)\b", line) and not line.startswith("at ")]
     rest = [line for line in lines if not re.search(r"^WARNING:| WARN | INFO |log4j|log level|^at ", line)]

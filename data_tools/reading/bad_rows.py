@@ -1,4 +1,4 @@
-"""The one message for rows that are no documents, where more of them come than are allowed."""
+"""The error for more bad rows (lines or Parquet rows that hold no document) than --max-bad-rows allows."""
 
 from __future__ import annotations
 

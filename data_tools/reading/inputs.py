@@ -215,7 +215,7 @@ def _is_known(name: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a command wrote a file that is no input: a corpus may lie in the folder that it was made from."""
+    """Whether preprocessing wrote this file. A corpus may lie in its own input folder and is not input for it."""
     if name.endswith(".bad_rows.jsonl") or Path(name).parent.name.endswith(".shards"):
         return True
     prefix = next((name.removesuffix(end) for end in _BESIDE_INDEX if name.endswith(end)), None)

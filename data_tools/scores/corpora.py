@@ -6,7 +6,6 @@ columns and the manifest sealed again. The `.bin` and the `.idx` are only read.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,14 +26,13 @@ from data_tools.scores.parse import parse_scorers
 from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
 from data_tools.scores.ranges import COLUMNS, Range, ScoreRange, cut_ranges
 from data_tools.scores.scorer import Scorer
+from data_tools.steps.datasets import NAMED
 from data_tools.steps.folder import Workplace
 from megatron_kaiyuan.data.indexed import idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
 
-# A name as in an order recipe; whatever has another character is a path with '=' in it.
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
 _TOKENS = "tokens"
 _WAIT_SECONDS = 60
 
@@ -76,7 +74,7 @@ def score_corpora(words: Sequence[str], options: CorpusOptions, engine: Engine, 
     about = [(scorer, scorer.identity()) for scorer in scorers]
     lines = []
     for word in words:
-        named = None if is_corpus(Path(word)) else _NAMED.fullmatch(word)
+        named = None if is_corpus(Path(word)) else NAMED.fullmatch(word)
         prefix, name = (Path(named[2]), named[1]) if named else (Path(word), Path(word).name)
         lines += _Growth(prefix, name, options, engine, force).grow(about, quantiles)
     return lines

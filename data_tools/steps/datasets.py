@@ -18,7 +18,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
 
 # A name becomes a folder; whatever has another character is a path with '=' in it.
-_NAMED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?)=(.+)", re.DOTALL)
+NAMED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def datasets_identity(datasets: Sequence[Dataset]) -> str:
 def _named(word: str) -> list[tuple[str, str]]:
     """Names and paths of the datasets that a word stands for."""
     is_path = _is_there(word)
-    match = None if is_path else _NAMED.fullmatch(word)
+    match = None if is_path else NAMED.fullmatch(word)
     name, path = (match[1], match[2]) if match else ("", word)
     if not match and not is_path:
         _refuse_wrong_name(word)

@@ -64,33 +64,27 @@ def prepare(bench: Bench, evaluation: bool) -> list[Command]:
         for file in ("metrics.jsonl", "config.yaml"):
             shutil.copyfile(run_dir / file, inputs / name / file)
     _import(evaluation)
+    return [
+        *_orders(bench, inputs, out),
+        *_corpora(inputs, out),
+        *_documents(inputs, out),
+        *_models(run_dir, inputs, out),
+        *(_evaluation(inputs, out) if evaluation else []),
+    ]
+
+
+def _orders(bench: Bench, inputs: Path, out: Path) -> list[Command]:
+    """Phases, their plain copies and their page."""
     order, phases = str(bench.folder / "order.yaml"), str(out / "phases")
-    other_seeds = ["phases[0].seed=7", "phases[1].seed=8"]
 
     def curriculum(*words: str) -> tuple[list[str], list[str]]:
         first = ["curriculum", order, "--output", phases, "--threads", "1", *words]
-        return first, [*first, *other_seeds]
+        return first, [*first, "phases[0].seed=7", "phases[1].seed=8"]
 
-    def pair(*words: object, a: object, b: object) -> tuple[list[str], list[str]]:
-        return [str(a if word is None else word) for word in words], [
-            str(b if word is None else word) for word in words
-        ]
-
-    text, bad = [[inputs / f"{name}{suffix}" for name in "ab"] for suffix in (".jsonl", ".bad.jsonl")]
-    train = ("tokenizer", "train", "--input", None, "--vocab-size", 512, "--output", out / "tokenizer.json")
-    tokens = ("preprocess", "--input", None, "--output-prefix", out / "new", "--tokenizer-model", inputs / "tokenizer")
-    tokens = (*tokens, "--score-keys", "score", "--max-bad-rows", 2, "--task-bytes", 20000)
-    join = ["merge", "--threads", "1", "--output-prefix", str(out / "all")]
-    corpora = [str(inputs / f"{name}_text_document") for name in "ab"]
     page = ("report", order, "--phases", None, "--output", out / "order.html")
     second = ("--phase", "second")
-    unique = ("dedup", "--input", None, "--output", out / "unique", "--workers", 1, "--task-bytes", 20000)
-    scored = ("score", "--input", None, "--output", out / "scored", "--workers", 1, "--task-bytes", 20000)
-    scored = (*scored, "--scorer", "rules", "--quantile", "score", "--filter", "rules_gopher_words > 40")
-    classifier = ("scorer", "train", "--positives", None, "--negatives", inputs / "numbers.txt")
-    classifier = (*classifier, "--output", out / "quality.bin", "--dim", 4, "--buckets", 1000)
     materialized = ("phases/second/", "phases/second_text_document")
-    commands = [
+    return [
         Command("kaiyuan-data curriculum", *curriculum(*second), "phases/second"),
         Command(
             "kaiyuan-data curriculum --materialize tokens",
@@ -104,55 +98,96 @@ def prepare(bench: Bench, evaluation: bool) -> list[Command]:
             "phases/second_text_document.idx",
             materialized,
         ),
+        Command("kaiyuan-data report", *_pair(*page, a=bench.folder / "phases", b=inputs / "phases"), "order.html"),
+    ]
+
+
+def _corpora(inputs: Path, out: Path) -> list[Command]:
+    """From text to tokens."""
+    text, bad = _texts(inputs, ".jsonl"), _texts(inputs, ".bad.jsonl")
+    train = ("tokenizer", "train", "--input", None, "--vocab-size", 512, "--output", out / "tokenizer.json")
+    tokens = ("preprocess", "--input", None, "--output-prefix", out / "new", "--tokenizer-model", inputs / "tokenizer")
+    tokens = (*tokens, "--score-keys", "score", "--max-bad-rows", 2, "--task-bytes", 20000)
+    join = ["merge", "--threads", "1", "--output-prefix", str(out / "all")]
+    corpora = [str(inputs / f"{name}_text_document") for name in "ab"]
+    return [
         Command("kaiyuan-data merge", [*join, *corpora], [*join, *corpora[::-1]], "all.bin"),
         Command(
             "kaiyuan-data preprocess",
-            *pair(*tokens, "--workers", 1, a=bad[0], b=bad[1]),
+            *_pair(*tokens, "--workers", 1, a=bad[0], b=bad[1]),
             "new_text_document.bin",
             ("new_text", "new.bad_rows"),
         ),
         Command(
             "kaiyuan-data preprocess, two keys, two workers",
-            *pair(*tokens, "--workers", 2, "--json-keys", "text", "title", a=bad[0], b=bad[1]),
+            *_pair(*tokens, "--workers", 2, "--json-keys", "text", "title", a=bad[0], b=bad[1]),
             "new_text_document.bin",
             ("new_text", "new_title", "new.bad_rows"),
         ),
-        Command("kaiyuan-data dedup", *pair(*unique, a=text[0], b=text[1]), "unique", ("unique/",)),
-        Command("kaiyuan-data score", *pair(*scored, a=text[0], b=text[1]), "scored", ("scored/",)),
-        Command("kaiyuan-data scorer train", *pair(*classifier, a=text[0], b=text[1]), "quality.bin"),
-        Command("kaiyuan-data tokenizer train", *pair(*train, a=text[0], b=text[1]), "tokenizer.json"),
-        Command("kaiyuan-data report", *pair(*page, a=bench.folder / "phases", b=inputs / "phases"), "order.html"),
+        Command("kaiyuan-data tokenizer train", *_pair(*train, a=text[0], b=text[1]), "tokenizer.json"),
         Command(
             "kaiyuan-data harvest",
-            *pair("harvest", out / "text", "--megabytes", 0.01, "--seed", None, a=1, b=2),
+            *_pair("harvest", out / "text", "--megabytes", 0.01, "--seed", None, a=1, b=2),
             "text",
             heavy=True,
         ),
+    ]
+
+
+def _documents(inputs: Path, out: Path) -> list[Command]:
+    """Duplicates and scores."""
+    text = _texts(inputs, ".jsonl")
+    unique = ("dedup", "--input", None, "--output", out / "unique", "--workers", 1, "--task-bytes", 20000)
+    scored = ("score", "--input", None, "--output", out / "scored", "--workers", 1, "--task-bytes", 20000)
+    scored = (*scored, "--scorer", "rules", "--quantile", "score", "--filter", "rules_gopher_words > 40")
+    classifier = ("scorer", "train", "--positives", None, "--negatives", inputs / "numbers.txt")
+    classifier = (*classifier, "--output", out / "quality.bin", "--dim", 4, "--buckets", 1000)
+    return [
+        Command("kaiyuan-data dedup", *_pair(*unique, a=text[0], b=text[1]), "unique", ("unique/",)),
+        Command("kaiyuan-data score", *_pair(*scored, a=text[0], b=text[1]), "scored", ("scored/",)),
+        Command("kaiyuan-data scorer train", *_pair(*classifier, a=text[0], b=text[1]), "quality.bin"),
+    ]
+
+
+def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
+    """What is made of a run."""
+    return [
         Command(
             "kaiyuan report",
-            *pair("report", None, "--output", out / "report.html", a=inputs / "run_a", b=inputs / "run_b"),
+            *_pair("report", None, "--output", out / "report.html", a=inputs / "run_a", b=inputs / "run_b"),
             "report.html",
             heavy=True,
         ),
         Command(
             "kaiyuan average",
-            *pair("average", run_dir, "--last", None, "--output", out / "averaged", a=2, b=3),
+            *_pair("average", run_dir, "--last", None, "--output", out / "averaged", a=2, b=3),
             "averaged",
             heavy=True,
         ),
         Command(
             "kaiyuan export",
-            *pair("export", None, "--output", out / "model", a=_step(run_dir, 8), b=_step(run_dir, 12)),
+            *_pair("export", None, "--output", out / "model", a=_step(run_dir, 8), b=_step(run_dir, 12)),
             "model",
             heavy=True,
         ),
     ]
-    if evaluation:
-        measured = ("eval", None, "--held-out", inputs / "held_out", "--held-out-text", inputs / "a.jsonl")
-        measured = (*measured, "--seq-length", 2048, "--output", out / "eval.json")
-        models = {"a": inputs / "model_a", "b": inputs / "model_b"}
-        commands.append(Command("kaiyuan eval", *pair(*measured, **models), "eval.json", heavy=True))
-    return commands
+
+
+def _evaluation(inputs: Path, out: Path) -> list[Command]:
+    measured = ("eval", None, "--held-out", inputs / "held_out", "--held-out-text", inputs / "a.jsonl")
+    measured = (*measured, "--seq-length", 2048, "--output", out / "eval.json")
+    models = {"a": inputs / "model_a", "b": inputs / "model_b"}
+    return [Command("kaiyuan eval", *_pair(*measured, **models), "eval.json", heavy=True)]
+
+
+def _pair(*words: object, a: object, b: object) -> tuple[list[str], list[str]]:
+    """The words of two products, with `a` and `b` in the place of None."""
+    first, second = ([str(value if word is None else word) for word in words] for value in (a, b))
+    return first, second
+
+
+def _texts(inputs: Path, suffix: str) -> list[Path]:
+    return [inputs / f"{name}{suffix}" for name in "ab"]
 
 
 def _step(run_dir: Path, step: int) -> Path:

@@ -115,11 +115,13 @@ def test_offsets_are_checked():
         signer.sign(np.array([0, 5], np.int32), data)
 
 
-@pytest.mark.skipif(not SAME_UNICODE, reason="the table is of another Unicode version")
+@pytest.mark.skipif(
+    not SAME_UNICODE,
+    reason="the committed table is of Unicode 14, which Python 3.11 writes; above, the code points that both know are "
+    "compared on every Python",
+)
 def test_the_table_is_what_its_script_writes():
     folder = Path(__file__).parents[3] / "csrc/dedup"
-    if not folder.is_dir():
-        pytest.skip("without sources, as in csrc/sanitize.sh")
     script = [sys.executable, str(folder / "make_unicode_data.py")]
     written = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     assert written == (folder / "unicode_data.h").read_text()

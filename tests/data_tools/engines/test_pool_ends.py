@@ -10,8 +10,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
 # Each worker sleeps in C with the interpreter's lock held, so that no thread of its can run.
 PARENT = """
 import ctypes, os, sys
@@ -37,7 +35,6 @@ def is_running(process: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death is Linux's")
 def test_no_worker_outlives_its_killed_parent_even_inside_a_library(tmp_path: Path) -> None:
     script, started = tmp_path / "parent.py", tmp_path / "started"
     script.write_text(PARENT)
