@@ -10,10 +10,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -177,7 +177,13 @@ def _list(word: str) -> Listing:
 
 def _list_local(word: str) -> Listing:
     if os.path.isdir(word):
-        return _some(word, list_folder(word, lambda name: _is_known(name) and not _is_product(word, name)), _NO_FILES)
+        # Folders of a hundred thousand files are usual, and each look at a network file system costs.
+        looked = cache(_is_documents)
+
+        def is_input(name: str) -> bool:
+            return _is_known(name) and not _is_product(word, name, looked)
+
+        return _some(word, list_folder(word, is_input), _NO_FILES)
     if os.path.isfile(word.rstrip("/")):
         return Listing([word.rstrip("/")], [])
     if has_magic(word) and not os.path.lexists(word):
@@ -222,16 +228,16 @@ def _is_ours(name: str) -> bool:
     return prefix is not None and os.path.lexists(f"{prefix}.idx")
 
 
-def _is_product(folder: str, name: str) -> bool:
+def _is_product(folder: str, name: str, is_documents: Callable[[Path], bool]) -> bool:
     """Whether a file below a folder was made by a command that reads such folders, also by a run that has not ended.
 
     A folder of documents that is named itself is read, without what lies beside these; so is any folder in it that is
     named, as `OUTPUT/dropped`. Below a folder it is left out, or text would be read again in a cleaned form.
     """
     below = [Path(folder, place) for place in list(Path(name).relative_to(folder).parents)[:-1]]
-    if any(place.name.endswith(".work") or _is_documents(place) for place in below):
+    if any(place.name.endswith(".work") or is_documents(place) for place in below):
         return True
-    return _is_documents(Path(folder)) and Path(name).relative_to(folder).parts[0] != "documents"
+    return is_documents(Path(folder)) and Path(name).relative_to(folder).parts[0] != "documents"
 
 
 def _is_documents(folder: Path) -> bool:
