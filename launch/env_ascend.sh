@@ -2,10 +2,10 @@
 # Settings for Ascend NPUs that matter in long jobs; what is set already wins. The launch scripts source it where they
 # find an NPU. docs/npu.md names the source of each, and what is left to you. Never run on the hardware by this project.
 
-# CANN's own paths, where the image has not set them: CANN 9, then earlier ones, installed by root, then by this user. Its
-# script reads variables that are not set.
+# CANN's own paths, where the image has not set them: of an installation by this user, then by root; CANN 9, then earlier
+# ones. Its script reads variables that are not set.
 if [[ -z ${ASCEND_HOME_PATH:-} ]]; then
-    for kaiyuan_cann in "${ASCEND_TOOLKIT:-}" {/usr/local,"${HOME:-}"}/Ascend/{cann,ascend-toolkit}; do
+    for kaiyuan_cann in "${ASCEND_TOOLKIT:-}" {"${HOME:-}",/usr/local}/Ascend/{cann,ascend-toolkit}; do
         [[ -f $kaiyuan_cann/set_env.sh ]] || continue
         set +u
         # shellcheck source=/dev/null

@@ -23,6 +23,9 @@ SETTINGS = {
     "ASCEND_SLOG_PRINT_TO_STDOUT": "0",
 }
 
+# CANN's paths are set already, as its images have it.
+IMAGE = {"ASCEND_HOME_PATH": "/image"}
+
 
 def sourced(home: Path, **environ: str) -> dict[str, str]:
     """What the file leaves in the environment of `set -euo pipefail`, as the launch scripts have it."""
@@ -36,18 +39,18 @@ def sourced(home: Path, **environ: str) -> dict[str, str]:
 
 
 def test_defaults_and_nothing_else(tmp_path: Path) -> None:
-    assert sourced(tmp_path) == SETTINGS
+    assert sourced(tmp_path, **IMAGE) == {**IMAGE, **SETTINGS}
     assert CACHE.owner() and stat.S_IMODE(CACHE.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_is_set_wins(name: str, tmp_path: Path) -> None:
-    assert sourced(tmp_path, **{name: "mine"}) == {**SETTINGS, name: "mine"}
+    assert sourced(tmp_path, **IMAGE, **{name: "mine"}) == {**IMAGE, **SETTINGS, name: "mine"}
 
 
 def test_settings_that_exclude_ours(tmp_path: Path) -> None:
     """torch_npu refuses both names of the allocator; CANN's own variable says where caches are."""
-    found = sourced(tmp_path, PYTORCH_ALLOC_CONF="max_split_size_mb:32", ASCEND_CACHE_PATH="/local")
+    found = sourced(tmp_path, **IMAGE, PYTORCH_ALLOC_CONF="max_split_size_mb:32", ASCEND_CACHE_PATH="/local")
     assert "PYTORCH_NPU_ALLOC_CONF" not in found and "ACL_OP_COMPILER_CACHE_DIR" not in found
 
 
@@ -61,7 +64,7 @@ def test_cann_is_found_and_may_read_what_is_not_set(folders: tuple[str, ...], tm
     found = sourced(tmp_path)
     assert (found["ASCEND_HOME_PATH"], found["LD_LIBRARY_PATH"]) == (chosen, f"{chosen}:")
     # An image that has sourced it already, and a place of the site's own.
-    assert sourced(tmp_path, ASCEND_HOME_PATH="/image")["ASCEND_HOME_PATH"] == "/image"
+    assert sourced(tmp_path, **IMAGE) == {**IMAGE, **SETTINGS}
     own = tmp_path / "own"
     own.mkdir()
     (own / "set_env.sh").write_text("export ASCEND_HOME_PATH=own")
