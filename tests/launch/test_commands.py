@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_devices_bring_their_settings_and_the_users_stay(
     script.write_text(f'set -euo pipefail; source {ROOT}/launch/common.sh; find_devices; echo "$devices {shown}"')
     with launched(str(script), environ={"NCCL_DEBUG": "INFO", **environ}) as job:
         assert job.finish() == (0, f"{devices} {settings}\n", "")
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "mpirun.sh"])
+def test_table_of_another_job_ends_in_one_line(script: str, recipe: Path, tmp_path: Path) -> None:
+    table = tmp_path / "ranks.json"
+    device = {"device_id": "0", "device_ip": "192.168.0.1", "rank_id": "0"}
+    table.write_text(json.dumps({"status": "completed", "server_list": [{"server_id": "a", "device": [device]}]}))
+    npus = {"ASCEND_RT_VISIBLE_DEVICES": "0,1", "RANK_TABLE_FILE": str(table), "HCCL_IF_BASE_PORT": "2000"}
+    with launched(script, "--dry-run", recipe, environ=npus) as job:
+        code, _, errors = job.finish()
+    assert (code, errors.count("\n")) == (2, 1)
+    assert f"RANK_TABLE_FILE={table} lists 1 ranks, and this job has 2" in errors
+    with launched(script, "--dry-run", "--nproc-per-node", 1, recipe, environ=npus) as job:
+        code, output, errors = job.finish()
+    assert code == 0, errors
+    assert f"launch: RANK_TABLE_FILE={table}: torch_npu takes the addresses of the 1 ranks from it\n" in output
 
 
 def test_manifest_of_kubernetes_starts_what_it_says(recipe: Path) -> None:
