@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the extensions for aarch64, the processors of Ascend hosts, and runs the tests of csrc/, of the reader and of
 # scorers on them, under emulation; then compares what both processors make of the same input, bit for bit. Nothing in
-# the project is changed, and no root is needed. Seven minutes of one core, most of it emulation.
+# the project is changed, and no root is needed. Ten minutes of one core, most of it emulation.
 #   bash csrc/aarch64.sh               all tests of csrc/ that are not slow
 #   bash csrc/aarch64.sh tests/csrc -k packing      arguments go to pytest
 # Needs the cross compiler and the emulator on PATH (Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static), and
