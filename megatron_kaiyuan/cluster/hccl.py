@@ -54,7 +54,7 @@ def _table_notice(world_size: int) -> str | None:
 
 
 def _ranks(path: Path) -> list[int]:
-    """The ranks of a table of version 1.0 and later, or of the older one with groups, which numbers none."""
+    """The ranks of a table of version 2.0 (Ascend950), 1.0 to 1.2, or of the oldest form, whose groups number none."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if (status := content["status"]) != "completed":
@@ -62,6 +62,8 @@ def _ranks(path: Path) -> list[int]:
         if "group_list" in content:
             instances = [one for group in content["group_list"] for one in group["instance_list"]]
             return list(range(sum(len(instance["devices"]) for instance in instances)))
+        if "rank_list" in content:
+            return [int(one["rank_id"]) for one in content["rank_list"]]
         return [int(device["rank_id"]) for server in content["server_list"] for device in server["device"]]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{_TABLE}={path} is no table of ranks ({type(error).__name__}: {error}); unset it") from error

@@ -56,12 +56,14 @@ GROUPS = {
     ],
 }
 
+RANKS = {"status": "completed", "version": "2.0", "rank_list": [{"rank_id": 0}, {"rank_id": 1}]}
+
 
 def test_nothing_is_said_where_nothing_is_set() -> None:
     assert notices(8, 1) == []
 
 
-@pytest.mark.parametrize(("content", "ranks"), [(table([0, 1], [2, 3]), 4), (table([0]), 1), (GROUPS, 2)])
+@pytest.mark.parametrize(("content", "ranks"), [(table([0, 1], [2, 3]), 4), (table([0]), 1), (GROUPS, 2), (RANKS, 2)])
 def test_table_of_this_job(
     content: dict[str, Any], ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
