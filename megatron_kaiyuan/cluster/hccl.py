@@ -65,7 +65,7 @@ def _ranks(path: Path) -> list[int]:
         if "rank_list" in content:
             return [int(one["rank_id"]) for one in content["rank_list"]]
         return [int(device["rank_id"]) for server in content["server_list"] for device in server["device"]]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{_TABLE}={path} is no table of ranks ({type(error).__name__}: {error}); unset it") from error
     except OSError as error:
         raise UserError(f"{_TABLE}={path}: {error.strerror}; unset it, or let its owner read it") from error

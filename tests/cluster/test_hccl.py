@@ -86,6 +86,7 @@ def test_table_of_this_job(
         ([], "is no table of ranks (TypeError"),
         ("{", "is no table of ranks (JSONDecodeError"),
         (b"\xff", "is no table of ranks (UnicodeDecodeError"),
+        ('{"status": "completed", "rank_list": [{"rank_id": 1e999}]}', "is no table of ranks (OverflowError"),
         ("[" * 100_000, "is no table of ranks (RecursionError"),
     ],
 )
