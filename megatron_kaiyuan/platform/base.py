@@ -27,7 +27,9 @@ class Platform(ABC):
         fused: the device's own kernels by operation: `norm` of input, weight and epsilon, `swiglu` of gate and up.
         emulated: precisions that it computes in much more slowly than in FP32; there products and attention are
             computed in FP32 and rounded once.
-        has_fused_adamw: whether torch's fused AdamW has a kernel for this device.
+        has_fused_adamw: torch's fused AdamW has a kernel for this device.
+        fused_attention: torch has an attention for this device that does not keep the scores of all pairs of tokens.
+        products_round_fp32: products of FP32 matrices are computed from inputs rounded to FP16.
         keeps_overflow: overflows are kept in a register of the device and leave finite numbers, no infinity or NaN.
         records: whether `record` makes something that runs without Python.
         findings: what was found on this machine, by what it would serve (`norm`, `optimizer`, ...), as a phrase.
@@ -39,6 +41,8 @@ class Platform(ABC):
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     emulated: tuple[str, ...] = ()
     has_fused_adamw: bool = True
+    fused_attention: bool = True
+    products_round_fp32: bool = False
     keeps_overflow: bool = False
     records: bool = False
 

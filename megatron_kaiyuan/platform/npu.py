@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform.ascend import Chip
 from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
-from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe
+from megatron_kaiyuan.platform.npu_kernels import probe
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 
@@ -46,8 +47,12 @@ class NpuPlatform(Platform):
             importlib.import_module("torch_npu.contrib.transfer_to_npu")
         self._npu.set_device(local_rank)
         self.device = torch.device("npu", local_rank)
-        if not self._npu.is_bf16_supported():
+        self.chip = Chip(self.device_name())
+        if self.chip.first_generation:
             self.precisions = ("fp32", "fp16")
+        self.has_fused_adamw = self.chip.has_fused_adamw
+        self.fused_attention = self.chip.has_fused_attention
+        self.products_round_fp32 = self.chip.products_round_fp32
         # In saturation mode, the only one of a 910A, an overflow becomes the largest number instead of an infinity.
         self.keeps_overflow = not self._npu.utils.is_support_inf_nan()
         if self._mindspeed:
@@ -84,12 +89,10 @@ class NpuPlatform(Platform):
 
     def _choose_kernels(self, torch_npu: Any) -> None:
         self.fused, found = probe(torch_npu, self.device, self.precisions)
-        self.has_fused_adamw = has_kernel("aten::_fused_adamw_")
-        kernel = "has a" if self.has_fused_adamw else "has no"
         self.findings = {
             **found,
-            "attention": "torch_npu answers with what this device has",
-            "optimizer": f"torch_npu {kernel} fused AdamW kernel",
+            "attention": f"{self.chip.name} has {'a' if self.fused_attention else 'no'} fused attention",
+            "optimizer": f"CANN has {'a' if self.has_fused_adamw else 'no'} fused AdamW kernel for {self.chip.name}",
             "overflow": "float status of the device" if self.keeps_overflow else "inf and NaN in gradients",
         }
         if self._mindspeed:

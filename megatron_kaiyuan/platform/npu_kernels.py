@@ -49,14 +49,6 @@ _CANDIDATES = {
 }
 
 
-def has_kernel(operator: str) -> bool:
-    """Whether torch_npu registered a kernel of a torch operator, such as `aten::_fused_adamw_`.
-
-    Without one the call would be computed on the host, copies of all tensors included.
-    """
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "PrivateUse1")
-
-
 def probe(torch_npu: Any, device: torch.device, precisions: Sequence[str]) -> tuple[dict[str, Fused], dict[str, str]]:
     """torch_npu's fused kernels that agree with torch, forward and backward, in every precision of the device.
 
