@@ -90,9 +90,17 @@ class Platform(ABC):
         """Forget the overflows so far, where `keeps_overflow`."""
         return
 
+    def overflow_flag(self) -> torch.Tensor | None:
+        """Whether arithmetic overflowed since `clear_overflow()`: 1 or 0, an FP32 scalar on the device.
+
+        None where overflows leave infinities. Does not wait for the device.
+        """
+        return None
+
     def overflowed(self) -> bool:
-        """Whether arithmetic overflowed since `clear_overflow()`, where `keeps_overflow`. Waits for the device."""
-        return False
+        """`overflow_flag()` as the host sees it, False where it is None. Waits for the device."""
+        flag = self.overflow_flag()
+        return flag is not None and bool(flag)
 
     def device_name(self) -> str:
         """This rank's device as its driver calls it; the platform's name where there is no driver."""
