@@ -29,6 +29,8 @@ from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 _CAPABILITY, _ANY_CAPABILITY = "TORCH_NPU_DEVICE_CAPABILITY", "7.5"
 # CANN writes into the register's first element whether an operator overflowed.
 _REGISTER_SIZE = 8
+# A first-generation chip rounds HCCL_EXEC_TIMEOUT down to a multiple of these seconds.
+_HCCL_PERIOD = 68
 
 
 class NpuPlatform(Platform):
@@ -64,6 +66,11 @@ class NpuPlatform(Platform):
             importlib.import_module("megatron.core.jit").disable_jit_fuser()
             answer_with_cuda_type_names()
         self._take_kernels(trial)
+
+    def limit_collectives(self, shortest: float, longest: float) -> None:
+        # After torch's own time-out the device's error would not be recorded. What the user has set stays.
+        periods = int((shortest + longest) / 2 / _HCCL_PERIOD)
+        os.environ.setdefault("HCCL_EXEC_TIMEOUT", str(_HCCL_PERIOD * max(1, periods)))
 
     def synchronize(self) -> None:
         self._npu.synchronize()
@@ -104,6 +111,7 @@ class NpuPlatform(Platform):
         self.has_fused_adamw = chip.has_fused_adamw
         self.fused_attention = chip.has_fused_attention
         self.products_round_fp32 = chip.products_round_fp32
+        self.compiles_operators = chip.compiles_operators
         # In saturation mode, the only one of the first generation, an overflow becomes the largest number.
         self.keeps_overflow = not self._npu.utils.is_support_inf_nan()
         self.findings = {

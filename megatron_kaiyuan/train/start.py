@@ -14,6 +14,7 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
@@ -68,10 +69,10 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> En
     """
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
-    with process_groups(who, platform, run.parallel, start_facts(run)):
+    limits = time_limits(platform, run.parallel, run.faults)
+    with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
         startup.ended("groups")
-        limits = run.faults.hang_timeout_seconds, 60 * run.parallel.timeout_minutes
-        with watched(Watchdog(who, *limits)) as watchdog:
+        with watched(Watchdog(who, limits.hang, limits.collective)) as watchdog:
             session = start(run, platform, startup)
             session.hooks.insert(0, Heartbeat(watchdog))
             fit(session)
