@@ -37,6 +37,7 @@ from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
+from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
@@ -89,9 +90,10 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
-    warning = agreed(lambda: check_vocabulary(run, stream))
-    if warning and torch.distributed.get_rank() == 0:
-        warn(warning)
+    vocabulary = agreed(lambda: check_vocabulary(run, stream))
+    if torch.distributed.get_rank() == 0:
+        for warning in filter(None, (vocabulary, rounding_warning(run, platform))):
+            warn(warning)
     schedule = agreed(lambda: make_schedule(run, stream))
     startup.ended("data")
     state = build_state(run, platform)
