@@ -15,6 +15,6 @@ def rounding_warning(run: RunConfig, platform: Platform) -> str | None:
     if not asked:
         return None
     return (
-        f"{' and '.join(asked)}: {platform.device_name()} rounds the inputs of products of FP32 matrices to FP16 (11 bits, "
-        "at most 65,504) and keeps only their sums in FP32"
+        f"{' and '.join(asked)}: {platform.device_name()} rounds the inputs of products of FP32 matrices to FP16 "
+        "(11 bits, at most 65,504) and keeps only their sums in FP32"
     )
