@@ -206,12 +206,18 @@ class BackendConfig(Section):
     rope: Literal["auto", "torch", "compiled"] = "auto"
     loss: Literal["auto", "torch", "compiled"] = "auto"
     attention: Annotated[
-        Literal["auto", "torch", "cudnn", "flash", "efficient"],
-        Field(description="one of torch's own kernels, or torch's choice among them"),
+        Literal["auto", "torch", "cudnn", "flash", "efficient", "blocked"],
+        Field(
+            description="one of torch's own kernels, or torch's choice among them; blocked: plain operations on some "
+            "queries at a time, for devices without such a kernel"
+        ),
     ] = "auto"
     document_attention: Annotated[
-        Literal["auto", "torch", "flex", "split"],
-        Field(description="with data.reset_attention_mask; torch: under a mask of all pairs"),
+        Literal["auto", "torch", "flex", "split", "blocked"],
+        Field(
+            description="with data.reset_attention_mask; torch: under a mask of all pairs; blocked: likewise, some "
+            "queries at a time"
+        ),
     ] = "auto"
     weight_gradient: Annotated[
         Literal["auto", "torch", "fused"],
