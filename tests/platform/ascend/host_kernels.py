@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from tests.platform.ascend import first_generation
+from tests.platform.ascend import collectives, first_generation
 from tests.platform.ascend.first_generation import FloatStatus
 from tests.platform.ascend.formulas import FORMULAS
 from tests.platform.ascend.memory import as_host, on_npu
@@ -42,6 +42,7 @@ class HostKernels(TorchDispatchMode):
 
     def __init__(self, saturates: bool) -> None:
         super().__init__()
+        collectives.replace_all_gather()
         self.operators: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)
         self.fallbacks: set[str] = set()
         self.status = FloatStatus() if saturates else None
@@ -57,7 +58,9 @@ class HostKernels(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name
         self._record(func, tensors)
-        if func.is_view or name in _BY_TORCH_NPU or name.startswith("c10d::"):
+        if name.startswith(("c10d::", "npu_custom_dist::")):
+            return collectives.call(self, func, args, kwargs)
+        if func.is_view or name in _BY_TORCH_NPU:
             return func(*args, **kwargs)
         written = _written(func, args, kwargs)
         on_host = [_to_host(leaf, id(leaf) in written) for leaf in leaves]
