@@ -1,4 +1,4 @@
-"""Python imports this at its start where the folder is on the path: npu operators are computed from torch_npu's import on.
+"""Python imports this at its start, where it finds it: once torch_npu is imported, its operators are computed.
 
 It is for processes that a program under test starts; `rank.py` prepares the program itself.
 """
