@@ -36,6 +36,7 @@ from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
+from megatron_kaiyuan.train.rounded_products import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
@@ -88,8 +89,10 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
-    warning = agreed(lambda: check_vocabulary(run, stream))
-    if warning and torch.distributed.get_rank() == 0:
+    warnings = [agreed(lambda: check_vocabulary(run, stream))]
+    if platform.products_round_fp32:
+        warnings.append(rounding_warning(run))
+    for warning in filter(None, warnings if torch.distributed.get_rank() == 0 else ()):
         warn(warning)
     schedule = agreed(lambda: make_schedule(run, stream))
     startup.ended("data")
@@ -119,7 +122,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     )
     if ahead := left_out.ahead(state.progress.tokens):
         sinks.event("left_out", step=state.progress.step, tokens=[entry["tokens"] for entry in ahead])
-    sinks.event("implementations", table=implementations(state, run.train.precision))
+    sinks.event("implementations", table=implementations(state, run))
     used = utilization(run, platform, torch.distributed.get_world_size())
     sinks.event("utilization", **used.facts())
     return Session(
