@@ -62,10 +62,13 @@ def test_a_later_chip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failing", "soc", "kernels"), [("RmsNorm", "Ascend910A", []), ("RmsNorm", "Ascend910B2", ["swiglu"])]
+    ("soc", "kernels", "silent"), [("Ascend910A", [], True), ("Ascend910B2", ["swiglu"], False)], ids=["910A", "910B2"]
 )
-def test_a_kernel_that_fails_leaves_the_task_queue_alone(failing: str, soc: str, kernels: list[str]) -> None:
-    """A child tried it. The same kernel called in this process silences all that follows."""
+def test_a_kernel_that_fails_leaves_the_task_queue_alone(soc: str, kernels: list[str], silent: bool) -> None:
+    """A child tried it. The same kernel called in this process on a 910A silences all that follows.
+
+    On later chips the operator is refused before it enters the queue.
+    """
     succeeds(
         f"""
         import contextlib, torch, torch_npu
@@ -78,10 +81,11 @@ def test_a_kernel_that_fails_leaves_the_task_queue_alone(failing: str, soc: str,
 
         with contextlib.suppress(RuntimeError):
             torch_npu.npu_rms_norm(ones, ones[0])[0].cpu()
-        assert (ones + ones).sum().item() != 32
+        # Other numbers than before, which still lie in the memory that is used again.
+        assert ((ones * 3).sum().item() != 48) == {silent}
         """,
         soc=soc,
-        failing=(failing,),
+        failing=("RmsNorm",),
         task_queue=True,
     )
 
