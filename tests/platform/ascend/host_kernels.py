@@ -62,11 +62,11 @@ class HostKernels(TorchDispatchMode):
         self._record(func, tensors)
         if name.startswith(("c10d::", "npu_custom_dist::")):
             return collectives.call(self, func, args, kwargs)
+        if func.is_view or name in _BY_TORCH_NPU:
+            return func(*args, **kwargs)
         if _is_composite(func.name()):
             with self:
                 return func.redispatch(_NPU, *args, **kwargs)
-        if func.is_view or name in _BY_TORCH_NPU:
-            return func(*args, **kwargs)
         written = _written(func, args, kwargs)
         on_host = [_to_host(leaf, id(leaf) in written) for leaf in leaves]
         results = self._compute(func, *tree_unflatten(on_host, structure))
@@ -161,7 +161,7 @@ def _queue_is_dead() -> bool:
 
 
 def _fill(answers: Any, results: Any, written: dict[int, torch.Tensor], name: str) -> Any:
-    """torch_npu's answers with the host's results in them; a number is the host's."""
+    """torch_npu's answers with the host's results in them, but for None; a number is the host's."""
     mine, structure = tree_flatten(answers)
     theirs = tree_leaves(results)
     filled = []
@@ -169,7 +169,7 @@ def _fill(answers: Any, results: Any, written: dict[int, torch.Tensor], name: st
         if not isinstance(answer, torch.Tensor):
             filled.append(result)
             continue
-        if id(answer) not in written:
+        if id(answer) not in written and result is not None:
             _write(answer, result, name)
         filled.append(answer)
     return tree_unflatten(filled, structure)
