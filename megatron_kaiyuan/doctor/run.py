@@ -12,6 +12,7 @@ from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.machine import examine_disks, examine_limits, examine_machine
 from megatron_kaiyuan.doctor.software import examine_kernels, examine_torch, examine_versions
+from megatron_kaiyuan.doctor.trial_process import TrialProcess
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.platform import Platform
@@ -25,7 +26,7 @@ def run_doctor(platform: str, run_dir: Path | None, timeout: float, as_json: boo
     Args:
         platform: as in a recipe.
         run_dir: where a run will write, which all ranks have to see.
-        timeout: seconds to wait for missing ranks, and again for all collectives.
+        timeout: seconds for the trial of the device, again to wait for missing ranks, and again for all collectives.
 
     Returns:
         1 when rank 0 knows of a problem of any rank, or this rank cannot tell it of its own; else 0.
@@ -34,7 +35,8 @@ def run_doctor(platform: str, run_dir: Path | None, timeout: float, as_json: boo
     who = _who(found)
     if who.is_scheduler:
         return 0
-    has_torch, device = _examine_alone(found, who, platform, run_dir)
+    with TrialProcess(platform, who.local_rank, who.local_world_size or who.world_size) as trial:
+        has_torch, device = _examine_alone(found, who, platform, run_dir, trial, timeout)
     if who.world_size == 1 or not has_torch:
         return report.tell([found], who, as_json)
     from megatron_kaiyuan.doctor.together import examine_together
@@ -56,8 +58,10 @@ def _who(found: Examination) -> Rank:
     return who
 
 
-def _examine_alone(found: Examination, who: Rank, name: str, run_dir: Path | None) -> tuple[bool, Platform | None]:
-    """What needs no other rank; whether torch can be used, and the platform if that can."""
+def _examine_alone(
+    found: Examination, who: Rank, name: str, run_dir: Path | None, trial: TrialProcess, timeout: float
+) -> tuple[bool, Platform | None]:
+    """What needs no other rank; whether torch can be used, and the platform if other ranks need it and it works."""
     has_torch, device = False, None
     with found.part("machine"):
         examine_machine(found)
@@ -68,23 +72,18 @@ def _examine_alone(found: Examination, who: Rank, name: str, run_dir: Path | Non
         has_torch = examine_torch(found)
     if has_torch:
         with found.part("platform"):
-            device = _activate(found, name, who)
+            works = trial.collect(found, timeout)
+            if works and who.world_size > 1:
+                device = _activate(name, who)
     with found.part("kernels"):
         examine_kernels(found)
     with found.part("disk"):
-        examine_disks(found, run_dir or Path.cwd(), has_devices=device is not None and device.name != "cpu")
+        has_devices = bool(found.facts.get("platform", {}).get("devices"))
+        examine_disks(found, run_dir or Path.cwd(), has_devices)
     return has_torch, device
 
 
-def _activate(found: Examination, name: str, who: Rank) -> Platform:
+def _activate(name: str, who: Rank) -> Platform:
     from megatron_kaiyuan import platform
 
-    device = platform.activate(name, who.local_rank, who.local_world_size or who.world_size)
-    found.facts["platform"] = {
-        "name": device.name,
-        "backend": device.collective_backend,
-        "devices": device.device_names(),
-        "precisions": list(device.precisions),
-        "findings": dict(device.findings),
-    }
-    return device
+    return platform.activate(name, who.local_rank, who.local_world_size or who.world_size)
