@@ -18,7 +18,7 @@ from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.platform.precisions import DTYPES
 
 # Largest norm of the error of a product, as a share of the product's: a few units of the precision it is rounded to.
-_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
+PRODUCT_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
 _ELSEWHERE = "set platform=cpu until it is mended"
 _OVERFLOWS: dict[str, Callable[[torch.device], torch.Tensor]] = {
     "exp(12) in FP16": lambda device: torch.full((64,), 12.0, dtype=torch.float16, device=device).exp(),
@@ -96,7 +96,7 @@ def _try_products(found: Examination, platform: Platform) -> None:
         with _trying(found, f"a product in {precision}", f"no step of a run in {precision} could be computed"):
             errors[precision] = error = product_error(one, other, DTYPES[precision], platform.device)
             rounded = precision == "fp32" and platform.products_round_fp32
-            if not error <= _TOLERANCE["fp16" if rounded else precision]:
+            if not error <= PRODUCT_TOLERANCE["fp16" if rounded else precision]:
                 found.problem(
                     f"device: products in {precision} are off by {error:.1e} of their size, against the CPU: training "
                     f"would learn from wrong numbers; check the driver and the device's health, or {_ELSEWHERE}"
@@ -190,9 +190,7 @@ def update_error(device: torch.device, build: Callable[[list[torch.Tensor]], tor
     first = [torch.randn(shape, generator=drawn) for shape in ((64, 32), (33,))]
     gradients = [[torch.randn(one.shape, generator=drawn) for one in first] for _ in range(3)]
 
-    def updated(
-        place: torch.device, make: Callable[[list[torch.Tensor]], torch.optim.Optimizer]
-    ) -> list[torch.Tensor]:
+    def updated(place: torch.device, make: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> list[torch.Tensor]:
         weights = [torch.nn.Parameter(one.to(place, copy=True)) for one in first]
         optimizer = make(weights)  # type: ignore[arg-type]
         for group in optimizer.param_groups:
