@@ -186,7 +186,7 @@ def doctor(
     platform: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
     run_dir: Annotated[Path | None, typer.Option(help="where a run will write: do all ranks see it?")] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, help="seconds for the device, for missing ranks, and for collectives")
+        float, typer.Option(min=1, help="seconds for the device, again for missing ranks, again for collectives")
     ] = 120,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
     acceptance: Annotated[

@@ -36,7 +36,7 @@ class TrialProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="kaiyuan_trial_")
         self._result = Path(self._folder.name) / "result.json"
         self._printed = Path(self._folder.name) / "printed"
-        command = [sys.executable, "-m", __spec__.name, name, str(local_rank), str(local_world_size), self._result]
+        command = [sys.executable, "-m", __spec__.name, name, str(local_rank), str(local_world_size), str(self._result)]
         with open(self._printed, "wb") as printed:
             self._process = subprocess.Popen(
                 command,

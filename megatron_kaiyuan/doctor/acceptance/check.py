@@ -29,9 +29,9 @@ class Check:
     """One line of the record.
 
     Attributes:
-        where: `module.function` below this package. It is called with a `Context` in a process of its own and returns its
-            figure as text, or that and facts; it raises `CheckFailed`, `NotPossible`, or anything else, which counts
-            as failed.
+        where: `module.function` below this package. It is called with a `Context` in a process of its own and returns
+            its figure as text, or that and facts; it raises `CheckFailed`, `NotPossible`, or anything else, which
+            counts as failed.
         title: what the line says.
         seconds: after which the process is killed and the check has failed.
         environment: variables that its process gets besides.

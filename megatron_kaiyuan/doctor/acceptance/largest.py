@@ -17,7 +17,11 @@ from megatron_kaiyuan.platform.figures import Device, device_named, device_repor
 _GIB = 1 << 30
 # Of the planned memory that a step may take more.
 _MARGIN = 1.05
-_RECOMPUTED = ([], ["parallel.recompute_granularity=selective"], ["parallel.recompute_granularity=full"])
+_RECOMPUTED: tuple[list[str], ...] = (
+    [],
+    ["parallel.recompute_granularity=selective"],
+    ["parallel.recompute_granularity=full"],
+)
 
 
 @dataclass(frozen=True)

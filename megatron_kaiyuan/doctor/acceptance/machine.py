@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform as system
 import re
 import shutil
@@ -40,14 +41,13 @@ def devices(context: Context) -> tuple[str, dict[str, Any]]:
 
 def versions(context: Context) -> str:
     """Packages, and for NPUs what CANN, driver and firmware say of themselves."""
-    platform = context.activate()
     found = {"Python": system.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    if platform.name == "npu":
+    if context.platform == "npu":
         found |= _of_ascend()
         _require_one_version(found)
     return ", ".join(f"{name} {value}" for name, value in found.items())
@@ -57,10 +57,9 @@ def modes(context: Context) -> str:
     """Of a chip of the first generation: no BF16, and saturation. Later ones have BF16 and infinities."""
     context.require("npu", because="its devices have BF16 and infinities")
     platform = context.activate()
-    import torch_npu
-
     from megatron_kaiyuan.platform.ascend import Chip
 
+    torch_npu = importlib.import_module("torch_npu")
     chip = Chip(platform.device_name())
     bf16, infinities = torch_npu.npu.is_bf16_supported(), torch_npu.npu.utils.is_support_inf_nan()
     figure = f"{chip.name}: is_bf16_supported {bf16}, is_support_inf_nan {infinities}"
@@ -70,7 +69,7 @@ def modes(context: Context) -> str:
 
 
 def _of_ascend() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name, pattern in _INSTALLED:
         for path in sorted(Path("/").glob(pattern.lstrip("/"))):
             text = path.read_text(errors="replace")

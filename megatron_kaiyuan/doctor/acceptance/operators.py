@@ -1,4 +1,4 @@
-"""Single operators of a training step at its sizes: right against the CPU, how fast, and silent where nothing overflows."""
+"""Single operators of a training step: right against the CPU, how fast, and silent where nothing overflows."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def attention(context: Context) -> str:
     shapes = [(1, heads, tokens, 128) for heads in (16, 8, 8)]
     inputs = [torch.randn(shape, generator=drawn).half() for shape in shapes]
     before = platform.peak_memory_bytes()
-    leaves = [one.to(platform.device).requires_grad_() for one in inputs]
+    query, key, value = (one.to(platform.device).requires_grad_() for one in inputs)
     platform.clear_overflow()
 
     def step() -> torch.Tensor:
-        output = backend.attention(*leaves, None, None)
+        output = backend.attention(query, key, value, None, None)
         output.float().sum().backward()
         return output
 

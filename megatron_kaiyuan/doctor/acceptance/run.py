@@ -46,8 +46,8 @@ def run_acceptance(
     wanted = _named(only, checks)
     if recipe is not None and not recipe.is_file():
         raise UserError(f"--recipe {recipe}: not found")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, _stop)
     with open_record(output, platform, recipe) as record:
         say(f"acceptance: {len(wanted)} checks on platform {platform}, into {output}; half an hour on eight devices")
         kept = {} if only else record.passed()

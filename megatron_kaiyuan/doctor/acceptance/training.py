@@ -54,7 +54,8 @@ def against_cpu(context: Context) -> str:
     apart = [abs(one["loss"] - other["loss"]) for one, other in zip(there.rows, here.rows, strict=True)]
     figure = (
         f"step 1 apart {apart[0]:.1e}, the worst of {steps} {max(apart):.1e}; loss {there.rows[0]['loss']:.3f} to "
-        f"{there.rows[-1]['loss']:.3f}, {len(skipped(there))} skipped, {there.rows[-1]['seconds_per_step']:.2f} s a step"
+        f"{there.rows[-1]['loss']:.3f}, {len(skipped(there))} skipped, "
+        f"{there.rows[-1]['seconds_per_step']:.2f} s a step"
     )
     if not (apart[0] <= _STEP_1 and max(apart) <= _LATER):
         raise CheckFailed(figure)
@@ -169,10 +170,7 @@ def train(
     print(f"$ {' '.join(command)}", flush=True)
     process = subprocess.Popen(command, env={**os.environ, **cores(ranks), **(environment or {})})
     try:
-        if kill_behind is None:
-            code = process.wait()
-        else:
-            code = _killed(process, run_dir, kill_behind)
+        code = process.wait() if kill_behind is None else _killed(process, run_dir, kill_behind)
     finally:
         kill_tree(process)
     if code:
