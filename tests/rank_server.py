@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ def run(
     *,
     imported: str = "training",
     typed: str = "",
+    environ: Mapping[str, str] | None = None,
+    seconds: float = 240.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program (`-m module`, `-c code` or a file, and its arguments) on ranks, to its end.
 
@@ -46,10 +48,15 @@ def run(
         largest_file: see `Ranks`.
         imported: what the ranks find imported, a name in `_IMPORTS`.
         typed: their standard input.
+        environ: their environment, by default that of this process.
+
+    Raises:
+        TimeoutError: they did not end in `seconds`.
     """
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
         (Path(folder) / "typed").write_text(typed)
-        codes = _ask(imported, count, program, Path(folder), largest_file, wait=True)
+        limits = {"largest_file": largest_file, "seconds": seconds}
+        codes = _ask(imported, count, program, Path(folder), wait=True, environ=environ, **limits)
         output, errors = ((Path(folder) / name).read_text() for name in ("output", "errors"))
         if isinstance(codes, str):
             raise TimeoutError(f"{codes}: {errors[-3000:]}")
@@ -93,7 +100,7 @@ class Started:
 def started(count: int, program: Sequence[object], *, imported: str = "training") -> Iterator[Started]:
     """`run`, for the body of a `with`; ranks that are left at its end are killed."""
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
-        _ask(imported, count, program, Path(folder), None, wait=False)
+        _ask(imported, count, program, Path(folder), wait=False)
         job = Started(Path(folder))
         try:
             yield job
@@ -117,13 +124,22 @@ def _wait_for_json(path: Path, seconds: float) -> Any:
 
 
 def _ask(
-    imported: str, count: int, program: Sequence[object], folder: Path, largest_file: int | None, wait: bool
+    imported: str,
+    count: int,
+    program: Sequence[object],
+    folder: Path,
+    *,
+    wait: bool,
+    environ: Mapping[str, str] | None = None,
+    largest_file: int | None = None,
+    seconds: float = 240.0,
 ) -> Any:
     """Have a server start a job; its exit codes, what went wrong, or None if it is not to be waited for."""
     server = _server(imported)
     assert server.stdin is not None and server.stdout is not None
     job = {"count": count, "program": list(map(str, program)), "largest_file": largest_file, "wait": wait}
-    job |= {"environ": {**os.environ}, "folder": os.getcwd(), "answers": str(folder)}
+    job |= {"environ": dict(os.environ if environ is None else environ), "seconds": seconds}
+    job |= {"folder": os.getcwd(), "answers": str(folder)}
     server.stdin.write(json.dumps(job) + "\n")
     server.stdin.flush()
     return json.loads(server.stdout.readline())
@@ -166,22 +182,29 @@ def _import_evaluation() -> None:
     from megatron_kaiyuan.evaluate import run  # noqa: F401
 
 
+def _import_ascend() -> None:
+    """torch_npu over the stubs, without a device; transfer_to_npu and what follows it are the program's own."""
+    from tests.platform.ascend import preload  # noqa: F401
+
+
 _IMPORTS: dict[str, Callable[[], None]] = {
     "training": _import_training,
     "torch": _import_torch,
+    "ascend": _import_ascend,
     "data": _import_data_tools,
     "evaluation": _import_evaluation,
 }
 
 
 def _serve(imported: str) -> None:
-    _IMPORTS[imported]()
+    with contextlib.redirect_stdout(sys.stderr):
+        _IMPORTS[imported]()
     for line in sys.stdin:
         job = json.loads(line)
         answer: Any = None
         if job["wait"]:
             try:
-                answer = _ranks(job).wait()
+                answer = _ranks(job).wait(job["seconds"])
             except TimeoutError as error:
                 answer = str(error)
         else:

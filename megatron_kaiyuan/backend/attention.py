@@ -22,6 +22,11 @@ Attention: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, "float | None", "torch.Tensor | None"], torch.Tensor
 ]
 
+# The same under Megatron's mask, boolean [b or 1, 1, s, s], true where a query (row) must not see a key.
+MaskedAttention: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, "float | None", torch.Tensor], torch.Tensor
+]
+
 
 def torch_attention(
     query_bnsd: torch.Tensor,
@@ -37,7 +42,7 @@ def torch_attention(
         kernel: makes the context in which torch takes it.
     """
     if documents_bs is not None:
-        return masked_attention(query_bnsd, key_bgsd, value_bgsd, scale, _once(_masks, document_mask, documents_bs))
+        return masked_attention(query_bnsd, key_bgsd, value_bgsd, scale, mask_of(documents_bs))
     grouped = query_bnsd.size(1) != key_bgsd.size(1)
     with kernel():
         return torch.nn.functional.scaled_dot_product_attention(
@@ -67,6 +72,11 @@ def document_mask(documents_bs: torch.Tensor) -> torch.Tensor:
     length = documents_bs.size(1)
     future_ss = torch.ones(length, length, dtype=torch.bool, device=documents_bs.device).triu_(1)
     return (documents_bs[:, None, :, None] != documents_bs[:, None, None, :]) | future_ss
+
+
+def mask_of(documents_bs: torch.Tensor) -> torch.Tensor:
+    """`document_mask`, made once for all layers of a micro-batch."""
+    return _once(_masks, document_mask, documents_bs)
 
 
 def split_attention(

@@ -8,6 +8,7 @@
 | npu      | torch_npu's, where the platform has found that they agree with torch |
 | cudnn, flash, efficient | for attention, one of the kernels that torch would choose among |
 | split    | for attention within documents on CPUs: torch's, on each document alone |
+| blocked  | for attention where torch has no fused kernel: plain operations on a block of queries at a time |
 | flex     | for attention within documents on NVIDIA GPUs: torch's FlexAttention |
 | recorded | for the passes over a micro-batch: CUDA graphs, see `train/recorded.py` |
 | fused    | for weight gradients: products that add themselves to the FP32 sum, by Apex or torch |
@@ -28,7 +29,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_kaiyuan.backend import operations
-from megatron_kaiyuan.backend.attention import Attention, flex_attention, split_attention, torch_attention
+from megatron_kaiyuan.backend.attention import (
+    Attention,
+    MaskedAttention,
+    flex_attention,
+    masked_attention,
+    split_attention,
+    torch_attention,
+)
+from megatron_kaiyuan.backend.blocked import blocked_attention, blocked_masked_attention
 from megatron_kaiyuan.backend.formulas import EAGER, Formulas, compiled
 from megatron_kaiyuan.backend.libraries import Norm, liger_norm, liger_swiglu, npu_norm, torch_norm
 from megatron_kaiyuan.config import BackendConfig, RunConfig
@@ -46,7 +55,13 @@ _PREFERRED: dict[str, dict[str, Sequence[str]]] = {
         "document_attention": ("flex",),
         "weight_gradient": ("fused",),
     },
-    "npu": {"norm": ("npu",), "swiglu": ("npu",)},
+    "npu": {
+        "norm": ("npu",),
+        "swiglu": ("npu",),
+        # Where there is a fused attention it is torch's.
+        "attention": ("blocked",),
+        "document_attention": ("blocked",),
+    },
     # Compiling takes a CPU half a minute at a first start, and three quarters of a step are products and attention.
     "cpu": {"document_attention": ("split",)},
 }
@@ -74,6 +89,7 @@ class Backend:
         loss: formulas of the cross-entropy.
         attention: of one document a sample.
         document_attention: within each of several.
+        masked_attention: under Megatron's mask; it goes with `document_attention`.
         accumulates: whether products of weight gradients add themselves to the FP32 sum, in half precision.
         choices: by operation.
     """
@@ -84,6 +100,7 @@ class Backend:
     loss: Formulas = EAGER
     attention: Attention = torch_attention
     document_attention: Attention = torch_attention
+    masked_attention: MaskedAttention = masked_attention
     accumulates: bool = False
     choices: dict[str, Choice] = field(default_factory=dict)
 
@@ -109,6 +126,7 @@ def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = No
         loss=_formulas(taken["loss"]),
         attention=_attention(taken["attention"]),
         document_attention=_attention(taken["document_attention"]),
+        masked_attention=blocked_masked_attention if taken["document_attention"] == "blocked" else masked_attention,
         accumulates=taken["weight_gradient"] == "fused",
         choices=choices,
     )
@@ -122,6 +140,8 @@ def _choice(operation: str, named: str, platform: Platform, run: RunConfig | Non
         return Choice(named, f"backend.{operation} says so")
     lacks: list[str] = []
     for candidate in _PREFERRED[platform.name].get(operation, ()):
+        if candidate == "blocked" and platform.fused_attention:
+            continue
         lack = _lack(operation, candidate, platform, run)
         if lack is None:
             return Choice(candidate, f"first choice of {platform.name}" if not lacks else "; ".join(lacks))
@@ -139,7 +159,7 @@ def _lack(operation: str, implementation: str, platform: Platform, run: RunConfi
         return None if operation in platform.fused else platform.findings.get(operation, "is for platform npu")
     if implementation == "split":
         return None if platform.name == "cpu" else f"is for CPUs, and this is platform {platform.name}"
-    if implementation != "torch" and platform.name != "cuda":
+    if implementation not in ("torch", "blocked") and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
     if implementation == "liger":
         return _liger_lack()
@@ -197,7 +217,12 @@ def _of(operation: Callable, implementation: str) -> Callable:
 def _attention(implementation: str) -> Attention:
     if implementation in _ATTENTION:
         return partial(torch_attention, kernel=partial(sdpa_kernel, _ATTENTION[implementation]))
-    return {"split": split_attention, "flex": flex_attention, "torch": torch_attention}[implementation]
+    return {
+        "blocked": blocked_attention,
+        "split": split_attention,
+        "flex": flex_attention,
+        "torch": torch_attention,
+    }[implementation]
 
 
 def _norm(implementation: str, platform: Platform) -> Norm:

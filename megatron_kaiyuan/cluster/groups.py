@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from megatron_kaiyuan.cluster.discover import Rank, discover
+from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
 from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
@@ -21,7 +22,11 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def process_groups(
-    who: Rank, platform: Platform, parallel: ParallelConfig, facts: Facts | None = None
+    who: Rank,
+    platform: Platform,
+    parallel: ParallelConfig,
+    facts: Facts | None = None,
+    limits: TimeLimits | None = None,
 ) -> Iterator[None]:
     """torch.distributed and megatron-core's groups for the body of the `with`.
 
@@ -29,6 +34,7 @@ def process_groups(
 
     Args:
         facts: what has to be the same on every rank, by name.
+        limits: None: what suits the device.
 
     Raises:
         RankMissing: a rank does not come within the time-out.
@@ -37,7 +43,9 @@ def process_groups(
     from megatron.core import parallel_state
 
     with _exported(who):
-        timeout = timedelta(minutes=parallel.timeout_minutes)
+        limits = limits or time_limits(platform, parallel)
+        platform.limit_collectives(limits.hang, limits.collective)
+        timeout = timedelta(seconds=limits.collective)
         store = open_store(who, timeout)
         roll_call(store, who, facts or {}, timeout)
         torch.distributed.init_process_group(
@@ -51,7 +59,7 @@ def process_groups(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=parallel.virtual_stages,
-            distributed_timeout_minutes=parallel.timeout_minutes,
+            distributed_timeout_minutes=limits.collective / 60,
             create_gloo_process_groups=True,
         )
         yield

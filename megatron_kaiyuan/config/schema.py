@@ -97,8 +97,13 @@ class ParallelConfig(Section):
         Field(min_length=1, description="the parts, with selective; null: core_attn, the scores of attention"),
     ] = None
     timeout_minutes: Annotated[
-        float, Field(gt=0, description="a collective, or a start, that waits longer ends the job")
-    ] = 10.0
+        float | None,
+        Field(
+            gt=0,
+            description="a collective, or a start with its first step, that takes longer ends the job; null: 10, and "
+            "30 on devices that compile operators when first called (Ascend 910A)",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check_context(self) -> ParallelConfig:
@@ -201,12 +206,18 @@ class BackendConfig(Section):
     rope: Literal["auto", "torch", "compiled"] = "auto"
     loss: Literal["auto", "torch", "compiled"] = "auto"
     attention: Annotated[
-        Literal["auto", "torch", "cudnn", "flash", "efficient"],
-        Field(description="one of torch's own kernels, or torch's choice among them"),
+        Literal["auto", "torch", "cudnn", "flash", "efficient", "blocked"],
+        Field(
+            description="one of torch's own kernels, or torch's choice among them; blocked: plain operations on some "
+            "queries at a time, for devices without such a kernel"
+        ),
     ] = "auto"
     document_attention: Annotated[
-        Literal["auto", "torch", "flex", "split"],
-        Field(description="with data.reset_attention_mask; torch: under a mask of all pairs"),
+        Literal["auto", "torch", "flex", "split", "blocked"],
+        Field(
+            description="with data.reset_attention_mask; torch: under a mask of all pairs; blocked: likewise, some "
+            "queries at a time"
+        ),
     ] = "auto"
     weight_gradient: Annotated[
         Literal["auto", "torch", "fused"],
@@ -321,8 +332,13 @@ class FaultsConfig(Section):
         int, Field(gt=0, description="left out by a rollback, the bad one last; none from before the checkpoint")
     ] = 100
     hang_timeout_seconds: Annotated[
-        float, Field(gt=0, description="no rank may take longer from one step or save to the next")
-    ] = 300.0
+        float | None,
+        Field(
+            gt=0,
+            description="no rank may take longer from one step or save to the next; null: 300, and 900 on devices that "
+            "compile operators when first called, but at most half of parallel.timeout_minutes",
+        ),
+    ] = None
 
 
 class MonitorConfig(Section):
@@ -432,11 +448,11 @@ class RunConfig(Section):
                 "optimizer.qk_clip_tau changes nothing with model.qk_layernorm, whose norms take away the scale of "
                 "query and key weights; set model.qk_layernorm=false, or leave qk_clip_tau out"
             )
-        hang, timeout = self.faults.hang_timeout_seconds, 60 * parallel.timeout_minutes
-        if hang >= timeout:
+        hang, minutes = self.faults.hang_timeout_seconds, parallel.timeout_minutes
+        if hang is not None and minutes is not None and hang >= 60 * minutes:
             raise ValueError(
-                f"faults.hang_timeout_seconds {hang:g} is not below parallel.timeout_minutes "
-                f"{parallel.timeout_minutes:g} ({timeout:g} seconds), when collectives fail without naming a rank"
+                f"faults.hang_timeout_seconds {hang:g} is not below parallel.timeout_minutes {minutes:g} "
+                f"({60 * minutes:g} seconds), when collectives fail without naming a rank"
             )
         if train.global_batch_size % train.micro_batch_size:
             raise ValueError(

@@ -18,7 +18,6 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_kaiyuan import platform
-from megatron_kaiyuan.backend.attention import masked_attention
 from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.platform.precisions import DTYPES
 
@@ -123,7 +122,7 @@ class CausalAttention(MegatronModule):
         if attention_mask is None:
             attend: Callable[..., torch.Tensor] = self._backend.attention
         elif attention_mask.dtype == torch.bool:
-            attend = masked_attention
+            attend = self._backend.masked_attention
         else:
             attend = self._backend.document_attention
         return lambda *tensors: attend(*tensors, self.softmax_scale, attention_mask)

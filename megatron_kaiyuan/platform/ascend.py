@@ -43,6 +43,14 @@ class Chip:
         return self.first_generation
 
     @property
+    def compiles_operators(self) -> bool:
+        """torch_npu's jit_compile is on by default, and has to stay on.
+
+        Without it gather, scatter_add and repeat_interleave take their aclnn forms, which CANN does not support here.
+        """
+        return self.first_generation
+
+    @property
     def tries(self) -> tuple[str, ...]:
         """Operations whose kernel in torch_npu is tried on the device; documents disagree about the norm's.
 

@@ -31,6 +31,7 @@ class Platform(ABC):
         fused_attention: torch has an attention for this device that does not keep the scores of all pairs of tokens.
         products_round_fp32: products of FP32 matrices are computed from inputs rounded to FP16.
         keeps_overflow: overflows are kept in a register of the device and leave finite numbers, no infinity or NaN.
+        compiles_operators: operators are compiled when first called, and again for another shape.
         records: whether `record` makes something that runs without Python.
         findings: what was found on this machine, by what it would serve (`norm`, `optimizer`, ...), as a phrase.
     """
@@ -44,6 +45,7 @@ class Platform(ABC):
     fused_attention: bool = True
     products_round_fp32: bool = False
     keeps_overflow: bool = False
+    compiles_operators: bool = False
     records: bool = False
 
     def __init__(self) -> None:
@@ -56,6 +58,10 @@ class Platform(ABC):
 
     def adapt_megatron(self) -> None:
         """Give megatron-core, once it is imported, what it lacks on this device."""
+        return
+
+    def limit_collectives(self, shortest: float, longest: float) -> None:
+        """Let the library of collectives give one up between these seconds; before process groups are made."""
         return
 
     @abstractmethod
@@ -90,9 +96,17 @@ class Platform(ABC):
         """Forget the overflows so far, where `keeps_overflow`."""
         return
 
+    def overflow_flag(self) -> torch.Tensor | None:
+        """Whether arithmetic overflowed since `clear_overflow()`: 1 or 0, an FP32 scalar on the device.
+
+        None where overflows leave infinities. Does not wait for the device.
+        """
+        return None
+
     def overflowed(self) -> bool:
-        """Whether arithmetic overflowed since `clear_overflow()`, where `keeps_overflow`. Waits for the device."""
-        return False
+        """`overflow_flag()` as the host sees it, False where it is None. Waits for the device."""
+        flag = self.overflow_flag()
+        return flag is not None and bool(flag)
 
     def device_name(self) -> str:
         """This rank's device as its driver calls it; the platform's name where there is no driver."""

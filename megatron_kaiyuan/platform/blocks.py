@@ -12,3 +12,13 @@ def block_elements(device_type: str) -> int:
 def block_rows(elements: int, device_type: str) -> int:
     """Rows of so many elements each that make a block, at least one."""
     return max(block_elements(device_type) // elements, 1)
+
+
+def block_queries(heads: int, length: int) -> int:
+    """Queries of a block of `backend/blocked.py`: an eighth of them, or what makes 2^25 scores; at least 128.
+
+    Each number of keys is a shape, for which some devices compile kernels: blocks of an eighth make eight, and compute
+    9/16 of all pairs where a causal mask leaves one half. Multiples of 16 fill the units of products.
+    """
+    queries = min(-(-length // 8), (1 << 25) // (heads * length))
+    return max(-(-queries // 16) * 16, 128)

@@ -116,6 +116,8 @@ DEVICES = {
             fused_attention=False,
             source="Huawei, Ascend 910 at Hot Chips 2019 and Atlas 900 (32 GB, 100 Gb/s RoCE a device)",
             precisions=("fp32", "fp16"),
+            # Huawei gives no figures for its relatives: in Ascend910B (no digit) and ProB two of 32 cores are off, and
+            # Pro and Premium are faster (CANN's guides of atc --soc_version, names of its cost models).
             reported_as=("Ascend910A",),
         ),
         Device(

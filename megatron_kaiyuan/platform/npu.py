@@ -1,6 +1,6 @@
-"""Huawei Ascend NPUs through torch_npu. Written from its sources and documentation; never run on the hardware.
+"""Huawei Ascend NPUs through torch_npu. Tested on the real package over stubs of CANN; never run on the hardware.
 
-docs/npu.md says what was read where, what is probed, and what falls back.
+docs/npu.md says what was read where, what is tried, and what falls back.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import re
 import sys
 import warnings
 from typing import Any
@@ -17,8 +19,18 @@ import torch
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.ascend import Chip
 from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
-from megatron_kaiyuan.platform.npu_kernels import probe
+from megatron_kaiyuan.platform.lean_imports import without_compiler
+from megatron_kaiyuan.platform.npu_kernels import OPERATIONS, fused_kernel, kernel_name
+from megatron_kaiyuan.platform.npu_trial import Trial, findings
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
+
+# What torch.cuda.get_device_capability() answers, or None without this variable, which ends every broadcast. Paths for
+# CUDA kernels begin at 8.0 or above, and below 7.5 the cuDNN that torch may bring refuses the device.
+_CAPABILITY, _ANY_CAPABILITY = "TORCH_NPU_DEVICE_CAPABILITY", "7.5"
+# CANN writes into the register's first element whether an operator overflowed.
+_REGISTER_SIZE = 8
+# A first-generation chip rounds HCCL_EXEC_TIMEOUT down to a multiple of these seconds.
+_HCCL_PERIOD = 68
 
 
 class NpuPlatform(Platform):
@@ -38,29 +50,27 @@ class NpuPlatform(Platform):
     def activate(self, local_rank: int, local_world_size: int) -> None:
         if "megatron.core" in sys.modules:
             raise RuntimeError("platform npu must be activated before megatron.core is imported")
+        _set_capability()
         torch_npu = _import_torch_npu()
-        self._npu = torch_npu.npu
+        self._torch_npu, self._npu = torch_npu, torch_npu.npu
         _require_device(self._npu, local_rank)
-        with warnings.catch_warnings(record=True):
-            # From here on torch.cuda is torch.npu, `device="cuda"` an NPU, and `nccl` HCCL. It says so at length, and
-            # would have every warning shown from then on.
-            importlib.import_module("torch_npu.contrib.transfer_to_npu")
+        _transfer_to_npu()
         self._npu.set_device(local_rank)
         self.device = torch.device("npu", local_rank)
-        self.chip = Chip(self.device_name())
-        if self.chip.first_generation:
-            self.precisions = ("fp32", "fp16")
-        self.has_fused_adamw = self.chip.has_fused_adamw
-        self.fused_attention = self.chip.has_fused_attention
-        self.products_round_fp32 = self.chip.products_round_fp32
-        # In saturation mode, the only one of a 910A, an overflow becomes the largest number instead of an infinity.
-        self.keeps_overflow = not self._npu.utils.is_support_inf_nan()
+        self._describe(Chip(self.device_name()))
+        trial = Trial(local_rank, self.precisions, self.chip.tries)
         if self._mindspeed:
             _load_mindspeed()
-        # Compiled functions need a compiler for NPUs. The modules imported later take the fuser they find there.
-        importlib.import_module("megatron.core.jit").disable_jit_fuser()
-        answer_with_cuda_type_names()
-        self._choose_kernels(torch_npu)
+        # Compiled functions need a compiler for NPUs. Modules imported later take the fuser that they find there.
+        with without_compiler():
+            importlib.import_module("megatron.core.jit").disable_jit_fuser()
+            answer_with_cuda_type_names()
+        self._take_kernels(trial)
+
+    def limit_collectives(self, shortest: float, longest: float) -> None:
+        # After torch's own time-out the device's error would not be recorded. What the user has set stays.
+        periods = int((shortest + longest) / 2 / _HCCL_PERIOD)
+        os.environ.setdefault("HCCL_EXEC_TIMEOUT", str(_HCCL_PERIOD * max(1, periods)))
 
     def synchronize(self) -> None:
         self._npu.synchronize()
@@ -82,21 +92,52 @@ class NpuPlatform(Platform):
 
     def clear_overflow(self) -> None:
         if self.keeps_overflow:
-            self._npu.utils.clear_npu_overflow_flag()
+            self._torch_npu.npu_clear_float_status(self._register())
 
-    def overflowed(self) -> bool:
-        return self.keeps_overflow and bool(self._npu.utils.get_npu_overflow_flag())
+    def overflow_flag(self) -> torch.Tensor | None:
+        if not self.keeps_overflow:
+            return None
+        # torch_npu's own helpers copy a buffer to the device each time, and the answer back.
+        return (self._torch_npu.npu_get_float_status(self._register())[0] != 0).float()
 
-    def _choose_kernels(self, torch_npu: Any) -> None:
-        self.fused, found = probe(torch_npu, self.device, self.precisions)
+    def _register(self) -> torch.Tensor:
+        """What the operators of the register take: zeros, which an overflow is written into."""
+        return torch.zeros(_REGISTER_SIZE, device=self.device)
+
+    def _describe(self, chip: Chip) -> None:
+        self.chip = chip
+        if chip.first_generation:
+            self.precisions = ("fp32", "fp16")
+        self.has_fused_adamw = chip.has_fused_adamw
+        self.fused_attention = chip.has_fused_attention
+        self.products_round_fp32 = chip.products_round_fp32
+        self.compiles_operators = chip.compiles_operators
+        # In saturation mode, the only one of the first generation, an overflow becomes the largest number.
+        self.keeps_overflow = not self._npu.utils.is_support_inf_nan()
         self.findings = {
-            **found,
-            "attention": f"{self.chip.name} has {'a' if self.fused_attention else 'no'} fused attention",
-            "optimizer": f"CANN has {'a' if self.has_fused_adamw else 'no'} fused AdamW kernel for {self.chip.name}",
+            "attention": f"{chip.name} has {'a' if self.fused_attention else 'no'} fused attention",
+            "optimizer": f"CANN has {'a' if self.has_fused_adamw else 'no'} fused AdamW kernel for {chip.name}",
             "overflow": "float status of the device" if self.keeps_overflow else "inf and NaN in gradients",
         }
         if self._mindspeed:
             self.findings["megatron-core"] = "mindspeed is set, and its adaptor was loaded"
+
+    def _take_kernels(self, trial: Trial) -> None:
+        problems = trial.problems()
+        agreeing = (operation for operation, problem in problems.items() if problem is None)
+        self.fused = {operation: fused_kernel(self._torch_npu, operation) for operation in agreeing}
+        untried = {one: f"{kernel_name(one)} is not for {self.chip.name}" for one in OPERATIONS if one not in problems}
+        self.findings |= untried | findings(problems)
+
+
+def _set_capability() -> None:
+    """Before torch_npu is asked, which reads the variable at each call. What the user has set stays."""
+    given = os.environ.get(_CAPABILITY) or _ANY_CAPABILITY
+    if not re.fullmatch(r"\d+\.\d+", given):
+        raise UserError(
+            f"platform npu: {_CAPABILITY} is {given!r}; unset it, or set it to two numbers as {_ANY_CAPABILITY}"
+        )
+    os.environ[_CAPABILITY] = given
 
 
 def _import_torch_npu() -> Any:
@@ -114,6 +155,14 @@ def _import_torch_npu() -> Any:
             f"({first_line(error)}); source CANN's set_env.sh, install the torch_npu of torch's own version, or set "
             "platform=cpu"
         ) from error
+
+
+def _transfer_to_npu() -> None:
+    """From here on torch.cuda is torch.npu, `device="cuda"` an NPU, and `nccl` HCCL."""
+    with warnings.catch_warnings(record=True):
+        # It says so at length, and would have every warning shown from then on.
+        importlib.import_module("torch_npu.contrib.transfer_to_npu")
+    warnings.filterwarnings("ignore", message="The return value of get_device_capability is only for compatibility")
 
 
 def _require_device(npu: Any, local_rank: int) -> None:

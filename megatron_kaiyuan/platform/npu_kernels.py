@@ -1,4 +1,8 @@
-"""Which fused kernels of torch_npu work on this device: tried, not looked up, as documents disagree about the 910A."""
+"""Fused kernels of torch_npu, and whether one agrees with torch on a device.
+
+Only `npu_trial` runs one that may fail: an operator that fails in torch_npu's task queue silently stops every later one
+of its process.
+"""
 
 from __future__ import annotations
 
@@ -47,30 +51,26 @@ _CANDIDATES = {
     "norm": _Candidate("npu_rms_norm", _npu_rms_norm, _rms_norm, ((4, 2, 256), (256,))),
     "swiglu": _Candidate("npu_swiglu", _npu_swiglu, _swiglu, ((4, 2, 512),)),
 }
+OPERATIONS = tuple(_CANDIDATES)
 
 
-def probe(torch_npu: Any, device: torch.device, precisions: Sequence[str]) -> tuple[dict[str, Fused], dict[str, str]]:
-    """torch_npu's fused kernels that agree with torch, forward and backward, in every precision of the device.
-
-    Returns:
-        The kernels by operation; and for each operation a phrase that says why or why not.
-    """
-    kernels: dict[str, Fused] = {}
-    found: dict[str, str] = {}
-    for operation, candidate in _CANDIDATES.items():
-        kernel = getattr(torch_npu, candidate.kernel, None)
-        if kernel is None:
-            found[operation] = f"torch_npu has no {candidate.kernel}"
-            continue
-        fused = partial(candidate.call, kernel)
-        problem = _problem(candidate, fused, device, precisions)
-        if problem is None:
-            kernels[operation] = fused
-        found[operation] = f"{candidate.kernel} {problem or 'agrees with torch, forward and backward'}"
-    return kernels, found
+def kernel_name(operation: str) -> str:
+    """What torch_npu calls its kernel of an operation."""
+    return _CANDIDATES[operation].kernel
 
 
-def _problem(candidate: _Candidate, fused: Fused, device: torch.device, precisions: Sequence[str]) -> str | None:
+def fused_kernel(torch_npu: Any, operation: str) -> Fused:
+    """torch_npu's kernel of an operation, called as `Platform.fused` says."""
+    candidate = _CANDIDATES[operation]
+    return partial(candidate.call, getattr(torch_npu, candidate.kernel))
+
+
+def problem(torch_npu: Any, operation: str, device: torch.device, precisions: Sequence[str]) -> str | None:
+    """Run a kernel forward and backward in each precision: how it differs from torch, as a phrase; None: it agrees."""
+    candidate = _CANDIDATES[operation]
+    if not hasattr(torch_npu, candidate.kernel):
+        return "is not in this torch_npu"
+    fused = fused_kernel(torch_npu, operation)
     for precision in precisions:
         try:
             agrees = _agrees(candidate, fused, device, *_TYPES[precision])
@@ -92,7 +92,8 @@ def _agrees(candidate: _Candidate, fused: Fused, device: torch.device, dtype: to
         leaves = [part.to(dtype).to(place, kind, copy=True).requires_grad_() for part in inputs]
         output = function(*leaves)
         output.backward(gradient.to(dtype).to(place, kind))
-        return [part.detach().float().cpu() for part in (output, *(leaf.grad for leaf in leaves))]  # type: ignore[union-attr]
+        # Converted on the host: the device runs nothing but the kernel.
+        return [part.detach().cpu().float() for part in (output, *(leaf.grad for leaf in leaves))]  # type: ignore[union-attr]
 
     expected = run(candidate.expected, torch.device("cpu"), torch.float32)
     return all(

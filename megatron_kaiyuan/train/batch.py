@@ -109,7 +109,7 @@ class GlobalBatch(Iterator[Batch]):
 
     def _to_device(self, array: NDArray[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self._device.type == "cuda":
-            # From pinned memory, so that the host does not wait.
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        if self._device.type == "cpu":
+            return tensor
+        # From pinned memory, so that the host does not wait.
+        return tensor.pin_memory().to(self._device, non_blocking=True)

@@ -14,6 +14,7 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
@@ -36,6 +37,7 @@ from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
+from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
 from megatron_kaiyuan.train.session import Session
@@ -68,10 +70,10 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> En
     """
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
-    with process_groups(who, platform, run.parallel, start_facts(run)):
+    limits = time_limits(platform, run.parallel, run.faults)
+    with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
         startup.ended("groups")
-        limits = run.faults.hang_timeout_seconds, 60 * run.parallel.timeout_minutes
-        with watched(Watchdog(who, *limits)) as watchdog:
+        with watched(Watchdog(who, limits.hang, limits.collective)) as watchdog:
             session = start(run, platform, startup)
             session.hooks.insert(0, Heartbeat(watchdog))
             fit(session)
@@ -88,9 +90,10 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
-    warning = agreed(lambda: check_vocabulary(run, stream))
-    if warning and torch.distributed.get_rank() == 0:
-        warn(warning)
+    vocabulary = agreed(lambda: check_vocabulary(run, stream))
+    if torch.distributed.get_rank() == 0:
+        for warning in filter(None, (vocabulary, rounding_warning(run, platform))):
+            warn(warning)
     schedule = agreed(lambda: make_schedule(run, stream))
     startup.ended("data")
     state = build_state(run, platform)

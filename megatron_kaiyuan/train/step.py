@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -18,9 +18,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
+from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import Fault, Measured
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
-from megatron_kaiyuan.train.overflow import BackwardOverflow
 from megatron_kaiyuan.train.parts import part
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.state import TrainState
@@ -65,17 +65,17 @@ def training_step(
     """
     started = time.perf_counter()
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
-    overflows = BackwardOverflow(state.platform)
-    losses = forward_and_backward(state, batches, run.train, overflows, state.recorded)
+    # Both passes count: what overflows in a forward pass, or is no number, saturates like the rest, and looks healthy.
+    state.platform.clear_overflow()
+    losses = forward_and_backward(state, batches, run.train, state.recorded)
     weight = batches.loss_weight()
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
         for model in state.models:
             model.scale_gradients(weight)
-    votes = replace(votes, overflow=max(votes.overflow, int(overflows.found())))
     with part("loss"):
         # The only place of a step where the host waits for its device, which has its next work at once.
-        loss, all_votes = _reduce(losses, weight, votes, state.platform.device)
+        loss, all_votes = _reduce(losses, weight, votes, state.platform)
         loss_scale = float(state.optimizer.get_loss_scale())
     with part("gradient norm"):
         overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
@@ -104,13 +104,11 @@ def forward_and_backward(
     state: TrainState,
     batches: GlobalBatch,
     train: TrainConfig,
-    overflows: BackwardOverflow | None = None,
     recorded: RecordedPasses | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """The passes of one step through the pipeline; the gradients of all ranks are reduced afterwards. Collective.
 
     Args:
-        overflows: told of each pass; None: the device's register of overflows is left alone.
         recorded: plays the passes if they are those that it has recorded.
 
     Returns:
@@ -125,7 +123,7 @@ def forward_and_backward(
         if losses is not None:
             return losses
     return get_forward_backward_func()(
-        forward_step_func=partial(_forward, overflows),
+        forward_step_func=_forward,
         # Each chunk of the network asks for every micro-batch, which is read once.
         data_iterator=list(itertools.tee(batches, len(state.models))),
         model=state.models,
@@ -148,16 +146,10 @@ def _micro_batches(train: TrainConfig) -> int:
     return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
 
 
-def _forward(
-    overflows: BackwardOverflow | None, batches: Iterator[Batch], model: torch.nn.Module
-) -> tuple[torch.Tensor, Callable]:
+def _forward(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
     with part("data"):
         batch = next(batches)
-    if overflows is not None:
-        overflows.before_forward()
     output = model(batch["tokens"], batch["position_ids"], batch["documents"], labels=batch["labels"])
-    if overflows is not None:
-        overflows.after_forward(output)
     return output, partial(_mean_loss, batch["loss_mask"])
 
 
@@ -170,10 +162,18 @@ def _mean_loss(mask_bs: torch.Tensor | None, losses_bs: torch.Tensor) -> tuple[t
 
 
 def _reduce(
-    losses: list[dict[str, torch.Tensor]], weight: torch.Tensor | None, votes: Votes, device: torch.device
+    losses: list[dict[str, torch.Tensor]], weight: torch.Tensor | None, votes: Votes, platform: Platform
 ) -> tuple[float, Votes]:
-    """Mean loss over micro-batches and ranks, and the sum of all votes, in one collective."""
-    totals = torch.tensor([0.0, *map(float, astuple(votes))]).to(device, non_blocking=True)
+    """Mean loss over micro-batches and ranks, and the sum of all votes, in one collective.
+
+    Where a device keeps overflows, those of this step on this rank become its vote.
+    """
+    names = ["loss", *asdict(votes)]
+    totals = torch.tensor([0.0, *map(float, asdict(votes).values())]).to(platform.device, non_blocking=True)
+    overflowed = platform.overflow_flag()
+    if overflowed is not None:
+        place = names.index("overflow")
+        totals[place] = torch.maximum(totals[place], overflowed)
     if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
         totals[0] = torch.stack([part["loss"] for part in losses]).mean()
         totals[0] /= parallel_state.get_data_parallel_world_size()

@@ -15,8 +15,8 @@ class Votes:
         save: wants a checkpoint of this step.
         writing: still writes its part of an earlier checkpoint.
         failed: could not write its part of an earlier checkpoint.
-        overflow: this step overflowed on its device, which left neither infinity nor NaN (`BackwardOverflow`), or did
-            so before an interruption and is skipped again.
+        overflow: this step overflowed on its device, which left neither infinity nor NaN (`Platform.keeps_overflow`),
+            or did so before an interruption and is skipped again.
     """
 
     stop: int = 0

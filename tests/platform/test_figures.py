@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from megatron_kaiyuan.platform.ascend import FIRST_GENERATION
 from megatron_kaiyuan.platform.figures import DEVICES, device_reported_as
 
 
@@ -26,7 +27,13 @@ def test_peaks_of_known_devices(reported: str, precision: str, peak: float | Non
     assert device is not None and device.peak_tflops(precision) == peak
 
 
-@pytest.mark.parametrize("reported", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "Ascend910B1", "NVIDIA L4", "cpu", ""])
+@pytest.mark.parametrize(
+    "reported",
+    [
+        *("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA L4", "Ascend910B1", "cpu", ""),
+        *(name for name in FIRST_GENERATION if name != "Ascend910A"),
+    ],
+)
 def test_relatives_with_other_peaks_are_not_taken_for_them(reported: str) -> None:
     assert device_reported_as(reported) is None
 

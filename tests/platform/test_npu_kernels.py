@@ -1,15 +1,14 @@
-"""A fused kernel is used only where it computes what torch computes."""
+"""Whether a fused kernel computes what torch computes, forward and backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from megatron_kaiyuan.platform.npu_kernels import has_kernel, probe
+from megatron_kaiyuan.platform.npu_kernels import fused_kernel, problem
 
 Answer = tuple[torch.Tensor, torch.Tensor]
 
@@ -38,40 +37,36 @@ def without_half(values: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-
     return by_hand(values, gamma, epsilon)
 
 
-def tried(**kernels: Callable[..., Any]) -> tuple[list[str], dict[str, str]]:
-    fused, found = probe(SimpleNamespace(**kernels), torch.device("cpu"), ("fp32", "fp16"))
-    return list(fused), found
+def norm_problem(kernel: Callable[..., Answer], precisions: tuple[str, ...] = ("fp32", "fp16")) -> str | None:
+    return problem(SimpleNamespace(npu_rms_norm=kernel), "norm", torch.device("cpu"), precisions)
 
 
-def tried_norm(kernel: Callable[..., Answer]) -> tuple[bool, str]:
-    fused, found = tried(npu_rms_norm=kernel)
-    return "norm" in fused, found["norm"]
-
-
-def test_a_right_kernel_is_used() -> None:
+def test_a_right_kernel_agrees() -> None:
     state = torch.get_rng_state()
-    assert tried_norm(by_hand) == (True, "npu_rms_norm agrees with torch, forward and backward")
+    assert norm_problem(by_hand, ("fp32", "bf16", "fp16")) is None
     assert torch.equal(torch.get_rng_state(), state)
-    fused, _ = probe(SimpleNamespace(npu_rms_norm=by_hand), torch.device("cpu"), ("fp32", "bf16", "fp16"))
-    values, weight, norm = torch.randn(3, 64), torch.randn(64), fused["norm"]
+    values, weight, norm = (
+        torch.randn(3, 64),
+        torch.randn(64),
+        fused_kernel(SimpleNamespace(npu_rms_norm=by_hand), "norm"),
+    )
     torch.testing.assert_close(norm(values, weight, 0.1), torch.nn.functional.rms_norm(values, (64,), weight, 0.1))
 
 
 @pytest.mark.parametrize("kernel", [without_weight, with_wrong_gradient, not_finite])
-def test_a_wrong_kernel_is_not(kernel: Callable[..., Answer]) -> None:
-    assert tried_norm(kernel) == (False, "npu_rms_norm differs from torch in fp32")
+def test_a_wrong_kernel_differs(kernel: Callable[..., Answer]) -> None:
+    assert norm_problem(kernel) == "differs from torch in fp32"
 
 
-def test_a_kernel_that_fails_in_one_precision_is_not() -> None:
-    assert tried_norm(without_half) == (False, "npu_rms_norm fails in fp16 (not supported)")
+def test_a_kernel_that_fails_in_one_precision() -> None:
+    assert norm_problem(without_half) == "fails in fp16 (not supported)"
 
 
 def test_no_kernel_at_all() -> None:
-    told = {"norm": "torch_npu has no npu_rms_norm", "swiglu": "torch_npu has no npu_swiglu"}
-    assert tried() == ([], told)
+    assert problem(SimpleNamespace(), "norm", torch.device("cpu"), ("fp32",)) == "is not in this torch_npu"
 
 
-def test_swiglu_with_its_halves_the_other_way_round_is_not_used() -> None:
+def test_swiglu_with_its_halves_the_other_way_round() -> None:
     def right(values: torch.Tensor, dim: int) -> torch.Tensor:
         gate, up = values.chunk(2, dim)
         return torch.nn.functional.silu(gate) * up
@@ -79,12 +74,8 @@ def test_swiglu_with_its_halves_the_other_way_round_is_not_used() -> None:
     def wrong(values: torch.Tensor, dim: int) -> torch.Tensor:
         return right(values.roll(values.size(dim) // 2, dim), dim)
 
-    assert tried(npu_swiglu=right)[0] == ["swiglu"]
-    fused, found = tried(npu_swiglu=wrong)
-    assert fused == [] and found["swiglu"] == "npu_swiglu differs from torch in fp32"
+    def swiglu_problem(kernel: Callable[..., torch.Tensor]) -> str | None:
+        return problem(SimpleNamespace(npu_swiglu=kernel), "swiglu", torch.device("cpu"), ("fp32", "fp16"))
 
-
-def test_no_torch_npu_has_registered_kernels_here() -> None:
-    """The dispatcher answers for the CPU's kernels, so that its no for an NPU says something."""
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adamw_", "CPU")
-    assert not has_kernel("aten::_fused_adamw_")
+    assert swiglu_problem(right) is None
+    assert swiglu_problem(wrong) == "differs from torch in fp32"

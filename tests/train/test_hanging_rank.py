@@ -70,7 +70,7 @@ def test_exception_ends_all_with_one_trace(recipe: Path, tmp_path: Path) -> None
 
 def test_time_outs_in_the_wrong_order_are_refused(recipe: Path) -> None:
     with pytest.raises(UserError, match=r"hang_timeout_seconds 300 is not below parallel\.timeout_minutes 1"):
-        load_run(recipe, ["parallel.timeout_minutes=1"])
+        load_run(recipe, ["parallel.timeout_minutes=1", "faults.hang_timeout_seconds=300"])
 
 
 def alive(beats: int, waiting: bool) -> Alive:

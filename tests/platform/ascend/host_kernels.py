@@ -1,0 +1,201 @@
+"""Operators of npu tensors, computed by the host: the real torch_npu runs, and a device's results are put under it.
+
+Each operator goes through torch_npu as on hardware: its checks, its choice of a kernel, the shapes and types of what it
+returns, the launch. The launch computes nothing (`cann/`). What it would have computed comes from torch's CPU kernels
+or from `formulas.py`, and is written into the memory of the results.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from tests.platform.ascend import first_generation
+from tests.platform.ascend.first_generation import FloatStatus
+from tests.platform.ascend.formulas import FORMULAS
+from tests.platform.ascend.memory import as_host, on_npu
+
+# What torch_npu does here itself: it allocates, copies whole blocks, and asks HCCL.
+_ALLOCATE = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+_BY_TORCH_NPU = _ALLOCATE | {
+    "aten::_local_scalar_dense", "aten::_pin_memory", "aten::is_pinned", "aten::record_stream", "aten::resize_",
+    "aten::set_", "npu::get_npu_format", "npu::get_storage_size",
+}  # fmt: skip
+_COMPOSITES = ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+
+
+class HostKernels(TorchDispatchMode):
+    """From `__enter__` on, in this thread and in the backward passes that it starts.
+
+    Attributes:
+        operators: by operator, the types of the npu tensors it was called with.
+        fallbacks: operators that torch_npu has no kernel for; it would compute them on the CPU.
+        status: the register of a chip of the first generation, else None.
+    """
+
+    def __init__(self, saturates: bool) -> None:
+        super().__init__()
+        self.operators: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)
+        self.fallbacks: set[str] = set()
+        self.status = FloatStatus() if saturates else None
+        self._formulas: dict[str, Callable[..., Any]] = {**FORMULAS}
+        if self.status is not None:
+            self._formulas |= _of_the_register(self.status)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves, structure = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if on_npu(leaf)]
+        if not tensors and not any(map(_is_npu, leaves)):
+            return func(*args, **kwargs)
+        name = func._schema.name
+        self._record(func, tensors)
+        if func.is_view or name in _BY_TORCH_NPU or name.startswith("c10d::"):
+            return func(*args, **kwargs)
+        written = _written(func, args, kwargs)
+        on_host = [_to_host(leaf, id(leaf) in written) for leaf in leaves]
+        results = self._compute(func, *tree_unflatten(on_host, structure))
+        if torch.Tag.dynamic_output_shape in func.tags:
+            # Its shape is among what a device computes.
+            return _place(results, next(tensor.device for tensor in tensors))
+        # After the host's: this one may write to what is overwritten.
+        answers = func(*args, **kwargs)
+        if _queue_is_dead():
+            return answers
+        by_id = {id(leaf): host for leaf, host in zip(leaves, on_host, strict=True) if id(leaf) in written}
+        for identity, host in by_id.items():
+            _write(written[identity], host, name)
+        return _fill(answers, results, written, name)
+
+    def record(self) -> dict[str, Any]:
+        """What was called, for a JSON file."""
+        return {
+            "operators": {name: sorted(types) for name, types in self.operators.items()},
+            "fallbacks": sorted(self.fallbacks),
+            "register": self.status.set_by if self.status is not None else [],
+        }
+
+    def _record(self, func: Any, tensors: list[torch.Tensor]) -> None:
+        name = str(func)
+        self.operators[name].add(tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})))
+        if not _has_kernel(func.name()):
+            self.fallbacks.add(name)
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func._schema.name
+        function = self._formulas.get(name, func)
+        if self.status is None:
+            return function(*args, **kwargs)
+        operands = tree_leaves((args, kwargs))
+        if name in self._formulas and name in _REGISTER:
+            return function(*args, **kwargs)
+        args, kwargs = first_generation.rounded_operands(name, (args, kwargs), self.status)
+        results = function(*args, **kwargs)
+        first_generation.saturate(name, operands, (results, args), self.status)
+        return results
+
+
+def _is_npu(value: object) -> bool:
+    return isinstance(value, torch.device) and value.type == "npu"
+
+
+def _has_kernel(name: str) -> bool:
+    """Whether torch_npu has one, or torch makes it from operators that count for themselves."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return any(has(name, key) for key in ("PrivateUse1", "AutogradPrivateUse1", *_COMPOSITES))
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> dict[int, torch.Tensor]:
+    """The npu tensors that an operator changes, by id."""
+    found = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = kwargs.get(argument.name, args[position] if position < len(args) else None)
+            found |= {id(leaf): leaf for leaf in tree_leaves(value) if on_npu(leaf)}
+    return found
+
+
+def _to_host(leaf: Any, is_written: bool) -> Any:
+    if on_npu(leaf):
+        return as_host(leaf).clone() if is_written else as_host(leaf)
+    if isinstance(leaf, torch.Generator) and leaf.device.type == "npu":
+        return _host_generator(leaf)
+    return torch.device("cpu") if _is_npu(leaf) else leaf
+
+
+def _host_generator(generator: torch.Generator) -> torch.Generator:
+    """One that draws the same for the same state, which torch_npu's kernel then moves on."""
+    state = generator.get_state()
+    return torch.Generator().manual_seed(hash(bytes(state.tolist())))
+
+
+def _queue_is_dead() -> bool:
+    """Wait for the task queue. Once a launch failed in it, no later one happens and results stay as they were."""
+    if os.environ.get("TASK_QUEUE_ENABLE", "1") == "0":
+        return False
+    torch.npu.synchronize()
+    return bool(ctypes.c_int.in_dll(ctypes.CDLL("libascendcl.so"), "stub_failed_launch").value)
+
+
+def _fill(answers: Any, results: Any, written: dict[int, torch.Tensor], name: str) -> Any:
+    """torch_npu's answers with the host's results in them; a number is the host's."""
+    mine, structure = tree_flatten(answers)
+    theirs = tree_leaves(results)
+    filled = []
+    for answer, result in zip(mine, theirs, strict=True):
+        if not isinstance(answer, torch.Tensor):
+            filled.append(result)
+            continue
+        if id(answer) not in written:
+            _write(answer, result, name)
+        filled.append(answer)
+    return tree_unflatten(filled, structure)
+
+
+def _write(answer: torch.Tensor, result: torch.Tensor, name: str) -> None:
+    if answer.shape != result.shape:
+        raise AssertionError(f"{name}: torch_npu gives {tuple(answer.shape)}, torch {tuple(result.shape)}")
+    (as_host(answer) if on_npu(answer) else answer).copy_(result)
+
+
+def _place(results: Any, device: torch.device) -> Any:
+    leaves, structure = tree_flatten(results)
+    placed = [torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device=device) for leaf in leaves]
+    for one, leaf in zip(placed, leaves, strict=True):
+        as_host(one).copy_(leaf)
+    return tree_unflatten(placed, structure)
+
+
+_REGISTER = (
+    "npu::npu_clear_float_status",
+    "npu::npu_get_float_status",
+    "aten::_amp_foreach_non_finite_check_and_unscale_",
+)
+
+
+def _of_the_register(status: FloatStatus) -> dict[str, Callable[..., Any]]:
+    def clear(values: torch.Tensor, *_: Any) -> torch.Tensor:
+        status.is_set = False
+        return torch.zeros(8)
+
+    def get(values: torch.Tensor, *_: Any) -> torch.Tensor:
+        # It is written into the tensor that is handed in, too.
+        values[0] = float(status.is_set)
+        return values
+
+    def check_and_unscale(gradients: list[torch.Tensor], found: torch.Tensor, inverse_scale: torch.Tensor) -> None:
+        if status.is_set:
+            status.is_set = False
+            found.fill_(1)
+            return
+        for gradient in gradients:
+            gradient.mul_(inverse_scale)
+
+    return dict(zip(_REGISTER, (clear, get, check_and_unscale), strict=True))

@@ -1,0 +1,55 @@
+"""One process on the simulated node: runs a Python program with operators computed by the host.
+
+    python -m tests.platform.ascend.rank -m megatron_kaiyuan.cli train ...
+
+`site/sitecustomize.py` does the same in processes that such a program starts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def enter() -> Callable[[], None]:
+    """Compute npu operators on the host from now on; what to call at the end, which writes down what was called."""
+    if os.environ.get("ASCEND_HOST_KERNELS") != "1":
+        return lambda: None
+    import torch_npu  # noqa: F401 - it gives torch the operators
+
+    from tests.platform.ascend.host_kernels import HostKernels
+
+    kernels = HostKernels(saturates=bool(ctypes.CDLL("libascendcl.so").stub_saturates()))
+    kernels.__enter__()
+
+    def write() -> None:
+        (Path(os.environ["ASCEND_RECORD"]) / f"{os.getpid()}.json").write_text(json.dumps(kernels.record()))
+
+    return write
+
+
+def main() -> None:
+    """Run `-m module`, `-c code` or a file, with its arguments, as `python` would."""
+    first, *rest = sys.argv[1:]
+    write = enter()
+    try:
+        if first == "-m":
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        elif first == "-c":
+            sys.argv = ["-c", *rest[1:]]
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
+            runpy.run_path(first, run_name="__main__")
+    finally:
+        write()
+
+
+if __name__ == "__main__":
+    main()
