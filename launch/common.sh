@@ -85,6 +85,11 @@ check_recipe() { # WORLD_SIZE RECIPE [key=value ...]
     python -m megatron_kaiyuan.cli train "${@:2}" --check --world-size "$1"
 }
 
+# On NPUs: what HCCL would report at the first collective only, or not at all.
+check_hccl() { # WORLD_SIZE NODES
+    [[ $platform != npu ]] || python -m megatron_kaiyuan.cluster.hccl "$1" "$2"
+}
+
 # The command as it will run, so that it can be repeated by hand; the end of a dry run.
 show() { # COMMAND...
     say "launch: OMP_NUM_THREADS=${OMP_NUM_THREADS:-} ${*@Q}"

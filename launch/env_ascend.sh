@@ -1,21 +1,39 @@
 # shellcheck shell=bash
-# Settings for Ascend NPUs that matter in long jobs, from the documentation of CANN and torch_npu; what is set already
-# wins. The launch scripts source it where they find an NPU. Never run on the hardware by this project.
+# Settings for Ascend NPUs that matter in long jobs; what is set already wins. The launch scripts source it where they
+# find an NPU. docs/npu.md names the source of each, and what is left to you. Never run on the hardware by this project.
 
-# CANN's own paths, where the image has not set them. Its script reads variables that are not set.
-if [[ -z ${ASCEND_HOME_PATH:-} && -f ${ASCEND_TOOLKIT:=/usr/local/Ascend/ascend-toolkit}/set_env.sh ]]; then
-    set +u
-    # shellcheck source=/dev/null
-    source "$ASCEND_TOOLKIT/set_env.sh"
-    set -u
+# CANN's own paths, where the image has not set them: CANN 9, then earlier ones, installed by root, then by this user. Its
+# script reads variables that are not set.
+if [[ -z ${ASCEND_HOME_PATH:-} ]]; then
+    for kaiyuan_cann in "${ASCEND_TOOLKIT:-}" {/usr/local,"${HOME:-}"}/Ascend/{cann,ascend-toolkit}; do
+        [[ -f $kaiyuan_cann/set_env.sh ]] || continue
+        set +u
+        # shellcheck source=/dev/null
+        source "$kaiyuan_cann/set_env.sh"
+        set -u
+        break
+    done
+    unset kaiyuan_cann
 fi
-# Seconds in which all ranks have to reach the first collective; CANN's 120 are too few where data opens unevenly.
+# torch asks a "CUDA device", which an NPU is for it, for its compute capability at each broadcast, and fails on none. Any
+# number does that turns nothing on: 8 and 9 would, and torch refuses less than 7.5.
+export TORCH_NPU_DEVICE_CAPABILITY="${TORCH_NPU_DEVICE_CAPABILITY:-7.5}"
+# Seconds in which all ranks have to reach the first collective; HCCL's 120 are too few where data opens unevenly.
+# HCCL_EXEC_TIMEOUT, for every later one, follows from the recipe: training sets it.
 export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1200}"
-# No file with the addresses of all hosts is asked for.
-export HCCL_WHITELIST_DISABLE="${HCCL_WHITELIST_DISABLE:-1}"
-# Sums in one order, so that a restart repeats a run bit for bit (Atlas A2 and A3).
+# Sums in one order, so that a restart repeats a run bit for bit (Atlas A2 and A3; the first generation does not have it).
 export HCCL_DETERMINISTIC="${HCCL_DETERMINISTIC:-true}"
-# Memory grows in place: tensors of many sizes leave no holes that end in out-of-memory.
-export PYTORCH_NPU_ALLOC_CONF="${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}"
+# Memory grows in place: tensors of many sizes leave no holes that end in out-of-memory. Under one name: both are an error.
+[[ -n ${PYTORCH_ALLOC_CONF:-} ]] ||
+    export PYTORCH_NPU_ALLOC_CONF="${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}"
+# Operators that were compiled at a first start are there at the next one, on a disk of this host: CANN's default is the
+# home folder, which many hosts may share. Nobody else may write there, because what lies there is run.
+if [[ -z ${ACL_OP_COMPILER_CACHE_DIR:-}${ASCEND_CACHE_PATH:-} ]]; then
+    kaiyuan_cache="/var/tmp/kaiyuan-operators-$UID"
+    if (umask 077 && mkdir -p "$kaiyuan_cache") 2>/dev/null && [[ -O $kaiyuan_cache && ! -L $kaiyuan_cache ]]; then
+        export ACL_OP_COMPILER_CACHE_DIR="$kaiyuan_cache"
+    fi
+    unset kaiyuan_cache
+fi
 # CANN's log: errors only, and in its own files, not between the lines of the job.
 export ASCEND_GLOBAL_LOG_LEVEL="${ASCEND_GLOBAL_LOG_LEVEL:-3}" ASCEND_SLOG_PRINT_TO_STDOUT="${ASCEND_SLOG_PRINT_TO_STDOUT:-0}"

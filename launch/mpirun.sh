@@ -35,6 +35,8 @@ require_number --nproc-per-node "$processes" 1
 require_number --master-port "$port" 1
 [[ $hosts =~ ^[^,:\ ]+(,[^,:\ ]+)*$ ]] || fail "--hosts must be names with commas between them, not '$hosts'"
 IFS=, read -r -a host_list <<<"$hosts"
+((${#host_list[@]} == 1)) || [[ -z ${HCCL_IF_IP:-} ]] ||
+    fail "HCCL_IF_IP is one host's address, and every host would get it: set HCCL_SOCKET_IFNAME instead"
 
 use_project_environment
 command -v mpirun >/dev/null ||
@@ -46,8 +48,8 @@ export MASTER_PORT="$port"
 export KAIYUAN_PARENT=0
 
 # What ranks on other hosts have to know too. MPICH and Intel MPI send them everything.
-forwarded='^(PATH|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH'
-forwarded+='|(KAIYUAN|MASTER|OMP|NCCL|HCCL|GLOO|TORCH|PYTORCH|CUDA|ASCEND|HF|WANDB)_.*)$'
+forwarded='^(PATH|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|RANK_TABLE_FILE|TOOLCHAIN_HOME|TASK_QUEUE_ENABLE|CPU_AFFINITY_CONF'
+forwarded+='|(KAIYUAN|MASTER|OMP|NCCL|HCCL|GLOO|TORCH|PYTORCH|CUDA|ASCEND|ACL|HF|WANDB)_.*)$'
 
 world_size=$((processes * ${#host_list[@]}))
 version="$(mpirun --version 2>&1 || true)"
@@ -71,6 +73,7 @@ command+=("$(command -v python)")
 command+=(-m megatron_kaiyuan.cli train "$@")
 
 check_recipe "$world_size" "$@"
+check_hccl "$world_size" "${#host_list[@]}"
 show "${command[@]}"
 
 forward() { # SIGNAL

@@ -55,6 +55,7 @@ unset MASTER_ADDR MASTER_PORT
 export KAIYUAN_PARENT=0
 world_size=$((nodes * processes))
 check_recipe "$world_size" "$@"
+check_hccl "$world_size" "$nodes"
 log_dir="${log_dir:-$(run_dir_of "$@")/msrun}"
 # --join: else msrun returns at once and leaves its workers. --tail_worker_log: no rank's; msrun's own readers of the logs
 # outlive it when it is killed.

@@ -3,6 +3,7 @@
 #   source launch/setup_env.sh
 # KAIYUAN_VENV  where the environment is (default: .venv in the project)
 # KAIYUAN_REQUIREMENTS  one more file of requirements to install, in the project, as tests/run.sh has
+# KAIYUAN_NPU   1: requirements-npu.txt too, torch_npu and a torch without CUDA; 0: not (default: where there is an NPU)
 # PYTHON        the interpreter that makes it (default: the first of python3.11, python3.12, python3 that fits)
 # pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are respected. Needs no root, no terminal and no HOME.
 
@@ -45,16 +46,24 @@ kaiyuan_check_tools() { # INTERPRETER
         kaiyuan_error "no C++ compiler, which the extension needs: install g++ or clang++, or set CXX"
 }
 
+# The files of requirements that are installed at once, because one says where torch comes from.
+kaiyuan_requirements() {
+    echo requirements.txt
+    [[ ${KAIYUAN_NPU:-$(find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l)} == 0 ]] || echo requirements-npu.txt
+}
+
 # Everything that an installation depends on; the folder too, because the installation points into it.
 kaiyuan_fingerprint() {
-    (cd "$kaiyuan_root" && { pwd; cat requirements.txt setup.py pyproject.toml; find csrc -type f | sort | xargs cat; }) |
+    (cd "$kaiyuan_root" && { pwd; kaiyuan_requirements | xargs cat; cat setup.py pyproject.toml; find csrc -type f | sort | xargs cat; }) |
         cksum
 }
 
 kaiyuan_install() { # INTERPRETER LOG
+    local file requirements=()
+    for file in $(kaiyuan_requirements); do requirements+=(-r "$kaiyuan_root/$file"); done
     "$kaiyuan_venv/bin/python" -c 'import pip' 2>/dev/null || "$1" -m venv "$kaiyuan_venv" >>"$2" 2>&1 || return 1
     "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
-        -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1 || return 1
+        "${requirements[@]}" -e "$kaiyuan_root" >>"$2" 2>&1 || return 1
     # On all cores; pip would do it on one. Files that are not for this version of Python are no error.
     "$kaiyuan_venv/bin/python" -m compileall -qq -j 0 "$kaiyuan_venv/lib" >>"$2" 2>&1 || true
 }

@@ -73,6 +73,7 @@ use_project_environment
 share_cores "$processes"
 check_recipe $((fewest * processes)) "$@"
 ((fewest == most)) || check_recipe $((most * processes)) "$@"
+check_hccl $((most * processes)) "$most"
 command=(python -m megatron_kaiyuan.cluster.torchrun "${where[@]}" --nproc-per-node "$processes"
     -m megatron_kaiyuan.cli train "$@")
 show "${command[@]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -17,20 +18,25 @@ from megatron_kaiyuan.doctor.trial_process import TrialProcess
 if TYPE_CHECKING:
     from megatron_kaiyuan.platform import Platform
 
+# An NPU of the first generation compiles every operator at its first call.
+_SECONDS, _NPU_SECONDS = 120.0, 600.0
 _LAUNCHERS = ("torchrun", "srun", "mpirun", "msrun")
 
 
-def run_doctor(platform: str, run_dir: Path | None, timeout: float, as_json: bool) -> int:
+def run_doctor(platform: str, run_dir: Path | None, timeout: float | None, as_json: bool) -> int:
     """Examine this rank and, with the others, what lies between them. Rank 0 prints for all.
 
     Args:
         platform: as in a recipe.
         run_dir: where a run will write, which all ranks have to see.
-        timeout: seconds for the trial of the device, again to wait for missing ranks, and again for all collectives.
+        timeout: seconds for the trial of the device, again to wait for missing ranks, and again for all collectives;
+            None: as long as operators of such a device may have to be compiled first.
 
     Returns:
         1 when rank 0 knows of a problem of any rank, or this rank cannot tell it of its own; else 0.
     """
+    if timeout is None:
+        timeout = _NPU_SECONDS if may_be_npu(platform) else _SECONDS
     found = Examination()
     who = _who(found)
     if who.is_scheduler:
@@ -43,6 +49,11 @@ def run_doctor(platform: str, run_dir: Path | None, timeout: float, as_json: boo
 
     # Ends the process: after a failed collective the interpreter's tidy end may wait for ranks that are gone.
     examine_together(found, who, device, run_dir, timeout, as_json)
+
+
+def may_be_npu(platform: str) -> bool:
+    """Whether a platform's name can mean `npu` on this machine."""
+    return platform == "npu" or (platform == "auto" and importlib.util.find_spec("torch_npu") is not None)
 
 
 def _who(found: Examination) -> Rank:

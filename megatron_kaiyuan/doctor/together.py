@@ -80,6 +80,7 @@ def _measure(
     found: Examination, store: torch.distributed.Store, who: Rank, device: Platform, hosts: list[str], limit: timedelta
 ) -> None:
     with found.part("collectives"):
+        device.limit_collectives(limit.total_seconds() / 2, limit.total_seconds())
         torch.distributed.init_process_group(
             device.collective_backend,
             store=torch.distributed.PrefixStore("kaiyuan/groups", store),

@@ -70,7 +70,7 @@ def _figures(context: Context, name: str) -> Device:
 
 def _first_that_fits(path: Path, ranks: int, device: Device, common: list[str]) -> _Chosen:
     for recomputed in _RECOMPUTED:
-        overrides = [*common, *recomputed]
+        overrides = [*common, f"parallel.recompute_granularity={recomputed}"]
         first = make_plan(path, overrides, ranks, device, None).layouts[0]
         if first.fits:
             return _Chosen(first, [*overrides, *_one_step(first)])
