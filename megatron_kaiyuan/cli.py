@@ -186,8 +186,12 @@ def doctor(
     platform: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
     run_dir: Annotated[Path | None, typer.Option(help="where a run will write: do all ranks see it?")] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, help="seconds for the device, again for missing ranks, again for collectives")
-    ] = 120,
+        float | None,
+        typer.Option(
+            min=1,
+            help="seconds for the device, again for missing ranks, again for collectives; default: 120, on NPUs 600",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
     acceptance: Annotated[
         bool, typer.Option("--acceptance", help="twenty checks of a machine that this project was never run on")

@@ -94,7 +94,9 @@ def _try_products(found: Examination, platform: Platform) -> None:
     one, other = torch.randn(96, 256, generator=drawn), torch.randn(256, 64, generator=drawn)
     for precision in platform.precisions:
         with _trying(found, f"a product in {precision}", f"no step of a run in {precision} could be computed"):
-            errors[precision] = error = product_error(one, other, DTYPES[precision], platform.device)
+            error = product_error(one, other, DTYPES[precision], platform.device)
+            # JSON has no NaN.
+            errors[precision] = error if math.isfinite(error) else None
             rounded = precision == "fp32" and platform.products_round_fp32
             if not error <= PRODUCT_TOLERANCE["fp16" if rounded else precision]:
                 found.problem(

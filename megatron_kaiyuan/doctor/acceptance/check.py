@@ -29,9 +29,8 @@ class Check:
     """One line of the record.
 
     Attributes:
-        where: `module.function` below this package. It is called with a `Context` in a process of its own and returns
-            its figure as text, or that and facts; it raises `CheckFailed`, `NotPossible`, or anything else, which
-            counts as failed.
+        where: `package.module.function`. It is called with a `Context` in a process of its own and returns its figure
+            as text, or that and facts; it raises `CheckFailed` or `NotPossible`, and anything else counts as failed.
         title: what the line says.
         seconds: after which the process is killed and the check has failed.
         environment: variables that its process gets besides.
@@ -57,12 +56,14 @@ class Context:
         ranks: devices of this node, or processes on a CPU, that checks of all ranks take.
         work: folder for corpora and runs, removed at the end.
         recipe: of the last check; None: Kaiyuan-2B's.
+        small: fewer tokens than training has, as a CPU computes operators.
     """
 
     platform: str
     ranks: int
     work: Path
     recipe: Path | None = None
+    small: bool = False
 
     @property
     def on_cpu(self) -> bool:
@@ -85,13 +86,12 @@ class Context:
 
     def as_json(self) -> dict[str, Any]:
         recipe = None if self.recipe is None else str(self.recipe)
-        return {"platform": self.platform, "ranks": self.ranks, "work": str(self.work), "recipe": recipe}
+        return {**asdict(self), "work": str(self.work), "recipe": recipe}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Context:
         recipe = content["recipe"]
-        work = Path(content["work"])
-        return cls(content["platform"], content["ranks"], work, None if recipe is None else Path(recipe))
+        return cls(**{**content, "work": Path(content["work"]), "recipe": None if recipe is None else Path(recipe)})
 
 
 @dataclass(frozen=True)

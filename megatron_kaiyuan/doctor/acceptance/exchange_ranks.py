@@ -29,7 +29,8 @@ def main() -> int:
     for finding in found.findings:
         print(f"problem: rank {who.rank}: {finding.message}", flush=True)
     if who.rank == 0:
-        print(f"right: {len(right)} exchanges: {', '.join(right)}", flush=True)
+        types = dict.fromkeys(name.rpartition(" of ")[2] for name in right)
+        print(*right, f"right: {len(right)} exchanges, of {', '.join(types)}", sep="\n", flush=True)
     return 1 if found.findings else 0
 
 

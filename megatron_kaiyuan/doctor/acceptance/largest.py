@@ -17,11 +17,8 @@ from megatron_kaiyuan.platform.figures import Device, device_named, device_repor
 _GIB = 1 << 30
 # Of the planned memory that a step may take more.
 _MARGIN = 1.05
-_RECOMPUTED: tuple[list[str], ...] = (
-    [],
-    ["parallel.recompute_granularity=selective"],
-    ["parallel.recompute_granularity=full"],
-)
+# Tried one after the other until a layout fits.
+_RECOMPUTED = ("null", "selective", "full")
 
 
 @dataclass(frozen=True)

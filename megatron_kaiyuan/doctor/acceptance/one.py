@@ -1,6 +1,6 @@
 """One check in this process.
 
-    python -m megatron_kaiyuan.doctor.acceptance.one MODULE.FUNCTION CONTEXT RESULT
+    python -m megatron_kaiyuan.doctor.acceptance.one PACKAGE.MODULE.FUNCTION CONTEXT RESULT
 
 CONTEXT and RESULT are JSON files; what is printed is part of the record.
 """
@@ -25,7 +25,7 @@ def run_one(where: str, context: Context) -> tuple[State, str, dict[str, Any]]:
     """How the check ends, its figure, and facts."""
     module, _, function = where.rpartition(".")
     try:
-        check = getattr(importlib.import_module(f"{__spec__.parent}.{module}"), function)
+        check = getattr(importlib.import_module(module), function)
         found = check(context)
         return ("ok", found, {}) if isinstance(found, str) else ("ok", *found)
     except NotPossible as error:

@@ -20,12 +20,12 @@ _TOLERANCE = 5e-3
 
 
 def attention(context: Context) -> str:
-    """Kaiyuan-2B's attention, forward and backward, as training takes it; a CPU gets fewer tokens."""
+    """Kaiyuan-2B's attention, forward and backward, as training takes it."""
     platform = context.activate()
     from megatron_kaiyuan.backend.choose import choose
     from megatron_kaiyuan.config import BackendConfig
 
-    tokens = 256 if context.on_cpu else 4096
+    tokens = 256 if context.small else 4096
     backend = choose(BackendConfig(), platform)
     drawn = torch.Generator().manual_seed(0)
     shapes = [(1, heads, tokens, 128) for heads in (16, 8, 8)]
@@ -174,7 +174,7 @@ def adamw(context: Context) -> str:
 def indexing(context: Context) -> str:
     """What loss, grouped heads and embedding index by, whose newer kernels a 910A does not have."""
     platform = context.activate()
-    tokens, vocabulary = (256, 2048) if context.on_cpu else (4096, 32768)
+    tokens, vocabulary = (256, 2048) if context.small else (4096, 32768)
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (tokens, 1), generator=drawn)
     logits = torch.randn(tokens, vocabulary, generator=drawn)

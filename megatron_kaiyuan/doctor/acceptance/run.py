@@ -72,7 +72,7 @@ def _context(first: Context, devices: Result, ranks: int | None) -> Context:
     """What the other checks are given, by what the first one found."""
     name = devices.facts.get("platform", first.platform)
     found = devices.facts.get("devices") or (_CPU_RANKS if name == "cpu" else 1)
-    return replace(first, platform=name, ranks=ranks or found)
+    return replace(first, platform=name, ranks=ranks or found, small=name == "cpu")
 
 
 def say(line: str) -> None:
