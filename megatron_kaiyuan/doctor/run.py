@@ -86,12 +86,23 @@ def _examine_alone(
             works = trial.collect(found, timeout)
             if works and who.world_size > 1:
                 device = _activate(name, who)
+    if found.facts.get("platform", {}).get("name") == "npu":
+        with found.part("HCCL"):
+            _examine_hccl(found, who)
     with found.part("kernels"):
         examine_kernels(found)
     with found.part("disk"):
         has_devices = bool(found.facts.get("platform", {}).get("devices"))
         examine_disks(found, run_dir or Path.cwd(), has_devices)
     return has_torch, device
+
+
+def _examine_hccl(found: Examination, who: Rank) -> None:
+    from megatron_kaiyuan.cluster.hccl import notices
+
+    nodes = who.world_size // (who.local_world_size or who.world_size)
+    for line in notices(who.world_size, nodes):
+        found.note(f"HCCL: {line}")
 
 
 def _activate(name: str, who: Rank) -> Platform:

@@ -48,8 +48,8 @@ def largest(context: Context) -> str:
     found = read_json(answer, "answer of the step")
     planned = chosen.layout.memory.device.total
     figure = (
-        f"{_shape(chosen.layout)}: peak {found['peak'] / _GIB:.2f} GiB on its fullest rank, planned "
-        f"{planned / _GIB:.2f} GiB for {device.name}; loss {found['loss']:.3f}, "
+        f"{path.parent.name}, {_shape(chosen.layout)}: peak {found['peak'] / _GIB:.2f} GiB on its fullest rank, "
+        f"planned {planned / _GIB:.2f} GiB for {device.name}; loss {found['loss']:.3f}, "
         f"{'skipped' if found['skipped'] else 'updated'}, {found['seconds']:.1f} s"
     )
     # A CPU's peak is that of the whole process, libraries and all.
