@@ -51,13 +51,13 @@ def rms_norm_backward(
     normed_h = _at_least_fp32(input_h) * scale_1
     product_h = gradient_h * normed_h
     of_weight_h = product_h.flatten(0, -2).sum(0).to(weight_h.dtype)
-    # What changes the length of the input changes nothing behind the norm.
+    # What changes the length of the input changes nothing after the norm. A sum, and no product with the weight: a chip
+    # may round that product's inputs to FP16, and for a compiler it would be a kernel of its own.
     if torch.compiler.is_compiling():
-        # As sums of the pass that makes them: the product with a vector would be a kernel of its own.
         along_1 = (product_h * exact_weight_h).sum(-1, keepdim=True) / input_h.size(-1)
         of_input_h = (gradient_h * exact_weight_h - normed_h * along_1) * scale_1
         return of_input_h.to(input_h.dtype), of_weight_h
-    along_1 = (product_h @ exact_weight_h).div_(input_h.size(-1)).unsqueeze(-1)
+    along_1 = product_h.mul_(exact_weight_h).sum(-1, keepdim=True).div_(input_h.size(-1))
     of_input_h = torch.mul(gradient_h, exact_weight_h, out=product_h)
     of_input_h.addcmul_(normed_h, along_1, value=-1).mul_(scale_1)
     return of_input_h.to(input_h.dtype), of_weight_h

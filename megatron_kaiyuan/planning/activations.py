@@ -82,7 +82,7 @@ class MicroBatch:
         total += run.train.seq_length * run.model.kv_channels * _FP32
         # Ids, labels and positions, and numbers of documents; a mask of them is one for all layers.
         total += (3 + run.data.reset_attention_mask) * self.tokens * _INT64
-        if self._masked:
+        if run.data.reset_attention_mask and self.device.platform == "npu":
             total += self.tokens * run.train.seq_length
         return total
 
@@ -143,16 +143,15 @@ class MicroBatch:
         if self.stage.run.data.reset_attention_mask and self.device.platform == "cpu":
             # The result of each document, which the projection's input is joined from.
             total += query
-        if self.device.fused_attention:
-            return total + tokens * heads * _FP32
-        # torch's own attention computes in FP32, which it copies queries, keys and values for, and saves the softmax.
-        copies = 0 if self.stage.run.train.precision == "fp32" else 3 * tokens * heads * size * _FP32
-        return total + copies + tokens * heads * self.stage.run.train.seq_length * _FP32
+        # A fused kernel keeps a number a query; without one (`backend/blocked.py`) all is computed again.
+        return total + (tokens * heads * _FP32 if self.device.fused_attention else 0)
 
     @property
     def _masked(self) -> bool:
-        """Documents are kept apart by a mask of all pairs: elsewhere kernels leave out what is masked (`backend/`)."""
-        return self.stage.run.data.reset_attention_mask and self.device.platform == "npu"
+        """torch's fused attention keeps documents apart by a mask of all pairs, for which keys are repeated."""
+        return (
+            self.stage.run.data.reset_attention_mask and self.device.platform == "npu" and self.device.fused_attention
+        )
 
     @property
     def _keeps_projection(self) -> bool:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.planning.activations import MicroBatch
+from megatron_kaiyuan.planning.communicators import communicator_buffers
 from megatron_kaiyuan.planning.parameters import BYTES, Stage, distinct_stages, held
-from megatron_kaiyuan.platform.blocks import block_elements
+from megatron_kaiyuan.platform.blocks import block_elements, block_queries
 from megatron_kaiyuan.platform.figures import Device
 
 _FP32 = 4
@@ -24,7 +25,7 @@ class Memory:
         activations: what the micro-batches in flight have saved for their backward passes, and what is recomputed.
         logits: of the last stage, with their gradient.
         buffers: what one operation needs while it runs; on a CPU the checkpoint's copy besides, which elsewhere is
-            host memory.
+            host memory; on an NPU the buffers of HCCL, outside of torch's allocator.
     """
 
     weights: int
@@ -64,7 +65,8 @@ def stage_memory(stage: Stage, device: Device) -> StageMemory:
     mine, host = held(stage), checkpoint_copy(stage)
     activations, logits, buffers = max(_moments(MicroBatch(stage, device)), key=sum)
     copy = host if device.platform == "cpu" else 0
-    memory = Memory(mine.weights, mine.gradients, mine.optimizer, activations, logits, buffers + copy)
+    buffers += copy + communicator_buffers(stage, device)
+    memory = Memory(mine.weights, mine.gradients, mine.optimizer, activations, logits, buffers)
     return StageMemory(stage, memory, host)
 
 
@@ -83,7 +85,7 @@ def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     stage = batch.stage
     saved, again = batch.saved(), batch.computed_again()
     in_flight = _in_flight(stage)
-    always = _gathered(batch)
+    always = _always(batch)
     kept = in_flight * saved // stage.chunks
     moments = [(kept + again, 0, always + _layer_work(batch))]
     if stage.is_last:
@@ -125,7 +127,7 @@ def _layer_work(batch: MicroBatch) -> int:
     """What the backward pass of a layer holds at once besides what was saved.
 
     In the MLP the gradients of both halves of the first projection with what they are made from, or with that of its
-    weight; in attention without a fused kernel those of the scores, of the softmax and of what lies between.
+    weight; in attention without a fused kernel what `_blocked_work` counts.
     """
     run = batch.stage.run
     inner = run.model.ffn_hidden_size // batch.tensor_ranks
@@ -133,13 +135,32 @@ def _layer_work(batch: MicroBatch) -> int:
     mlp = halves + max(halves, weight) + 2 * batch.stream
     if batch.device.fused_attention:
         return mlp
-    heads = run.model.num_attention_heads // batch.tensor_ranks
-    return max(mlp, 3 * batch.tokens * heads * run.train.seq_length * _FP32)
+    return max(mlp, _blocked_work(batch))
 
 
-def _gathered(batch: MicroBatch) -> int:
-    """megatron-core's buffer for the whole sequence, which sequence parallelism gathers for each matrix."""
+def _blocked_work(batch: MicroBatch) -> int:
+    """What the backward pass of `backend/blocked.py` holds at once.
+
+    The softmax of a block, its gradient and the scores', in FP32; a sample's gradients of keys and values in FP32; the
+    gradients of the result, of queries, keys and values.
+    """
     run = batch.stage.run
+    length, size = run.train.seq_length, run.model.kv_channels
+    heads = run.model.num_attention_heads // batch.tensor_ranks
+    groups = run.model.num_query_groups // batch.tensor_ranks
+    scores = heads * min(block_queries(heads, length), length) * length
+    sums = 2 * groups * length * size
+    return 3 * scores * _FP32 + sums * _FP32 + 2 * batch.tokens * (heads + groups) * size * batch.element
+
+
+def _always(batch: MicroBatch) -> int:
+    """megatron-core's buffer for the whole sequence, which sequence parallelism gathers for each matrix.
+
+    And the causal mask of `backend/blocked.py`, which all layers share; documents have their own.
+    """
+    run = batch.stage.run
+    causal = not (batch.device.fused_attention or run.data.reset_attention_mask)
+    mask = run.train.seq_length**2 if causal else 0
     if not run.parallel.sequence_parallel:
-        return 0
-    return batch.tokens * run.model.hidden_size * batch.element
+        return mask
+    return mask + batch.tokens * run.model.hidden_size * batch.element

@@ -8,7 +8,9 @@ from typing import Any
 import megatron.core.optimizer.clip_grads as clip_grads
 import torch
 
+from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.optim.adamw import AdamW
+from megatron_kaiyuan.train.rounded_products import rounded_products
 from megatron_kaiyuan.train.state import TrainState
 
 _NAMES = {
@@ -28,9 +30,9 @@ _NAMES = {
 _NO_LIBRARY = "Transformer Engine and Apex cannot be imported"
 
 
-def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
+def implementations(state: TrainState, run: RunConfig) -> list[dict[str, str]]:
     """Rows of `op`, `implementation` and `why`; why is what the platform found, or the only reason there is."""
-    platform = state.platform
+    platform, precision = state.platform, run.train.precision
     optimizer = state.optimizer.chained_optimizers[0].optimizer
     clipping = _library(clip_grads.l2_norm_impl)
     scaled = precision == "fp16"
@@ -55,6 +57,9 @@ def implementations(state: TrainState, precision: str) -> list[dict[str, str]]:
     ]
     if precision in platform.emulated:
         rows.append(("half precision", "products and attention in FP32, rounded once", ""))
+    if platform.products_round_fp32:
+        places = rounded_products(run)
+        rows.append(("FP32 products", "from inputs rounded to FP16" if places else "none", ", ".join(places)))
     if "threads" in platform.findings:
         rows.append(("threads", f"{torch.get_num_threads()} a rank", ""))
     if "megatron-core" in platform.findings:

@@ -122,7 +122,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     )
     if ahead := left_out.ahead(state.progress.tokens):
         sinks.event("left_out", step=state.progress.step, tokens=[entry["tokens"] for entry in ahead])
-    sinks.event("implementations", table=implementations(state, run.train.precision))
+    sinks.event("implementations", table=implementations(state, run))
     used = utilization(run, platform, torch.distributed.get_world_size())
     sinks.event("utilization", **used.facts())
     return Session(

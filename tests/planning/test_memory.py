@@ -60,7 +60,7 @@ def really_saved(run: RunConfig, backend: Backend) -> int:
     return saved_bytes(network, lambda: network(ids_bs, positions_bs, documents_bs, labels=ids_bs))
 
 
-@pytest.mark.parametrize("device", ["cpu", "910b"])
+@pytest.mark.parametrize("device", ["cpu", "910a", "910b"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
     "sections",
@@ -90,7 +90,7 @@ def really_saved(run: RunConfig, backend: Backend) -> int:
     ],
 )
 def test_what_autograd_saves(device: str, precision: str, sections: dict[str, Any]) -> None:
-    """An NPU keeps documents apart by a mask, as a CPU does with torch's kernels."""
+    """A 910B keeps documents apart by a mask, as a CPU does with torch's kernels; a 910A takes blocks of queries."""
     run = small_run(**sections, train={**LONG, "precision": precision})
     batch = MicroBatch(Stage(run, 1, 0), DEVICES[device])
     expected = batch.saved()
@@ -98,8 +98,12 @@ def test_what_autograd_saves(device: str, precision: str, sections: dict[str, An
         # The batch keeps the numbers of documents, and what is made of them once for all layers is no saved tensor;
         # autograd keeps the numbers where it recomputes attention.
         expected -= 0 if run.parallel.recomputed - {"mlp"} else 8 * batch.tokens
-        expected -= batch.tokens * run.train.seq_length if device == "910b" else 0
-    backend = choose(BackendConfig(), platform.current()) if device == "cpu" else TORCH
+        expected -= batch.tokens * run.train.seq_length if device != "cpu" else 0
+    backend = {
+        "cpu": choose(BackendConfig(), platform.current()),
+        "910a": choose(BackendConfig(attention="blocked", document_attention="blocked"), platform.current()),
+        "910b": TORCH,
+    }[device]
     # Besides the layers the logits, as the head gave them.
     assert really_saved(run, backend) - batch.head_element * batch.logits == pytest.approx(expected, rel=0.005)
 
@@ -143,18 +147,21 @@ def test_cutting_tensors_and_sequences_saves_memory() -> None:
     assert sequences.activations < cut.activations < whole.activations
 
 
-def test_attention_without_a_fused_kernel_grows_with_the_square_of_the_length() -> None:
-    def scores(length: int) -> int:
-        run = small_run(train={"seq_length": length})
-        parts = [stage_memory(Stage(run, 1, 0), DEVICES[name]).device.activations for name in ("910a", "910b")]
-        return parts[0] - parts[1]
-
-    assert scores(2048) / scores(1024) == pytest.approx(4, rel=0.1)
+def test_attention_without_a_fused_kernel_holds_blocks_of_scores() -> None:
+    """Three tensors in FP32 of an eighth of the queries, for one sample at a time; nothing is saved but its inputs."""
+    lengths = 1024, 2048
+    runs = [small_run(train={"seq_length": length, "micro_batch_size": 4}) for length in lengths]
+    of_scores = [3 * 4 * 4 * length**2 // 8 for length in lengths]
+    for run, scores, length in zip(runs, of_scores, lengths, strict=True):
+        fused, blocked = (stage_memory(Stage(run, 1, 0), DEVICES[name]).device for name in ("910b", "910a"))
+        # A number a query and head, in each of four layers.
+        assert fused.activations - blocked.activations == 4 * 4 * 4 * 4 * length
+        assert scores < blocked.buffers < scores + fused.buffers
 
 
 @pytest.mark.parametrize(("changes", "part"), [(FULL, "_layer"), (CORE, "_attention"), (MLP, "_mlp")])
 def test_what_is_recomputed_is_there_for_one_layer_at_a_time(changes: dict[str, Any], part: str) -> None:
-    """On a device without fused attention, which keeps all scores: one layer's activations less the others' stay."""
-    kept, again = (MicroBatch(Stage(small_run(parallel=parallel), 1, 0), DEVICES["910a"]) for parallel in ({}, changes))
+    """One layer's activations less the others' stay."""
+    kept, again = (MicroBatch(Stage(small_run(parallel=parallel), 1, 0), DEVICES["910b"]) for parallel in ({}, changes))
     assert again.saved() + again.computed_again() < kept.saved() < again.saved() + 5 * again.computed_again()
     assert kept.computed_again() == 0 < again.computed_again() <= getattr(kept, part)()

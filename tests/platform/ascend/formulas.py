@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from tests.platform.ascend.attention import fusion_attention, fusion_attention_backward
+from tests.platform.ascend.gradients import gradients
+
 _Optional = torch.Tensor | None
 
 
@@ -43,10 +46,8 @@ def linear(values: torch.Tensor, weight: torch.Tensor, bias: _Optional = None) -
 def matmul_backward(
     gradient: torch.Tensor, left: torch.Tensor, right: torch.Tensor, wanted: list[bool]
 ) -> tuple[_Optional, _Optional]:
-    with torch.enable_grad():
-        leaves = [_wide(part.detach()).requires_grad_() for part in (left, right)]
-        found = torch.autograd.grad(torch.matmul(*leaves), leaves, _wide(gradient))
-    one, other = (part.to(left.dtype) if asked else None for part, asked in zip(found, wanted, strict=True))
+    found = gradients(torch.matmul, (left, right), gradient)
+    one, other = (part if asked else None for part, asked in zip(found, wanted, strict=True))
     return one, other
 
 
@@ -95,11 +96,7 @@ def swiglu(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 
 def swiglu_backward(gradient: torch.Tensor, values: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    with torch.enable_grad():
-        leaf = _wide(values.detach()).requires_grad_()
-        gate, up = leaf.chunk(2, dim)
-        (found,) = torch.autograd.grad(torch.nn.functional.silu(gate) * up, leaf, _wide(gradient))
-    return found.to(values.dtype)
+    return gradients(lambda leaf: swiglu(leaf, dim), (values,), gradient)[0]
 
 
 FORMULAS: dict[str, Callable[..., Any]] = {
@@ -115,6 +112,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "npu::_npu_dtype_cast_backward": cast,
     "npu::npu_dtype_cast": cast,
     "npu::npu_dtype_cast_backward": cast,
+    "npu::npu_fusion_attention_grad_v3": fusion_attention_backward,
+    "npu::npu_fusion_attention_v3": fusion_attention,
     "npu::npu_rms_norm": rms_norm,
     "npu::npu_rms_norm_backward": rms_norm_backward,
     "npu::npu_swiglu": swiglu,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from tests.platform.ascend import first_generation
+from tests.platform.ascend import collectives, first_generation
 from tests.platform.ascend.first_generation import FloatStatus
 from tests.platform.ascend.formulas import FORMULAS
 from tests.platform.ascend.memory import as_host, on_npu
@@ -28,6 +29,7 @@ _BY_TORCH_NPU = _ALLOCATE | {
     "aten::_local_scalar_dense", "aten::_pin_memory", "aten::is_pinned", "aten::record_stream", "aten::resize_",
     "aten::set_", "npu::get_npu_format", "npu::get_storage_size",
 }  # fmt: skip
+_NPU = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 _COMPOSITES = ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
 
 
@@ -42,6 +44,7 @@ class HostKernels(TorchDispatchMode):
 
     def __init__(self, saturates: bool) -> None:
         super().__init__()
+        collectives.replace_all_gather()
         self.operators: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)
         self.fallbacks: set[str] = set()
         self.status = FloatStatus() if saturates else None
@@ -57,8 +60,13 @@ class HostKernels(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name
         self._record(func, tensors)
-        if func.is_view or name in _BY_TORCH_NPU or name.startswith("c10d::"):
+        if name.startswith(("c10d::", "npu_custom_dist::")):
+            return collectives.call(self, func, args, kwargs)
+        if func.is_view or name in _BY_TORCH_NPU:
             return func(*args, **kwargs)
+        if _is_composite(func.name()):
+            with self:
+                return func.redispatch(_NPU, *args, **kwargs)
         written = _written(func, args, kwargs)
         on_host = [_to_host(leaf, id(leaf) in written) for leaf in leaves]
         results = self._compute(func, *tree_unflatten(on_host, structure))
@@ -85,7 +93,7 @@ class HostKernels(TorchDispatchMode):
     def _record(self, func: Any, tensors: list[torch.Tensor]) -> None:
         name = str(func)
         self.operators[name].add(tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})))
-        if not _has_kernel(func.name()):
+        if not _has_kernel(func.name()) and not _is_composite(func.name()):
             self.fallbacks.add(name)
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -106,10 +114,18 @@ def _is_npu(value: object) -> bool:
     return isinstance(value, torch.device) and value.type == "npu"
 
 
+_has_kernel_for = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+@functools.cache
 def _has_kernel(name: str) -> bool:
-    """Whether torch_npu has one, or torch makes it from operators that count for themselves."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return any(has(name, key) for key in ("PrivateUse1", "AutogradPrivateUse1", *_COMPOSITES))
+    return _has_kernel_for(name, "PrivateUse1")
+
+
+@functools.cache
+def _is_composite(name: str) -> bool:
+    """Whether torch makes it from others, which count for themselves: torch_npu has no kernel of its own."""
+    return not _has_kernel(name) and any(_has_kernel_for(name, key) for key in _COMPOSITES)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> dict[int, torch.Tensor]:
@@ -145,7 +161,7 @@ def _queue_is_dead() -> bool:
 
 
 def _fill(answers: Any, results: Any, written: dict[int, torch.Tensor], name: str) -> Any:
-    """torch_npu's answers with the host's results in them; a number is the host's."""
+    """torch_npu's answers with the host's results in them, but for None; a number is the host's."""
     mine, structure = tree_flatten(answers)
     theirs = tree_leaves(results)
     filled = []
@@ -153,7 +169,7 @@ def _fill(answers: Any, results: Any, written: dict[int, torch.Tensor], name: st
         if not isinstance(answer, torch.Tensor):
             filled.append(result)
             continue
-        if id(answer) not in written:
+        if id(answer) not in written and result is not None:
             _write(answer, result, name)
         filled.append(answer)
     return tree_unflatten(filled, structure)

@@ -6,6 +6,7 @@ The device is not touched, so that a fork can still be a node of any chip.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 
@@ -18,7 +19,5 @@ for _library in (stubs.LIBRARY, *stubs.OTHERS):
     ctypes.CDLL(str(stubs.built() / _library), ctypes.RTLD_GLOBAL)
 
 # What transfer_to_npu imports takes longer than all else.
-import torch_npu  # noqa: E402
-import torch_npu.utils._dynamo  # noqa: E402, F401
-
-from tests.platform.ascend import host_kernels  # noqa: E402, F401
+for _module in ("torch_npu", "torch._inductor.compile_fx", "torch_npu.utils._dynamo"):
+    importlib.import_module(_module)

@@ -14,6 +14,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 
 def enter() -> Callable[[], None]:
@@ -36,7 +37,14 @@ def enter() -> Callable[[], None]:
 def main() -> None:
     """Run `-m module`, `-c code` or a file, with its arguments, as `python` would."""
     first, *rest = sys.argv[1:]
-    write = enter()
+    write, end = enter(), os._exit
+
+    def write_and_end(code: int) -> NoReturn:
+        """A rank that gives up ends this way."""
+        write()
+        end(code)
+
+    os._exit = write_and_end
     try:
         if first == "-m":
             sys.argv = rest
@@ -48,6 +56,7 @@ def main() -> None:
             sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
             runpy.run_path(first, run_name="__main__")
     finally:
+        os._exit = end
         write()
 
 

@@ -1,11 +1,11 @@
-"""Python imports this at its start where the folder is on the path: npu operators are computed from torch_npu's import on.
+"""Python imports this at its start, where it finds it: once torch_npu is imported, its operators are computed.
 
-It is for processes that a program under test starts; `rank.py` prepares the program itself.
+It is for processes that a program under test starts, whose operators are not recorded; `rank.py` prepares the program
+itself.
 """
 
 from __future__ import annotations
 
-import atexit
 import importlib.abc
 import importlib.machinery
 import os
@@ -18,16 +18,16 @@ class _AfterTorchNpu(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
         if name != "torch_npu":
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
+                sys.meta_path.remove(self)
                 run(module)
                 from tests.platform.ascend import rank
 
-                atexit.register(rank.enter())
+                rank.enter()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

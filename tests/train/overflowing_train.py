@@ -1,0 +1,44 @@
+"""Trains on NPUs as `kaiyuan train` does; on one rank a forward pass of chosen steps overflows, without harm elsewhere.
+
+overflowing_train.py '{"rank": 0, "steps": [2, 3]}' RECIPE [KEY=VALUE]...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.train.rank import run_on_this_rank
+
+fault = json.loads(sys.argv[1])
+device = platform.activate("npu", int(os.environ.get("LOCAL_RANK", 0)))
+
+from megatron_kaiyuan.train import loop, step  # noqa: E402 - a platform has to be active before megatron-core
+
+real_step, real_forward = loop.training_step, step._forward
+overflows = False
+
+
+def training_step(state: Any, *arguments: Any) -> Any:
+    global overflows
+    overflows = state.progress.step + 1 in fault["steps"] and torch.distributed.get_rank() == fault["rank"]
+    return real_step(state, *arguments)
+
+
+def forward(*arguments: Any) -> Any:
+    global overflows
+    if overflows:
+        large = torch.full((4,), 60000.0, dtype=torch.float16, device=device.device)
+        assert (large + large).isfinite().all()
+        overflows = False
+    return real_forward(*arguments)
+
+
+loop.training_step, step._forward = training_step, forward
+run_on_this_rank(Path(sys.argv[2]), sys.argv[3:])
