@@ -1,4 +1,6 @@
-"""All checks of an acceptance that need one process, in this one: checks_of_one_process.py PLATFORM; prints JSON.
+"""All checks of an acceptance that need one process, in this one, or those named; prints JSON.
+
+    python -m tests.doctor.checks_of_one_process PLATFORM [NAME]...
 
 A check's own process costs a start each, which says nothing more where nothing crashes.
 """
@@ -21,5 +23,6 @@ if __name__ == "__main__":
     os.environ.update(ONE_AT_A_TIME)
     with tempfile.TemporaryDirectory() as work:
         context = Context(sys.argv[1], 2, Path(work), small=True)
-        ended = {check.name: run_one(check.where, context)[:2] for check in ALONE}
+        wanted = [check for check in ALONE if check.name in sys.argv[2:] or not sys.argv[2:]]
+        ended = {check.name: run_one(check.where, context)[:2] for check in wanted}
     print(f"ended: {json.dumps(ended)}")

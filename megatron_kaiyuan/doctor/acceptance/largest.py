@@ -11,6 +11,7 @@ from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible
 from megatron_kaiyuan.doctor.acceptance.training import cores, launcher, over_corpus, recipe
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.planning.communicators import communicator_buffers
 from megatron_kaiyuan.planning.plan import LayoutPlan, make_plan
 from megatron_kaiyuan.platform.figures import Device, device_named, device_reported_as
 
@@ -46,7 +47,9 @@ def largest(context: Context) -> str:
     if code := subprocess.run(command, env={**os.environ, **cores(context.ranks)}, check=False).returncode:
         raise CheckFailed(f"{_shape(chosen.layout)}: ended with exit code {code}, as its output says")
     found = read_json(answer, "answer of the step")
-    planned = chosen.layout.memory.device.total
+    memory = chosen.layout.memory
+    # The peak is that of torch's allocator, which knows nothing of the buffers of collectives.
+    planned = memory.device.total - communicator_buffers(memory.stage, device)
     figure = (
         f"{path.parent.name}, {_shape(chosen.layout)}: peak {found['peak'] / _GIB:.2f} GiB on its fullest rank, "
         f"planned {planned / _GIB:.2f} GiB for {device.name}; loss {found['loss']:.3f}, "
