@@ -64,7 +64,10 @@ def exchanges(platform: Platform) -> Iterator[tuple[str, Callable[[], tuple[torc
         for dtype in dtypes:
             where = f"{name} of {str(dtype).removeprefix('torch.')}"
             yield where, lambda run=exchange, kind=dtype: run(kind, platform.device)  # type: ignore[misc]
-    yield "all_gather of objects", _objects
+    # Messages of errors; plans of checkpoints; what rank 0 decides.
+    yield "all_gather of objects", _gather_objects
+    yield "gather of objects", _objects_to_first
+    yield "broadcast of objects", _broadcast_objects
 
 
 def _place() -> tuple[int, int]:
@@ -141,9 +144,31 @@ def _ring(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch
     return received, _of_all(ranks, dtype)[before]
 
 
-def _objects() -> tuple[torch.Tensor, torch.Tensor]:
+def _gather_objects() -> tuple[torch.Tensor, torch.Tensor]:
     rank, ranks = _place()
     gathered: list[Any] = [None] * ranks
-    distributed.all_gather_object(gathered, {"rank": rank, "text": "x" * rank})
-    right = [{"rank": one, "text": "x" * one} for one in range(ranks)]
-    return torch.tensor(gathered == right), torch.tensor(True)
+    distributed.all_gather_object(gathered, _object(rank))
+    return _is(gathered, [_object(one) for one in range(ranks)])
+
+
+def _objects_to_first() -> tuple[torch.Tensor, torch.Tensor]:
+    rank, ranks = _place()
+    gathered: list[Any] | None = [None] * ranks if rank == 0 else None
+    distributed.gather_object(_object(rank), gathered)
+    return _is(gathered, [_object(one) for one in range(ranks)] if rank == 0 else None)
+
+
+def _broadcast_objects() -> tuple[torch.Tensor, torch.Tensor]:
+    rank, _ = _place()
+    told: list[Any] = [_object(rank)]
+    distributed.broadcast_object_list(told, src=0)
+    return _is(told, [_object(0)])
+
+
+def _object(rank: int) -> dict[str, Any]:
+    """Of another length on each rank."""
+    return {"rank": rank, "text": "x" * rank}
+
+
+def _is(got: Any, expected: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(got == expected), torch.tensor(True)
