@@ -181,19 +181,45 @@ def report(
     print(f"report: {build_report(run_dir, output or run_dir / 'report.html', force)}")
 
 
-@app.command()
+@app.command(cls=SeveralValuesCommand)
 def doctor(
     platform: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
     run_dir: Annotated[Path | None, typer.Option(help="where a run will write: do all ranks see it?")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds for missing ranks, and again for collectives")] = 120,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="seconds for the device, again for missing ranks, again for collectives; default: 120, on NPUs 600",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    acceptance: Annotated[
+        bool, typer.Option("--acceptance", help="twenty checks of a machine that this project was never run on")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="acceptance: folder of its record")] = Path("acceptance"),
+    only: Annotated[list[str] | None, typer.Option(help="acceptance: names of the checks to run")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="acceptance: trained for a step by the last check; default: Kaiyuan-2B")
+    ] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="acceptance: devices to use; default: all")] = None,
 ) -> None:
     """What this machine has, and whether it and all ranks can train. Exit code 1 when there is a problem.
 
     Example: kaiyuan doctor --run-dir runs
 
     All ranks: python -m megatron_kaiyuan.cluster.torchrun --nproc-per-node 2 -m megatron_kaiyuan.cli doctor
+
+    A new kind of machine: launch/acceptance.sh, or kaiyuan doctor --platform npu --acceptance. Half an hour on eight
+    devices; what failed or was interrupted is run again by the same command; OUTPUT/acceptance.json is to be sent back
+    (docs/npu.md).
     """
+    if acceptance:
+        from megatron_kaiyuan.doctor.acceptance.run import run_acceptance
+
+        raise typer.Exit(run_acceptance(platform, output, only or (), recipe, ranks))
+    for option, value in (("--only", only), ("--recipe", recipe), ("--ranks", ranks)):
+        if value is not None:
+            raise UserError(f"{option}: is for --acceptance; give that too, or leave it out")
     from megatron_kaiyuan.doctor.run import run_doctor
 
     raise typer.Exit(run_doctor(platform, run_dir, timeout, as_json))

@@ -2,7 +2,7 @@
 
 Bandwidth is "bus bandwidth" as NVIDIA's nccl-tests define it: what a link has to carry whatever the number of ranks, so
 that it can be compared with the hardware's figure. For S bytes, n ranks and t seconds: all-reduce 2 S (n-1) / (n t),
-all-gather and reduce-scatter S (n-1) / (n t), point to point S / t.
+all-gather and reduce-scatter S (n-1) / (n t), broadcast and point to point S / t.
 """
 
 from __future__ import annotations
@@ -93,6 +93,12 @@ def _all_reduce(count: int, device: torch.device) -> tuple[Callable[[], Any], Ca
     return lambda: distributed.all_reduce(data), lambda: bool((data == total).all())
 
 
+def _broadcast(count: int, device: torch.device) -> tuple[Callable[[], Any], Callable[[], bool]]:
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    data = torch.full((count * ranks,), float(rank + 1), device=device)
+    return lambda: distributed.broadcast(data, 0), lambda: bool((data == 1.0).all())
+
+
 def _all_gather(count: int, device: torch.device) -> tuple[Callable[[], Any], Callable[[], bool]]:
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     mine = torch.full((count,), float(rank + 1), device=device)
@@ -131,5 +137,6 @@ OPERATIONS = (
     Operation("all_reduce", _all_reduce, lambda ranks: 2 * (ranks - 1) / ranks),
     Operation("all_gather", _all_gather, lambda ranks: (ranks - 1) / ranks),
     Operation("reduce_scatter", _reduce_scatter, lambda ranks: (ranks - 1) / ranks),
+    Operation("broadcast", _broadcast, lambda ranks: 1.0),
     Operation("point_to_point", _ring, lambda ranks: 1.0),
 )

@@ -76,6 +76,13 @@ def _software(facts: dict[str, Any]) -> Iterator[str]:
         devices = platform["devices"]
         named = "; ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices)) or "none"
         yield _line("devices", f"{named}: platform {platform['name']}, {platform['backend']} between ranks")
+    if trial := facts.get("trial"):
+        products = " and ".join(trial.get("product_errors", {}))
+        yield _line(
+            "trial",
+            f"collectives on one process, products in {products}, overflows, AdamW by {trial.get('adamw', 'nothing')}: "
+            f"{trial.get('seconds', 0):.1f} s",
+        )
     software = facts.get("software", {})
     main = [f"{name} {software[name]}" for name in ("python", "torch", "megatron-core", "numpy") if name in software]
     yield _line("software", ", ".join(main))
@@ -99,6 +106,8 @@ def _links(facts: dict[str, Any]) -> Iterator[str]:
         if facts["launcher"]["world_size"] == 1:
             yield _line("collectives", "not measured with one process; start doctor as you start training")
         return
+    if "exchanges" in facts:
+        yield _line("exchanges", f"{len(facts['exchanges'])} that training makes are right, of {_types(facts)}")
     large = f"{measured['large_bytes'] >> 20} MiB"
     yield _line(
         "collectives", f"{measured['backend']}, {measured['ranks']} ranks, float32, bus bandwidth as in nccl-tests"
@@ -110,6 +119,11 @@ def _links(facts: dict[str, Any]) -> Iterator[str]:
             f"{row['operation']:<16}{row['latency_us']:>9.0f} us{row['gb_per_s_1mib']:>9.2f} GB/s"
             f"{row['gb_per_s_large']:>9.2f} GB/s",
         )
+
+
+def _types(facts: dict[str, Any]) -> str:
+    """The types of elements that were exchanged."""
+    return ", ".join(dict.fromkeys(name.rpartition(" of ")[2] for name in facts["exchanges"]))
 
 
 def _line(part: str, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -12,35 +13,47 @@ from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.machine import examine_disks, examine_limits, examine_machine
 from megatron_kaiyuan.doctor.software import examine_kernels, examine_torch, examine_versions
+from megatron_kaiyuan.doctor.trial_process import TrialProcess
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.platform import Platform
 
+# An NPU of the first generation compiles every operator at its first call.
+_SECONDS, _NPU_SECONDS = 120.0, 600.0
 _LAUNCHERS = ("torchrun", "srun", "mpirun", "msrun")
 
 
-def run_doctor(platform: str, run_dir: Path | None, timeout: float, as_json: bool) -> int:
+def run_doctor(platform: str, run_dir: Path | None, timeout: float | None, as_json: bool) -> int:
     """Examine this rank and, with the others, what lies between them. Rank 0 prints for all.
 
     Args:
         platform: as in a recipe.
         run_dir: where a run will write, which all ranks have to see.
-        timeout: seconds to wait for missing ranks, and again for all collectives.
+        timeout: seconds for the trial of the device, again to wait for missing ranks, and again for all collectives;
+            None: as long as operators of such a device may have to be compiled first.
 
     Returns:
         1 when rank 0 knows of a problem of any rank, or this rank cannot tell it of its own; else 0.
     """
+    if timeout is None:
+        timeout = _NPU_SECONDS if may_be_npu(platform) else _SECONDS
     found = Examination()
     who = _who(found)
     if who.is_scheduler:
         return 0
-    has_torch, device = _examine_alone(found, who, platform, run_dir)
+    with TrialProcess(platform, who.local_rank, who.local_world_size or who.world_size) as trial:
+        has_torch, device = _examine_alone(found, who, platform, run_dir, trial, timeout)
     if who.world_size == 1 or not has_torch:
         return report.tell([found], who, as_json)
     from megatron_kaiyuan.doctor.together import examine_together
 
     # Ends the process: after a failed collective the interpreter's tidy end may wait for ranks that are gone.
     examine_together(found, who, device, run_dir, timeout, as_json)
+
+
+def may_be_npu(platform: str) -> bool:
+    """Whether a platform's name can mean `npu` on this machine."""
+    return platform == "npu" or (platform == "auto" and importlib.util.find_spec("torch_npu") is not None)
 
 
 def _who(found: Examination) -> Rank:
@@ -56,8 +69,10 @@ def _who(found: Examination) -> Rank:
     return who
 
 
-def _examine_alone(found: Examination, who: Rank, name: str, run_dir: Path | None) -> tuple[bool, Platform | None]:
-    """What needs no other rank; whether torch can be used, and the platform if that can."""
+def _examine_alone(
+    found: Examination, who: Rank, name: str, run_dir: Path | None, trial: TrialProcess, timeout: float
+) -> tuple[bool, Platform | None]:
+    """What needs no other rank; whether torch can be used, and the platform if other ranks need it and it works."""
     has_torch, device = False, None
     with found.part("machine"):
         examine_machine(found)
@@ -68,23 +83,29 @@ def _examine_alone(found: Examination, who: Rank, name: str, run_dir: Path | Non
         has_torch = examine_torch(found)
     if has_torch:
         with found.part("platform"):
-            device = _activate(found, name, who)
+            works = trial.collect(found, timeout)
+            if works and who.world_size > 1:
+                device = _activate(name, who)
+    if found.facts.get("platform", {}).get("name") == "npu":
+        with found.part("HCCL"):
+            _examine_hccl(found, who)
     with found.part("kernels"):
         examine_kernels(found)
     with found.part("disk"):
-        examine_disks(found, run_dir or Path.cwd(), has_devices=device is not None and device.name != "cpu")
+        has_devices = bool(found.facts.get("platform", {}).get("devices"))
+        examine_disks(found, run_dir or Path.cwd(), has_devices)
     return has_torch, device
 
 
-def _activate(found: Examination, name: str, who: Rank) -> Platform:
+def _examine_hccl(found: Examination, who: Rank) -> None:
+    from megatron_kaiyuan.cluster.hccl import notices
+
+    nodes = who.world_size // (who.local_world_size or who.world_size)
+    for line in notices(who.world_size, nodes):
+        found.note(f"HCCL: {line}")
+
+
+def _activate(name: str, who: Rank) -> Platform:
     from megatron_kaiyuan import platform
 
-    device = platform.activate(name, who.local_rank, who.local_world_size or who.world_size)
-    found.facts["platform"] = {
-        "name": device.name,
-        "backend": device.collective_backend,
-        "devices": device.device_names(),
-        "precisions": list(device.precisions),
-        "findings": dict(device.findings),
-    }
-    return device
+    return platform.activate(name, who.local_rank, who.local_world_size or who.world_size)

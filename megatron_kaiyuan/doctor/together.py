@@ -23,6 +23,7 @@ from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.clocks import examine_clocks
 from megatron_kaiyuan.doctor.collectives import examine_collectives
 from megatron_kaiyuan.doctor.examination import Examination, in_one_line
+from megatron_kaiyuan.doctor.exchanges import examine_exchanges
 from megatron_kaiyuan.doctor.shared_folder import shared_file
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import Platform
@@ -79,6 +80,7 @@ def _measure(
     found: Examination, store: torch.distributed.Store, who: Rank, device: Platform, hosts: list[str], limit: timedelta
 ) -> None:
     with found.part("collectives"):
+        device.limit_collectives(limit.total_seconds() / 2, limit.total_seconds())
         torch.distributed.init_process_group(
             device.collective_backend,
             store=torch.distributed.PrefixStore("kaiyuan/groups", store),
@@ -86,6 +88,7 @@ def _measure(
             world_size=who.world_size,
             timeout=limit,
         )
+        examine_exchanges(found, device)
         examine_collectives(found, device)
         found.doing = "the comparison of clocks"
         examine_clocks(found, device, hosts)

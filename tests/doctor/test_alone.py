@@ -66,6 +66,9 @@ def test_this_machine(tmp_path: Path) -> None:
         "precisions": ["fp32", "bf16", "fp16"],
         "findings": {"threads": "OMP_NUM_THREADS is set", **half_precision},
     }
+    trial = facts["trial"]
+    assert trial["collectives"] and trial["adamw"] == "torch's fused kernel"
+    assert all(0 <= error < 0.01 for error in trial["product_errors"].values())
     assert facts["launcher"]["name"] == "none" and facts["launcher"]["world_size"] == 1
 
 

@@ -1,0 +1,204 @@
+"""The quickstart's training on the devices: against the CPU, recomputed, killed and resumed."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible
+from megatron_kaiyuan.doctor.acceptance.corpus import VOCABULARY, phase
+from megatron_kaiyuan.doctor.acceptance.processes import kill_tree
+from megatron_kaiyuan.files import remove
+from megatron_kaiyuan.report.metrics import History, read_history
+
+_RECIPES = Path(__file__).parents[3] / "launch" / "recipes"
+_SEQUENCE = 256
+_SAMPLES = 8
+# Losses start at ln(1024) = 6.9. FP16 rounds at other places on a device than on a CPU.
+_STEP_1, _LATER = 0.01, 0.1
+_LARGEST_SCALE = 2**31
+
+
+def recipe(name: str) -> Path:
+    """A recipe of the project's checkout.
+
+    Raises:
+        NotPossible: this is an installed package without one.
+    """
+    path = _RECIPES / name / "train.yaml"
+    if not path.is_file():
+        raise NotPossible(f"{path} is missing: run it from a checkout of the project (pip install -e .)")
+    return path
+
+
+def without_fallback(context: Context) -> str:
+    """A step of which torch_npu may compute nothing on the host."""
+    context.require("npu", because="it is torch_npu that may compute operators on the host")
+    history = train(context, "no_fallback", _fp16(context, 1), environment={"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"})
+    return f"loss {history.rows[0]['loss']:.4f}; every operator ran on the device"
+
+
+def against_cpu(context: Context) -> str:
+    """Twenty steps from the same weights on the same tokens; step 1 is one forward pass apart."""
+    if context.on_cpu:
+        raise NotPossible("it would compare the CPU with itself")
+    steps = 20
+    there = train(context, "device", _fp16(context, steps))
+    here = train(context, "cpu", _fp16(context, steps), platform="cpu")
+    apart = [abs(one["loss"] - other["loss"]) for one, other in zip(there.rows, here.rows, strict=True)]
+    figure = (
+        f"step 1 apart {apart[0]:.1e}, the worst of {steps} {max(apart):.1e}; loss {there.rows[0]['loss']:.3f} to "
+        f"{there.rows[-1]['loss']:.3f}, {len(skipped(there))} skipped, "
+        f"{there.rows[-1]['seconds_per_step']:.2f} s a step"
+    )
+    if not (apart[0] <= _STEP_1 and max(apart) <= _LATER):
+        raise CheckFailed(figure)
+    return figure
+
+
+def recompute(context: Context) -> str:
+    """What the backward pass computes again must neither overflow nor change losses."""
+    steps = 10
+    runs = {"nothing": _fp16(context, steps)}
+    for kind in ("full", "selective"):
+        runs[kind] = [*_fp16(context, steps), f"parallel.recompute_granularity={kind}"]
+    histories = {kind: train(context, f"recompute_{kind}", overrides) for kind, overrides in runs.items()}
+    plain = histories["nothing"].column("loss")
+    apart = {kind: float(abs(one.column("loss") - plain).max()) for kind, one in histories.items() if kind in runs}
+    figure = "; ".join(
+        f"{kind}: {len(skipped(one))} of {len(one.rows)} steps skipped, {apart[kind]:.1e} apart"
+        for kind, one in histories.items()
+    )
+    if any(skipped(one) for one in histories.values()) or not max(apart.values()) <= _STEP_1:
+        raise CheckFailed(figure)
+    return figure
+
+
+def resume(context: Context) -> str:
+    """From a loss scale at which every gradient overflows; killed behind a checkpoint; the same command continues."""
+    steps, every = 40, 10
+    overrides = [
+        *_fp16(context, steps, context.ranks),
+        f"optimizer.initial_loss_scale={_LARGEST_SCALE}",
+        "optimizer.hysteresis=1",
+        f"checkpoint.save_every_steps={every}",
+    ]
+    killed = train(context, "resume", overrides, ranks=context.ranks, kill_behind=2 * every)
+    whole = train(context, "resume", overrides, ranks=context.ranks, fresh=False)
+    return _resumed(killed, whole, context.ranks)
+
+
+def _resumed(killed: History, whole: History, ranks: int) -> str:
+    before = {row["step"]: row for row in killed.rows}
+    step = whole.restarts[-1]["step"] if whole.restarts else None
+    if step is None:
+        raise CheckFailed("the second start did not continue from a checkpoint of the first")
+    again = [row for row in whole.rows if row["step"] > step and row["step"] in before]
+    apart = max((abs(row["loss"] - before[row["step"]]["loss"]) for row in again), default=0.0)
+    scales = [row["loss_scale"] for row in whole.rows]
+    kept = all(row["loss_scale"] == before[row["step"]]["loss_scale"] for row in again)
+    halved = math.log2(_LARGEST_SCALE / scales[-1])
+    figure = (
+        f"{ranks} ranks: {len(skipped(whole))} steps skipped, scale 2^31 to 2^{31 - halved:.0f}; killed behind step "
+        f"{max(before)}, continued from {step}; {len(again)} steps trained again, {apart:.1e} apart, "
+        f"scales {'the same' if kept else 'NOT the same'}"
+    )
+    if scales[0] != _LARGEST_SCALE or not scales[-1] < _LARGEST_SCALE or not kept or not apart <= _STEP_1:
+        raise CheckFailed(figure)
+    return figure
+
+
+def skipped(history: History) -> list[int]:
+    """Steps whose update was withheld."""
+    return [row["step"] for row in history.rows if row["grad_norm"] is None]
+
+
+def _fp16(context: Context, steps: int, ranks: int = 1) -> list[str]:
+    micro = max(1, _SAMPLES // ranks)
+    return [
+        *over_corpus(context, 6e-3),
+        f"model.vocab_size={VOCABULARY}",
+        f"train.train_tokens={steps * micro * ranks * _SEQUENCE}",
+        f"train.micro_batch_size={micro}",
+        f"train.global_batch_size={micro * ranks}",
+        "optimizer.initial_loss_scale=1024",
+        "optimizer.warmup_tokens=10000",
+        "monitor.activations_every_steps=0",
+    ]
+
+
+def over_corpus(context: Context, peak_lr: float) -> list[str]:
+    """What every run here changes of its recipe: data, precision, a row and a line for each step."""
+    return [
+        f"data.phases=[{{path: {phase(context)}, peak_lr: {peak_lr}}}]",
+        "train.precision=fp16",
+        "monitor.log_every_steps=1",
+    ]
+
+
+def train(
+    context: Context,
+    name: str,
+    overrides: Sequence[str],
+    *,
+    ranks: int = 1,
+    platform: str | None = None,
+    fresh: bool = True,
+    kill_behind: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> History:
+    """Train the quickstart's recipe.
+
+    Args:
+        fresh: remove an earlier run of the name.
+        kill_behind: a step at which all processes get SIGKILL, once it has a checkpoint.
+
+    Raises:
+        CheckFailed: training ended otherwise than it should.
+    """
+    run_dir = context.work / name
+    if fresh:
+        remove(run_dir)
+    program = ["-m", "megatron_kaiyuan.cli", "train", str(recipe("quickstart")), f"run_dir={run_dir}"]
+    command = [*launcher(ranks), *program, f"platform={platform or context.platform}", *overrides]
+    print(f"$ {' '.join(command)}", flush=True)
+    process = subprocess.Popen(command, env={**os.environ, **cores(ranks), **(environment or {})})
+    try:
+        code = process.wait() if kill_behind is None else _killed(process, run_dir, kill_behind)
+    finally:
+        kill_tree(process)
+    if code:
+        raise CheckFailed(f"{name}: training ended with exit code {code}, as its output says")
+    return read_history(run_dir / "metrics.jsonl")
+
+
+def _killed(process: subprocess.Popen, run_dir: Path, step: int) -> int:
+    """Kill the ranks when the step has a checkpoint; 0, or the exit code of a run that ended before."""
+    while not (run_dir / "checkpoints" / f"step_{step}" / "manifest.json").exists():
+        if process.poll() is not None:
+            return process.returncode or 1
+        time.sleep(0.05)
+    print(f"SIGKILL to all ranks behind step {step}", flush=True)
+    kill_tree(process)
+    return 0
+
+
+def launcher(ranks: int) -> list[str]:
+    """How this project starts so many ranks of a Python program on a node."""
+    if ranks == 1:
+        return [sys.executable]
+    return [
+        *(sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun"),
+        *("--standalone", "--nproc-per-node", str(ranks)),
+    ]
+
+
+def cores(ranks: int) -> dict[str, Any]:
+    """Each rank's share of the cores, as the launch scripts set it."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))}
