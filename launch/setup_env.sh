@@ -46,24 +46,25 @@ kaiyuan_check_tools() { # INTERPRETER
         kaiyuan_error "no C++ compiler, which the extension needs: install g++ or clang++, or set CXX"
 }
 
-# The files of requirements that are installed at once, because one says where torch comes from.
-kaiyuan_requirements() {
-    echo requirements.txt
-    [[ ${KAIYUAN_NPU:-$(find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l)} == 0 ]] || echo requirements-npu.txt
+kaiyuan_has_npu() {
+    [[ ${KAIYUAN_NPU:-$(find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l)} != 0 ]]
 }
 
 # Everything that an installation depends on; the folder too, because the installation points into it.
 kaiyuan_fingerprint() {
-    (cd "$kaiyuan_root" && { pwd; kaiyuan_requirements | xargs cat; cat setup.py pyproject.toml; find csrc -type f | sort | xargs cat; }) |
-        cksum
+    (
+        cd "$kaiyuan_root" && pwd && cat requirements.txt setup.py pyproject.toml
+        ! kaiyuan_has_npu || cat requirements-npu.txt
+        find csrc -type f | sort | xargs cat
+    ) | cksum
 }
 
 kaiyuan_install() { # INTERPRETER LOG
-    local file requirements=()
-    for file in $(kaiyuan_requirements); do requirements+=(-r "$kaiyuan_root/$file"); done
+    local pip=("$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile)
     "$kaiyuan_venv/bin/python" -c 'import pip' 2>/dev/null || "$1" -m venv "$kaiyuan_venv" >>"$2" 2>&1 || return 1
-    "$kaiyuan_venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
-        "${requirements[@]}" -e "$kaiyuan_root" >>"$2" 2>&1 || return 1
+    # First, because it says where torch comes from; alone, because that index knows few packages.
+    ! kaiyuan_has_npu || "${pip[@]}" -r "$kaiyuan_root/requirements-npu.txt" >>"$2" 2>&1 || return 1
+    "${pip[@]}" -r "$kaiyuan_root/requirements.txt" -e "$kaiyuan_root" >>"$2" 2>&1 || return 1
     # On all cores; pip would do it on one. Files that are not for this version of Python are no error.
     "$kaiyuan_venv/bin/python" -m compileall -qq -j 0 "$kaiyuan_venv/lib" >>"$2" 2>&1 || true
 }
