@@ -1,4 +1,4 @@
-"""Platform npu over a torch_npu without hardware (`fake_ascend`): the real code, in processes of its own."""
+"""Platform npu where something is missing or stands in the way, and with MindSpeed; over the real torch_npu."""
 
 from __future__ import annotations
 
@@ -12,37 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.platform.ascend import machine
 from tests.rank_server import run
 
-FAKE = Path(__file__).with_name("fake_ascend")
 ROOT = Path(__file__).parents[2]
-
-
-def python(*arguments: str, path: tuple[Path, ...] = (FAKE,), **fake: Any) -> subprocess.CompletedProcess[str]:
-    """Run Python with these folders of packages before all others."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
-        "FAKE_NPU": json.dumps(fake),
-    }
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=240, env=environment)
-
-
-def forked(*arguments: str, path: tuple[Path, ...], **fake: Any) -> subprocess.CompletedProcess[str]:
-    """The same in a fork that has imported torch, and no platform."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*path, ROOT])))
-        patch.setenv("FAKE_NPU", json.dumps(fake))
-        return run(1, arguments, imported="torch")
-
-
-def activated(code: str, tmp_path: Path, path: tuple[Path, ...] = (FAKE,), **fake: Any) -> list[dict[str, Any]]:
-    """Run code, which must succeed; what was asked of torch_npu."""
-    log = tmp_path / "calls.jsonl"
-    done = forked("-c", textwrap.dedent(code), path=path, log=str(log), **fake)
-    assert done.returncode == 0, done.stderr
-    assert "are replaced" not in done.stderr
-    return [json.loads(line) for line in log.read_text().splitlines()]
+NO_CANN = "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')"
 
 
 def package(folder: Path, name: str, code: str = "") -> Path:
@@ -59,59 +33,6 @@ def adaptor(folder: Path, code: str) -> Path:
     return folder
 
 
-def test_a_910a(tmp_path: Path) -> None:
-    """Order of the patches, precisions, the register, and what falls back."""
-    calls = activated(
-        """
-        import torch
-        before = torch.nn.Linear.forward, torch.optim.AdamW.step
-        from megatron_kaiyuan import platform
-        from megatron_kaiyuan.errors import UserError
-        npu = platform.activate("auto", local_rank=1)
-        assert (npu.name, npu.collective_backend, npu.device) == ("npu", "hccl", torch.device("npu", 1))
-        npu.require_precision("fp16")
-        npu.require_precision("fp32")
-        try:
-            npu.require_precision("bf16")
-        except UserError as error:
-            assert str(error) == "train.precision: bf16 does not run on platform npu; use fp32 or fp16"
-        else:
-            raise SystemExit("BF16 on a 910A")
-
-        import megatron.core.optimizer.optimizer as optimizer
-        from megatron.core import jit
-        assert jit.jit_fuser is jit.noop_decorator and optimizer.torch is torch
-        weight = torch.nn.Parameter(torch.ones(2))
-        weight.grad = torch.full((2,), 3.0)
-        assert weight.type() == "torch.npu.FloatTensor"
-        optimizer.clip_grad_by_total_norm_fp32([weight], max_norm=1.0, total_norm=18**0.5)
-        assert torch.allclose(weight.grad, torch.tensor(0.5**0.5)), weight.grad
-        assert weight.type() == "torch.npu.FloatTensor"
-
-        flags = []
-        for _ in range(3):
-            npu.clear_overflow()
-            flags.append(npu.overflowed())
-        assert flags == [False, True, False]
-        assert npu.fused == {} and not npu.has_fused_adamw
-        assert npu.findings["norm"] == "npu_rms_norm fails in fp32 (npu_rms_norm is not supported on this device)"
-        assert npu.findings["optimizer"] == "torch_npu has no fused AdamW kernel"
-        assert "float status" in npu.findings["overflow"]
-        """,
-        tmp_path,
-        soc="910A",
-        devices=2,
-        overflows={"0": [2]},
-        rms_norm="failing",
-        fused_adamw=False,
-    )
-    first = [(call["call"], call.get("megatron")) for call in calls[:3]]
-    assert first == [("import", False), ("transfer_to_npu", False), ("set_device", None)]
-    assert calls[2]["device"] == 1
-    register = [call["call"].partition("_")[0] for call in calls[3:]]
-    assert register == ["clear", "get"] * 3
-
-
 def recipe(folder: Path) -> Path:
     """A recipe whose data is missing."""
     path = folder / "train.yaml"
@@ -126,66 +47,36 @@ def recipe(folder: Path) -> Path:
     return path
 
 
-NO_CANN = "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')"
-ADAPTOR = """
-    import sys
-    from torch_npu import simulated
-    transferred = "torch_npu.contrib.transfer_to_npu" in sys.modules
-    simulated.record("mindspeed", megatron="megatron.core" in sys.modules, transferred=transferred)
-    import megatron.core.jit
-"""
-
-
-def test_a_910b_with_mindspeed(tmp_path: Path) -> None:
-    """It has infinities and BF16; no register is asked for. The adaptor comes between transfer_to_npu and megatron."""
-    mindspeed = adaptor(tmp_path / "packages", ADAPTOR)
-    calls = activated(
-        """
-        import warnings
-        import torch
+def test_the_adaptor_of_mindspeed_comes_between_transfer_to_npu_and_megatron(tmp_path: Path) -> None:
+    order = """
+        import sys
+        assert "torch_npu.contrib.transfer_to_npu" in sys.modules and "megatron.core" not in sys.modules
+        import megatron.core.jit
+        print("adaptor")
+    """
+    activate = """
         from megatron_kaiyuan import platform
         npu = platform.activate("npu", mindspeed=True)
-        npu.require_precision("bf16")
-        npu.clear_overflow()
-        assert not npu.overflowed()
-        assert npu.findings["overflow"] == "inf and NaN in gradients"
-        assert "adaptor was loaded" in npu.findings["megatron-core"]
-        assert npu.has_fused_adamw
-
-        from megatron_kaiyuan.backend.choose import choose
-        from megatron_kaiyuan.config import BackendConfig, ModelConfig, ParallelConfig
-        from megatron_kaiyuan.model.build import transformer_config
-        from megatron_kaiyuan.model.norm import RMSNorm
-        backend = choose(BackendConfig(), npu)
-        assert backend.choices["norm"].implementation == "npu"
-        config = transformer_config(ModelConfig(preset="kaiyuan-tiny", vocab_size=256), ParallelConfig(), "bf16")
-        norm, values = RMSNorm(config, 64, kernel=backend.norm), torch.randn(3, 64, dtype=torch.bfloat16)
-        torch.testing.assert_close(norm(values), torch.nn.functional.rms_norm(values, (64,), norm.weight, 1e-6))
-        """,
-        tmp_path,
-        path=(FAKE, mindspeed),
-        soc="910B",
-        rms_norm="right",
-    )
-    order = [call["call"] for call in calls if call["call"] != "npu_rms_norm"]
-    assert order == ["import", "transfer_to_npu", "set_device", "mindspeed"]
-    loaded = next(call for call in calls if call["call"] == "mindspeed")
-    assert loaded["transferred"] and not loaded["megatron"]
-    # Three probes, then the norm of the network.
-    tried = [call["dtype"] for call in calls if call["call"] == "npu_rms_norm"]
-    assert tried == ["torch.float32", "torch.bfloat16", "torch.float16", "torch.bfloat16"]
+        assert npu.findings["megatron-core"] == "mindspeed is set, and its adaptor was loaded"
+        from megatron.core import jit
+        assert jit.jit_fuser is jit.noop_decorator
+    """
+    path = [adaptor(tmp_path, order)]
+    done = machine.python("-c", textwrap.dedent(activate), path=path, trial_in_child=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1:] == ["adaptor"]
+    assert "are replaced" not in done.stderr
 
 
 ACTIVATE_EACH = """
 import json, os, sys
-import torch
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.errors import UserError
 
-for path, fake, arguments in json.loads(sys.argv[1]):
+for path, environment, arguments in json.loads(sys.argv[1]):
     if os.fork() == 0:
         sys.path[:0] = path
-        os.environ["FAKE_NPU"] = json.dumps(fake)
+        os.environ.update(environment)
         try:
             platform.activate(*arguments)
         except UserError as error:
@@ -193,52 +84,54 @@ for path, fake, arguments in json.loads(sys.argv[1]):
         os._exit(0)
     os.wait()
 """
+Case = tuple[tuple[Path, ...], dict[str, str], list[Any]]
 
 
-def messages(*cases: tuple[tuple[Path, ...], dict[str, Any], list[Any]]) -> list[str]:
-    """What activation says in each case of packages before all others, simulated node and arguments."""
-    content = json.dumps([([str(folder) for folder in path], fake, arguments) for path, fake, arguments in cases])
-    done = forked("-c", ACTIVATE_EACH, content, path=())
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return done.stdout.splitlines()
+def program(*cases: Case) -> list[str]:
+    """Activates in each case of packages before all others, environment and arguments; prints what it says."""
+    content = [([str(folder) for folder in path], environment, arguments) for path, environment, arguments in cases]
+    return ["-c", ACTIVATE_EACH, json.dumps(content)]
 
 
 def test_what_is_missing_is_told_in_one_line(tmp_path: Path) -> None:
     no_cann = package(tmp_path / "a", "torch_npu", NO_CANN)
-    placeholder = package(tmp_path / "b", "mindspeed")
-    older = adaptor(tmp_path / "c", "raise AttributeError('no gpt_layer')")
-    needy = adaptor(tmp_path / "d", "import einops_npu")
-    told = messages(
-        ((), {}, ["npu"]),
-        ((no_cann,), {}, ["auto"]),
-        ((FAKE,), {"devices": 0}, ["npu"]),
-        ((FAKE,), {"devices": 2}, ["npu", 2, 3]),
-        ((FAKE,), {}, ["npu", 0, 1, True]),
-        ((FAKE, placeholder), {}, ["npu", 0, 1, True]),
-        ((FAKE, older), {}, ["npu", 0, 1, True]),
-        ((FAKE, needy), {}, ["npu", 0, 1, True]),
-        ((), {}, ["cpu", 0, 1, True]),
+    done = run(
+        1, program(((), {}, ["npu"]), ((no_cann,), {}, ["auto"]), ((), {}, ["cpu", 0, 1, True])), imported="torch"
     )
-    assert len(told) == 9, told
-    missing, cann, no_device, rank, no_mindspeed, empty, version, dependency, cpu = told
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    missing, cann, cpu = done.stdout.splitlines()
     assert "pip install torch-npu==2." in missing and "+" not in missing
     assert "libhccl.so" in cann and "set_env.sh" in cann and "platform=cpu" in cann
-    assert "finds no device" in no_device and "ASCEND_RT_VISIBLE_DEVICES" in no_device
-    assert "local rank 2 has no NPU, this node shows 2" in rank
-    assert no_mindspeed == empty and "PyPI's mindspeed is an empty package" in empty
-    assert "does not load with megatron-core" in version and "no gpt_layer" in version
-    assert "einops_npu" in dependency
     assert "mindspeed: it is for platform npu, and this is cpu" in cpu
 
 
-def test_a_rank_without_a_device_says_so_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 has one and cannot know."""
-    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    command = ("-m", "megatron_kaiyuan.cli", "train", str(recipe(tmp_path)), "platform=npu")
-    done = python(*command, devices=1)
+def test_what_is_missing_on_a_node_is_told_in_one_line(tmp_path: Path) -> None:
+    mindspeed: list[Any] = ["npu", 0, 1, True]
+    placeholder = package(tmp_path / "b", "mindspeed")
+    older = adaptor(tmp_path / "c", "raise AttributeError('no gpt_layer')")
+    needy = adaptor(tmp_path / "d", "import einops_npu")
+    cases: list[Case] = [
+        ((), {}, ["npu", 8, 9]),
+        ((), {}, mindspeed),
+        ((placeholder,), {}, mindspeed),
+        ((older,), {}, mindspeed),
+        ((needy,), {}, mindspeed),
+    ]
+    done = machine.python(*program(*cases), trial_in_child=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rank, no_mindspeed, empty, version, dependency = done.stdout.splitlines()
+    assert "local rank 8 has no NPU, this node shows 8" in rank
+    assert no_mindspeed == empty and "PyPI's mindspeed is an empty package" in empty
+    assert "does not load with megatron-core" in version and "no gpt_layer" in version
+    assert "einops_npu" in dependency
+
+
+def test_a_node_without_devices(tmp_path: Path) -> None:
+    command = ("-m", "megatron_kaiyuan.cli", "train", recipe(tmp_path), "platform=npu")
+    done = machine.python(*command, devices=0)
     assert done.returncode == 2
-    assert "local rank 1 has no NPU, this node shows 1" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "finds no device" in done.stderr and "ASCEND_RT_VISIBLE_DEVICES" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.fixture
@@ -252,16 +145,23 @@ def without_cann(tmp_path: Path) -> Path:
     return folder
 
 
+def python(*arguments: object, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with this folder of packages before all others."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (path, ROOT)))}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
 def test_cann_missing_stops_only_platform_npu(without_cann: Path, tmp_path: Path) -> None:
     """`import torch` alone would fail, with two stack traces."""
-    alone = python("-c", "import torch", path=(without_cann,))
+    alone = python("-c", "import torch", path=without_cann)
     assert "Failed to load the backend extension: torch_npu" in alone.stderr
     # On CPU the command comes as far as a mistake in the recipe that only a platform can find.
     for name, expected in (
         ("npu", "torch_npu 2.13.0 cannot be imported"),
         ("cpu", "mindspeed: it is for platform npu"),
     ):
-        command = ("-m", "megatron_kaiyuan.cli", "train", str(recipe(tmp_path)), f"platform={name}", "mindspeed=true")
-        done = python(*command, path=(without_cann,))
+        command = ("-m", "megatron_kaiyuan.cli", "train", recipe(tmp_path), f"platform={name}", "mindspeed=true")
+        done = python(*command, path=without_cann)
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1 and expected in done.stderr, done.stderr

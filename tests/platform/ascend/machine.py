@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from tests.rank_server import run
 
 _SITE = Path(__file__).with_name("site")
 _ROOT = Path(__file__).parents[3]
+_DEVICES = 8
+_ON_CPU = re.compile(r"kernel \[(\S+)\] is not supported by NPU currently\. Now this kernel is running on CPU")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ def python(
     *program: object,
     ranks: int = 1,
     soc: str = "Ascend910A",
-    devices: int = 8,
+    devices: int = _DEVICES,
     failing: Sequence[str] = (),
     task_queue: bool = False,
     host_kernels: bool = True,
+    trial_in_child: bool = True,
+    path: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
     timeout: float = 240,
 ) -> Done:
@@ -62,6 +67,9 @@ def python(
         failing: CANN's operators (`RmsNorm`) that the chip has no kernel for: they fail when they are launched.
         task_queue: launch operators from torch_npu's own thread, as on hardware; else in the thread that calls them.
         host_kernels: compute what operators compute. Without, their results are what was in the memory before.
+        trial_in_child: let platform npu try fused kernels in a child process, which imports torch anew; else the same
+            kernels are tried in the rank itself.
+        path: folders of packages that come before all others.
         environment: variables on top of this process's.
 
     Raises:
@@ -71,21 +79,29 @@ def python(
     with tempfile.TemporaryDirectory(prefix="ascend") as folder:
         variables = {
             **os.environ,
-            **node(soc, devices, failing),
+            **node(soc, devices, failing, path),
             "ASCEND_RECORD": folder,
             "ASCEND_HOST_KERNELS": str(int(host_kernels)),
+            "ASCEND_TRIAL_IN_CHILD": str(int(trial_in_child)),
             "TASK_QUEUE_ENABLE": str(int(task_queue)),
             **(environment or {}),
         }
         command = ["-m", "tests.platform.ascend.rank", *program]
-        done = run(ranks, command, imported="ascend", environ=variables, seconds=timeout)
+        # torch_npu counts devices when it is imported.
+        imported = "ascend" if devices == _DEVICES else "torch"
+        done = run(ranks, command, imported=imported, environ=variables, seconds=timeout)
         records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-    return Done(done.returncode, done.stdout, done.stderr, *_joined(records))
+    operators, register, fallbacks = _joined(records)
+    # Some kernels that torch_npu has registered compute on the CPU, and only say so.
+    fallbacks |= {f"aten.{name}" for name in _ON_CPU.findall(done.stderr)}
+    return Done(done.returncode, done.stdout, done.stderr, operators, register, fallbacks)
 
 
-def node(soc: str = "Ascend910A", devices: int = 8, failing: Sequence[str] = ()) -> dict[str, str]:
+def node(
+    soc: str = "Ascend910A", devices: int = _DEVICES, failing: Sequence[str] = (), path: Sequence[Path] = ()
+) -> dict[str, str]:
     """The environment in which a Python process finds torch_npu and the simulated node."""
-    paths = [str(_SITE), str(wheel.unpacked()), str(_ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [*map(str, path), str(_SITE), str(wheel.unpacked()), str(_ROOT), os.environ.get("PYTHONPATH", "")]
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         **stubs.cann_environment(),

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from tests.platform.ascend import stubs
+
 
 def enter() -> Callable[[], None]:
     """Compute npu operators on the host from now on; what to call at the end, which writes down what was called."""
@@ -37,6 +39,7 @@ def enter() -> Callable[[], None]:
 def main() -> None:
     """Run `-m module`, `-c code` or a file, with its arguments, as `python` would."""
     first, *rest = sys.argv[1:]
+    stubs.load()
     write, end = enter(), os._exit
 
     def write_and_end(code: int) -> NoReturn:
@@ -45,6 +48,8 @@ def main() -> None:
         end(code)
 
     os._exit = write_and_end
+    if os.environ.get("ASCEND_TRIAL_IN_CHILD") == "0":
+        from tests.platform.ascend import trial_here  # noqa: F401
     try:
         if first == "-m":
             sys.argv = rest
