@@ -30,11 +30,8 @@ def test_a_chip_of_the_first_generation_saturates() -> None:
         assert not flag() and (large - large).tolist() == [0.0] * 3 and not flag()
 
         infinite = torch.tensor([float("inf"), float("nan"), 1.0]).npu()
-        moved = torch.where(infinite > 0, infinite, infinite)
-        assert moved[0].isinf().item() and moved[2] == 1
-        clear()
-        torch.stack([infinite, infinite])[:, :2].clone()
-        assert not flag()
+        moved = torch.stack([infinite, infinite])[:, :2].clone()
+        assert torch.where(torch.ones(2).bool().npu(), moved, moved).cpu().isfinite().sum() == 0 and not flag()
         assert (infinite * 1).tolist() == [torch.finfo(torch.float32).max, 0.0, 1.0] and flag()
 
         drawn = torch.randn(8, 8)
@@ -103,7 +100,7 @@ def test_a_failed_operator_ends_the_task_queue() -> None:
 def test_operators_that_fall_back_to_the_cpu_are_seen() -> None:
     """One that torch_npu has no kernel for, and one whose kernel computes on the CPU."""
     done = succeed("torch.linalg.eigvalsh(torch.eye(3).npu()); torch.ones(2).npu().isneginf()")
-    assert done.fallbacks == {"aten._linalg_eigh.default", "aten.isneginf.out"}
+    assert done.fallbacks == {"aten._linalg_eigh.eigenvalues", "aten.isneginf.out"}
     assert done.operators["aten.isneginf.default"] == {("float32",)}
 
 

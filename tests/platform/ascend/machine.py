@@ -23,6 +23,7 @@ from tests.rank_server import run
 
 _SITE = Path(__file__).with_name("site")
 _ROOT = Path(__file__).parents[3]
+_DEVICES = 8
 _ON_CPU = re.compile(r"kernel \[(\S+)\] is not supported by NPU currently\. Now this kernel is running on CPU")
 
 
@@ -49,7 +50,7 @@ def python(
     *program: object,
     ranks: int = 1,
     soc: str = "Ascend910A",
-    devices: int = 8,
+    devices: int = _DEVICES,
     failing: Sequence[str] = (),
     task_queue: bool = False,
     host_kernels: bool = True,
@@ -86,7 +87,9 @@ def python(
             **(environment or {}),
         }
         command = ["-m", "tests.platform.ascend.rank", *program]
-        done = run(ranks, command, imported="ascend", environ=variables, seconds=timeout)
+        # torch_npu counts devices when it is imported.
+        imported = "ascend" if devices == _DEVICES else "torch"
+        done = run(ranks, command, imported=imported, environ=variables, seconds=timeout)
         records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     operators, register, fallbacks = _joined(records)
     # Some kernels that torch_npu has registered compute on the CPU, and only say so.
@@ -95,7 +98,7 @@ def python(
 
 
 def node(
-    soc: str = "Ascend910A", devices: int = 8, failing: Sequence[str] = (), path: Sequence[Path] = ()
+    soc: str = "Ascend910A", devices: int = _DEVICES, failing: Sequence[str] = (), path: Sequence[Path] = ()
 ) -> dict[str, str]:
     """The environment in which a Python process finds torch_npu and the simulated node."""
     paths = [*map(str, path), str(_SITE), str(wheel.unpacked()), str(_ROOT), os.environ.get("PYTHONPATH", "")]

@@ -5,7 +5,6 @@ The device is not touched, so that a fork can still be a node of any chip.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import sys
@@ -14,9 +13,7 @@ from tests.platform.ascend import stubs, wheel
 
 sys.path.insert(0, str(wheel.unpacked()))
 os.environ.update(TORCH_DEVICE_BACKEND_AUTOLOAD="0", **stubs.cann_environment())
-for _library in (stubs.LIBRARY, *stubs.OTHERS):
-    # Found by name from then on: of libraries that are loaded, the system's loader asks for no path.
-    ctypes.CDLL(str(stubs.built() / _library), ctypes.RTLD_GLOBAL)
+stubs.load()
 
 # What takes the time: torch_npu itself, and what transfer_to_npu imports to patch it, where it is installed.
 for _module in ("torch_npu", "torch._inductor.compile_fx", "torch_npu.utils._dynamo", "transformers.trainer"):

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from tests.platform.ascend import stubs
+
 
 def enter() -> Callable[[], None]:
     """Compute npu operators on the host from now on; what to call at the end, which writes down what was called."""
@@ -37,6 +39,7 @@ def enter() -> Callable[[], None]:
 def main() -> None:
     """Run `-m module`, `-c code` or a file, with its arguments, as `python` would."""
     first, *rest = sys.argv[1:]
+    stubs.load()
     write, end = enter(), os._exit
 
     def write_and_end(code: int) -> NoReturn:

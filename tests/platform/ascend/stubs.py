@@ -6,6 +6,7 @@ others they ask for; these return 0, which is success.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import re
@@ -51,6 +52,12 @@ def cann_environment() -> dict[str, str]:
     """What CANN's set_env.sh would set, of what torch_npu asks for."""
     folder = str(built())
     return {"LD_LIBRARY_PATH": folder, "ASCEND_HOME_PATH": folder, "ASCEND_OPP_PATH": folder}
+
+
+def load() -> None:
+    """Load the libraries into this process; it finds them by name from then on, whatever LD_LIBRARY_PATH was."""
+    for library in (LIBRARY, *OTHERS):
+        ctypes.CDLL(str(built() / library), ctypes.RTLD_GLOBAL)
 
 
 def _build(folder: Path, package: Path) -> None:
