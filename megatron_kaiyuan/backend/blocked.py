@@ -101,6 +101,8 @@ class _Blocked(torch.autograd.Function):
                 of_key_gsd[:, : block.keys] += of_scores_grs.mT @ query_grd
                 of_query_grd = of_scores_grs @ scaled_key_gsd[:, : block.keys]
                 of_query_bnsd[block.queries] = of_query_grd.view_as(query_bnsd[block.queries])
+                # The next block's must not find it in memory.
+                del of_scores_grs
             of_key_bgsd[sample], of_value_bgsd[sample] = of_key_gsd, of_value_gsd
         return of_query_bnsd, of_key_bgsd, of_value_bgsd, None, None
 

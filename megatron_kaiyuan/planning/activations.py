@@ -86,12 +86,12 @@ class MicroBatch:
             total += self.tokens * run.train.seq_length
         return total
 
-    def computed_again(self) -> int:
-        """Bytes that the backward pass of a layer restores before it uses them: one layer's at a time, at most."""
+    def computed_again(self) -> tuple[int, int]:
+        """Bytes that are restored for the backward pass of a layer's attention, and of its MLP, which comes first."""
         attention, mlp = self._attention(), self._mlp()
         if self._recomputed == {"layer"}:
-            return attention + mlp
-        return max(attention - self._attention(self._recomputed), mlp - self._mlp(self._recomputed))
+            return attention, attention + mlp
+        return attention - self._attention(self._recomputed), mlp - self._mlp(self._recomputed)
 
     @property
     def _recomputed(self) -> frozenset[str]:

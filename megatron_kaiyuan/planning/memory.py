@@ -83,11 +83,11 @@ def checkpoint_copy(stage: Stage) -> int:
 def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     """Activations, logits and buffers at each moment that can be the peak."""
     stage = batch.stage
-    saved, again = batch.saved(), batch.computed_again()
+    saved = batch.saved()
     in_flight = _in_flight(stage)
     always = _always(batch)
     kept = in_flight * saved // stage.chunks
-    moments = [(kept + again, 0, always + _layer_work(batch))]
+    moments = [(kept + again, 0, always + work) for again, work in _layer_moments(batch)]
     if stage.is_last:
         # Their gradient is written over them.
         work = max(_loss_work(batch), _output_gradient(batch))
@@ -123,19 +123,20 @@ def _output_gradient(batch: MicroBatch) -> int:
     return batch.head_weight * (batch.head_element + rounded)
 
 
-def _layer_work(batch: MicroBatch) -> int:
-    """What the backward pass of a layer holds at once besides what was saved.
+def _layer_moments(batch: MicroBatch) -> list[tuple[int, int]]:
+    """What is restored for the backward pass of a sub-layer, and what it holds at once besides what was saved.
 
     In the MLP the gradients of both halves of the first projection with what they are made from, or with that of its
-    weight; in attention without a fused kernel what `_blocked_work` counts.
+    weight. Attention with a fused kernel holds less.
     """
     run = batch.stage.run
     inner = run.model.ffn_hidden_size // batch.tensor_ranks
     halves, weight = 2 * batch.tokens * inner * batch.element, 2 * inner * run.model.hidden_size * batch.element
     mlp = halves + max(halves, weight) + 2 * batch.stream
+    of_attention, of_mlp = batch.computed_again()
     if batch.device.fused_attention:
-        return mlp
-    return max(mlp, _blocked_work(batch))
+        return [(max(of_attention, of_mlp), mlp)]
+    return [(of_mlp, mlp), (of_attention, _blocked_work(batch))]
 
 
 def _blocked_work(batch: MicroBatch) -> int:

@@ -101,6 +101,8 @@ def _heading(plan: Plan) -> list[str]:
     if plan.tokens is not None:
         work += f"; {plan.steps:,} steps for {plan.tokens:,} tokens"
     assumed = f"assumed: {USABLE:.0%} of the memory usable"
+    if device.platform == "npu":
+        assumed += "; in buffers HCCL's of 2 x 200 MB (HCCL_BUFFSIZE) for each communicator"
     if peak:
         known_links = device.network_gb_per_second is not None
         assumed += f"; links {LINK_EFFICIENCY:.0%} of their figures" if known_links else "; links cost nothing"

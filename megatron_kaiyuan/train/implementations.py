@@ -10,7 +10,7 @@ import torch
 
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.optim.adamw import AdamW
-from megatron_kaiyuan.train.rounded_products import rounded_products
+from megatron_kaiyuan.train.rounding import rounded_products
 from megatron_kaiyuan.train.state import TrainState
 
 _NAMES = {

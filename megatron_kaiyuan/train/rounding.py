@@ -1,4 +1,9 @@
-"""What a recipe asks for in FP32 and a device multiplies in less."""
+"""Products of FP32 matrices on a chip that rounds their inputs to FP16 (`Platform.products_round_fp32`).
+
+Elsewhere in a step FP32 tensors meet element by element or in sums: norms and their gradients, the softmax, rotations,
+the cross-entropy, gradient sums, clipping and AdamW are computed in FP32 on such a chip too. A product of two FP16
+numbers is exact in FP32.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +23,12 @@ def rounding_warning(run: RunConfig, platform: Platform) -> str | None:
         f"{' and '.join(asked)}: {platform.device_name()} rounds the inputs of products of FP32 matrices to FP16 "
         "(11 bits, at most 65,504) and keeps only their sums in FP32"
     )
+
+
+def rounded_products(run: RunConfig) -> list[str]:
+    """Places of a step that multiply FP32 matrices, their gradients included."""
+    if run.train.precision == "fp32":
+        places = ["linear layers", "attention", "output layer"]
+        measured = run.optimizer.qk_clip_tau is not None or run.monitor.activations_every_steps > 0
+        return places + ["attention logits that are measured"] * measured
+    return ["output layer"] if run.model.fp32_head else []

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_kaiyuan.backend.attention import masked_attention, torch_attention
+from megatron_kaiyuan.backend.blocked import blocked_attention, blocked_masked_attention
 from megatron_kaiyuan.backend.choose import choose
+from megatron_kaiyuan.backend.libraries import torch_norm
 from megatron_kaiyuan.backend.operations import swiglu
 from megatron_kaiyuan.config import BackendConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError
@@ -34,6 +37,36 @@ def test_a_cpu_and_an_npu_take_torch_by_themselves(installed: set[str]) -> None:
     assert set(implementations(NpuPlatform(mindspeed=False)).values()) == {"torch"}
     taken = implementations(CpuPlatform())
     assert taken.pop("document_attention") == "split" and set(taken.values()) == {"torch"}
+
+
+def test_attention_is_ours_where_torch_has_no_fused_one(installed: set[str]) -> None:
+    """And under Megatron's mask, which goes with that within documents."""
+    platform = NpuPlatform(mindspeed=False)
+    platform.fused_attention = False
+    backend = choose(BackendConfig(), platform)
+    assert (
+        backend.choices["attention"].implementation == "blocked" == backend.choices["document_attention"].implementation
+    )
+    assert backend.attention is blocked_attention is backend.document_attention
+    assert backend.masked_attention is blocked_masked_attention
+    named = choose(BackendConfig(attention="torch", document_attention="torch"), platform)
+    assert named.attention is named.document_attention is torch_attention
+    assert named.masked_attention is masked_attention
+    assert choose(BackendConfig(attention="blocked"), CpuPlatform()).attention is blocked_attention
+
+
+def test_the_norm_asks_for_the_device_and_not_for_is_cuda() -> None:
+    """torch_npu makes is_cuda true of an NPU's tensors; torch's composite would save four times as much."""
+    values = torch.ones(2, 4, dtype=torch.float16, requires_grad=True)
+
+    class Claims(torch.Tensor):
+        is_cuda = True
+
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: saved.append(part.dtype) or part, lambda part: part):
+        torch_norm(values.as_subclass(Claims), torch.ones(4, dtype=torch.float16), 1e-6, torch.float16)
+    # The input, the weight and a factor a row.
+    assert sorted(map(str, saved)) == ["torch.float16", "torch.float16", "torch.float32"]
 
 
 def test_an_npu_takes_its_norm_where_it_agrees() -> None:

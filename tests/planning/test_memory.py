@@ -163,5 +163,6 @@ def test_attention_without_a_fused_kernel_holds_blocks_of_scores() -> None:
 def test_what_is_recomputed_is_there_for_one_layer_at_a_time(changes: dict[str, Any], part: str) -> None:
     """One layer's activations less the others' stay."""
     kept, again = (MicroBatch(Stage(small_run(parallel=parallel), 1, 0), DEVICES["910b"]) for parallel in ({}, changes))
-    assert again.saved() + again.computed_again() < kept.saved() < again.saved() + 5 * again.computed_again()
-    assert kept.computed_again() == 0 < again.computed_again() <= getattr(kept, part)()
+    restored = max(again.computed_again())
+    assert again.saved() + restored < kept.saved() < again.saved() + 5 * restored
+    assert kept.computed_again() == (0, 0) and 0 < restored <= getattr(kept, part)()
