@@ -48,6 +48,7 @@ class HostKernels(TorchDispatchMode):
         collectives.replace_all_gather()
         self.operators: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)
         self.fallbacks: set[str] = set()
+        self._queued = os.environ.get("TASK_QUEUE_ENABLE", "1") != "0"
         self.status = FloatStatus() if saturates else None
         self._formulas: dict[str, Callable[..., Any]] = {**FORMULAS}
         if self.status is not None:
@@ -72,21 +73,23 @@ class HostKernels(TorchDispatchMode):
         if _is_composite(func.name()):
             with self:
                 return func.redispatch(_NPU, *args, **kwargs)
+        if self._queued:
+            torch.npu.synchronize()
         written = _written(func, args, kwargs)
         changed = {identity: as_host(tensor).clone() for identity, tensor in written.items()}
         on_host = [changed.get(id(leaf), _to_host(leaf)) for leaf in leaves]
         with drawing(func, leaves):
             results = self._compute(func, *tree_unflatten(on_host, structure), list(changed.values()))
-        if torch.Tag.dynamic_output_shape in func.tags:
-            # Its shape is among what a device computes.
-            return _place(results, next(tensor.device for tensor in tensors))
-        # After the host's: this one may write to what is overwritten.
-        answers = func(*args, **kwargs)
-        if _queue_is_dead():
+        by_torch_npu = not _depends_on_elements(func, tensors)
+        # After the host's: torch_npu's may write to what is overwritten.
+        answers = func(*args, **kwargs) if by_torch_npu else None
+        if self._queued and _queue_is_dead():
             return answers
         for identity, host in changed.items():
             _write(written[identity], host, name)
-        return _fill(answers, results, written, name)
+        if by_torch_npu:
+            return _fill(answers, results, written, name)
+        return args[0] if changed else _place(results, tensors[0].device)
 
     def record(self) -> dict[str, Any]:
         """What was called, for a JSON file."""
@@ -131,6 +134,12 @@ def _is_composite(name: str) -> bool:
     return not _has_kernel(name) and any(_has_kernel_for(name, key) for key in _COMPOSITES)
 
 
+def _depends_on_elements(func: Any, tensors: list[torch.Tensor]) -> bool:
+    """Whether torch_npu's kernel asks a device for shapes: of its result, or of the elements that a mask chooses."""
+    by_mask = "index_put" in func._schema.name and any(tensor.dtype == torch.bool for tensor in tensors[1:])
+    return by_mask or torch.Tag.dynamic_output_shape in func.tags
+
+
 def _written(func: Any, args: Any, kwargs: Any) -> dict[int, torch.Tensor]:
     """The npu tensors that an operator changes, by id."""
     found = {}
@@ -149,8 +158,6 @@ def _to_host(leaf: Any) -> Any:
 
 def _queue_is_dead() -> bool:
     """Wait for the task queue. Once a launch failed in it, no later one happens and results stay as they were."""
-    if os.environ.get("TASK_QUEUE_ENABLE", "1") == "0":
-        return False
     torch.npu.synchronize()
     return bool(ctypes.c_int.in_dll(ctypes.CDLL("libascendcl.so"), "stub_failed_launch").value)
 
