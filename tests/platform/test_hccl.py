@@ -11,9 +11,10 @@ from tests.platform.ascend import machine
 RANK = Path(__file__).with_name("hccl_against_gloo.py")
 
 
-@pytest.mark.parametrize(("soc", "ranks"), [("Ascend910A", 3), ("Ascend910B2", 2)])
-def test_collectives_agree_with_gloo(soc: str, ranks: int) -> None:
-    done = machine.python(RANK, "reductions", "copies", "messages", soc=soc, ranks=ranks)
+@pytest.mark.parametrize(("soc", "ranks", "queue"), [("Ascend910A", 3, False), ("Ascend910B2", 2, True)])
+def test_collectives_agree_with_gloo(soc: str, ranks: int, queue: bool) -> None:
+    """From the thread that calls them, and from torch_npu's task queue."""
+    done = machine.python(RANK, "reductions", "copies", "messages", soc=soc, ranks=ranks, task_queue=queue)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(done.stdout.splitlines()) == [f"done {rank}" for rank in range(ranks)]
     assert done.register == [] and done.fallbacks == set()

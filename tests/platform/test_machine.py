@@ -60,6 +60,28 @@ def test_a_later_chip_has_infinities() -> None:
     assert done.register == []
 
 
+def test_operators_write_what_torch_would() -> None:
+    """In place, with an operand that is the result; into a slice; drawn from the device's own generator."""
+    succeed(
+        """
+        given = torch.arange(6.0)
+        for values in (given, given.npu()):
+            values = values.clone()
+            values.mul_(values)
+            values[1:3] += values[4:]
+            values.view(2, 3)[:, 1].fill_(7)
+            values[values == 25] = 5
+            assert values.tolist() == [0.0, 7.0, 29.0, 9.0, 7.0, 5.0], values
+        host = torch.get_rng_state()
+        state = torch.npu.get_rng_state()
+        first, second = (torch.randn(100, device="npu").cpu() for _ in range(2))
+        torch.npu.set_rng_state(state)
+        assert torch.equal(torch.randn(100, device="npu").cpu(), first) and not torch.equal(first, second)
+        assert torch.equal(torch.get_rng_state(), host)
+        """
+    )
+
+
 UPDATE = """
     weight, gradient = torch.randn(5), torch.randn(5)
     updated = []

@@ -43,13 +43,10 @@ def train(recipe: Path, run_dir: Path, *overrides: str, ranks: int = 1, soc: str
 
 
 def agrees(recipe: Path, folder: Path, *overrides: str, ranks: int = 1, soc: str = FIRST) -> machine.Done:
-    """A healthy run whose losses are those of a CPU rank with the same settings."""
+    """A healthy run whose losses are those of CPU ranks with the same settings."""
     done = train(recipe, folder / "npu", *SHORT, *overrides, ranks=ranks, soc=soc)
     assert done.register == []
-    alone = [
-        name for name in overrides if not name.startswith(("parallel.overlap", "parallel.pipe", "parallel.tensor"))
-    ]
-    succeed_on_cpu(1, recipe, f"run_dir={folder / 'cpu'}", *SHORT, *alone)
+    succeed_on_cpu(ranks, recipe, f"run_dir={folder / 'cpu'}", *SHORT, *overrides)
     np.testing.assert_allclose(losses(folder / "npu"), losses(folder / "cpu"), rtol=1e-4)
     return done
 

@@ -8,10 +8,10 @@ only moves elements computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 _FLOATS = (torch.float16, torch.float32)
 _LARGEST_HALF = 65504.0
@@ -23,10 +23,17 @@ _MOVES = {
     "scatter", "scatter_", "select_backward", "slice_backward", "split_copy", "stack", "tril", "triu", "unbind_copy",
     "where", "zero_", "zeros", "zeros_like",
 }  # fmt: skip
+# Which operands of a product are its matrices.
 _PRODUCTS = {
-    "addmm", "addmm_", "addmv", "baddbmm", "bmm", "convolution", "dot", "linear", "linear_backward", "matmul",
-    "matmul_backward", "mm", "mv",
+    "addmm": (1, 2), "addmm_": (1, 2), "addmv": (1, 2), "baddbmm": (1, 2), "baddbmm_": (1, 2), "bmm": (0, 1),
+    "convolution": (0, 1), "dot": (0, 1), "linear": (0, 1), "linear_backward": (0, 1, 2), "matmul": (0, 1),
+    "matmul_backward": (0, 1, 2), "mm": (0, 1), "mv": (0, 1),
 }  # fmt: skip
+REGISTER = (
+    "npu::npu_clear_float_status",
+    "npu::npu_get_float_status",
+    "aten::_amp_foreach_non_finite_check_and_unscale_",
+)
 
 
 class FloatStatus:
@@ -45,40 +52,61 @@ class FloatStatus:
         self.set_by.append(operator)
 
 
-def rounded_operands(operator: str, operands: object, status: FloatStatus) -> object:
-    """The operands that the cube sees: those of a product are FP16, whatever they were."""
-    name = operator.partition("::")[2].partition(".")[0]
-    if name not in _PRODUCTS:
-        return operands
+def of_the_register(status: FloatStatus) -> dict[str, Callable[..., Any]]:
+    """What the operators in `REGISTER` compute."""
 
-    def rounded(value: object) -> object:
-        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-            return value
-        if not bool((value.abs() <= _LARGEST_HALF).all()):
-            status.set(f"{operator} (operand beyond FP16)")
-        return value.nan_to_num(0.0).clamp(-_LARGEST_HALF, _LARGEST_HALF).half().float()
+    def clear(values: torch.Tensor, *_: Any) -> torch.Tensor:
+        status.is_set = False
+        return torch.zeros(8)
 
-    return torch.utils._pytree.tree_map(rounded, operands)
+    def get(values: torch.Tensor, *_: Any) -> torch.Tensor:
+        # It is written into the tensor that is handed in, too.
+        values[0] = float(status.is_set)
+        return values
+
+    def check_and_unscale(gradients: list[torch.Tensor], found: torch.Tensor, inverse_scale: torch.Tensor) -> None:
+        if status.is_set:
+            status.is_set = False
+            found.fill_(1)
+            return
+        for gradient in gradients:
+            gradient.mul_(inverse_scale)
+
+    return dict(zip(REGISTER, (clear, get, check_and_unscale), strict=True))
 
 
-def saturate(operator: str, operands: Iterable[object], results: object, status: FloatStatus) -> None:
+def rounded_operands(operator: str, operands: Sequence[Any], status: FloatStatus) -> list[Any]:
+    """The operands that the cube sees: the matrices of a product are FP16, whatever they were."""
+    found = list(operands)
+    for position in _PRODUCTS.get(_short(operator), ()):
+        matrix = found[position]
+        if matrix.dtype == torch.float32:
+            if not bool((matrix.abs() <= _LARGEST_HALF).all()):
+                status.set(f"{operator} (operand beyond FP16)")
+            found[position] = matrix.nan_to_num(0.0).clamp(-_LARGEST_HALF, _LARGEST_HALF).half().float()
+    return found
+
+
+def saturate(operator: str, operands: Sequence[Any], results: Sequence[Any], status: FloatStatus) -> None:
     """Replace what is not finite in the results, in place, and set the register for it."""
-    outputs = [leaf for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor)]
-    inputs = [leaf for leaf in operands if isinstance(leaf, torch.Tensor)]
-    if _only_moves(operator, inputs, outputs):
-        return
-    if not all(map(_finite, inputs)) or not all(map(_finite, outputs)):
-        status.set(operator)
-    for output in outputs:
-        if not _finite(output):
-            largest = torch.finfo(output.dtype).max
-            output.copy_(output.nan_to_num(0.0, largest, -largest))
-
-
-def _only_moves(operator: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> bool:
-    name = operator.partition("::")[2].partition(".")[0]
+    inputs, outputs = ([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] for leaves in (operands, results))
     types = {tensor.dtype for tensor in (*inputs, *outputs) if tensor.dtype in _FLOATS}
-    return name in _MOVES and len(types) <= 1
+    if _short(operator) in _MOVES and len(types) <= 1:
+        return
+    if not all(map(_finite, (*inputs, *outputs))):
+        status.set(operator)
+    saturate_in_place(outputs)
+
+
+def saturate_in_place(tensors: Iterable[torch.Tensor]) -> None:
+    for tensor in tensors:
+        if not _finite(tensor):
+            largest = torch.finfo(tensor.dtype).max
+            tensor.copy_(tensor.nan_to_num(0.0, largest, -largest))
+
+
+def _short(operator: str) -> str:
+    return operator.partition("::")[2].partition(".")[0]
 
 
 def _finite(tensor: torch.Tensor) -> bool:

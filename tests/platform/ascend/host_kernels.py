@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tests.platform.ascend import collectives, first_generation
-from tests.platform.ascend.first_generation import FloatStatus
+from tests.platform.ascend.drawing import drawing
+from tests.platform.ascend.first_generation import REGISTER, FloatStatus, of_the_register
 from tests.platform.ascend.formulas import FORMULAS
 from tests.platform.ascend.memory import as_host, on_npu
 
@@ -47,10 +48,11 @@ class HostKernels(TorchDispatchMode):
         collectives.replace_all_gather()
         self.operators: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)
         self.fallbacks: set[str] = set()
+        self._queued = os.environ.get("TASK_QUEUE_ENABLE", "1") != "0"
         self.status = FloatStatus() if saturates else None
         self._formulas: dict[str, Callable[..., Any]] = {**FORMULAS}
         if self.status is not None:
-            self._formulas |= _of_the_register(self.status)
+            self._formulas |= of_the_register(self.status)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,26 +63,33 @@ class HostKernels(TorchDispatchMode):
         name = func._schema.name
         self._record(func, tensors)
         if name.startswith(("c10d::", "npu_custom_dist::")):
-            return collectives.call(self, func, args, kwargs)
+            answers = collectives.call(self, func, args, kwargs)
+            if self.status is not None and "reduce" in name:
+                # Whether HCCL's sums set the register is documented nowhere; here they do not, to be on the safe side.
+                first_generation.saturate_in_place(map(as_host, tensors))
+            return answers
         if func.is_view or name in _BY_TORCH_NPU:
             return func(*args, **kwargs)
         if _is_composite(func.name()):
             with self:
                 return func.redispatch(_NPU, *args, **kwargs)
+        if self._queued:
+            torch.npu.synchronize()
         written = _written(func, args, kwargs)
-        on_host = [_to_host(leaf, id(leaf) in written) for leaf in leaves]
-        results = self._compute(func, *tree_unflatten(on_host, structure))
-        if torch.Tag.dynamic_output_shape in func.tags:
-            # Its shape is among what a device computes.
-            return _place(results, next(tensor.device for tensor in tensors))
-        # After the host's: this one may write to what is overwritten.
-        answers = func(*args, **kwargs)
-        if _queue_is_dead():
+        changed = {identity: as_host(tensor).clone() for identity, tensor in written.items()}
+        on_host = [changed.get(id(leaf), _to_host(leaf)) for leaf in leaves]
+        with drawing(func, leaves):
+            results = self._compute(func, *tree_unflatten(on_host, structure), list(changed.values()))
+        by_torch_npu = not _depends_on_elements(func, tensors)
+        # After the host's: torch_npu's may write to what is overwritten.
+        answers = func(*args, **kwargs) if by_torch_npu else None
+        if self._queued and _queue_is_dead():
             return answers
-        by_id = {id(leaf): host for leaf, host in zip(leaves, on_host, strict=True) if id(leaf) in written}
-        for identity, host in by_id.items():
+        for identity, host in changed.items():
             _write(written[identity], host, name)
-        return _fill(answers, results, written, name)
+        if by_torch_npu:
+            return _fill(answers, results, written, name)
+        return args[0] if changed else _place(results, tensors[0].device)
 
     def record(self) -> dict[str, Any]:
         """What was called, for a JSON file."""
@@ -96,17 +105,14 @@ class HostKernels(TorchDispatchMode):
         if not _has_kernel(func.name()) and not _is_composite(func.name()):
             self.fallbacks.add(name)
 
-    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _compute(self, func: Any, args: Any, kwargs: Any, changed: list[torch.Tensor]) -> Any:
         name = func._schema.name
         function = self._formulas.get(name, func)
-        if self.status is None:
+        if self.status is None or name in REGISTER:
             return function(*args, **kwargs)
-        operands = tree_leaves((args, kwargs))
-        if name in self._formulas and name in _REGISTER:
-            return function(*args, **kwargs)
-        args, kwargs = first_generation.rounded_operands(name, (args, kwargs), self.status)
+        args = first_generation.rounded_operands(name, args, self.status)
         results = function(*args, **kwargs)
-        first_generation.saturate(name, operands, (results, args), self.status)
+        first_generation.saturate(name, tree_leaves((args, kwargs)), [*changed, *tree_leaves(results)], self.status)
         return results
 
 
@@ -128,6 +134,12 @@ def _is_composite(name: str) -> bool:
     return not _has_kernel(name) and any(_has_kernel_for(name, key) for key in _COMPOSITES)
 
 
+def _depends_on_elements(func: Any, tensors: list[torch.Tensor]) -> bool:
+    """Whether torch_npu's kernel asks a device for shapes: of its result, or of the elements that a mask chooses."""
+    by_mask = "index_put" in func._schema.name and any(tensor.dtype == torch.bool for tensor in tensors[1:])
+    return by_mask or torch.Tag.dynamic_output_shape in func.tags
+
+
 def _written(func: Any, args: Any, kwargs: Any) -> dict[int, torch.Tensor]:
     """The npu tensors that an operator changes, by id."""
     found = {}
@@ -138,24 +150,14 @@ def _written(func: Any, args: Any, kwargs: Any) -> dict[int, torch.Tensor]:
     return found
 
 
-def _to_host(leaf: Any, is_written: bool) -> Any:
-    if on_npu(leaf):
-        return as_host(leaf).clone() if is_written else as_host(leaf)
+def _to_host(leaf: Any) -> Any:
     if isinstance(leaf, torch.Generator) and leaf.device.type == "npu":
-        return _host_generator(leaf)
-    return torch.device("cpu") if _is_npu(leaf) else leaf
-
-
-def _host_generator(generator: torch.Generator) -> torch.Generator:
-    """One that draws the same for the same state, which torch_npu's kernel then moves on."""
-    state = generator.get_state()
-    return torch.Generator().manual_seed(hash(bytes(state.tolist())))
+        return torch.default_generator
+    return as_host(leaf) if on_npu(leaf) else torch.device("cpu") if _is_npu(leaf) else leaf
 
 
 def _queue_is_dead() -> bool:
     """Wait for the task queue. Once a launch failed in it, no later one happens and results stay as they were."""
-    if os.environ.get("TASK_QUEUE_ENABLE", "1") == "0":
-        return False
     torch.npu.synchronize()
     return bool(ctypes.c_int.in_dll(ctypes.CDLL("libascendcl.so"), "stub_failed_launch").value)
 
@@ -187,31 +189,3 @@ def _place(results: Any, device: torch.device) -> Any:
     for one, leaf in zip(placed, leaves, strict=True):
         as_host(one).copy_(leaf)
     return tree_unflatten(placed, structure)
-
-
-_REGISTER = (
-    "npu::npu_clear_float_status",
-    "npu::npu_get_float_status",
-    "aten::_amp_foreach_non_finite_check_and_unscale_",
-)
-
-
-def _of_the_register(status: FloatStatus) -> dict[str, Callable[..., Any]]:
-    def clear(values: torch.Tensor, *_: Any) -> torch.Tensor:
-        status.is_set = False
-        return torch.zeros(8)
-
-    def get(values: torch.Tensor, *_: Any) -> torch.Tensor:
-        # It is written into the tensor that is handed in, too.
-        values[0] = float(status.is_set)
-        return values
-
-    def check_and_unscale(gradients: list[torch.Tensor], found: torch.Tensor, inverse_scale: torch.Tensor) -> None:
-        if status.is_set:
-            status.is_set = False
-            found.fill_(1)
-            return
-        for gradient in gradients:
-            gradient.mul_(inverse_scale)
-
-    return dict(zip(_REGISTER, (clear, get, check_and_unscale), strict=True))

@@ -105,6 +105,7 @@ def node(
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         **stubs.cann_environment(),
+        "TASK_QUEUE_ENABLE": "0",
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         "ASCEND_STUB_SOC": soc,
         "ASCEND_STUB_DEVICES": str(devices),
