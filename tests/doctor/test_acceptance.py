@@ -104,7 +104,7 @@ def test_nothing_else_is_written_over(tmp_path: Path) -> None:
     folder = tmp_path / "acceptance"
     run_acceptance("cpu", folder, checks=checks())
     before = (folder / "acceptance.json").read_bytes()
-    with pytest.raises(UserError, match="made from something else"):
+    with pytest.raises(UserError, match="the record of another --platform"):
         run_acceptance("cuda", folder, checks=checks())
     (folder / "acceptance.json").write_bytes(before.replace(b"3 x something", b"8 x something"))
     with pytest.raises(UserError, match="is not a record of an acceptance"):

@@ -13,7 +13,7 @@ from typing import Any
 from megatron_kaiyuan.doctor.acceptance.check import Result
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json, write_text
-from megatron_kaiyuan.outputs import Output, claim, identity_of
+from megatron_kaiyuan.outputs import Earlier, Output, claim, identity_of
 from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.versions import git_state, source_fingerprint, versions
 
@@ -70,24 +70,34 @@ def open_record(folder: Path, platform: str, recipe: Path | None) -> Iterator[Re
         UserError: something else lies there.
     """
     identity = identity_of(_FORMAT, platform, None if recipe is None else recipe.resolve(), source_fingerprint())
-    with claim(Output(folder, "a record of an acceptance"), identity, _earlier):
+    with claim(Output(folder, "a record of an acceptance"), identity, _earlier(identity)):
         folder.mkdir(parents=True, exist_ok=True)
         record = Record(folder, identity, platform)
         record.write()
         yield record
 
 
-def _earlier(output: Output) -> str | None:
-    folder = output.path
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    try:
-        record = read_sealed_json(folder / _FILE, "record of an acceptance")
-    except UserError:
-        record = {}
-    if record.get("format") != _FORMAT:
-        raise output.in_the_way(folder)
-    return str(record["identity"])
+def _earlier(identity: str) -> Earlier:
+    """Recognises a record that this command continues."""
+
+    def earlier(output: Output) -> str | None:
+        folder = output.path
+        if not folder.exists() or not any(folder.iterdir()):
+            return None
+        try:
+            record = read_sealed_json(folder / _FILE, "record of an acceptance")
+        except UserError:
+            record = {}
+        if record.get("format") != _FORMAT:
+            raise output.in_the_way(folder)
+        if record["identity"] != identity:
+            raise UserError(
+                f"{folder}: holds the record of another --platform, another --recipe or another version of the code; "
+                "name another --output"
+            )
+        return identity
+
+    return earlier
 
 
 def _machine() -> dict[str, Any]:
