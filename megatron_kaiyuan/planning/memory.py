@@ -112,9 +112,12 @@ def _in_flight(stage: Stage) -> int:
 
 
 def _loss_work(batch: MicroBatch) -> int:
-    """What the gradient of a block of logits is made from: capped logits, the gradient before the cap and behind it."""
-    tensors = 3 if batch.stage.run.model.logits_soft_cap is not None else 2
-    return tensors * min(batch.logits, block_elements(batch.device.platform)) * _FP32
+    """What the gradient of a block of logits is made from: their capped copy, the gradient before the cap and after it.
+
+    FP32 logits are capped in their place.
+    """
+    copied, capped = batch.head_element < _FP32, batch.stage.run.model.logits_soft_cap is not None
+    return (1 + copied + capped) * min(batch.logits, block_elements(batch.device.platform)) * _FP32
 
 
 def _output_gradient(batch: MicroBatch) -> int:

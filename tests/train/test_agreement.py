@@ -77,3 +77,15 @@ def test_facts_of_a_start(recipe: Path, tmp_path: Path) -> None:
     assert changed[names[1]] not in (copied[names[1]], "missing")
     (tmp_path / "second" / "manifest.json").unlink()
     assert start_facts(load_run(recipe, [f"data.phases.1.path={tmp_path / 'second'}"]))[names[1]] == "missing"
+
+
+def test_a_kernel_that_works_on_some_ranks_only_is_a_difference(recipe: Path) -> None:
+    """Where the recipe may take it."""
+
+    def changed(*settings: str) -> list[str]:
+        run = load_run(recipe, settings)
+        here, there = start_facts(run, ("norm",)), start_facts(run)
+        return [f"{name}: {here[name]}, {there[name]}" for name in here if here[name] != there[name]]
+
+    assert changed() == ["the list of fused kernels that work: norm, empty"]
+    assert changed("backend.norm=torch") == []
