@@ -93,6 +93,10 @@ class MicroBatch:
             return attention, attention + mlp
         return attention - self._attention(self._recomputed), mlp - self._mlp(self._recomputed)
 
+    def released(self) -> int:
+        """Bytes of a layer's MLP that are gone when the backward pass of its attention runs."""
+        return 0 if self._recomputed == {"layer"} else self._mlp(self._recomputed)
+
     @property
     def _recomputed(self) -> frozenset[str]:
         return self.stage.run.parallel.recomputed

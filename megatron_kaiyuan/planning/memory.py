@@ -139,7 +139,7 @@ def _layer_moments(batch: MicroBatch) -> list[tuple[int, int]]:
     of_attention, of_mlp = batch.computed_again()
     if batch.device.fused_attention:
         return [(max(of_attention, of_mlp), mlp)]
-    return [(of_mlp, mlp), (of_attention, _blocked_work(batch))]
+    return [(of_mlp, mlp), (of_attention - batch.released(), _blocked_work(batch))]
 
 
 def _blocked_work(batch: MicroBatch) -> int:
