@@ -86,6 +86,8 @@ def messages() -> None:
     pair = dist.new_group([0, WORLD - 1])
     if RANK == 0:
         dist.send(torch.arange(5.0).npu(), WORLD - 1, group=pair)
+        # The task queue ends with its process.
+        torch.npu.synchronize()
     elif RANK == WORLD - 1:
         received = torch.zeros(5).npu()
         dist.recv(received, 0, group=pair)

@@ -17,11 +17,11 @@ _FLOATS = (torch.float16, torch.float32)
 _LARGEST_HALF = 65504.0
 # Between elements of one type; a copy into another type is arithmetic.
 _MOVES = {
-    "_to_copy", "as_strided_copy", "cat", "clone", "contiguous", "copy_", "embedding", "expand_copy", "fill_", "flip",
-    "full", "full_like", "gather", "index", "index_select", "lift_fresh_copy", "masked_fill", "masked_fill_",
-    "new_full", "new_ones", "new_zeros", "ones", "ones_like", "repeat", "repeat_interleave", "roll", "scalar_tensor",
-    "scatter", "scatter_", "select_backward", "slice_backward", "split_copy", "stack", "tril", "triu", "unbind_copy",
-    "where", "zero_", "zeros", "zeros_like",
+    "_to_copy", "as_strided_copy", "cat", "clone", "contiguous", "copy_", "embedding", "expand_copy", "fill_",
+    "flip", "full", "full_like", "gather", "index", "index_select", "lift_fresh_copy", "masked_fill",
+    "masked_fill_", "new_full", "new_ones", "new_zeros", "npu_format_cast", "ones", "ones_like", "repeat",
+    "repeat_interleave", "roll", "scalar_tensor", "scatter", "scatter_", "select_backward", "slice_backward",
+    "split_copy", "stack", "tril", "triu", "unbind_copy", "where", "zero_", "zeros", "zeros_like",
 }  # fmt: skip
 # Which operands of a product are its matrices.
 _PRODUCTS = {

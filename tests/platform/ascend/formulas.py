@@ -66,6 +66,11 @@ def cast(values: torch.Tensor, dtype: torch.dtype, *_: Any, **__: Any) -> torch.
     return values.to(dtype)
 
 
+def format_cast(values: torch.Tensor, *_: Any) -> torch.Tensor:
+    """Of a device's layouts of memory the host has one."""
+    return values.clone()
+
+
 def repeat_interleave_backward(
     gradient: torch.Tensor, values: torch.Tensor, repeats: int, dim: int | None = None
 ) -> torch.Tensor:
@@ -112,6 +117,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "npu::_npu_dtype_cast_backward": cast,
     "npu::npu_dtype_cast": cast,
     "npu::npu_dtype_cast_backward": cast,
+    "npu::npu_format_cast": format_cast,
     "npu::npu_fusion_attention_grad_v3": fusion_attention_backward,
     "npu::npu_fusion_attention_v3": fusion_attention,
     "npu::npu_rms_norm": rms_norm,
