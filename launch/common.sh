@@ -48,10 +48,11 @@ parse_options() { # ARGUMENT...
 find_devices() {
     local visible=''
     platform=cpu devices=0
-    if [[ -v CUDA_VISIBLE_DEVICES ]]; then
-        platform=cuda visible="$CUDA_VISIBLE_DEVICES"
-    elif [[ -v ASCEND_RT_VISIBLE_DEVICES ]]; then
+    # Ascend's first: nobody sets it elsewhere, and scripts written for GPUs set the other one on NPUs too.
+    if [[ -v ASCEND_RT_VISIBLE_DEVICES ]]; then
         platform=npu visible="$ASCEND_RT_VISIBLE_DEVICES"
+    elif [[ -v CUDA_VISIBLE_DEVICES ]]; then
+        platform=cuda visible="$CUDA_VISIBLE_DEVICES"
     elif command -v nvidia-smi >/dev/null && devices="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')"; then
         platform=cuda
     elif devices="$(find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l)" && ((devices)); then

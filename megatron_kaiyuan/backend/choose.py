@@ -136,7 +136,8 @@ def _choice(operation: str, named: str, platform: Platform, run: RunConfig | Non
     if named != "auto":
         lack = _lack(operation, named, platform, run)
         if lack is not None:
-            raise UserError(f"backend.{operation}: {named} {lack}; use auto or torch")
+            others = "auto or torch" if _lack(operation, "torch", platform, run) is None else "auto"
+            raise UserError(f"backend.{operation}: {named} {lack}; use {others}")
         return Choice(named, f"backend.{operation} says so")
     lacks: list[str] = []
     for candidate in _PREFERRED[platform.name].get(operation, ()):
@@ -151,6 +152,9 @@ def _choice(operation: str, named: str, platform: Platform, run: RunConfig | Non
 
 def _lack(operation: str, implementation: str, platform: Platform, run: RunConfig | None) -> str | None:
     """Why this machine cannot use it, or None."""
+    if implementation == "torch":
+        lacks_kernel = platform.name == "npu" and not platform.fused_attention
+        return "does not run on this NPU" if lacks_kernel and operation.endswith("attention") else None
     if implementation == "compiled":
         return _compiler_lack(platform.name)
     if implementation == "recorded":
@@ -159,7 +163,7 @@ def _lack(operation: str, implementation: str, platform: Platform, run: RunConfi
         return None if operation in platform.fused else platform.findings.get(operation, "is for platform npu")
     if implementation == "split":
         return None if platform.name == "cpu" else f"is for CPUs, and this is platform {platform.name}"
-    if implementation not in ("torch", "blocked") and platform.name != "cuda":
+    if implementation != "blocked" and platform.name != "cuda":
         return f"is for NVIDIA GPUs, and this is platform {platform.name}"
     if implementation == "liger":
         return _liger_lack()

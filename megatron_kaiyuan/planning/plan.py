@@ -75,8 +75,8 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
         mfu: part of the device's peak that a stage at work reaches; None: `ASSUMED_MFU`.
 
     Raises:
-        UserError: the recipe is wrong, the device does not compute in its precision, or no layout of it is legal on so
-            many devices.
+        UserError: the recipe is wrong, the device does not run its precision or its attention, or no layout of it is
+            legal on so many devices.
     """
     run = load_run(recipe, overrides)
     if run.train.precision not in device.precisions:
@@ -84,6 +84,9 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
             f"train.precision: {run.train.precision} does not run on --gpu {device.name}; "
             f"use {' or '.join(device.precisions)}"
         )
+    for operation in ("attention", "document_attention"):
+        if not device.fused_attention and getattr(run.backend, operation) == "torch":
+            raise UserError(f"backend.{operation}: torch does not run on --gpu {device.name}; use auto")
     mfu = ASSUMED_MFU if mfu is None else mfu
     usable = device.memory_bytes(world_size) * USABLE
     layouts = []

@@ -124,7 +124,7 @@ class Platform(ABC):
         """
         if precision not in self.precisions:
             raise UserError(
-                f"train.precision: {precision} does not run on platform {self.name}; use {' or '.join(self.precisions)}"
+                f"train.precision: {precision} does not run on {self.device_name()}; use {' or '.join(self.precisions)}"
             )
 
 

@@ -49,6 +49,12 @@ def test_attention_is_ours_where_torch_has_no_fused_one(installed: set[str]) -> 
     )
     assert backend.attention is blocked_attention is backend.document_attention
     assert backend.masked_attention is blocked_masked_attention
+    for operation in ("attention", "document_attention"):
+        with pytest.raises(UserError, match=rf"^backend\.{operation}: torch does not run on this NPU; use auto$"):
+            choose(BackendConfig(**{operation: "torch"}), platform)
+    with pytest.raises(UserError, match=r"flash is for NVIDIA GPUs, and this is platform npu; use auto$"):
+        choose(BackendConfig(attention="flash"), platform)
+    platform.fused_attention = True
     named = choose(BackendConfig(attention="torch", document_attention="torch"), platform)
     assert named.attention is named.document_attention is torch_attention
     assert named.masked_attention is masked_attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_kaiyuan.doctor.acceptance.check import Check, Context
+from megatron_kaiyuan.doctor.acceptance.check import Check, Context, worst
 from megatron_kaiyuan.doctor.acceptance.one import run_one
 from megatron_kaiyuan.doctor.acceptance.processes import run_check
 from megatron_kaiyuan.doctor.acceptance.run import run_acceptance
@@ -139,6 +140,11 @@ def test_a_stopped_acceptance_leaves_its_record_and_no_process(tmp_path: Path) -
     assert process.wait(30) == 143
     assert not is_running(int((tmp_path / "hanging").read_text()))
     assert states(folder) == {"devices": "ok", "passes": "ok"} and not (folder / "work").exists()
+
+
+def test_the_worst_error_is_nan_where_one_is() -> None:
+    assert all(math.isnan(worst(errors)) for errors in ([1e-4, math.nan], [math.nan, 1e-4], [0.0, math.nan, 1.0]))
+    assert worst([0.0, 2.0, 1.0]) == 2.0
 
 
 def is_running(process: int) -> bool:

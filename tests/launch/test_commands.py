@@ -40,6 +40,7 @@ def test_several_hosts_of_open_mpi(recipe: Path) -> None:
     [
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2, "1  INFO"),
         ({"ASCEND_RT_VISIBLE_DEVICES": "5"}, 1, " 1200 INFO"),
+        ({"ASCEND_RT_VISIBLE_DEVICES": "0,1", "CUDA_VISIBLE_DEVICES": ""}, 2, " 1200 INFO"),
         ({"CUDA_VISIBLE_DEVICES": ""}, 0, "  INFO"),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 0, "  INFO"),
     ],

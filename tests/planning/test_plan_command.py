@@ -129,5 +129,7 @@ def test_mistakes_name_what_to_change() -> None:
         planned(8, "mi300", peak_tflops=1307)
     with pytest.raises(UserError, match=r"train.precision: bf16 does not run on --gpu 910a; use fp32 or fp16"):
         planned(8, "910a", "train.precision=bf16")
+    with pytest.raises(UserError, match=r"^backend\.attention: torch does not run on --gpu 910a; use auto$"):
+        planned(8, "910a", "backend.attention=torch")
     with pytest.raises(UserError, match="did you mean 'seq_length'"):
         planned(8, "h100", "train.seq_len=1")

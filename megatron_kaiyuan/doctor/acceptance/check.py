@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,11 @@ class CheckFailed(Exception):
 
 class NotPossible(Exception):
     """This machine or platform does not have what a check looks at; the message says what."""
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest of some; NaN where one is NaN, which `max` may pass over."""
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
 @dataclass(frozen=True)

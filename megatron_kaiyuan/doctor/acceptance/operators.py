@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible
+from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible, worst
 from megatron_kaiyuan.doctor.trial import PRODUCT_TOLERANCE, overflow_seen, product_error, update_error
 from megatron_kaiyuan.platform import Platform
 
@@ -132,7 +132,7 @@ def _kernel(
     except Exception as error:
         # What a chip does not have is no fault: training takes another implementation there.
         raise NotPossible(f"{platform.device_name()} does not run it ({str(error).splitlines()[0][:160]})") from error
-    off = max(_error(one, right) for one, right in zip(found, expected, strict=True))
+    off = worst(_error(one, right) for one, right in zip(found, expected, strict=True))
     register = "set" if platform.overflowed() else "not set"
     taken = "training takes it" if name.removeprefix("npu_").removeprefix("rms_") in platform.fused else "not taken"
     figure = f"off by {off:.1e}, float status {register}, first {first:.2f} s, then {1e3 * later:.1f} ms; {taken}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible
+from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible, worst
 from megatron_kaiyuan.doctor.acceptance.corpus import VOCABULARY, phase
 from megatron_kaiyuan.doctor.acceptance.processes import kill_tree
 from megatron_kaiyuan.files import remove
@@ -53,11 +53,11 @@ def against_cpu(context: Context) -> str:
     here = train(context, "cpu", _fp16(context, steps), platform="cpu")
     apart = [abs(one["loss"] - other["loss"]) for one, other in zip(there.rows, here.rows, strict=True)]
     figure = (
-        f"step 1 apart {apart[0]:.1e}, the worst of {steps} {max(apart):.1e}; loss {there.rows[0]['loss']:.3f} to "
+        f"step 1 apart {apart[0]:.1e}, the worst of {steps} {worst(apart):.1e}; loss {there.rows[0]['loss']:.3f} to "
         f"{there.rows[-1]['loss']:.3f}, {len(skipped(there))} skipped, "
         f"{there.rows[-1]['seconds_per_step']:.2f} s a step"
     )
-    if not (apart[0] <= _STEP_1 and max(apart) <= _LATER):
+    if not (apart[0] <= _STEP_1 and worst(apart) <= _LATER):
         raise CheckFailed(figure)
     return figure
 
@@ -70,12 +70,12 @@ def recompute(context: Context) -> str:
         runs[kind] = [*_fp16(context, steps), f"parallel.recompute_granularity={kind}"]
     histories = {kind: train(context, f"recompute_{kind}", overrides) for kind, overrides in runs.items()}
     plain = histories["nothing"].column("loss")
-    apart = {kind: float(abs(one.column("loss") - plain).max()) for kind, one in histories.items() if kind in runs}
+    apart = {kind: float(abs(one.column("loss") - plain).max()) for kind, one in histories.items()}
     figure = "; ".join(
         f"{kind}: {len(skipped(one))} of {len(one.rows)} steps skipped, {apart[kind]:.1e} apart"
         for kind, one in histories.items()
     )
-    if any(skipped(one) for one in histories.values()) or not max(apart.values()) <= _STEP_1:
+    if any(skipped(one) for one in histories.values()) or not worst(apart.values()) <= _STEP_1:
         raise CheckFailed(figure)
     return figure
 
@@ -100,7 +100,11 @@ def _resumed(killed: History, whole: History, ranks: int) -> str:
     if step is None:
         raise CheckFailed("the second start did not continue from a checkpoint of the first")
     again = [row for row in whole.rows if row["step"] > step and row["step"] in before]
-    apart = max((abs(row["loss"] - before[row["step"]]["loss"]) for row in again), default=0.0)
+    if not again:
+        raise CheckFailed(
+            f"no step behind {step} was trained twice, so that nothing shows that the losses are the same"
+        )
+    apart = worst(abs(row["loss"] - before[row["step"]]["loss"]) for row in again)
     scales = [row["loss_scale"] for row in whole.rows]
     kept = all(row["loss_scale"] == before[row["step"]]["loss_scale"] for row in again)
     halved = math.log2(_LARGEST_SCALE / scales[-1])
@@ -157,7 +161,7 @@ def train(
 
     Args:
         fresh: remove an earlier run of the name.
-        kill_behind: a step at which all processes get SIGKILL, once it has a checkpoint.
+        kill_behind: a step at which all processes get SIGKILL, once it has a checkpoint and a step behind it is done.
 
     Raises:
         CheckFailed: training ended otherwise than it should.
@@ -179,8 +183,9 @@ def train(
 
 
 def _killed(process: subprocess.Popen, run_dir: Path, step: int) -> int:
-    """Kill the ranks when the step has a checkpoint; 0, or the exit code of a run that ended before."""
-    while not (run_dir / "checkpoints" / f"step_{step}" / "manifest.json").exists():
+    """Kill the ranks when the step has a checkpoint and another one follows; 0, or the exit code of an earlier end."""
+    manifest, metrics = run_dir / "checkpoints" / f"step_{step}" / "manifest.json", run_dir / "metrics.jsonl"
+    while not (manifest.exists() and read_history(metrics).rows[-1]["step"] > step):
         if process.poll() is not None:
             return process.returncode or 1
         time.sleep(0.05)
