@@ -22,8 +22,9 @@ def text_bytes(corpus: IndexedCorpus) -> int | None:
     if not path.is_file():
         return None
     try:
-        # A single thread: a process that forks may be the one to ask.
-        column = pq.read_table(path, columns=["bytes"], use_threads=False).column("bytes")
+        # By an open file and one thread: for a path, pyarrow imports fsspec and pandas.
+        with open(path, "rb") as file:
+            column = pq.ParquetFile(file).read(["bytes"], use_threads=False).column("bytes")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({excerpt(error)}); make the corpus again") from error
     total = pyarrow.compute.sum(column.cast(pa.int64())).as_py() or 0

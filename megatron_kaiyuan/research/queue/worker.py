@@ -2,8 +2,8 @@
 
     python -m megatron_kaiyuan.research.queue.worker FOLDER/lists/IDENTITY.json [--slots N] [--no-wait]
 
-Importing torch and Megatron Core takes longer than a small run. This process calls nothing of torch and has one thread,
-so that a fork of it is as good as a fresh process. Its standard output is one JSON object, an `Outcome`.
+Importing torch and Megatron Core takes longer than a small run. This process calls nothing of torch and has no thread
+but a library's (pyarrow's allocator, which knows of forks), so that a fork of it is as good as a fresh process. Its standard output is one JSON object, an `Outcome`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def work_through(path: Path, count: int | None, wait: bool) -> Outcome:
     except (UserError, OSError) as error:
         return Outcome(error=describe(error))
     failed, stopped_by = {}, 0
-    if slots:
+    if slots and not all(task.is_done for task in different.values()):
         _import_for(name)
         worker = Worker(list(different.values()), slots, _train, wait)
         worker.work()

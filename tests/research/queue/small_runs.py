@@ -1,13 +1,17 @@
-"""A list of runs that take a second each, on a corpus and a phase of their own."""
+"""A list of runs that take a second each, and workers that begin at once: forks of a process that has imported all."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from megatron_kaiyuan.research.queue import Run
+from megatron_kaiyuan.research.queue.request import Run, write_list
+from tests.rank_server import run
 from tests.train.small_run import TOKENS_PER_STEP, write_corpus, write_recipe
 
 STEPS = 4
+WORKER = ("-m", "megatron_kaiyuan.research.queue.worker")
 
 
 def write_inputs(folder: Path) -> Path:
@@ -18,16 +22,28 @@ def write_inputs(folder: Path) -> Path:
     return recipe
 
 
-def make_runs(recipe: Path, count: int, steps: int = STEPS, **labels: object) -> list[Run]:
-    """Runs that differ in their seed."""
+def make_run(recipe: Path, name: str, *overrides: str, steps: int = STEPS, **labels: object) -> Run:
     held_out = {domain: recipe.parent / "held_out" / domain for domain in ("code", "prose")}
+    tokens = f"train.train_tokens={steps * TOKENS_PER_STEP}"
+    return Run(name, recipe, (tokens, *overrides), labels, held_out)
+
+
+def make_runs(recipe: Path, count: int, *overrides: str, steps: int = STEPS) -> list[Run]:
+    """Runs that differ in their seed."""
     return [
-        Run(
-            name=f"seed={seed}",
-            recipe=recipe,
-            overrides=(f"train.seed={seed}", f"train.train_tokens={steps * TOKENS_PER_STEP}"),
-            labels={"seed": seed, **labels},
-            held_out=held_out,
-        )
+        make_run(recipe, f"seed={seed}", f"train.seed={seed}", *overrides, steps=steps, seed=seed)
         for seed in range(count)
     ]
+
+
+def work(folder: Path, runs: list[Run], *options: object) -> dict[str, Any]:
+    """What a worker says that was given these runs, and how it ended: `code`, `errors`."""
+    done = run(1, [*WORKER, write_list(folder, runs), *options])
+    assert done.stdout, done.stderr[-3000:]
+    return {**json.loads(done.stdout), "code": done.returncode, "errors": done.stderr}
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must be equal whenever and however often a run was begun."""
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
