@@ -46,4 +46,3 @@ def work(folder: Path, runs: list[Run], *options: object) -> dict[str, Any]:
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What must be equal whenever and however often a run was begun."""
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
-

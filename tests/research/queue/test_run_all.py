@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_runs import STEPS, WORKER, make_run, make_runs, without_times, work
+from small_runs import STEPS, WORKER, make_run, make_runs, work
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.data.indexed import IndexedCorpus
@@ -32,7 +32,9 @@ def test_a_list_becomes_a_table_and_whole_runs_are_reused(queue_recipe: Path, tm
     # Both forms hold the same rows, and a column that a row does not have is null.
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert lines == pq.read_table(tmp_path / "results.parquet").to_pylist()
-    assert lines == [{"name": row["name"], "seed": row.get("seed"), "dataset": row.get("dataset"), **row} for row in rows]
+    assert lines == [
+        {"name": row["name"], "seed": row.get("seed"), "dataset": row.get("dataset"), **row} for row in rows
+    ]
 
     folders = sorted((tmp_path / "runs").iterdir())
     assert {folder.name for folder in folders} == {row["fingerprint"] for row in rows}
