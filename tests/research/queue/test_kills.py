@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from small_runs import WORKER, make_runs, without_times, work
 
 from megatron_kaiyuan.research.queue.request import Run, write_list
 from tests.rank_server import started
+from tests.train.small_run import events
 
 RUNS, STEPS = 4, 8
 # Runs resume from checkpoints of these steps, and are killed while they write them.
@@ -122,3 +124,22 @@ def test_two_queues_and_kills(runs: list[Run], undisturbed: list[dict], tmp_path
         os.kill(one.ranks[0], signal.SIGKILL)
         assert other.wait(200) == 0
     require_all_whole(tmp_path, runs, undisturbed, whole_runs(tmp_path))
+
+
+def test_a_signal_saves_what_is_at_work(runs: list[Run], undisturbed: list[dict], tmp_path: Path) -> None:
+    """As ctrl-C, or a batch system's word before the time is up."""
+    long = [replace(run, overrides=(*run.overrides, "checkpoint.save_every_steps=1000")) for run in runs]
+    path = write_list(tmp_path, long)
+    with started(1, [*WORKER, path, "--slots", 1]) as job:
+        deadline = time.monotonic() + 60
+        while not any('"loss"' in file.read_text() for file in (tmp_path / "runs").glob("*/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 128 + signal.SIGTERM
+    (folder,) = (tmp_path / "runs").glob("[!.]*")
+    (stop,) = events(folder, "stop")
+    done = work(tmp_path, long)
+    assert without_times(done["rows"]) == undisturbed
+    # It was taken up where it had been stopped, unless its last step was the one that the signal came in.
+    assert stop["finished"] or [event["step"] for event in events(folder, "resume")] == [stop["step"]] != [0]
