@@ -3,7 +3,8 @@
     python -m megatron_kaiyuan.research.queue.worker FOLDER/lists/IDENTITY.json [--slots N] [--no-wait]
 
 Importing torch and Megatron Core takes longer than a small run. This process calls nothing of torch and has no thread
-but a library's (pyarrow's allocator, which knows of forks), so that a fork of it is as good as a fresh process. Its standard output is one JSON object, an `Outcome`.
+but a library's (pyarrow's allocator, which knows of forks), so that a fork of it is as good as a fresh process. Its
+standard output is one JSON object, an `Outcome`.
 """
 
 from __future__ import annotations
