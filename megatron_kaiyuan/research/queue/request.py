@@ -13,7 +13,7 @@ from megatron_kaiyuan.outputs import identity_of
 
 FORMAT = "kaiyuan-run-list"
 # Columns of a table that are not a label's.
-COLUMNS = ("name", "fingerprint", "steps", "tokens", "parameters", "train_loss", "seconds", "training_seconds")
+COLUMNS = ("name", "fingerprint", "steps", "tokens", "parameters", "seconds", "training_seconds")
 BITS_PER_BYTE = "bits_per_byte/"
 
 

@@ -34,9 +34,8 @@ def run_all(
         array: have Slurm do the work; this process only waits and collects.
 
     Returns:
-        A row for each run in the order of `runs`: name, labels, fingerprint, steps, tokens, parameters, train_loss
-        (nats per token, of the last step), seconds (of the process that ended it), training_seconds (of its steps),
-        and bits_per_byte/DOMAIN.
+        A row for each run in the order of `runs`: name, labels, fingerprint, steps, tokens, parameters, seconds (of the
+        process that ended it), training_seconds (of its steps), and bits_per_byte/DOMAIN.
 
     Raises:
         UserError: a run cannot be begun, and none was; or some have failed, when the others have ended.

@@ -71,12 +71,11 @@ class _Measure(Hook):
 
     def __init__(self, task: Task):
         self._task = task
-        self._seconds, self._loss = 0.0, float("nan")
+        self._seconds = 0.0
         self.reached: dict[str, Any] = {}
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._seconds += result.seconds
-        self._loss = result.loss
 
     def finish(self, session: Session) -> None:
         if not session.finished:
@@ -86,7 +85,6 @@ class _Measure(Hook):
             "steps": progress.step,
             "tokens": progress.tokens,
             "parameters": sum(parameter.numel() for parameter in state.network.parameters()),
-            "train_loss": self._loss,
             "training_seconds": round(self._seconds, 3),
             "bits_per_byte": self._bits_per_byte(session),
         }

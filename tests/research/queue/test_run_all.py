@@ -16,7 +16,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue import run_all
 from megatron_kaiyuan.research.queue.request import write_list
 from tests.rank_server import started
-from tests.train.small_run import TOKENS_PER_STEP, events, losses, succeed
+from tests.train.small_run import TOKENS_PER_STEP, events, succeed
 
 
 def test_a_list_becomes_a_table_and_whole_runs_are_reused(queue_recipe: Path, tmp_path: Path) -> None:
@@ -55,7 +55,6 @@ def test_the_table_holds_what_kaiyuan_train_export_and_eval_say(queue_recipe: Pa
     run = make_run(queue_recipe, "only", "train.seed=3", "optimizer.weight_decay=0.0", steps=6)
     (row,) = work(tmp_path / "queue", [run])["rows"]
     succeed(1, queue_recipe, f"run_dir={tmp_path / 'train'}", *run.overrides)
-    assert row["train_loss"] == losses(tmp_path / "train")[-1]
 
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.groups import single_process

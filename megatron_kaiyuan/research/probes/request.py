@@ -1,0 +1,162 @@
+"""`probes.yaml`: which windows are probed, with which network, on which held-out text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from megatron_kaiyuan.config import Section, parse, read_yaml
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import read_sealed_json
+
+WINDOWS_FORMAT = "kaiyuan-windows"
+Factor = Annotated[float, Field(gt=0)]
+ProtocolName = Literal["small_lr", "tuned"]
+
+
+class WindowConfig(Section):
+    """A window, or any other phase to compare with: a whole dataset, a mixture."""
+
+    name: str
+    phases: Annotated[
+        list[Path],
+        Field(min_length=1, description="one folder a seed, of different documents; or one that all seeds share"),
+    ]
+    dataset: Annotated[str | None, Field(description="whose windows are looked at together")] = None
+    quantile: Annotated[float | None, Field(ge=0, le=1, description="from the best score, 0")] = None
+
+
+class MainRunConfig(Section):
+    """The run that the probes are made for; their cost is told as a share of its FLOPs."""
+
+    recipe: Path
+    tokens: Annotated[int | None, Field(gt=0, description="null: the recipe's train.train_tokens")] = None
+
+
+class ProbeConfig(Section):
+    """All of `probes.yaml`. Paths start at the current folder."""
+
+    recipe: Annotated[Path, Field(description="of the small network, with one phase whose path each run replaces")]
+    output: Annotated[Path, Field(description="folder for the runs and the answer")]
+    windows: Annotated[
+        list[Path | WindowConfig],
+        Field(min_length=1, description="windows.json of kaiyuan-data quantile, or windows one by one"),
+    ]
+    held_out: Annotated[dict[str, Path], Field(min_length=1, description="domain: prefix of a corpus")]
+    held_out_tokens: Annotated[int | None, Field(gt=0, description="measured after each run; null: all")] = 100_000
+    train_tokens: Annotated[int | None, Field(gt=0, description="of each run; null: what every window has")] = None
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 3
+    protocols: Annotated[list[ProtocolName], Field(min_length=1)] = ["small_lr"]
+    small_lr: Annotated[Factor, Field(description="of the recipe's learning rates; for all windows")] = 0.1
+    tuned: Annotated[
+        list[Factor], Field(min_length=2, description="factors that are tried for each window; the best one counts")
+    ] = [0.3, 1.0, 3.0]
+    level: Annotated[
+        float,
+        Field(gt=0, lt=0.5, description="chance that windows of a dataset that do not differ are called anything"),
+    ] = 0.05
+    expected_sd: Annotated[
+        float,
+        Field(gt=0, description="for the plan: SD of the difference of two runs of one seed, bits per byte"),
+    ] = 0.01
+    main_run: MainRunConfig | None = None
+
+    @field_validator("windows", mode="before")
+    @classmethod
+    def _list_windows(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ProbeConfig:
+        for domain in self.held_out:
+            if domain == MEAN or not re.fullmatch(r"\w[\w.-]*", domain):
+                raise ValueError(
+                    f"held_out {domain!r}: name a domain with letters, digits, '_', '-' and '.', not {MEAN!r}"
+                )
+        if len(set(self.protocols)) < len(self.protocols):
+            raise ValueError("protocols: one is named twice")
+        return self
+
+    def factors(self, protocol: ProtocolName) -> list[float]:
+        """Of the recipe's learning rates, those that a protocol trains with."""
+        return [self.small_lr] if protocol == "small_lr" else list(self.tuned)
+
+
+# The measure besides the domains: their arithmetic mean.
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Phases that a probe trains on.
+
+    Attributes:
+        parts: a folder for each seed, or one for all.
+        portrait: what its documents are like, as `kaiyuan-data quantile` tells it.
+    """
+
+    name: str
+    dataset: str | None
+    quantile: float | None
+    parts: tuple[Path, ...]
+    portrait: dict[str, Any]
+
+
+def read_request(path: Path, overrides: Sequence[str] = ()) -> tuple[ProbeConfig, list[Window]]:
+    """Read `probes.yaml` and the windows that it names.
+
+    Raises:
+        UserError: a field, a file or a window is wrong; the message names it.
+    """
+    config = parse(ProbeConfig, read_yaml(path, overrides), source=str(path))
+    windows = [window for named in config.windows for window in _windows(named)]
+    _check(path, config, windows)
+    return config, windows
+
+
+def _windows(named: Path | WindowConfig) -> list[Window]:
+    if isinstance(named, WindowConfig):
+        return [Window(named.name, named.dataset, named.quantile, tuple(named.phases), {})]
+    listed = read_sealed_json(named, "list of windows")
+    if listed.get("format") != WINDOWS_FORMAT or listed.get("version") != 1:
+        raise UserError(f"{named}: is not a list of windows; name the windows.json that kaiyuan-data quantile wrote")
+    return [
+        Window(
+            name=entry["name"],
+            dataset=entry["dataset"],
+            quantile=entry["quantile"],
+            parts=tuple(named.parent / phase for phase in entry["phases"]),
+            portrait=entry.get("portrait") or {},
+        )
+        for entry in listed["windows"]
+    ]
+
+
+def _check(path: Path, config: ProbeConfig, windows: Sequence[Window]) -> None:
+    if len(windows) < 2:
+        raise UserError(f"{path}: windows: one alone is compared with nothing; name two or more")
+    places: set[tuple[str, float]] = set()
+    names: set[str] = set()
+    for window in windows:
+        if window.name in names:
+            raise UserError(f"{path}: windows: two are called {window.name!r}; rename one")
+        names.add(window.name)
+        if (window.quantile is None) != (window.dataset is None):
+            raise UserError(f"{path}: window {window.name!r}: give it both a dataset and a quantile, or neither")
+        if window.dataset is not None and window.quantile is not None:
+            place = window.dataset, window.quantile
+            if place in places:
+                raise UserError(f"{path}: two windows of dataset {place[0]!r} have quantile {place[1]:g}; remove one")
+            places.add(place)
+        if len(window.parts) not in (1, len(windows[0].parts)) or 1 < len(window.parts) < config.seeds:
+            raise UserError(
+                f"{path}: window {window.name!r} has {len(window.parts)} parts for {config.seeds} seeds; build one part a "
+                "seed for every window, or one for all seeds"
+            )
+    if len({len(window.parts) == 1 for window in windows}) > 1:
+        raise UserError(f"{path}: some windows have one part for all seeds and others one a seed; build them alike")
