@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from megatron_kaiyuan import cli_research
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
@@ -305,6 +306,9 @@ def prune(
     found = prune_run(run_dir, Retention(keep_last, keep_every_steps, keep_every_tokens), dry_run)
     print(json.dumps(dataclasses.asdict(found)) if as_json else found.summary())
     raise typer.Exit(1 if found.problems else 0)
+
+
+app.command()(cli_research.probe)
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:

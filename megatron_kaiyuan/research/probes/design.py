@@ -59,7 +59,7 @@ def make_design(config: ProbeConfig, windows: list[Window]) -> Design:
         for seed in range(config.seeds)
     ]
     measured = config.held_out_tokens or 0
-    flops = len({(run.overrides) for run in runs}) * flops_per_token(recipe) * (tokens + _FORWARD * measured)
+    flops = len({run.overrides for run in runs}) * flops_per_token(recipe) * (tokens + _FORWARD * measured)
     main = None if config.main_run is None else _main_flops(config.main_run)
     return Design(config, windows, runs, steps, tokens, len(windows[0].parts) == 1, flops, main)
 
@@ -107,8 +107,8 @@ def _steps(config: ProbeConfig, windows: Sequence[Window], recipe: RunConfig) ->
         )
     if wanted < tokens_per_step:
         raise UserError(
-            f"{place}: {wanted:,} tokens are less than the {tokens_per_step:,} of one step; build larger windows, or make "
-            "the recipe's batch smaller"
+            f"{place}: {wanted:,} tokens are less than the {tokens_per_step:,} of one step; build larger windows, or "
+            "make the recipe's batch smaller"
         )
     return wanted // tokens_per_step
 

@@ -58,7 +58,7 @@ class ProbeConfig(Section):
     ] = [0.3, 1.0, 3.0]
     level: Annotated[
         float,
-        Field(gt=0, lt=0.5, description="chance that windows of a dataset that do not differ are called anything"),
+        Field(gt=0, lt=0.5, description="chance that windows of a dataset which do not differ are called any"),
     ] = 0.05
     expected_sd: Annotated[
         float,
@@ -155,8 +155,8 @@ def _check(path: Path, config: ProbeConfig, windows: Sequence[Window]) -> None:
             places.add(place)
         if len(window.parts) not in (1, len(windows[0].parts)) or 1 < len(window.parts) < config.seeds:
             raise UserError(
-                f"{path}: window {window.name!r} has {len(window.parts)} parts for {config.seeds} seeds; build one part a "
-                "seed for every window, or one for all seeds"
+                f"{path}: window {window.name!r} has {len(window.parts)} parts for {config.seeds} seeds; build one "
+                "part a seed for every window, or one for all seeds"
             )
     if len({len(window.parts) == 1 for window in windows}) > 1:
         raise UserError(f"{path}: some windows have one part for all seeds and others one a seed; build them alike")
