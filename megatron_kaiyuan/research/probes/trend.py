@@ -21,14 +21,14 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
 Verdict = Literal["rising", "falling", "not monotone", "cannot tell"]
-Matrix = NDArray[np.float64]
+Matrix: TypeAlias = NDArray[np.float64]
 
 _SIMULATED, _SEED = 20_000, 20251130
 
