@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kaiyuan.config import RunConfig, load_run
+from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.speed import flops_per_token
@@ -58,8 +59,7 @@ def make_design(config: ProbeConfig, windows: list[Window]) -> Design:
         for window in windows
         for seed in range(config.seeds)
     ]
-    measured = config.held_out_tokens or 0
-    flops = len({run.overrides for run in runs}) * flops_per_token(recipe) * (tokens + _FORWARD * measured)
+    flops = len(runs) * flops_per_token(recipe) * (tokens + _FORWARD * _measured(config))
     main = None if config.main_run is None else _main_flops(config.main_run)
     return Design(config, windows, runs, steps, tokens, len(windows[0].parts) == 1, flops, main)
 
@@ -111,6 +111,13 @@ def _steps(config: ProbeConfig, windows: Sequence[Window], recipe: RunConfig) ->
             "make the recipe's batch smaller"
         )
     return wanted // tokens_per_step
+
+
+def _measured(config: ProbeConfig) -> int:
+    """Held-out tokens that each run is measured on."""
+    held = [IndexedCorpus(prefix, check=None).num_tokens for prefix in config.held_out.values()]
+    limit = config.held_out_tokens
+    return sum(held) if limit is None else sum(min(one, limit // len(held)) for one in held)
 
 
 def _tokens(folder: Path) -> int:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.probes.design import Design, make_design
@@ -50,12 +51,13 @@ def test_the_plan_tells_cost_and_power(probe_yaml: Path) -> None:
     found = design(probe_yaml)
     # By hand: 6 FLOPs for each weight of a matrix product, and causal attention, over tokens and a third of measuring.
     weights = 32 * (2 * 32 + 2 * 16 + 3 * 64) + 256 * 32
-    by_hand = 6 * (weights + 32 * 64) * 6 * (found.tokens + 100_000 / 3)
+    held_out = sum(IndexedCorpus(prefix).num_tokens for prefix in found.config.held_out.values())
+    by_hand = 6 * (weights + 32 * 64) * 6 * (found.tokens + held_out / 3)
     text = plan_text(found)
     assert "6 runs: 3 windows x 2 seeds x 1 learning rates (small_lr)" in text
     assert "% of the main run's" in text and "2 degrees of freedom" in text and "not knowledge" in text
     assert found.flops == pytest.approx(by_hand, rel=0.2)
-    assert found.main_flops == pytest.approx(found.flops / 6 / (found.tokens + 100_000 / 3) * 1e7)
+    assert found.main_flops == pytest.approx(found.flops / 6 / (found.tokens + held_out / 3) * 1e7)
 
 
 def test_a_window_that_all_seeds_share_and_a_mixture(probe_yaml: Path) -> None:
