@@ -68,7 +68,9 @@ def add(builder: Builder, data: Data, piece: int = 7) -> int:
     for at in range(0, len(lengths), piece):
         part = None if scores is None else scores[at : at + piece]
         builder.add(data.first + at, lengths[at : at + piece], part, data.drop_missing)
-    if scored:
+    if scored and data.by_tokens:
+        builder.keep_tokens(*(math.floor(part * builder.weight) for part in data.ranks))
+    elif scored:
         builder.keep(*(math.floor(part * builder.rows) for part in data.ranks))
     if data.random is not None:
         builder.keep_random(math.floor(data.random * builder.rows))

@@ -38,6 +38,7 @@ def datasets(draw) -> Data:
         probability=draw(st.just(0.0) | st.floats(0, 1, exclude_max=True)),
         extra=draw(st.none() | parts),
         first=draw(st.just(0) | st.integers(0, 2**48 - 41)),
+        by_tokens=draw(st.booleans()),
     )
 
 
@@ -112,6 +113,7 @@ def test_same_bytes_for_any_threads_memory_and_window(order):
     data = random_datasets([BIG, 7, 0, 1, BIG // 3, 5000])
     data[0] = data[0]._replace(whole=1, probability=0.5)
     data[4] = data[4]._replace(whole=2, extra=0.3, random=0.7)
+    data[5] = data[5]._replace(ranks=(0.2, 0.7), by_tokens=True)
     once = build(data, threads=1, piece=9999, **order)
     for threads, memory, window_rows in ((2, 1 << 40, 0), (7, 1 << 40, 3000), (1, 300_000, 0), (3, 300_000, 1000)):
         assert build(data, threads=threads, memory=memory, window_rows=window_rows, piece=9999, **order) == once
