@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from data_tools.cli_documents import app as documents_app
+from data_tools.cli_order import app as order_app
 from data_tools.engines.choose import HELP as ENGINE_HELP
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
@@ -248,60 +249,7 @@ def inspect(
     print(*describe_corpus(found), sep="\n")
 
 
-@app.command(cls=optional_value("--materialize", ("tokens", "index")))
-def curriculum(
-    recipe: Annotated[Path, typer.Argument(help="order recipe, YAML")],
-    output: Annotated[Path, typer.Option("--output", help="folder that gets one folder a phase")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="field=value, e.g. 'phases[0].seed=7'")] = None,
-    phase: Annotated[str | None, typer.Option(help="build this phase only")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
-    memory: Annotated[
-        str | None, typer.Option(help="as 4G; default: half of what is free. Same result for any")
-    ] = None,
-    materialize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[tokens|index]",
-            help="also write each phase as a plain Megatron .bin/.idx; index: pointers only, for a phase of one corpus",
-        ),
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Build the document order of each phase: shuffled, or quality ascending (Algorithm 1).
-
-    Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases --memory 4G
-
-    A phase that does not fit the memory is sorted with files beside it, of up to about 60 bytes a document. With
-    --materialize stock Megatron opens OUTPUT/PHASE_text_document: the documents of the phase in its order.
-    """
-    from data_tools.curriculum.build import build_recipe
-    from data_tools.curriculum.materialize import check_recipe, materialize_phases
-    from data_tools.curriculum.memory import parse_memory
-
-    pairs = check_recipe(recipe, overrides or [], materialize, phase) if materialize else []
-    limit = parse_memory(memory) if memory else None
-    summary = build_recipe(recipe, overrides or [], output, phase, threads, limit, force)
-    for line in materialize_phases(output, pairs, materialize, threads or os.cpu_count() or 1, force):
-        print(line, flush=True)
-    print(summary)
-
-
-@app.command()
-def report(
-    recipe: Annotated[Path, typer.Argument(help="order recipe, YAML")],
-    phases: Annotated[Path, typer.Option("--phases", help="folder that curriculum --output wrote")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="as they were given to curriculum")] = None,
-    output: Annotated[Path | None, typer.Option(help="the page; default: report.html beside the phases")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object; no page unless --output")] = False,
-    force: Force = False,
-) -> None:
-    """Show what built phases hold: shares and quality along the tokens, and how often each quality decile is seen.
-
-    Example: kaiyuan-data report launch/recipes/quickstart/order.yaml --phases runs/quickstart/phases
-    """
-    from data_tools.curriculum.report import report_order
-
-    print(report_order(recipe, overrides or [], phases, output, as_json, force))
+app.add_typer(order_app)
 
 
 def main() -> None:

@@ -71,7 +71,9 @@ def parse_keep(text: str) -> Keep:
     if unit not in ("documents", "tokens"):
         raise ValueError(f"keep is {text!r}; fractions are of documents or of tokens, as {words} of tokens")
     if unit == "tokens" and how not in ("top", "window"):
-        raise ValueError(f"keep is {text!r}; of tokens goes with top and window: for random ones set tokens of the phase")
+        raise ValueError(
+            f"keep is {text!r}; of tokens goes with top and window: for random ones set tokens of the phase"
+        )
     if how == "all" and not rest:
         return Keep("all", Fraction(1))
     if how == "window":
