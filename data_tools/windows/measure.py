@@ -39,8 +39,8 @@ class Window:
 
     @property
     def name(self) -> str:
-        """Of its phase."""
-        return f"{self.dataset}_{self.target.bounds}"
+        """Of its phase, which is a folder: a bound 1/7 is 1_7 in it."""
+        return f"{self.dataset}_{self.target.bounds}".replace("/", "_")
 
 
 @dataclass(frozen=True)
