@@ -25,7 +25,7 @@ def windows_of(folder: Path, harvested: Path, tokenizer: Path, engine: LocalEngi
     settings = Settings(tokenizer, score_keys=("score",))
     preprocess(sorted(harvested.glob("*.train.jsonl")), folder / "web", settings, engine, task_bytes=task)
     prefix = folder / "web_text_document"
-    score_corpora([str(prefix)], CorpusOptions(["rules"], task_tokens=task), engine)
+    score_corpora([str(prefix)], CorpusOptions(["rules"], task_tokens=task), LocalEngine(1))
     options = WindowOptions(["score"], width="0.1", by="tokens", samples=2)
     cut_windows([f"web={prefix}"], options, folder / "windows", threads=engine.workers)
     return read_sealed_json(folder / "windows" / "windows.json", "windows")
@@ -75,7 +75,10 @@ def test_a_portrait_of_few_is_of_documents_of_the_window(folder: Path, found: di
     source = CorpusSource("web", folder / "web_text_document")
     phases = [folder / "windows" / window["phase"] for window in found["windows"]]
     for portrait, whole in zip(portraits(source, "score", phases, 1, sample=5), found["windows"], strict=True):
-        assert portrait["documents"] == min(5, whole["documents"]) and portrait["samples"] == whole["portrait"]["samples"][:1]
+        assert (
+            portrait["documents"] == min(5, whole["phase_documents"])
+            and portrait["samples"] == whole["portrait"]["samples"][:1]
+        )
 
 
 def test_same_windows_for_any_workers_and_size_of_tasks(
