@@ -46,12 +46,16 @@ WIDTH = 2  # hundredths
 NEAR = [round(100 * float(top)) for top in TOPS]
 
 
+# By score: documents, tokens, lowest, highest of each.
+Windows = dict[str, list[tuple[int, int, float, float]]]
+
+
 class Result(NamedTuple):
-    """Of one side; windows by score: documents, tokens, lowest, highest."""
+    """Of one side."""
 
     seconds: float
     peak_bytes: int
-    windows: dict[str, list[tuple[int, int, float, float]]]
+    windows: Windows
 
 
 def write_corpus(prefix: Path, documents: int) -> None:
@@ -69,7 +73,8 @@ def write_corpus(prefix: Path, documents: int) -> None:
 
 def run_command(prefix: Path, output: Path, by: str, threads: int, memory: int | None) -> Result:
     """The command, once for each score."""
-    before, began, windows = resident("VmRSS"), time.perf_counter(), {}
+    windows: Windows = {}
+    before, began = resident("VmRSS"), time.perf_counter()
     for score in SCORES:
         options = WindowOptions([score], by=by, samples=None, seed=SEED)
         cut_windows([f"{NAME}={prefix}"], options, output / score, threads, memory)
@@ -82,7 +87,8 @@ def run_command(prefix: Path, output: Path, by: str, threads: int, memory: int |
 
 def run_numpy(prefix: Path, output: Path, by: str) -> Result:
     """One sort of each score; the sequences of each window as a file."""
-    before, began, windows = resident("VmRSS"), time.perf_counter(), {}
+    windows: Windows = {}
+    before, began = resident("VmRSS"), time.perf_counter()
     for score in SCORES:
         lengths = np.asarray(map_lengths(idx_path(prefix)))
         values = pq.read_table(metadata_path(prefix), columns=[score]).column(0).to_numpy()
@@ -114,7 +120,8 @@ def run_spark(prefix: Path, output: Path, threads: int) -> Result:
     session.sparkContext.setLogLevel("ERROR")
     rows = session.read.parquet(os.fspath(metadata_path(prefix))).select("tokens", *SCORES).cache()
     rows.count()
-    began, windows = time.perf_counter(), {}
+    windows: Windows = {}
+    began = time.perf_counter()
     for score in SCORES:
         windows[score] = []
         for near in NEAR:
@@ -157,10 +164,10 @@ def compare(prefix: Path, folder: Path, documents: int, threads: int) -> Iterato
                 raise SystemExit(f"by {by}: the windows are not NumPy's: {own.windows} {numpy.windows}")
             check_phases(output, numpy_output, prefix)
             bound = f"{memory >> 20} MiB" if memory else "no bound"
+            times, each = numpy.seconds / own.seconds, own.peak_bytes / documents
             yield (
-                f"by {by}, quantile, {cores} threads, {bound}: {own.seconds:.1f} s, "
-                f"{numpy.seconds / own.seconds:.2f} times as fast as numpy, peak {own.peak_bytes / 2**20:.0f} MiB ({own.peak_bytes / documents:.0f} bytes a "
-                "document); the windows are numpy's"
+                f"by {by}, quantile, {cores} threads, {bound}: {own.seconds:.1f} s, {times:.2f} times as fast as "
+                f"numpy, peak {own.peak_bytes / 2**20:.0f} MiB ({each:.0f} bytes a document); the windows are numpy's"
             )
 
 

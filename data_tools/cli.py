@@ -25,6 +25,7 @@ def harvest(
     megabytes: Annotated[float, typer.Option(help="10^6 bytes of training text a domain")] = 3.0,
     held_out: Annotated[float, typer.Option(help="share of the source files that is never trained on")] = 0.05,
     seed: Annotated[int, typer.Option(help="which files are taken and which are held out")] = 1234,
+    packages: Annotated[bool, typer.Option("--packages", help="code also from installed packages")] = False,
     force: Force = False,
 ) -> None:
     """Collect real text that this machine already has: code, mathematics, English, and Chinese where there is some.
@@ -34,7 +35,7 @@ def harvest(
     from data_tools.harvesting.harvest import harvest as collect
 
     results = []
-    for result in collect(output, megabytes, held_out, seed, force=force):
+    for result in collect(output, megabytes, held_out, seed, force=force, packages=packages):
         results.append(result)
         print(result if result.documents["train"] else f"{result.domain}: none on this machine, left out", flush=True)
     documents = sum(len(result.documents["train"]) for result in results)
