@@ -46,10 +46,12 @@ class Objective:
     Args:
         domains: each with its law and uncertainty.
         weights: by domain; they are divided by their sum.
-        features: what the laws were fitted on, from shares [r, d].
+        features: what the laws were fitted on, from shares [r, d]; None: the shares.
     """
 
-    def __init__(self, domains: dict[str, Fitted], weights: dict[str, float], features: Features = lambda shares: shares):
+    def __init__(
+        self, domains: dict[str, Fitted], weights: dict[str, float], features: Features = lambda shares: shares
+    ):
         total = sum(weights.values())
         self._domains = [(domains[name], weight / total) for name, weight in weights.items() if weight]
         self._features = features
@@ -69,15 +71,16 @@ class Objective:
         )
 
     def _value(self, laws: list[tuple[Law, float]], shares_rd: Array) -> Array:
-        features = self._features(shares_rd)
+        features = shares_rd if self._features is None else self._features(shares_rd)
         return np.sum([weight * law(features) for law, weight in laws], axis=0)
 
 
 def best(objective: Objective, smallest_d: Array, largest_d: Array, level: float = 0.9, seed: int = 0) -> Best:
     """Search the mixtures whose shares lie within bounds.
 
-    A mixture is as good as the best where the resampled laws, each asked for both, do not say in more than
-    (1 + level) / 2 of the draws that the best is lower.
+    A mixture is as good as the best unless its objective lies above the best's by more of its own standard errors than
+    the resampled laws stray anywhere among the candidates, in `level` of the draws: all are compared at once, so that
+    the mixture which is truly best is told to be as good in `level` of the cases.
 
     Args:
         smallest_d, largest_d: bounds of the shares; they must leave a mixture.
@@ -88,8 +91,11 @@ def best(objective: Objective, smallest_d: Array, largest_d: Array, level: float
     starts = candidates_rd[np.argsort(values_r)[:_STARTS]]
     found = [_descend(objective, start_d, smallest_d, largest_d) for start_d in starts]
     shares_d = min(found, key=lambda shares: float(objective(shares[None])[0]))
-    differences_br = objective.resampled(candidates_rd) - objective.resampled(shares_d[None])
-    good = (differences_br > 0).mean(0) <= (1 + level) / 2
+    above_r = values_r - objective(shares_d[None])
+    above_br = objective.resampled(candidates_rd) - objective.resampled(shares_d[None])
+    errors_r = np.maximum(above_br.std(0), np.finfo(float).tiny)
+    astray_b = ((above_br - above_r) / errors_r).max(1)
+    good = above_r / errors_r <= np.quantile(astray_b, level)
     as_good_rd = np.vstack((shares_d, candidates_rd[good]))
     return Best(
         shares_d=shares_d,

@@ -44,9 +44,8 @@ def hold(shares_d: Array, largest_d: Array) -> Array:
     A share of 0 stays 0 unless the others cannot take all.
     """
     held_d = shares_d / shares_d.sum()
-    full = np.zeros(len(held_d), bool)
+    full = held_d >= largest_d
     while True:
-        full |= held_d >= largest_d
         held_d = np.where(full, largest_d, held_d)
         free = ~full & (shares_d > 0)
         missing = 1 - held_d[full].sum()
@@ -56,6 +55,7 @@ def hold(shares_d: Array, largest_d: Array) -> Array:
         held_d = np.where(free, shares_d * missing / shares_d[free].sum(), held_d)
         if not (held_d[free] > largest_d[free]).any():
             return held_d
+        full = full | (held_d >= largest_d)
 
 
 def _one(generator: np.random.Generator, natural_d: Array, largest_d: Array) -> Array:

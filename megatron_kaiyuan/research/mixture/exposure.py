@@ -5,8 +5,8 @@ D tokens read from U unique ones are worth
     D' = U + U R* (1 - exp(-(D / U - 1) / R*)),   R* = 15.39
 
 tokens read once (Muennighoff et al., arXiv 2305.16264, equation 5 with its fitted R*, up to about 16 epochs of 100 M to
-9 B parameters). That data is worth less the sooner the smaller U is (arXiv 2511.13421), which this form does not have: it
-flatters small datasets.
+9 B parameters). The fewer unique tokens there are, the sooner repeating them stops to pay (arXiv 2511.13421); this form
+does not have that, and flatters small datasets.
 Tensor suffixes: r mixtures, d datasets.
 """
 
@@ -39,7 +39,6 @@ def exposures(shares_rd: Array, unique_tokens_d: Array, budget: float) -> Array:
     """
     read_rd = epochs(shares_rd, unique_tokens_d, budget)
     beyond_rd = np.maximum(read_rd - 1, 0)
-    worth_rd = np.minimum(read_rd, 1) + DECAY_EPOCHS * -np.expm1(-beyond_rd / DECAY_EPOCHS)
-    worth_shares_rd = worth_rd * unique_tokens_d / budget
-    wasted_r1 = np.maximum(shares_rd - worth_shares_rd, 0).sum(-1, keepdims=True)
-    return np.concatenate((worth_shares_rd, wasted_r1), axis=-1)
+    # Exactly 0 where nothing is repeated: a law then knows that it has seen no repetition.
+    wasted_rd = (beyond_rd + DECAY_EPOCHS * np.expm1(-beyond_rd / DECAY_EPOCHS)) * unique_tokens_d / budget
+    return np.concatenate((shares_rd - wasted_rd, wasted_rd.sum(-1, keepdims=True)), axis=-1)

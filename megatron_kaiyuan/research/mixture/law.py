@@ -9,13 +9,14 @@ Tensor suffixes: r runs, d datasets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
-Array = NDArray[np.float64]
+Array: TypeAlias = "NDArray[np.float64]"
 
 # Where the search for c starts, as parts of the lowest loss: the surface has more than one valley with few runs.
 _STARTS = (0.3, 0.6, 0.9, 0.97)
@@ -46,9 +47,15 @@ class Law:
         """Losses [r] of mixtures [r, d], in the units of the losses that were fitted."""
         return self.floor + np.exp(np.minimum(self.intercept + shares_rd @ self.slopes_d, _LARGEST_EXPONENT))
 
+    def of(self, datasets: NDArray[np.bool_]) -> Law:
+        """The law of some of the datasets."""
+        return replace(self, slopes_d=self.slopes_d[datasets])
+
 
 def fit(shares_rd: Array, losses_r: Array, penalty: float | None = None, start: Law | None = None) -> Law:
     """The law that is nearest to the runs in squared error, with its slopes held together.
+
+    A dataset that no run has seen is counted as the worst of the others.
 
     Args:
         shares_rd: each run's mixture, rows that sum to 1.
@@ -61,6 +68,12 @@ def fit(shares_rd: Array, losses_r: Array, penalty: float | None = None, start: 
     """
     if len(shares_rd) != len(losses_r) or len(losses_r) < 3:
         raise ValueError(f"{len(shares_rd)} mixtures and {len(losses_r)} losses: give three or more of each")
+    seen = shares_rd.any(0)
+    if not seen.all():
+        law = fit(shares_rd[:, seen], losses_r, penalty, start and start.of(seen))
+        slopes_d = np.full(len(seen), law.slopes_d.max())
+        slopes_d[seen] = law.slopes_d
+        return replace(law, slopes_d=slopes_d)
     if penalty is None:
         penalty = min(_PENALTIES, key=lambda each: _leave_out_error(shares_rd, losses_r, each))
     spread = float(losses_r.std()) or 1.0
@@ -119,5 +132,8 @@ def _search(shares_rd: Array, losses_r: Array, lowest: float, penalty: float, st
     bounds = np.full((2, datasets + 1), [[-np.inf], [np.inf]])
     bounds[:, 0] = floor_bounds
     start = np.clip(start, bounds[0], bounds[1])
-    found = least_squares(errors, start, slopes, bounds=(bounds[0], bounds[1]), x_scale="jac", max_nfev=500)
+    # Losses that are flat leave a valley between c and b along which nothing changes: no need to walk all of it.
+    found = least_squares(
+        errors, start, slopes, bounds=(bounds[0], bounds[1]), x_scale="jac", ftol=1e-6, xtol=1e-6, max_nfev=200
+    )
     return float(found.cost), found.x
