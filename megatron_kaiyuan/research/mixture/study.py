@@ -25,6 +25,7 @@ from megatron_kaiyuan.research.mixture.reach import Jump, check_runs, drawn_rang
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.mixture.uncertainty import Fitted, fit_domains
 from megatron_kaiyuan.research.queue import Run, run_all
+from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE
 
 # Parts of a corpus are cut at documents, so that a small run may read one a little more often than the large run would.
 _SLACK = 1.5
@@ -69,18 +70,15 @@ def study(recipe: MixRecipe, folder: Path, slots: int | None = None) -> Answer:
         slots: runs at once; None: what this machine has.
 
     Raises:
-        UserError: a corpus is missing, the bounds leave no mixture, or too many runs failed.
+        UserError: a corpus is missing, the bounds leave no mixture, or a run failed.
     """
     names, tokens_d = corpus_tokens(recipe)
     shares_rd = drawn(recipe, names, tokens_d)
     check_runs(len(shares_rd), len(names))
     phases = [_build(recipe, names, shares_d, folder / "phases", at) for at, shares_d in enumerate(shares_rd)]
     rows = run_all(folder / "queue", [_run(recipe, phase, at) for at, phase in enumerate(phases)], slots)
-    measured = [at for at, row in enumerate(rows) if row.get("state", "whole") == "whole"]
-    losses = {
-        domain: np.array([float(rows[at][f"bits_per_byte/{domain}"]) for at in measured]) for domain in recipe.held_out
-    }
-    return answer(recipe, names, tokens_d, shares_rd[measured], losses)
+    losses = {domain: np.array([float(row[f"{BITS_PER_BYTE}{domain}"]) for row in rows]) for domain in recipe.held_out}
+    return answer(recipe, names, tokens_d, shares_rd, losses)
 
 
 def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Array]:
