@@ -2,10 +2,11 @@
 
     python -m benchmarks.mixture_law FOLDER
 
-FOLDER: the six tables of RegMix's repository (MIT licence, github.com/sail-sg/regmix, data/): 512 runs of 1 M parameters
-on mixtures of 17 datasets, 256 of 60 M and 64 of 1 B on others. A law is fitted on some of the small runs, and ranks the
-mixtures of the larger ones by the loss it tells; Spearman's rank correlation with their true losses on Pile-CC is shown,
-of the first runs in the file and of others drawn at random. Intervals are checked on the small runs that were not taken.
+FOLDER: the six tables of RegMix's repository (MIT licence, github.com/sail-sg/regmix, data/): 512 runs of 1 M
+parameters on mixtures of 17 datasets, 256 of 60 M and 64 of 1 B on others. A law is fitted on some of the small runs,
+and ranks the mixtures of the larger ones by the loss it tells; Spearman's rank correlation with their true losses on
+Pile-CC is shown, of the first runs in the file and of others drawn at random. Intervals are checked on the small runs
+that were not taken.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main() -> None:
             held.append(np.mean((low_r <= losses_r[rest]) & (losses_r[rest] <= high_r)))
             widths.append(np.median(high_r - low_r))
         print(
-            f"{runs:4} runs   mean {np.mean(held):.3f}, lowest {min(held):.3f}; median width {np.mean(widths):.3f} nats",
+            f"{runs:4} runs   mean {np.mean(held):.3f}, lowest {min(held):.3f}; width {np.mean(widths):.3f} nats",
             flush=True,
         )
 

@@ -17,7 +17,7 @@ from megatron_kaiyuan.research.mixture.uncertainty import Fitted
 
 Features = Callable[[Array], Array]
 _STARTS = 8
-_CANDIDATES = 20_000
+_CANDIDATES = 5_000
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ class MixRecipe(Section):
     max_repeat: Annotated[float, Field(ge=1, le=LARGEST_EPOCHS, description="most passes over a corpus")] = 4.0
     smallest: Annotated[dict[str, Share], Field(description="lowest share of a corpus")] = {}
     largest: Annotated[dict[str, Share], Field(description="highest share of a corpus")] = {}
+    confirm: Annotated[
+        int, Field(ge=0, description="pairs of runs on the best mixture and the corpora's own shares")
+    ] = 3
     level: Annotated[float, Field(gt=0.5, lt=1, description="of intervals")] = 0.9
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1234
 

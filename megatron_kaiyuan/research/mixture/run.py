@@ -9,15 +9,16 @@ from megatron_kaiyuan.data.indexed import idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of
+from megatron_kaiyuan.research.mixture.answer import Answer
 from megatron_kaiyuan.research.mixture.exposure import epochs
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe, load_mix
-from megatron_kaiyuan.research.mixture.study import Answer, corpus_tokens, drawn, study
-from megatron_kaiyuan.research.mixture.write import ORDER, refuse_edited, write_answer
+from megatron_kaiyuan.research.mixture.study import corpus_tokens, drawn, study
+from megatron_kaiyuan.research.mixture.write import ORDER, confirmed_words, refuse_edited, write_answer
 
 FORMAT = "kaiyuan-mix"
 RECORD = "study.json"
 # Fields that may change without making the runs others: how many there are, and what is asked of them.
-_ASKED = {"runs", "objective", "smallest", "level"}
+_ASKED = {"runs", "objective", "smallest", "confirm", "level"}
 
 
 def mix(path: Path, overrides: Sequence[str], output: Path, slots: int | None = None, force: bool = False) -> str:
@@ -106,5 +107,7 @@ def _words(answer: Answer, recipe: MixRecipe, order: Path) -> str:
         f"  {domain}: leave-out error {fitted.leave_out_error:.4f} bits/byte"
         for domain, fitted in answer.fitted.items()
     ]
+    if len(answer.confirmed_s):
+        lines.append(f"  {confirmed_words(answer)}")
     lines += [f"  warning: {warning}" for warning in answer.warnings]
     return "\n".join([*lines, f"  small runs rank what small networks learn; written: {order}"])

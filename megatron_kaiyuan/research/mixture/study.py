@@ -6,10 +6,12 @@ Every stage keeps what it made in the output folder, so that the same command go
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,49 +19,17 @@ from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.research.mixture.best import Best, Objective, best
+from megatron_kaiyuan.outputs import identity_of
+from megatron_kaiyuan.research.mixture.answer import Answer, answer, largest_shares
 from megatron_kaiyuan.research.mixture.draw import draw
-from megatron_kaiyuan.research.mixture.exposure import epochs, exposures
 from megatron_kaiyuan.research.mixture.law import Array
-from megatron_kaiyuan.research.mixture.reach import Jump, check_runs, drawn_range, jumps
+from megatron_kaiyuan.research.mixture.reach import check_runs
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
-from megatron_kaiyuan.research.mixture.uncertainty import Fitted, fit_domains
 from megatron_kaiyuan.research.queue import Run, run_all
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE
 
 # Parts of a corpus are cut at documents, so that a small run may read one a little more often than the large run would.
 _SLACK = 1.5
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a study found.
-
-    Attributes:
-        names: of the corpora, the order of all shares.
-        tokens_d: tokens that each has.
-        shares_rd: of the runs.
-        losses: bits per byte of each run, by domain, [r].
-        fitted: the laws.
-        best: the mixture for the target.
-        epochs_d: how often the target reads each corpus.
-        natural_d: shares of the corpora as they are, held to the bounds.
-        gain: objective of `natural_d` less that of the best, and its interval.
-        bounds: smallest and largest share that were allowed to each.
-        warnings: what the fit cannot tell.
-    """
-
-    names: list[str]
-    tokens_d: Array
-    shares_rd: Array
-    losses: dict[str, Array]
-    fitted: dict[str, Fitted]
-    best: Best
-    epochs_d: Array
-    natural_d: Array
-    gain: tuple[float, float, float]
-    bounds: tuple[Array, Array]
-    warnings: list[str]
 
 
 def study(recipe: MixRecipe, folder: Path, slots: int | None = None) -> Answer:
@@ -75,10 +45,36 @@ def study(recipe: MixRecipe, folder: Path, slots: int | None = None) -> Answer:
     names, tokens_d = corpus_tokens(recipe)
     shares_rd = drawn(recipe, names, tokens_d)
     check_runs(len(shares_rd), len(names))
-    phases = [_build(recipe, names, shares_d, folder / "phases", at) for at, shares_d in enumerate(shares_rd)]
-    rows = run_all(folder / "queue", [_run(recipe, phase, at) for at, phase in enumerate(phases)], slots)
-    losses = {domain: np.array([float(row[f"{BITS_PER_BYTE}{domain}"]) for row in rows]) for domain in recipe.held_out}
-    return answer(recipe, names, tokens_d, shares_rd, losses)
+    phases = [
+        _build(recipe, names, shares_d, folder / "phases" / f"mixture_{at:03d}")
+        for at, shares_d in enumerate(shares_rd)
+    ]
+    runs = [_run(recipe, phase, f"mixture {at}", recipe.seed) for at, phase in enumerate(phases)]
+    found = answer(recipe, names, tokens_d, shares_rd, _losses(recipe, run_all(folder / "queue", runs, slots)))
+    return replace(found, confirmed_s=_confirm(recipe, found, phases[0], folder, slots))
+
+
+def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, slots: int | None) -> Array:
+    """Train on the best mixture and on the corpora's own shares, in pairs: a law flatters the best that it finds."""
+    if not recipe.confirm:
+        return np.empty(0)
+    shares_d = found.best.shares_d
+    # Named by its shares: another answer, after more runs, is another phase.
+    name = f"best_{identity_of(np.round(shares_d, 6).tolist())[:8]}"
+    chosen = _build(recipe, found.names, shares_d, folder / "phases" / name)
+    runs = [
+        _run(recipe, phase, f"{which}, seed {seed}", seed)
+        for seed in range(recipe.seed + 1, recipe.seed + 1 + recipe.confirm)
+        for which, phase in (("own shares", natural), ("best mixture", chosen))
+    ]
+    losses = _losses(recipe, run_all(folder / "queue", runs, slots))
+    total = sum(recipe.weights.values())
+    values = np.sum([weight / total * losses[domain] for domain, weight in recipe.weights.items()], axis=0)
+    return values[0::2] - values[1::2]
+
+
+def _losses(recipe: MixRecipe, rows: list[dict[str, Any]]) -> dict[str, Array]:
+    return {domain: np.array([float(row[f"{BITS_PER_BYTE}{domain}"]) for row in rows]) for domain in recipe.held_out}
 
 
 def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Array]:
@@ -92,65 +88,10 @@ def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Array]:
 
 def drawn(recipe: MixRecipe, names: list[str], tokens_d: Array) -> Array:
     """The mixtures of the small runs."""
-    return draw(names, tokens_d, _largest(recipe, names, tokens_d), recipe.runs, recipe.seed)
+    return draw(names, tokens_d, largest_shares(recipe, names, tokens_d), recipe.runs, recipe.seed)
 
 
-def answer(recipe: MixRecipe, names: list[str], tokens_d: Array, shares_rd: Array, losses: dict[str, Array]) -> Answer:
-    """Fit the law of each domain and choose the mixture of the target; no training.
-
-    Repetition is that of the target in the small runs too (`_build`), so the law is of what the tokens are worth there.
-
-    Raises:
-        UserError: fewer runs than the law has numbers.
-    """
-    warnings = [warning] if (warning := check_runs(len(shares_rd), len(names))) else []
-
-    def worth(shares_rd: Array) -> Array:
-        return exposures(shares_rd, tokens_d, recipe.target_tokens)
-
-    fitted = fit_domains(worth(shares_rd), losses, seed=recipe.seed)
-    objective = Objective(fitted, recipe.weights, worth)
-    low_d, high_d = _bounds(recipe, names, tokens_d, shares_rd)
-    found = best(objective, low_d, high_d, recipe.level, recipe.seed)
-    natural_d = shares_rd[0]
-    gains_b = objective.resampled(natural_d[None])[:, 0] - objective.resampled(found.shares_d[None])[:, 0]
-    gain = float(objective(natural_d[None])[0] - found.objective)
-    bottom, top = np.quantile(gains_b, [(1 - recipe.level) / 2, (1 + recipe.level) / 2])
-    for domain, values_r in losses.items():
-        warnings += [_jump_warning(domain, jump) for jump in jumps(names, shares_rd, values_r)]
-    warnings += _edge_warnings(names, found.shares_d, low_d, high_d, _largest(recipe, names, tokens_d))
-    return Answer(
-        names,
-        tokens_d,
-        shares_rd,
-        losses,
-        fitted,
-        found,
-        epochs(found.shares_d[None], tokens_d, recipe.target_tokens)[0],
-        natural_d,
-        (gain, float(bottom), float(top)),
-        (low_d, high_d),
-        warnings,
-    )
-
-
-def _largest(recipe: MixRecipe, names: list[str], tokens_d: Array) -> Array:
-    """The largest share of each corpus: what the recipe allows, and what its tokens give in `max_repeat` passes."""
-    allowed_d = np.array([recipe.largest.get(name, 1.0) for name in names])
-    return np.minimum(allowed_d, recipe.max_repeat * tokens_d / recipe.target_tokens)
-
-
-def _bounds(recipe: MixRecipe, names: list[str], tokens_d: Array, shares_rd: Array) -> tuple[Array, Array]:
-    """Where the best is looked for: never where no run was."""
-    drawn_low_d, drawn_high_d = drawn_range(shares_rd)
-    low_d = np.maximum([recipe.smallest.get(name, 0.0) for name in names], drawn_low_d)
-    high_d = np.minimum(_largest(recipe, names, tokens_d), drawn_high_d)
-    if low_d.sum() > 1 or high_d.sum() < 1 or (low_d > high_d).any():
-        raise UserError("smallest: no mixture of the runs has such shares; lower them, or raise runs")
-    return low_d, high_d
-
-
-def _build(recipe: MixRecipe, names: list[str], shares_d: Array, folder: Path, at: int) -> Path:
+def _build(recipe: MixRecipe, names: list[str], shares_d: Array, folder: Path) -> Path:
     """Order the text of one small run.
 
     Of every corpus the same part is kept as the small run is of the target, so that it is read as often as there.
@@ -164,35 +105,16 @@ def _build(recipe: MixRecipe, names: list[str], shares_d: Array, folder: Path, a
         for name, count in zip(names, millionths.tolist(), strict=True)
         if count
     ]
-    phase = PhaseRecipe(
-        name=f"mixture_{at:03d}", order="shuffle", tokens=recipe.tokens, seed=recipe.seed, datasets=datasets
-    )
+    phase = PhaseRecipe(name=folder.name, order="shuffle", tokens=recipe.tokens, seed=recipe.seed, datasets=datasets)
     corpora = {name: recipe.corpora[name] for name in names}
-    return build_phase(phase, corpora, folder / phase.name, os.cpu_count() or 1).folder
+    return build_phase(phase, corpora, folder, os.cpu_count() or 1).folder
 
 
-def _run(recipe: MixRecipe, phase: Path, at: int) -> Run:
+def _run(recipe: MixRecipe, phase: Path, name: str, seed: int) -> Run:
     return Run(
-        name=f"mixture {at}",
+        name=name,
         recipe=recipe.recipe,
-        overrides=(f"data.phases[0].path={phase}",),
-        labels={"mixture": at},
+        overrides=(f"data.phases[0].path={json.dumps(str(phase))}", f"train.seed={seed}"),
+        labels={"phase": phase.name, "seed": seed},
         held_out=dict(recipe.held_out),
     )
-
-
-def _jump_warning(domain: str, jump: Jump) -> str:
-    return (
-        f"{domain}: the loss bends along the share of {jump.dataset}, near {jump.share:.3f} (p = {jump.p_value:.3f}): "
-        "what is dense in knowledge is learned above a share that depends on the network's size (arXiv 2505.18091), so "
-        "its share is not to be taken from small runs"
-    )
-
-
-def _edge_warnings(names: list[str], shares_d: Array, low_d: Array, high_d: Array, allowed_d: Array) -> list[str]:
-    """Corpora whose best share lies at the end of what was drawn, not of what is allowed."""
-    return [
-        f"{name}: its best share is the largest that a run had, {high:.3f}; draw more runs to look beyond"
-        for name, share, high, allowed in zip(names, shares_d, high_d, allowed_d, strict=True)
-        if share > high - 1e-3 and high < allowed - 1e-3
-    ]

@@ -11,8 +11,8 @@ import xxhash
 
 from megatron_kaiyuan.files import write_json, write_text
 from megatron_kaiyuan.outputs import Output
+from megatron_kaiyuan.research.mixture.answer import Answer
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
-from megatron_kaiyuan.research.mixture.study import Answer
 
 FORMAT = "kaiyuan-mixture"
 ORDER = "order.yaml"
@@ -58,6 +58,7 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
         f"# Objective: bits per byte of held-out text, weighted {weights}.",
         f"# The law tells {best.objective:.4f} for this mixture: {gain:.4f} below the corpora's own shares",
         f"# ({recipe.level:.0%} of the resampled fits: {low:.4f} to {high:.4f}).",
+        *([f"# {confirmed_words(answer)}"] if len(answer.confirmed_s) else []),
         *(f"# Warning: {warning}" for warning in answer.warnings),
         "# Relative prefixes start where the builder is run.",
         "corpora:",
@@ -79,6 +80,13 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
         else:
             lines.append(f"      # {name} is left out: {told}")
     return "\n".join(lines) + "\n"
+
+
+def confirmed_words(answer: Answer) -> str:
+    """What training on the best mixture and on the corpora's own shares has shown."""
+    pairs = ", ".join(f"{value:+.4f}" for value in answer.confirmed_s)
+    told = f"trained on both, own shares less best mixture: {answer.confirmed_s.mean():+.4f} bits/byte ({pairs})"
+    return told if answer.confirmed_s.mean() > 0 else f"{told}: not better, keep the corpora's own shares"
 
 
 def as_json(answer: Answer, recipe: MixRecipe) -> dict[str, Any]:
@@ -111,6 +119,7 @@ def as_json(answer: Answer, recipe: MixRecipe) -> dict[str, Any]:
             "epochs": dict(zip(answer.names, answer.epochs_d.tolist(), strict=True)),
             "gain_over_own_shares": dict(zip(("told", "low", "high"), answer.gain, strict=True)),
         },
+        "confirmed": answer.confirmed_s.tolist(),
         "warnings": answer.warnings,
     }
 
