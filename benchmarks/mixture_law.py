@@ -89,7 +89,8 @@ def main() -> None:
             held.append(np.mean((low_r <= losses_r[rest]) & (losses_r[rest] <= high_r)))
             widths.append(np.median(high_r - low_r))
         print(
-            f"{runs:4} runs   mean {np.mean(held):.3f}, lowest {min(held):.3f}; width {np.mean(widths):.3f} nats",
+            f"{runs:4} runs   mean {np.mean(held):.3f}, lowest {min(held):.3f}; "
+            f"median width {np.mean(widths):.3f} nats",
             flush=True,
         )
 
