@@ -21,6 +21,7 @@ app = make_app("Train, average, export, evaluate and report a Kaiyuan language m
 
 checkpoints = make_app("List, verify, compare and prune the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
+cli_research.add_commands(app)
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -306,9 +307,6 @@ def prune(
     found = prune_run(run_dir, Retention(keep_last, keep_every_steps, keep_every_tokens), dry_run)
     print(json.dumps(dataclasses.asdict(found)) if as_json else found.summary())
     raise typer.Exit(1 if found.problems else 0)
-
-
-app.command()(cli_research.probe)
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:
