@@ -4,8 +4,8 @@
     python -m benchmarks.probe_truth --planted nothing --repeats 10
 
 The text is English that this machine keeps (Python's documentation, docstrings, descriptions of packages), a byte a
-token. `noise`: a window's documents have a share of their characters replaced by random letters; every level has the
-same documents in the same order, another third of them for each of three seeds. Its level stands for the quantile.
+token. `noise`: a window's documents have a share of their characters replaced by letters (`benchmarks.planted_noise`);
+every level has the same documents in the same order, others for each of three seeds. Its level stands for the quantile.
 `nothing`: windows are random documents, drawn again for each repeat. The held-out text is clean in both.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import string
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,12 +22,12 @@ import numpy as np
 import yaml
 
 from benchmarks.dedup_texts import english_documents
+from benchmarks.planted_noise import LEVELS, damage
 from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.research.probes.command import plan, probe
 
-LEVELS = (0.0, 0.02, 0.05, 0.10, 0.20)
 SEEDS, WINDOWS = 3, 5
 DOCUMENT_BYTES, HELD_OUT_DOCUMENTS = 2000, 60
 VOCABULARY, END = 257, 256
@@ -82,15 +81,13 @@ def repeat(folder: Path, number: int, given: argparse.Namespace) -> str:
         for seed in range(SEEDS):
             start = (seed if given.planted == "noise" else at * SEEDS + seed) * count
             part = [texts[one] for one in rest[start : start + count]]
-            noise = np.random.default_rng(1000 * number + 10 * seed + at)
             if given.planted == "noise":
-                part = [with_noise(text, level, noise) for text in part]
-            parts.append(write_phase(folder, f"window_{at}_{seed}", part))
+                part = [damage(text, level, number) for text in part]
+            parts.append(write_phase(folder / f"window_{at}", f"part_{seed}", part))
         named.append({"name": f"{level:g}", "dataset": given.planted, "quantile": level, "phases": parts})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     request = {
         "recipe": str(folder / "recipe.yaml"),
-        "output": str(folder / "probe"),
         "windows": named,
         "held_out": {"english": str(folder / "held_out" / "english")},
         "train_tokens": given.tokens,
@@ -99,7 +96,7 @@ def repeat(folder: Path, number: int, given: argparse.Namespace) -> str:
     }
     (folder / "probes.yaml").write_text(yaml.safe_dump(request))
     print(plan(folder / "probes.yaml", ()).splitlines()[0])
-    lines = probe(folder / "probes.yaml", ())
+    lines = probe(folder / "probes.yaml", (), folder / "probe")
     (measure,) = read_json(folder / "probe" / "answer" / "answer.json", "answer")["measures"]
     print(*lines[:-1], sep="\n")
     for window in measure["windows"]:
@@ -113,17 +110,8 @@ def repeat(folder: Path, number: int, given: argparse.Namespace) -> str:
     return measure["trends"][given.planted]["verdict"]
 
 
-def with_noise(text: str, level: float, drawn: np.random.Generator) -> str:
-    """A share of the characters replaced by random letters."""
-    hit = np.flatnonzero(drawn.random(len(text)) < level)
-    letters = list(text)
-    for at, letter in zip(hit, drawn.integers(0, 26, len(hit)), strict=True):
-        letters[at] = string.ascii_lowercase[letter]
-    return "".join(letters)
-
-
 def write_phase(folder: Path, name: str, texts: Sequence[str]) -> str:
-    """A corpus and a shuffled phase of all of it."""
+    """A corpus and a shuffled phase of all of it; phases of one name are read in one order (order.yaml's seed)."""
     write_corpus(folder / "corpora" / name, texts)
     phase = {"name": name, "order": "shuffle", "seed": 1, "datasets": [{"corpus": name}]}
     order = folder / f"{name}.yaml"

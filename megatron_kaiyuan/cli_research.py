@@ -43,7 +43,9 @@ def probe(
     recipe: Annotated[Path, typer.Argument(help="probes.yaml: windows, held-out text, and the small network's recipe")],
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="folder of the runs and of the answer")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="only say what would be trained, its cost and its power")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="only say what would be trained, at which cost and power")
+    ] = False,
     slots: Slots = None,
     engine: Annotated[Literal["local", "slurm"], typer.Option(help="this machine, or an array of Slurm's")] = "local",
     tasks: Annotated[int, typer.Option(min=1, help="with --engine slurm: tasks of the array")] = 8,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_kaiyuan.research.probes.design import Design
-from megatron_kaiyuan.research.probes.request import MEAN, ProtocolName, Window
+from megatron_kaiyuan.research.probes.request import MEAN, ProtocolName
 from megatron_kaiyuan.research.probes.trend import (
     Matrix,
     Noise,
@@ -21,6 +21,7 @@ from megatron_kaiyuan.research.probes.trend import (
     noise_between_windows,
     pooled_noise,
 )
+from megatron_kaiyuan.research.probes.window import Window
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE
 
 # A course needs three windows; where documents are shared, one more for the noise between windows.
@@ -78,7 +79,16 @@ class Answer:
     def as_json(self) -> dict[str, Any]:
         design = self.design
         return {
-            "windows": [{**asdict(window), "parts": [str(part) for part in window.parts]} for window in design.windows],
+            "windows": [
+                {
+                    "name": window.name,
+                    "dataset": window.dataset,
+                    "quantile": window.quantile,
+                    "phases": [str(part) for part in window.parts],
+                    "portrait": window.portrait,
+                }
+                for window in design.windows
+            ],
             "seeds": design.config.seeds,
             "steps": design.steps,
             "tokens": design.tokens,

@@ -21,19 +21,27 @@ def plan(path: Path, overrides: Sequence[str]) -> str:
         UserError: a file, a field or a window is wrong; the message names it.
     """
     require("scipy", extra="research", purpose="the power of a probe")
-    from megatron_kaiyuan.research.probes.design import make_design
+    from megatron_kaiyuan.research.probes.design import make_design, split_for_seeds
     from megatron_kaiyuan.research.probes.pages import plan_text
     from megatron_kaiyuan.research.probes.request import read_request
 
-    return plan_text(make_design(*read_request(path, overrides)))
+    config, windows = read_request(path, overrides)
+    # Nothing is built for a plan; parts have about so many tokens.
+    return plan_text(make_design(config, split_for_seeds(config, windows, Path("not built"))))
 
 
 def probe(
-    path: Path, overrides: Sequence[str], slots: int | None = None, array: Array | None = None, force: bool = False
+    path: Path,
+    overrides: Sequence[str],
+    output: Path,
+    slots: int | None = None,
+    array: Array | None = None,
+    force: bool = False,
 ) -> list[str]:
-    """Train and measure every run that is not whole yet, then write `OUTPUT/answer/`: page, plot and JSON.
+    """Train and measure every run that is not whole yet, then write the answer: page, plot and JSON.
 
     Args:
+        output: folder that gets `phases`, parts of windows; `queue`, the runs; and `answer`.
         slots, array: see `run_all`.
         force: the answer of other settings may be replaced; runs are never.
 
@@ -45,17 +53,21 @@ def probe(
     """
     require("scipy", extra="research", purpose="the verdicts of a probe")
     from megatron_kaiyuan.research.probes.answer import make_answer
-    from megatron_kaiyuan.research.probes.design import make_design
+    from megatron_kaiyuan.research.probes.design import make_design, split_for_seeds
     from megatron_kaiyuan.research.probes.pages import answer_page, verdict_lines
+    from megatron_kaiyuan.research.probes.parts import build
     from megatron_kaiyuan.research.probes.plot import draw
     from megatron_kaiyuan.research.probes.request import read_request
 
     config, windows = read_request(path, overrides)
-    design = make_design(config, windows)
-    place = Output(config.output / "answer", "the answer of a probe", "output")
+    place = Output(output / "answer", "the answer of a probe")
     identity = identity_of(config.model_dump(mode="json"), [vars(window) for window in windows])
     with claim(place, identity, recorded_folder(FORMAT), force=force):
-        answer = make_answer(design, run_all(config.output / "queue", design.runs, slots, array))
+        windows = split_for_seeds(config, windows, output / "phases")
+        if not config.share_documents:
+            build(windows)
+        design = make_design(config, windows)
+        answer = make_answer(design, run_all(output / "queue", design.runs, slots, array))
         with atomic_path(place.path, replace_folder=True) as folder:
             folder.mkdir()
             write_json(folder / "answer.json", answer.as_json())

@@ -12,7 +12,9 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.speed import flops_per_token
-from megatron_kaiyuan.research.probes.request import MainRunConfig, ProbeConfig, Window
+from megatron_kaiyuan.research.probes.parts import split
+from megatron_kaiyuan.research.probes.request import MainRunConfig, ProbeConfig
+from megatron_kaiyuan.research.probes.window import Window
 from megatron_kaiyuan.research.queue import Run
 
 # A forward pass is a third of a step's FLOPs.
@@ -41,8 +43,15 @@ class Design:
     main_flops: float | None
 
 
+def split_for_seeds(config: ProbeConfig, windows: list[Window], folder: Path) -> list[Window]:
+    """The windows of a windows.json cut into a part for each seed, unless seeds are to share documents."""
+    if config.share_documents:
+        return windows
+    return [split(window, config.seeds, folder) if window.listed else window for window in windows]
+
+
 def make_design(config: ProbeConfig, windows: list[Window]) -> Design:
-    """The runs and what they cost.
+    """The runs and what they cost. Phases that are not built yet count with the tokens that they will have, about.
 
     Raises:
         UserError: the recipe has several phases, or a window has too few tokens.
@@ -99,7 +108,7 @@ def _run(
 def _steps(config: ProbeConfig, windows: Sequence[Window], recipe: RunConfig) -> int:
     """Whole batches that every part holds, or as many as were asked for."""
     tokens_per_step = recipe.train.tokens_per_step
-    fewest, place = min((_tokens(part), part) for window in windows for part in window.parts)
+    fewest, place = min((_tokens(part, window.part_tokens), part) for window in windows for part in window.parts)
     wanted = fewest if config.train_tokens is None else config.train_tokens
     if wanted > fewest:
         raise UserError(
@@ -120,7 +129,9 @@ def _measured(config: ProbeConfig) -> int:
     return sum(held) if limit is None else sum(min(one, limit // len(held)) for one in held)
 
 
-def _tokens(folder: Path) -> int:
+def _tokens(folder: Path, expected: int) -> int:
+    if expected and not folder.exists():
+        return expected
     phase = Phase(folder, check=None)
     # The last label of a batch is the token after it; packs have none there.
     return phase.tokens - (phase.manifest.get("packing") is None)

@@ -17,7 +17,7 @@ _SURFACE = (
 _SHARED = (
     "All seeds of a window saw the same documents. The intervals hold what another seed would change, not what other "
     "documents of the same quantile would; so the trends are judged by the spread between the windows, and a course "
-    "that is not monotone cannot be told from it. Build one part a seed for more (`kaiyuan-data quantile --parts`)."
+    "that is not monotone cannot be told from it. For more, leave out share_documents, or give a phase for each seed."
 )
 _VERDICTS = (
     "Bits per byte along the quantile, from the best scores on: `rising` says that worse scores make a worse network. "

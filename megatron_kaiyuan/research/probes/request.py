@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_kaiyuan.config import Section, parse, read_yaml
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_sealed_json
+from megatron_kaiyuan.research.probes.parts import read_windows
+from megatron_kaiyuan.research.probes.window import Window
 
-WINDOWS_FORMAT = "kaiyuan-windows"
 Factor = Annotated[float, Field(gt=0)]
 ProtocolName = Literal["small_lr", "tuned"]
 
@@ -42,7 +41,6 @@ class ProbeConfig(Section):
     """All of `probes.yaml`. Paths start at the current folder."""
 
     recipe: Annotated[Path, Field(description="of the small network, with one phase whose path each run replaces")]
-    output: Annotated[Path, Field(description="folder for the runs and the answer")]
     windows: Annotated[
         list[Path | WindowConfig],
         Field(min_length=1, description="windows.json of kaiyuan-data quantile, or windows one by one"),
@@ -51,6 +49,9 @@ class ProbeConfig(Section):
     held_out_tokens: Annotated[int | None, Field(gt=0, description="measured after each run; null: all")] = 100_000
     train_tokens: Annotated[int | None, Field(gt=0, description="of each run; null: what every window has")] = None
     seeds: Annotated[int, Field(ge=2, le=1000)] = 3
+    share_documents: Annotated[
+        bool, Field(description="all seeds train on the whole window of windows.json, not on a part of their own")
+    ] = False
     protocols: Annotated[list[ProtocolName], Field(min_length=1)] = ["small_lr"]
     small_lr: Annotated[Factor, Field(description="of the recipe's learning rates; for all windows")] = 0.1
     tuned: Annotated[
@@ -91,24 +92,8 @@ class ProbeConfig(Section):
 MEAN = "mean"
 
 
-@dataclass(frozen=True)
-class Window:
-    """Phases that a probe trains on.
-
-    Attributes:
-        parts: a folder for each seed, or one for all.
-        portrait: what its documents are like, as `kaiyuan-data quantile` tells it.
-    """
-
-    name: str
-    dataset: str | None
-    quantile: float | None
-    parts: tuple[Path, ...]
-    portrait: dict[str, Any]
-
-
 def read_request(path: Path, overrides: Sequence[str] = ()) -> tuple[ProbeConfig, list[Window]]:
-    """Read `probes.yaml` and the windows that it names.
+    """Read `probes.yaml` and the windows that it names; windows of a `windows.json` have one part, the whole of them.
 
     Raises:
         UserError: a field, a file or a window is wrong; the message names it.
@@ -121,20 +106,8 @@ def read_request(path: Path, overrides: Sequence[str] = ()) -> tuple[ProbeConfig
 
 def _windows(named: Path | WindowConfig) -> list[Window]:
     if isinstance(named, WindowConfig):
-        return [Window(named.name, named.dataset, named.quantile, tuple(named.phases), {})]
-    listed = read_sealed_json(named, "list of windows")
-    if listed.get("format") != WINDOWS_FORMAT or listed.get("version") != 1:
-        raise UserError(f"{named}: is not a list of windows; name the windows.json that kaiyuan-data quantile wrote")
-    return [
-        Window(
-            name=entry["name"],
-            dataset=entry["dataset"],
-            quantile=entry["quantile"],
-            parts=tuple(named.parent / phase for phase in entry["phases"]),
-            portrait=entry.get("portrait") or {},
-        )
-        for entry in listed["windows"]
-    ]
+        return [Window(named.name, named.dataset, named.quantile, tuple(named.phases))]
+    return read_windows(named)
 
 
 def _check(path: Path, config: ProbeConfig, windows: Sequence[Window]) -> None:
@@ -153,10 +126,15 @@ def _check(path: Path, config: ProbeConfig, windows: Sequence[Window]) -> None:
             if place in places:
                 raise UserError(f"{path}: two windows of dataset {place[0]!r} have quantile {place[1]:g}; remove one")
             places.add(place)
-        if len(window.parts) not in (1, len(windows[0].parts)) or 1 < len(window.parts) < config.seeds:
+        given = len(window.parts)
+        if 1 < given < config.seeds:
             raise UserError(
-                f"{path}: window {window.name!r} has {len(window.parts)} parts for {config.seeds} seeds; build one "
-                "part a seed for every window, or one for all seeds"
+                f"{path}: window {window.name!r} has {given} phases for {config.seeds} seeds; give one a seed, or one "
+                "for all seeds"
             )
-    if len({len(window.parts) == 1 for window in windows}) > 1:
-        raise UserError(f"{path}: some windows have one part for all seeds and others one a seed; build them alike")
+    shares = {config.share_documents or (not window.listed and len(window.parts) == 1) for window in windows}
+    if len(shares) > 1 or (config.share_documents and any(len(window.parts) > 1 for window in windows)):
+        raise UserError(
+            f"{path}: the seeds of some windows share documents and those of others do not; give a phase for each "
+            "seed, or one for all and share_documents: true"
+        )

@@ -11,7 +11,7 @@ import pytest
 from megatron_kaiyuan.files import read_sealed_json
 from megatron_kaiyuan.research.probes.answer import Answer, make_answer
 from megatron_kaiyuan.research.probes.command import probe
-from megatron_kaiyuan.research.probes.design import Design, make_design
+from megatron_kaiyuan.research.probes.design import Design, make_design, split_for_seeds
 from megatron_kaiyuan.research.probes.pages import answer_page, verdict_lines
 from megatron_kaiyuan.research.probes.request import read_request
 from tests.rank_server import run
@@ -36,7 +36,8 @@ def planted(design: Design, best_factor: float | None = None) -> list[dict]:
 
 
 def answered(path: Path, *overrides: str, best_factor: float | None = None) -> Answer:
-    design = make_design(*read_request(path, overrides))
+    config, windows = read_request(path, overrides)
+    design = make_design(config, split_for_seeds(config, windows, Path("not built")))
     return make_answer(design, planted(design, best_factor))
 
 
@@ -69,7 +70,7 @@ def test_each_window_gets_its_own_learning_rate(probe_yaml: Path) -> None:
 def test_the_page_has_all_of_it(probe_yaml: Path) -> None:
     answer = answered(probe_yaml, "protocols=[small_lr,tuned]")
     page = answer_page(answer, "answer.svg")
-    for words in ("not knowledge", "**rising**", "**cannot tell**", "## tuned: prose", "text/0.30", "110.5", "x 0.1"):
+    for words in ("not knowledge", "**rising**", "**cannot tell**", "## tuned: prose", "text_0.3-0.5", "x 0.1"):
         assert words in page
     # Every table's lines have as many cells as its head.
     for block in page.split("\n\n"):
@@ -79,8 +80,9 @@ def test_the_page_has_all_of_it(probe_yaml: Path) -> None:
 
 
 def test_a_probe_by_the_command(probe_yaml: Path, tmp_path: Path) -> None:
-    command = ["-m", "megatron_kaiyuan.cli", "probe", probe_yaml, f"output={tmp_path}"]
-    plan = run(1, [*command, "--plan"])
+    probing = ["-m", "megatron_kaiyuan.cli", "probe", probe_yaml]
+    command = [*probing, "--output", tmp_path]
+    plan = run(1, [*probing, "--plan"])
     assert plan.returncode == 0 and "6 runs" in plan.stdout and not list(tmp_path.iterdir()), plan.stderr
     done = run(1, command)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -99,7 +101,9 @@ def test_a_probe_by_the_command(probe_yaml: Path, tmp_path: Path) -> None:
     }
     # Again it is the same answer from the same runs; other settings replace it with --force only.
     before = {path.name: path.read_bytes() for path in (tmp_path / "answer").iterdir()}
-    assert probe(probe_yaml, [f"output={tmp_path}"]) == done.stdout.splitlines()
+    assert probe(probe_yaml, (), tmp_path) == done.stdout.splitlines()
     assert {path.name: path.read_bytes() for path in (tmp_path / "answer").iterdir()} == before
+    missing = run(1, probing)
+    assert missing.returncode == 2 and "--output: name the folder" in missing.stderr
     other = run(1, [*command, "level=0.01"])
     assert other.returncode == 2 and "replace it with --force" in other.stderr

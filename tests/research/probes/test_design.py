@@ -11,17 +11,22 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.research.probes.design import Design, make_design
+from megatron_kaiyuan.research.probes.design import Design, make_design, split_for_seeds
 from megatron_kaiyuan.research.probes.pages import plan_text
+from megatron_kaiyuan.research.probes.parts import build
 from megatron_kaiyuan.research.probes.request import read_request
 
 
-def design(path: Path, *overrides: str) -> Design:
-    return make_design(*read_request(path, overrides))
+def design(path: Path, *overrides: str, folder: Path = Path("not built")) -> Design:
+    config, windows = read_request(path, overrides)
+    windows = split_for_seeds(config, windows, folder)
+    if folder.exists():
+        build(windows)
+    return make_design(config, windows)
 
 
-def test_runs_are_alike_in_all_but_the_documents(probe_yaml: Path) -> None:
-    found = design(probe_yaml, "protocols=[small_lr,tuned]")
+def test_runs_are_alike_in_all_but_the_documents(probe_yaml: Path, tmp_path: Path) -> None:
+    found = design(probe_yaml, "protocols=[small_lr,tuned]", folder=tmp_path)
     assert len(found.runs) == (1 + 3) * 3 * 2 and not found.shared_documents
     configs = [load_run(run.recipe, [*run.overrides, "run_dir=x"]) for run in found.runs]
     # Whole steps of what the smallest part holds; a schedule of the same length for all.
@@ -64,8 +69,8 @@ def test_a_window_that_all_seeds_share_and_a_mixture(probe_yaml: Path) -> None:
     content = yaml.safe_load(probe_yaml.read_text())
     folder = Path(content["windows"]).parent
     content["windows"] = [
-        {"name": "top", "phases": [str(folder / "text_000_1")], "dataset": "text", "quantile": 0.0},
-        {"name": "mixture", "phases": [str(folder / "text_030_1")]},
+        {"name": "top", "phases": [str(folder / "text_0-0.2")], "dataset": "text", "quantile": 0.0},
+        {"name": "mixture", "phases": [str(folder / "text_0.3-0.5")]},
     ]
     path = probe_yaml.with_name("shared.yaml")
     path.write_text(yaml.safe_dump(content))
@@ -78,20 +83,42 @@ def test_a_window_that_all_seeds_share_and_a_mixture(probe_yaml: Path) -> None:
     ("override", "message"),
     [
         ("train_tokens=1e9", "train_tokens"),
-        ("train_tokens=9_000_000", "9,000,000 asked for, but .*windows/text_.* holds"),
+        ("train_tokens=9_000_000", "9,000,000 asked for, but .*text_.*_. holds"),
         ("train_tokens=100", "less than the 512 of one step"),
-        ("seeds=3", "has 2 parts for 3 seeds; build one part a seed"),
         ("seeds=1", "seeds"),
+        ("seeds=100", "less than the 512 of one step"),
         ("held_out={mean: a}", "held_out 'mean'"),
         ("protocols=[tuned,tuned]", "one is named twice"),
         ("windows=[{name: a, phases: [p]}]", "one alone is compared with nothing"),
         ("windows=[{name: a, phases: [p]}, {name: a, phases: [q]}]", "two are called 'a'"),
         ("windows=[{name: a, phases: [p], quantile: 0.1}, {name: b, phases: [q]}]", "both a dataset and a quantile"),
-        ("windows=[{name: a, phases: [p]}, {name: b, phases: [q, r]}]", "has 2 parts|some windows have one part"),
+        ("windows=[{name: a, phases: [p]}, {name: b, phases: [q, r]}]", "share documents and those of others do not"),
+        ("windows=[{name: a, phases: [p, q]}, {name: b, phases: [q, r]}]; seeds=3", "has 2 phases for 3 seeds"),
+        ("windows=[{name: a, phases: [p, q]}, {name: b, phases: [q, r]}]; share_documents=true", "share documents"),
         ("windows=missing.json", "missing.json: list of windows not found"),
         ("sed=3", "sed: unknown field; did you mean 'seeds'"),
     ],
 )
 def test_a_mistake_is_named(probe_yaml: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        design(probe_yaml, override)
+        design(probe_yaml, *override.split("; "))
+
+
+def test_parts_of_a_window_are_its_documents_each_once(probe_yaml: Path, tmp_path: Path) -> None:
+    config, windows = read_request(probe_yaml, ["seeds=3"])
+    parts = split_for_seeds(config, windows, tmp_path)
+    build(parts)
+    for window, whole in zip(parts, windows, strict=True):
+        assert len(window.parts) == 3 and len(whole.parts) == 1
+        found = [documents(part) for part in window.parts]
+        everything = sorted(document for part in found for document in part)
+        assert len(set(everything)) == len(everything)
+        # The builder ends a phase at its budget; parts together hold all that the window does.
+        assert set(documents(whole.parts[0])) <= set(everything)
+        # Of equal size, to one document.
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def documents(folder: Path) -> list[tuple[int, int]]:
+    phase = Phase(folder, check=None)
+    return [phase.document(number) for number in range(phase.documents)]
