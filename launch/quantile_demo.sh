@@ -75,5 +75,7 @@ stage tokenizer "$RUN/tokenizer/tokenizer.json" \
 stage tokens "$RUN/corpora" preprocess_all
 stage scores "$RUN/corpora/code_text_document.manifest.json" score_corpora
 stage windows "$RUN/windows/windows.json" cut_windows
+stage probes "$RUN/probes/answer/answer.md" \
+    kaiyuan probe "$RECIPES/probes.yaml" --output "$RUN/probes" --force
 
 show_table

@@ -43,7 +43,7 @@ def probe(
     Args:
         output: folder that gets `phases`, parts of windows; `queue`, the runs; and `answer`.
         slots, array: see `run_all`.
-        force: the answer of other settings may be replaced; runs are never.
+        force: phases and answer of other windows or settings may be replaced; runs are never.
 
     Returns:
         Verdicts, a line each.
@@ -65,7 +65,7 @@ def probe(
     with claim(place, identity, recorded_folder(FORMAT), force=force):
         windows = split_for_seeds(config, windows, output / "phases")
         if not config.share_documents:
-            build(windows)
+            build(windows, force)
         design = make_design(config, windows)
         answer = make_answer(design, run_all(output / "queue", design.runs, slots, array))
         with atomic_path(place.path, replace_folder=True) as folder:

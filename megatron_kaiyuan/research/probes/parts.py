@@ -47,8 +47,11 @@ def split(window: Window, seeds: int, folder: Path) -> Window:
     return replace(window, parts=places, part_tokens=window.part_tokens // seeds)
 
 
-def build(windows: Sequence[Window]) -> None:
+def build(windows: Sequence[Window], force: bool = False) -> None:
     """Write the phases of windows that were split.
+
+    Args:
+        force: phases of other windows may be replaced.
 
     Raises:
         UserError: a corpus has changed, or something else lies at a phase's place.
@@ -64,7 +67,7 @@ def build(windows: Sequence[Window]) -> None:
             raise UserError(f"{path}: has no phase {window.name!r}, which {window.listed} lists; cut the windows again")
         for number, place in enumerate(window.parts):
             phase = _part(whole, number, len(window.parts), place.name)
-            build_phase(phase, order.corpora, place, os.cpu_count() or 1)
+            build_phase(phase, order.corpora, place, os.cpu_count() or 1, force=force)
 
 
 def _window(listed: Path, entry: dict[str, Any]) -> Window:

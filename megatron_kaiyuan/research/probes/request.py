@@ -64,7 +64,7 @@ class ProbeConfig(Section):
     expected_sd: Annotated[
         float,
         Field(gt=0, description="for the plan: SD of the difference of two runs of one seed, bits per byte"),
-    ] = 0.01
+    ] = 0.03
     main_run: MainRunConfig | None = None
 
     @field_validator("windows", mode="before")
