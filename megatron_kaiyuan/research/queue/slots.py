@@ -12,6 +12,7 @@ from megatron_kaiyuan.platform.cores import cores_for_rank
 # What chooses the devices that a process sees.
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 # One file a device, from which they are counted without touching any: a process that has touched one cannot be forked.
+_DEVICES = Path("/dev")
 _DEVICE_FILES = {"cuda": "nvidia[0-9]*", "npu": "davinci[0-9]*"}
 
 
@@ -58,4 +59,4 @@ def _devices(platform: str, environ: Mapping[str, str]) -> list[str]:
     visible = environ.get(_VISIBLE[platform])
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-    return [str(number) for number in range(len(list(Path("/dev").glob(_DEVICE_FILES[platform]))))]
+    return [str(number) for number in range(len(list(_DEVICES.glob(_DEVICE_FILES[platform]))))]
