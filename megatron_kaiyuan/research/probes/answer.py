@@ -94,7 +94,7 @@ class Answer:
             "tokens": design.tokens,
             "runs": len(design.runs),
             "shared_documents": design.shared_documents,
-            "level": design.config.level,
+            "significance": design.config.significance,
             "flops": design.flops,
             "share_of_main_run": share_of_main_run(design),
             "measures": [asdict(measure) for measure in self.measures],
@@ -144,9 +144,9 @@ def _measure(
                 quantile=window.quantile,
                 lr_factor=factors[at],
                 mean=float(means_w[at]),
-                half_width=half_width(noise, config.seeds, config.level),
+                half_width=half_width(noise, config.seeds, config.significance),
                 difference=None if first in (None, at) else float(means_w[at] - means_w[first]),
-                difference_half_width=half_width(noise, config.seeds, config.level, of_difference=True),
+                difference_half_width=half_width(noise, config.seeds, config.significance, of_difference=True),
             )
         )
     trends = {
@@ -154,7 +154,7 @@ def _measure(
         for dataset, found in _datasets(windows).items()
         if len(found) >= _fewest(design)
     }
-    detectable = detectable_difference(config.seeds, noise, config.level) if noise.variance else 0.0
+    detectable = detectable_difference(config.seeds, noise, config.significance) if noise.variance else 0.0
     return Measure(protocol, name, measured, noise.paired_sd, noise.freedom, detectable, trends)
 
 
@@ -164,7 +164,7 @@ def _trend(design: Design, found: Sequence[int], means_w: Matrix, noise: Noise, 
     means_w = means_w[list(found)]
     if design.shared_documents:
         noise = noise_between_windows(means_w, quantiles_w, seeds)
-    return judge(means_w, quantiles_w, seeds, noise, design.config.level, tests)
+    return judge(means_w, quantiles_w, seeds, noise, design.config.significance, tests)
 
 
 def _datasets(windows: Sequence[Window]) -> dict[str, list[int]]:

@@ -46,14 +46,14 @@ def plan_text(design: Design) -> str:
     """What will be run, what it costs, and what it can find."""
     config = design.config
     noise = planned_noise(design)
-    found = detectable_difference(config.seeds, noise, config.level)
+    found = detectable_difference(config.seeds, noise, config.significance)
     lines = [
         f"plan: {len(design.runs)} runs: {len(design.windows)} windows x {config.seeds} seeds x "
         f"{sum(len(config.factors(protocol)) for protocol in config.protocols)} learning rates "
         f"({', '.join(config.protocols)}), {design.steps:,} steps and {design.tokens:,} tokens each",
         f"cost: {_cost(design)}",
         f"detectable: two windows that differ by {found:.4f} bits per byte are told apart with 80 % at the level "
-        f"{config.level:g}, if runs of one seed differ by {config.expected_sd:g} (expected_sd; {noise.freedom} degrees "
+        f"{config.significance:g}, if runs of one seed differ by {config.expected_sd:g} (expected_sd; {noise.freedom} degrees "
         "of freedom)",
         _SURFACE,
     ]
@@ -91,7 +91,7 @@ def answer_page(answer: Answer, plot: str) -> str:
         f"![bits per byte by quantile]({plot})",
     ]
     for measure in answer.measures:
-        parts += _figures(measure, design.config.level)
+        parts += _figures(measure, design.config.significance)
     return "\n\n".join([*parts, *_portraits(design)]) + "\n"
 
 
@@ -103,7 +103,7 @@ def _cost(design: Design) -> str:
 
 def _verdicts(answer: Answer) -> Iterator[str]:
     yield "## Verdicts"
-    yield _VERDICTS.format(100 * answer.design.config.level)
+    yield _VERDICTS.format(100 * answer.design.config.significance)
     rows = [
         [
             dataset,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data_tools.curriculum.amounts import read_tokens
 from megatron_kaiyuan.config import Section, parse, read_yaml
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.probes.parts import read_windows
@@ -57,15 +58,22 @@ class ProbeConfig(Section):
     tuned: Annotated[
         list[Factor], Field(min_length=2, description="factors that are tried for each window; the best one counts")
     ] = [0.3, 1.0, 3.0]
-    level: Annotated[
-        float,
-        Field(gt=0, lt=0.5, description="chance that windows of a dataset which do not differ are called any"),
+    significance: Annotated[
+        float, Field(gt=0, lt=0.5, description="chance that windows of a dataset which do not differ are called any")
     ] = 0.05
     expected_sd: Annotated[
         float,
         Field(gt=0, description="for the plan: SD of the difference of two runs of one seed, bits per byte"),
     ] = 0.03
     main_run: MainRunConfig | None = None
+
+    @field_validator("train_tokens", "held_out_tokens", mode="before")
+    @classmethod
+    def _check_tokens(cls, value: Any) -> Any:
+        tokens = None if value is None else read_tokens(value)
+        if tokens == "all":
+            raise ValueError("write a number of tokens, as 200_000 or 2M, or null")
+        return tokens
 
     @field_validator("windows", mode="before")
     @classmethod

@@ -105,5 +105,5 @@ def test_a_probe_by_the_command(probe_yaml: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "answer").iterdir()} == before
     missing = run(1, probing)
     assert missing.returncode == 2 and "--output: name the folder" in missing.stderr
-    other = run(1, [*command, "level=0.01"])
+    other = run(1, [*command, "significance=0.01"])
     assert other.returncode == 2 and "replace it with --force" in other.stderr
