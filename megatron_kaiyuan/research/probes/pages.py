@@ -52,9 +52,9 @@ def plan_text(design: Design) -> str:
         f"{sum(len(config.factors(protocol)) for protocol in config.protocols)} learning rates "
         f"({', '.join(config.protocols)}), {design.steps:,} steps and {design.tokens:,} tokens each",
         f"cost: {_cost(design)}",
-        f"detectable: two windows that differ by {found:.4f} bits per byte are told apart with 80 % at the level "
-        f"{config.significance:g}, if runs of one seed differ by {config.expected_sd:g} (expected_sd; {noise.freedom} degrees "
-        "of freedom)",
+        f"detectable: two windows that differ by {found:.4f} bits per byte are told apart with 80 % at significance "
+        f"{config.significance:g}, if runs of one seed differ by {config.expected_sd:g} (expected_sd; "
+        f"{noise.freedom} degrees of freedom)",
         _SURFACE,
     ]
     return "\n".join([*lines, *([_SHARED] if design.shared_documents else [])])
