@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.probes.design import Design
 from megatron_kaiyuan.research.probes.request import MEAN, ProtocolName
 from megatron_kaiyuan.research.probes.trend import (
@@ -107,7 +108,11 @@ def share_of_main_run(design: Design) -> float | None:
 
 
 def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> Answer:
-    """Judge the rows that the queue gave for `design.runs`."""
+    """Judge the rows that the queue gave for `design.runs`.
+
+    Raises:
+        UserError: the network diverged on a window, at every learning rate of a protocol.
+    """
     config, windows = design.config, design.windows
     names = [*config.held_out, *([MEAN] if len(config.held_out) > 1 else [])]
     measures = []
@@ -117,8 +122,15 @@ def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> Answer:
         factors = config.factors(protocol)
         shape = len(factors), len(windows), config.seeds, len(config.held_out)
         table = np.array([[row[f"{BITS_PER_BYTE}{name}"] for name in config.held_out] for row in mine]).reshape(shape)
+        # A learning rate at which the network diverged is not the best one.
+        table = np.nan_to_num(table, nan=np.inf)
         best_w = table.mean((2, 3)).argmin(0)
         values_wsd = np.stack([table[best, at] for at, best in enumerate(best_w)])
+        for window, values_sd in zip(windows, values_wsd, strict=True):
+            if not np.isfinite(values_sd).all():
+                raise UserError(
+                    f"window {window.name!r}, {protocol}: the network diverged; lower the recipe's learning rate"
+                )
         for name in names:
             values_ws = values_wsd.mean(2) if name == MEAN else values_wsd[:, :, names.index(name)]
             chosen = [factors[best] for best in best_w]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json
 from megatron_kaiyuan.research.probes.answer import Answer, make_answer
 from megatron_kaiyuan.research.probes.command import probe
@@ -65,6 +66,21 @@ def test_each_window_gets_its_own_learning_rate(probe_yaml: Path) -> None:
     # The only one there was, and it was worse by 1.
     assert small.windows[0].mean - tuned[0].windows[0].mean == pytest.approx(1, abs=1e-2)
     assert small.trends["text"].verdict == tuned[0].trends["text"].verdict == "rising"
+
+
+def test_a_network_that_diverged(probe_yaml: Path) -> None:
+    config, windows = read_request(probe_yaml, ["protocols=[tuned]"])
+    design = make_design(config, split_for_seeds(config, windows, Path("not built")))
+    rows = planted(design, best_factor=3.0)
+    for row in rows:
+        if row["lr_factor"] == 3.0 and row["window"] == windows[1].name:
+            row["bits_per_byte/code"] = float("nan")
+    chosen = [one.lr_factor for one in make_answer(design, rows).measures[0].windows]
+    assert chosen[::2] == [3.0, 3.0] and chosen[1] != 3.0
+    for row in rows:
+        row["bits_per_byte/code"] = float("nan")
+    with pytest.raises(UserError, match=r"window 'text_0-0.2', tuned: the network diverged; lower"):
+        make_answer(design, rows)
 
 
 def test_the_page_has_all_of_it(probe_yaml: Path) -> None:
