@@ -11,7 +11,14 @@ from megatron_kaiyuan.research.probes.answer import Answer, Measure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+}
 _WIDTH, _HEIGHT = 3.6, 2.8
 
 
