@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from data_tools._curriculum import Builder
 from megatron_kaiyuan.data.phase import STRIDE
 from megatron_kaiyuan.files import checksum
 
+T = TypeVar("T")
 CHUNK = 1 << 18
 FILES = ("order.bin", "tokens.bin", "checks.bin")
 # What the rows may take at most: the benchmark's own memory limits come from it.
@@ -243,7 +244,7 @@ def time_spark(case: Case, rounds: int, threads: int, totals: bool) -> Result:
     return Result(min(seconds), documents, 0)
 
 
-def apart(function: Callable[..., Result], *arguments: Any) -> Result:
+def apart(function: Callable[..., T], *arguments: Any) -> T:
     """In a process of its own, so that peaks and caches of one side are not another's."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,19 @@ void add(Builder& builder, std::uint64_t first, const Lengths& lengths, const st
   const double* scores_data = scores ? scores->data() : nullptr;
   const py::gil_scoped_release release;
   builder.add(first, lengths_data, scores_data, size, drop_missing);
+}
+
+using SpanCounts = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, double, double>;
+
+std::vector<SpanCounts> measure(Builder& builder, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& spans,
+                                bool by_tokens) {
+  std::vector<Span> wanted;
+  for (const auto& [first, last] : spans) wanted.push_back({first, last});
+  const py::gil_scoped_release release;
+  std::vector<SpanCounts> found;
+  for (const Measured& one : builder.last().measure(wanted, by_tokens))
+    found.emplace_back(one.documents, one.tokens, one.begin, one.end, one.lowest, one.highest);
+  return found;
 }
 
 std::vector<GroupCounts> groups(const Builder& builder, std::size_t number) {
@@ -86,6 +100,15 @@ PYBIND11_MODULE(_curriculum, module) {
       .def("keep", [](Builder& builder, std::uint64_t first, std::uint64_t last) { builder.last().keep(first, last); },
            py::arg("first"), py::arg("last"), "Of a scored dataset: sort it and keep ranks [first, last), ascending",
            WithoutGil())
+      .def_property_readonly("weight", [](const Builder& builder) { return builder.last().weight(); },
+                             "Their tokens before a choice, where an empty document counts one")
+      .def("keep_tokens",
+           [](Builder& builder, std::uint64_t first, std::uint64_t last) { builder.last().keep_tokens({first, last}); },
+           py::arg("first"), py::arg("last"),
+           "Of a scored dataset: sort it and keep rows that end in (first, last] of its weight, ascending", WithoutGil())
+      .def("measure", &measure, py::arg("spans"), py::arg("by_tokens") = false,
+           "Of a scored dataset, which is empty after this: (documents, tokens, begin, end, lowest, highest score) of "
+           "each span, [first, last) of its ranks or (first, last] of its weight")
       .def("keep_random", [](Builder& builder, std::uint64_t count) { builder.last().keep_random(count); },
            py::arg("count"), "Keep this many, those with the lowest draws", WithoutGil())
       .def("repeat",

@@ -90,7 +90,7 @@ void Dataset::add(std::uint64_t first, const std::int32_t* lengths, const double
     throw std::invalid_argument("sequence " + std::to_string(first + size - 1) + " does not fit in 48 bits");
   if (std::any_of(lengths, lengths + size, [](std::int32_t length) { return length < 0; }))
     throw std::invalid_argument("a length is negative");
-  std::uint64_t rows = size, all_tokens = 0;
+  std::uint64_t rows = size, all_tokens = 0, weight = 0;
   for (std::size_t i = 0; i < size; ++i) {
     const auto tokens = static_cast<std::uint32_t>(lengths[i]);
     if (scores) {
@@ -106,20 +106,26 @@ void Dataset::add(std::uint64_t first, const std::int32_t* lengths, const double
       store_->append({std::uint64_t{unscored} << (sequence_bits + copy_bits) | (first + i), tokens});
     }
     all_tokens += tokens;
+    weight += std::max(1u, tokens);
   }
   rows_ += rows;
   tokens_ += all_tokens;
+  weight_ += weight;
   if (!scores) {
     groups_[0].corpus_documents += rows;
     groups_[0].corpus_tokens += all_tokens;
   }
 }
 
-void Dataset::keep(std::uint64_t first, std::uint64_t last) {
+void Dataset::check_choice(const char* what, Span span, std::uint64_t total) const {
   if (!sorter_) throw std::logic_error("only a scored dataset has ranks, once");
-  if (first > last || last > rows_)
-    throw std::invalid_argument("ranks " + std::to_string(first) + " to " + std::to_string(last) + " of " +
-                                std::to_string(rows_));
+  if (span.first > span.last || span.last > total)
+    throw std::invalid_argument(std::string(what) + " " + std::to_string(span.first) + " to " +
+                                std::to_string(span.last) + " of " + std::to_string(total));
+}
+
+void Dataset::keep(std::uint64_t first, std::uint64_t last) {
+  check_choice("ranks", {first, last}, rows_);
   // Dropped rows are the lowest: tenths and percentiles are of the whole corpus, with them.
   first += dropped_;
   last += dropped_;
@@ -184,6 +190,57 @@ void Dataset::keep_in_memory(std::uint64_t first, std::uint64_t last) {
     memory.give_back(std::move(sorted));
   }
   store_ = std::make_unique<Store>(memory, workshop_.chosen, std::move(apart ? kept : sorted), rows_);
+}
+
+void Dataset::keep_tokens(Span span) {
+  check_choice("tokens", span, weight_);
+  const std::uint64_t all = rows_ + dropped_;
+  Ranks ranks(all, dropped_, all, groups_.size());
+  auto kept = std::make_unique<Store>(workshop_.memory, workshop_.chosen, all);
+  std::uint64_t end = 0;
+  tokens_ = 0;
+  Entry entry;
+  sorter_->drain([&](const ScoredRow& row) {
+    if (!ranks.next(row, entry)) return;
+    end += std::max(1u, row.tokens);
+    if (end <= span.first || end > span.last) return;
+    if (kept->size() == 0) entry.tail = row.tokens;  // tied with a row that went
+    kept->append(entry);
+    tokens_ += row.tokens;
+  });
+  sorter_.reset();
+  store_ = std::move(kept);
+  store_->finish();
+  rows_ = store_->size();
+  ::curriculum::add(groups_, ranks.groups);
+}
+
+std::vector<Measured> Dataset::measure(const std::vector<Span>& spans, bool by_tokens) {
+  for (const Span& span : spans)
+    check_choice(by_tokens ? "tokens" : "ranks", span, by_tokens ? weight_ : rows_);
+  std::vector<Measured> found(spans.size());
+  for (Measured& measured : found) measured.lowest = measured.highest = score_of(lowest_key);
+  std::uint64_t rank = 0, end = 0;
+  sorter_->drain([&](const ScoredRow& row) {
+    if (rank++ < dropped_) return;
+    const std::uint64_t begin = end;
+    end += by_tokens ? std::max(1u, row.tokens) : 1;
+    for (std::size_t i = 0; i < spans.size(); ++i) {
+      if (end <= spans[i].first || end > spans[i].last) continue;
+      Measured& measured = found[i];
+      if (measured.documents++ == 0) {
+        measured.begin = begin;
+        measured.lowest = score_of(row.key);
+      }
+      measured.tokens += row.tokens;
+      measured.end = end;
+      measured.highest = score_of(row.key);
+    }
+  });
+  sorter_.reset();
+  store_ = std::make_unique<Store>(workshop_.memory, workshop_.chosen, 0);
+  rows_ = tokens_ = 0;
+  return found;
 }
 
 void Dataset::finish_adding() {

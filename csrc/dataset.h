@@ -37,6 +37,18 @@ struct Group {
   std::uint64_t documents, tokens, corpus_documents, corpus_tokens;
 };
 
+// A row of a scored dataset ends where it and all rows before it, ascending by score, end: counted in rows, or in tokens,
+// where an empty document counts one. It is in the span where its end is in (first, last].
+struct Span {
+  std::uint64_t first, last;
+};
+
+// The rows of a span: from where the first begins to where the last ends. Scores are NaN for an empty span.
+struct Measured {
+  std::uint64_t documents = 0, tokens = 0, begin = 0, end = 0;
+  double lowest, highest;
+};
+
 class Dataset {
  public:
   Dataset(Workshop& workshop, const DatasetSettings& settings, std::uint64_t expected);
@@ -55,9 +67,15 @@ class Dataset {
   std::uint64_t rows() const { return rows_; }
   std::uint64_t tokens() const { return tokens_; }
   std::uint64_t missing() const { return missing_; }
+  // Their tokens, where an empty document counts one; until a choice is made.
+  std::uint64_t weight() const { return weight_; }
 
   // Of a scored dataset: keeps ranks [first, last), from 0, ascending by score. Equal scores are in the order of a hash.
   void keep(std::uint64_t first, std::uint64_t last);
+  // As keep, by tokens: the rows of a span of them.
+  void keep_tokens(Span span);
+  // Of a scored dataset: what each span holds. The dataset is empty after this.
+  std::vector<Measured> measure(const std::vector<Span>& spans, bool by_tokens);
   // Keeps exactly `count` rows: those with the lowest draws.
   void keep_random(std::uint64_t count);
 
@@ -101,6 +119,7 @@ class Dataset {
 
   bool indexed() const { return !tokens_before_.empty(); }
   bool by_score() const { return settings_.scored && !settings_.shuffle; }
+  void check_choice(const char* what, Span span, std::uint64_t total) const;
   void finish_adding();
   template <typename Take>
   void filter(std::uint64_t expected, const Take& take);
@@ -115,7 +134,7 @@ class Dataset {
   Workshop& workshop_;
   DatasetSettings settings_;
   Draws tie_draws_, row_draws_, keep_draws_, repeat_draws_;
-  std::uint64_t rows_ = 0, tokens_ = 0, missing_ = 0, dropped_ = 0;
+  std::uint64_t rows_ = 0, tokens_ = 0, missing_ = 0, dropped_ = 0, weight_ = 0;
   std::unique_ptr<ScoreSorter> sorter_;  // until keep()
   std::unique_ptr<Store> store_;
   std::vector<Group> groups_;

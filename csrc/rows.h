@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace curriculum {
 
@@ -45,6 +46,16 @@ inline std::uint64_t ascending_bits(double value) {
   std::memcpy(&bits, &value, sizeof bits);
   const std::uint64_t sign = std::uint64_t{1} << 63;
   return bits & sign ? ~bits : bits | sign;
+}
+
+// The score of ascending bits; NaN for a missing one.
+inline double score_of(std::uint64_t key) {
+  if (key == lowest_key) return std::numeric_limits<double>::quiet_NaN();
+  const std::uint64_t sign = std::uint64_t{1} << 63;
+  const std::uint64_t bits = key & sign ? key & ~sign : ~key;
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 }  // namespace curriculum

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from data_tools.cli_documents import app as documents_app
+from data_tools.cli_order import app as order_app
 from data_tools.engines.choose import HELP as ENGINE_HELP
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
@@ -24,6 +25,7 @@ def harvest(
     megabytes: Annotated[float, typer.Option(help="10^6 bytes of training text a domain")] = 3.0,
     held_out: Annotated[float, typer.Option(help="share of the source files that is never trained on")] = 0.05,
     seed: Annotated[int, typer.Option(help="which files are taken and which are held out")] = 1234,
+    packages: Annotated[bool, typer.Option("--packages", help="code also from installed packages")] = False,
     force: Force = False,
 ) -> None:
     """Collect real text that this machine already has: code, mathematics, English, and Chinese where there is some.
@@ -33,7 +35,7 @@ def harvest(
     from data_tools.harvesting.harvest import harvest as collect
 
     results = []
-    for result in collect(output, megabytes, held_out, seed, force=force):
+    for result in collect(output, megabytes, held_out, seed, force=force, packages=packages):
         results.append(result)
         print(result if result.documents["train"] else f"{result.domain}: none on this machine, left out", flush=True)
     documents = sum(len(result.documents["train"]) for result in results)
@@ -248,60 +250,7 @@ def inspect(
     print(*describe_corpus(found), sep="\n")
 
 
-@app.command(cls=optional_value("--materialize", ("tokens", "index")))
-def curriculum(
-    recipe: Annotated[Path, typer.Argument(help="order recipe, YAML")],
-    output: Annotated[Path, typer.Option("--output", help="folder that gets one folder a phase")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="field=value, e.g. 'phases[0].seed=7'")] = None,
-    phase: Annotated[str | None, typer.Option(help="build this phase only")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
-    memory: Annotated[
-        str | None, typer.Option(help="as 4G; default: half of what is free. Same result for any")
-    ] = None,
-    materialize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[tokens|index]",
-            help="also write each phase as a plain Megatron .bin/.idx; index: pointers only, for a phase of one corpus",
-        ),
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Build the document order of each phase: shuffled, or quality ascending (Algorithm 1).
-
-    Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases --memory 4G
-
-    A phase that does not fit the memory is sorted with files beside it, of up to about 60 bytes a document. With
-    --materialize stock Megatron opens OUTPUT/PHASE_text_document: the documents of the phase in its order.
-    """
-    from data_tools.curriculum.build import build_recipe
-    from data_tools.curriculum.materialize import check_recipe, materialize_phases
-    from data_tools.curriculum.memory import parse_memory
-
-    pairs = check_recipe(recipe, overrides or [], materialize, phase) if materialize else []
-    limit = parse_memory(memory) if memory else None
-    summary = build_recipe(recipe, overrides or [], output, phase, threads, limit, force)
-    for line in materialize_phases(output, pairs, materialize, threads or os.cpu_count() or 1, force):
-        print(line, flush=True)
-    print(summary)
-
-
-@app.command()
-def report(
-    recipe: Annotated[Path, typer.Argument(help="order recipe, YAML")],
-    phases: Annotated[Path, typer.Option("--phases", help="folder that curriculum --output wrote")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="as they were given to curriculum")] = None,
-    output: Annotated[Path | None, typer.Option(help="the page; default: report.html beside the phases")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object; no page unless --output")] = False,
-    force: Force = False,
-) -> None:
-    """Show what built phases hold: shares and quality along the tokens, and how often each quality decile is seen.
-
-    Example: kaiyuan-data report launch/recipes/quickstart/order.yaml --phases runs/quickstart/phases
-    """
-    from data_tools.curriculum.report import report_order
-
-    print(report_order(recipe, overrides or [], phases, output, as_json, force))
+app.add_typer(order_app)
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ stage() { # NAME ARTEFACT COMMAND...
         status=1
     fi
     if ((status)); then
-        echo "error: quickstart: stage $name failed (exit code $status), as the lines above say; log: $log" >&2
+        echo "error: ${RUN##*/}: stage $name failed (exit code $status), as the lines above say; log: $log" >&2
         exit "$status"
     fi
     printf '%s\n' "$(signature "$@")" $((SECONDS - began)) "$artefact" "$(tail -n 1 "$log.out")" >"$marker.tmp"

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from megatron_kaiyuan import cli_research
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
@@ -20,6 +21,7 @@ app = make_app("Train, average, export, evaluate and report a Kaiyuan language m
 
 checkpoints = make_app("List, verify, compare and prune the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
+cli_research.add_commands(app)
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -23,7 +23,7 @@ from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
-from data_tools.curriculum.recipe import DatasetRecipe, OrderRecipe, PhaseRecipe, load_order, nearest
+from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
 from data_tools.curriculum.source import Source
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
@@ -90,20 +90,36 @@ def build_recipe(
         raise UserError(
             f"{recipe}: no phase {phase_name!r}; {nearest(str(phase_name), [p.name for p in order.phases])}"
         )
-    _check_tokenizers(order, phases)
     built = []
+    for phase in build_phases(order.corpora, phases, output, threads, memory, force):
+        built.append(phase)
+        print(phase, flush=True)
+    documents, tokens = (sum(getattr(phase, what) for phase in built) for what in ("documents", "tokens"))
+    plural = "phase" if len(built) == 1 else "phases"
+    return f"curriculum: {len(built)} {plural}, {documents:,} documents, {_brief(tokens)} tokens, in {output}"
+
+
+def build_phases(
+    corpora: Mapping[str, Path],
+    phases: Sequence[PhaseRecipe],
+    output: Path,
+    threads: int = 0,
+    memory: int | None = None,
+    force: bool = False,
+) -> Iterator[BuiltPhase]:
+    """Build phases into folders of their names in `output`, one after the other; arguments as of `build_phase`.
+
+    Raises:
+        UserError: as `build_phase`, or two tokenizers made the corpora.
+    """
+    _check_tokenizers(corpora, phases)
     with ExitStack() as claims:
         # All at once, so that of two recipes built into one folder at the same time one gets every phase, and always
         # in the order of their names, so that neither waits for the other.
         for phase in sorted(phases, key=lambda phase: phase.name):
-            claims.enter_context(_claim(phase, order.corpora, output / phase.name, force))
+            claims.enter_context(_claim(phase, corpora, output / phase.name, force))
         for phase in phases:
-            folder = output / phase.name
-            built.append(_build(phase, order.corpora, folder, threads or os.cpu_count() or 1, memory))
-            print(built[-1], flush=True)
-    documents, tokens = (sum(getattr(phase, what) for phase in built) for what in ("documents", "tokens"))
-    plural = "phase" if len(built) == 1 else "phases"
-    return f"curriculum: {len(built)} {plural}, {documents:,} documents, {_brief(tokens)} tokens, in {output}"
+            yield _build(phase, corpora, output / phase.name, threads or os.cpu_count() or 1, memory)
 
 
 def build_phase(
@@ -231,10 +247,10 @@ def _present(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> list[DatasetRec
     return present
 
 
-def _check_tokenizers(order: OrderRecipe, phases: Sequence[PhaseRecipe]) -> None:
+def _check_tokenizers(corpora: Mapping[str, Path], phases: Sequence[PhaseRecipe]) -> None:
     """Refuse a recipe whose ids mean two things. Corpora that no phase takes are not looked at."""
     taken = dict.fromkeys(dataset.corpus for phase in phases for dataset in phase.datasets)
-    named = [(f"corpus {name!r} ({order.corpora[name]})", tokenizer_of_corpus(order.corpora[name])) for name in taken]
+    named = [(f"corpus {name!r} ({corpora[name]})", tokenizer_of_corpus(corpora[name])) for name in taken]
     only_tokenizer(named, "tokenize all corpora of a recipe with one tokenizer")
 
 
@@ -274,7 +290,9 @@ def _read(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder) -> tu
             missing.append(MissingScores(recipe, builder.missing, len(source.corpus)))
             missing[-1].check(phase)
             keep, rows = recipe.kept, builder.rows
-            if scored:
+            if keep.by_tokens:
+                builder.keep_tokens(*keep.tokens(builder.weight))
+            elif scored:
                 builder.keep(*((0, rows) if keep.how == "random" else keep.ranks(rows)))
             if keep.how == "random":
                 builder.keep_random(keep.count(rows))

@@ -1,4 +1,7 @@
-"""Which documents of a dataset a phase keeps: `all`, `top F`, `random F` or `window A-B`, exact as written."""
+"""Which documents of a dataset a phase keeps: `all`, `top F`, `random F` or `window A-B`, exact as written.
+
+`top` and `window` count documents, or with ` of tokens` behind them the tokens of the dataset.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ How = Literal["all", "top", "random", "window"]
 _NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)?"
 _WINDOW = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})")
 _HELP = "write all, top 0.4, random 0.4 or window 0.30-0.32"
+_OF_TOKENS = re.compile(r"(.*\S)\s+of\s+(\S+)")
 
 
 class Keep(NamedTuple):
@@ -19,11 +23,13 @@ class Keep(NamedTuple):
     Attributes:
         fraction: how far the rows reach, counted from the best score (`random`: of the order by draw).
         skip: where they begin, counted alike; above 0 for a window only.
+        by_tokens: fractions are of tokens, not of documents.
     """
 
     how: How
     fraction: Fraction
     skip: Fraction = Fraction(0)
+    by_tokens: bool = False
 
     @property
     def needs_score(self) -> bool:
@@ -42,6 +48,14 @@ class Keep(NamedTuple):
         near, far = _rounded(self.skip, rows), _rounded(self.fraction, rows)
         return (near, far) if self.how == "random" else (rows - far, rows - near)
 
+    def tokens(self, total: int) -> tuple[int, int]:
+        """Of `total` tokens, ascending by score: the documents that end in (first, last] stay.
+
+        So `top F` is as few of the best documents as hold F * total tokens. An empty document counts one token. The
+        same document is beyond 1 - F by its quantile (scores/quantiles.py).
+        """
+        return total - math.ceil(self.fraction * total), total - math.ceil(self.skip * total)
+
 
 def parse_keep(text: str) -> Keep:
     """Read a filter. Fractions are read as decimals, so that 0.29 of 50 is 14.5, not a little less.
@@ -51,15 +65,23 @@ def parse_keep(text: str) -> Keep:
     """
     if not isinstance(text, str):
         raise ValueError(f"keep is {text!r}; {_HELP}")
-    how, _, rest = text.strip().partition(" ")
+    words, unit = match.groups() if (match := _OF_TOKENS.fullmatch(text.strip())) else (text.strip(), "documents")
+    how, _, rest = words.partition(" ")
     rest = rest.strip()
+    if unit not in ("documents", "tokens"):
+        raise ValueError(f"keep is {text!r}; fractions are of documents or of tokens, as {words} of tokens")
+    if unit == "tokens" and how not in ("top", "window"):
+        raise ValueError(
+            f"keep is {text!r}; of tokens goes with top and window: for random ones set tokens of the phase"
+        )
     if how == "all" and not rest:
         return Keep("all", Fraction(1))
     if how == "window":
-        return _window(text, rest)
+        return _window(text, rest)._replace(by_tokens=unit == "tokens")
     if how not in ("top", "random"):
         raise ValueError(f"keep is {text!r}; {_HELP}")
-    return Keep("top" if how == "top" else "random", _fraction(text, how, rest))
+    fraction = _fraction(text, how, rest)
+    return Keep("top", fraction, by_tokens=unit == "tokens") if how == "top" else Keep("random", fraction)
 
 
 def _fraction(text: str, how: str, number: str) -> Fraction:

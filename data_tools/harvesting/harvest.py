@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from data_tools.harvesting.harvest_sources import DOMAINS, SourceFile
+from data_tools.harvesting.harvest_sources import DOMAINS, SourceFile, all_code_files
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.outputs import Output, claim, identity_of, recorded_folder, write_record
@@ -51,6 +51,7 @@ def harvest(
     seed: int = 1234,
     domains: Iterable[str] = DOMAINS,
     force: bool = False,
+    packages: bool = False,
 ) -> Iterator[Harvest]:
     """Yield each domain when it is collected; at the end `folder` appears, with `{domain}.train.jsonl` and
     `{domain}.heldout.jsonl`.
@@ -63,6 +64,7 @@ def harvest(
         folder: a new folder, or an earlier harvest with the same arguments and packages.
         megabytes: 10^6 bytes of text for `train`; `heldout` gets `held_out` times as much.
         force: another earlier harvest may be replaced.
+        packages: code is also from the sources of installed packages, ten times as much.
 
     Raises:
         UserError: an argument is out of range, or `folder` holds something else.
@@ -74,7 +76,8 @@ def harvest(
     limits = {"train": int(megabytes * 1e6), "heldout": int(megabytes * 1e6 * held_out)}
     seen: set[bytes] = set()
     domains = list(domains)
-    identity = identity_of("harvest", megabytes, held_out, seed, domains, sys.version, _packages())
+    settings = [megabytes, held_out, seed, domains, *(["packages"] if packages else [])]
+    identity = identity_of("harvest", *settings, sys.version, _packages())
     place = Output(folder, "a harvest of text", "folder")
     with (
         claim(place, identity, recorded_folder(_FORMAT), force=force),
@@ -82,7 +85,8 @@ def harvest(
     ):
         new.mkdir()
         for domain in domains:
-            result = _collect(domain, limits, held_out, seed, seen)
+            files = all_code_files() if packages and domain == "code" else DOMAINS[domain]()
+            result = _collect(domain, files, limits, held_out, seed, seen)
             for split in _SPLITS:
                 _write(new / f"{domain}.{split}.jsonl", result.documents[split])
             yield result
@@ -93,9 +97,11 @@ def _packages() -> list[list[str]]:
     return sorted([package.name, package.version] for package in importlib.metadata.distributions())
 
 
-def _collect(domain: str, limits: dict[str, int], held_out: float, seed: int, seen: set[bytes]) -> Harvest:
+def _collect(
+    domain: str, files: Iterable[SourceFile], limits: dict[str, int], held_out: float, seed: int, seen: set[bytes]
+) -> Harvest:
     result = Harvest(domain)
-    for source in _in_turn(DOMAINS[domain](), seed):
+    for source in _in_turn(files, seed):
         split = "heldout" if _hash(source.name, seed) < held_out * 2**64 else "train"
         if result.size[split] < limits[split]:
             _add_file(result, split, source, limits[split], seen)

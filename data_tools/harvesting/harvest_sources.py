@@ -44,6 +44,15 @@ def code_files() -> Iterator[SourceFile]:
         yield SourceFile(name, "", path, _whole_file)
 
 
+def all_code_files() -> Iterator[SourceFile]:
+    """The same and the sources of installed packages, a package a group."""
+    yield from code_files()
+    for package in _packages():
+        if not package.name.endswith(".dist-info"):
+            for name, path in _python_files(package):
+                yield SourceFile(f"{package.name}/{name}", package.name, path, _whole_file)
+
+
 def english_files() -> Iterator[SourceFile]:
     """Python's language reference as `pydoc` carries it, docstrings, and the descriptions of installed packages."""
     topics = _standard_library() / "pydoc_data" / "topics.py"

@@ -117,6 +117,18 @@ class Phase:
         except _reader.Damage as damage:
             raise self.explain(damage) from damage
 
+    def identity(self) -> dict[str, Any]:
+        """What a run that trains on this phase says about it: name, tokens, and fingerprints of order and corpora."""
+        files, corpora = self.manifest["files"], self.manifest["corpora"]
+        return {
+            "name": self.name,
+            "tokens": self.tokens,
+            "order": files["order.bin"]["checksum"],
+            "pieces": files.get("pieces.bin", {}).get("checksum"),
+            "corpora": {entry["name"]: entry["fingerprint"] for entry in corpora},
+            "samples": {entry["name"]: entry.get("sample") for entry in corpora},
+        }
+
     def check_seals(self, *names: str) -> None:
         """Compare the checksums of files with the manifest; one that the phase does not have is passed over.
 

@@ -4,12 +4,16 @@ A corpus is one stream of its documents in order, cut into windows of `seq_lengt
 stream's tokens k * seq_length + 1 and on, so that no token is predicted twice. The unigram entropy
 H = -sum p log p is what a model would reach that knows the frequencies of these very tokens and nothing else.
 
+Bits per byte compare models whatever their tokenizers: nats per token / ln 2 * tokens of the corpus / UTF-8 bytes of
+its documents, as its sidecar counts them. The token that ends a document is predicted like any other, and has no bytes.
+
 Shapes: B windows in a batch, S seq_length, V padded vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +25,48 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.tokenizer_identity import compare_folder, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.text_bytes import text_bytes
 
 if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
     from transformers import PreTrainedModel
 
 # FP32 logits of one batch stay near 128 MB, whatever the vocabulary.
 _LOGITS_PER_BATCH = 32 << 20
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network to measure, whatever library it is of, in evaluation mode.
+
+    Attributes:
+        logits: token ids [B, S] on `device` -> logits [B, S, V], whose row s predicts token s + 1.
+        vocabulary: V.
+    """
+
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    vocabulary: int
+    device: torch.device
+
+
+def predictor_of_transformers(network: PreTrainedModel) -> Predictor:
+    """A causal language model of transformers."""
+    vocabulary = network.get_output_embeddings().weight.shape[0]
+    return Predictor(lambda ids_bs: network(ids_bs, use_cache=False).logits, vocabulary, network.device)
+
+
+def predictor_of_megatron(network: GPTModel, vocabulary: int, device: torch.device) -> Predictor:
+    """A whole network of Megatron Core as it trains, in the precision that it trains in.
+
+    Args:
+        vocabulary: padded, as the network has it.
+    """
+
+    def logits(ids_bs: torch.Tensor) -> torch.Tensor:
+        positions_bs = torch.arange(ids_bs.shape[1], device=device).expand(ids_bs.shape[0], -1)
+        return network(ids_bs, positions_bs, None)
+
+    return Predictor(logits, vocabulary, device)
 
 
 @dataclass
@@ -50,31 +90,31 @@ class Tally:
 
 
 def held_out_loss(
-    network: PreTrainedModel,
+    predictor: Predictor,
     corpora: Mapping[str, IndexedCorpus],
     seq_length: int,
     token_limit: int | None = 100_000,
 ) -> dict[str, Any]:
-    """Predict held-out corpora with an exported model.
+    """Predict held-out corpora.
 
     Args:
-        network: a causal language model of transformers, in evaluation mode.
         corpora: by name; a name is usually a domain.
         seq_length: tokens of context at most, as in training.
         token_limit: predicted tokens at most, in equal shares for the corpora; a corpus above its share gives
             windows at even distances. None: all of it.
 
     Returns:
-        {"tokens", "nats_per_token", "unigram_entropy", "seq_length", "domains": {name: the first three}}.
+        {"tokens", "nats_per_token", "unigram_entropy", "seq_length", "domains": {name: the first three, and
+        "bits_per_byte", which is None for a corpus without a sidecar}}.
 
     Raises:
         UserError: a corpus has no token to predict, or ids outside the model's vocabulary.
     """
     share = None if token_limit is None else max(token_limit // len(corpora), 1)
-    tallies = {name: _measure(network, corpus, seq_length, share) for name, corpus in corpora.items()}
+    tallies = {name: _measure(predictor, corpus, seq_length, share) for name, corpus in corpora.items()}
     first, *others = tallies.values()
     overall = sum(others, start=first)
-    domains = {name: tally.figures() for name, tally in tallies.items()}
+    domains = {name: {**tally.figures(), **_bits_per_byte(tally, corpora[name])} for name, tally in tallies.items()}
     return {**overall.figures(), "seq_length": seq_length, "domains": domains}
 
 
@@ -116,8 +156,14 @@ def unigram_entropy(counts: NDArray[np.int64]) -> float:
     return float(-(probabilities * np.log(probabilities)).sum())
 
 
-def _measure(network: PreTrainedModel, corpus: IndexedCorpus, seq_length: int, limit: int | None) -> Tally:
-    vocabulary = network.get_output_embeddings().weight.shape[0]
+def _bits_per_byte(tally: Tally, corpus: IndexedCorpus) -> dict[str, float | None]:
+    found = text_bytes(corpus)
+    bits = None if found is None else tally.nats / tally.tokens / math.log(2) * corpus.num_tokens / found
+    return {"bits_per_byte": bits}
+
+
+def _measure(predictor: Predictor, corpus: IndexedCorpus, seq_length: int, limit: int | None) -> Tally:
+    vocabulary = predictor.vocabulary
     batch_size = max(1, _LOGITS_PER_BATCH // (seq_length * vocabulary))
     total = Tally(0.0, np.zeros(vocabulary, np.int64))
     for windows_bs in _batches(corpus, seq_length, limit, batch_size):
@@ -126,19 +172,19 @@ def _measure(network: PreTrainedModel, corpus: IndexedCorpus, seq_length: int, l
                 f"{corpus.prefix}: token id {windows_bs.max()} is outside the model's {vocabulary} ids; "
                 "evaluate on a corpus made with the model's tokenizer"
             )
-        total += _predict(network, windows_bs, vocabulary)
+        total += _predict(predictor, windows_bs)
     if not total.tokens:
         raise UserError(f"{corpus.prefix}: fewer than two tokens, nothing to predict; name a larger held-out corpus")
     return total
 
 
 @torch.inference_mode()
-def _predict(network: PreTrainedModel, windows_bs: NDArray[np.int64], vocabulary: int) -> Tally:
-    tokens_bs = torch.from_numpy(windows_bs).to(network.device)
-    logits_bsv = network(tokens_bs[:, :-1], use_cache=False).logits
+def _predict(predictor: Predictor, windows_bs: NDArray[np.int64]) -> Tally:
+    tokens_bs = torch.from_numpy(windows_bs).to(predictor.device)
+    logits_bsv = predictor.logits(tokens_bs[:, :-1])
     labels_bs = tokens_bs[:, 1:]
     nats = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1).float(), labels_bs.flatten(), reduction="none")
-    counts_v = np.bincount(windows_bs[:, 1:].ravel(), minlength=vocabulary)
+    counts_v = np.bincount(windows_bs[:, 1:].ravel(), minlength=predictor.vocabulary)
     return Tally(nats.double().sum().item(), counts_v)
 
 

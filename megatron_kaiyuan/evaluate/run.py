@@ -123,7 +123,7 @@ def _measure(
     token_limit: int | None,
     device: str,
 ) -> dict[str, Any]:
-    from megatron_kaiyuan.evaluate.heldout import held_out_loss
+    from megatron_kaiyuan.evaluate.heldout import held_out_loss, predictor_of_transformers
     from megatron_kaiyuan.export.loading import load_network, load_tokenizer
 
     print(f"evaluate: {folder}", file=sys.stderr, flush=True)
@@ -133,7 +133,7 @@ def _measure(
     context = seq_length or longest
     if context > longest:
         raise UserError(f"seq_length {context}: {folder} admits {longest} tokens at most")
-    held_out = held_out_loss(network, corpora, context, token_limit)
+    held_out = held_out_loss(predictor_of_transformers(network), corpora, context, token_limit)
     results = run_tasks(network, tokenizer, work, tasks, context)
     seconds = round(time.perf_counter() - started, 2)
     return {"path": str(folder), "held_out": held_out, "tasks": results, "seconds": seconds}

@@ -71,17 +71,7 @@ def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
     """What a checkpoint says about the run that wrote it. Collective."""
     return {
         "config": redact_values(run.model_dump(mode="json")),
-        "phases": [
-            {
-                "name": phase.name,
-                "tokens": phase.tokens,
-                "order": phase.manifest["files"]["order.bin"]["checksum"],
-                "pieces": phase.manifest["files"].get("pieces.bin", {}).get("checksum"),
-                "corpora": {entry["name"]: entry["fingerprint"] for entry in phase.manifest["corpora"]},
-                "samples": {entry["name"]: entry.get("sample") for entry in phase.manifest["corpora"]},
-            }
-            for phase in stream.phases
-        ],
+        "phases": [phase.identity() for phase in stream.phases],
         "tokenizer": stream.tokenizer,
         "versions": versions(),
         "git": told_by_rank_0(git_state),

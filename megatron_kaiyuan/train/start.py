@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
 from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
-from megatron_kaiyuan.train.session import Session
+from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
 from megatron_kaiyuan.train.stop import StopOnSignal
@@ -55,11 +56,12 @@ class Ending:
     signal: int
 
 
-def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> Ending:
+def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_hooks: Sequence[Hook] = ()) -> Ending:
     """Train a recipe to its end, or until a signal; resumes by itself when the run has a checkpoint. Collective.
 
     Args:
         startup: of this process; its imports are done.
+        more_hooks: of the caller, called after those that every run has.
 
     Returns:
         When every rank is done with all that it writes.
@@ -75,7 +77,7 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup) -> En
         startup.ended("groups")
         with watched(Watchdog(who, limits.hang, limits.collective)) as watchdog:
             session = start(run, platform, startup)
-            session.hooks.insert(0, Heartbeat(watchdog))
+            session.hooks = [Heartbeat(watchdog), *session.hooks, *more_hooks]
             fit(session)
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"

@@ -58,8 +58,8 @@ def build(
         )
 
 
-def add(builder: Builder, data: Data, piece: int = 7) -> int:
-    """The next dataset, with what it keeps; returns the tokens of that."""
+def add_rows(builder: Builder, data: Data, piece: int) -> None:
+    """The next dataset, before anything is chosen of it."""
     choice_seed, order_seed = data.seeds
     scored = data.scores is not None
     builder.begin(scored=scored, choice_seed=choice_seed, order_seed=order_seed, expected=len(data.lengths))
@@ -68,7 +68,15 @@ def add(builder: Builder, data: Data, piece: int = 7) -> int:
     for at in range(0, len(lengths), piece):
         part = None if scores is None else scores[at : at + piece]
         builder.add(data.first + at, lengths[at : at + piece], part, data.drop_missing)
-    if scored:
+
+
+def add(builder: Builder, data: Data, piece: int = 7) -> int:
+    """The next dataset, with what it keeps; returns the tokens of that."""
+    add_rows(builder, data, piece)
+    scored = data.scores is not None
+    if scored and data.by_tokens:
+        builder.keep_tokens(*(math.floor(part * builder.weight) for part in data.ranks))
+    elif scored:
         builder.keep(*(math.floor(part * builder.rows) for part in data.ranks))
     if data.random is not None:
         builder.keep_random(math.floor(data.random * builder.rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import accumulate
 from typing import NamedTuple
 
 MASK = (1 << 64) - 1
@@ -18,6 +19,7 @@ class Data(NamedTuple):
     Attributes:
         scores: NaN is missing; None: unscored.
         ranks: ascending ranks by score that stay; random: how many stay at random.
+        by_tokens: `ranks` are of tokens: a row stays that ends within them.
         probability, extra_tokens: which rows are taken once more than `whole`; one of the two.
     """
 
@@ -31,6 +33,7 @@ class Data(NamedTuple):
     probability: float = 0.0
     extra: float | None = None
     first: int = 0
+    by_tokens: bool = False
 
 
 class Row(NamedTuple):
@@ -79,7 +82,11 @@ def ranked(data: Data) -> list[Row]:
 
 def kept(data: Data) -> list[Row]:
     rows = [row for row in ranked(data) if not (data.drop_missing and math.isnan(row.score))]
-    if data.scores is not None:
+    if data.scores is not None and data.by_tokens:
+        ends = list(accumulate(max(1, row.tokens) for row in rows))
+        first, last = (math.floor(part * sum(max(1, row.tokens) for row in rows)) for part in data.ranks)
+        rows = [row for row, end in zip(rows, ends, strict=True) if first < end <= last]
+    elif data.scores is not None:
         first, last = (math.floor(part * len(rows)) for part in data.ranks)
         rows = rows[first:last]
     if data.random is not None:

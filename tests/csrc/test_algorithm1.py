@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_tools._curriculum import Builder
 from tests.csrc import reference_algorithm1 as reference
-from tests.csrc.built_order import add, build
+from tests.csrc.built_order import add, add_rows, build
 from tests.csrc.reference_algorithm1 import Data
 
 BIG = 60_000  # rows: enough that sorts are shared by threads, and windows and parts of the range are many
@@ -38,6 +39,7 @@ def datasets(draw) -> Data:
         probability=draw(st.just(0.0) | st.floats(0, 1, exclude_max=True)),
         extra=draw(st.none() | parts),
         first=draw(st.just(0) | st.integers(0, 2**48 - 41)),
+        by_tokens=draw(st.booleans()),
     )
 
 
@@ -87,6 +89,30 @@ def test_every_bucket_is_full_and_nothing_is_counted_twice(lengths, order, bucke
         assert build(data, threads=threads, memory=memory, buckets=buckets, window_rows=1, **order) == built
 
 
+@settings(max_examples=200, deadline=None)
+@given(datasets(), st.lists(st.tuples(parts, parts), max_size=4), st.booleans(), st.sampled_from([0, 2000, 1 << 40]))
+def test_measured_spans_are_those_of_the_slow_reference(data, pairs, by_tokens, memory):
+    data = data._replace(scores=data.scores or [0.0] * len(data.lengths), random=None, by_tokens=by_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        phase = builder(folder, memory=memory)
+        add_rows(phase, data, 7)
+        total = phase.weight if by_tokens else phase.rows
+        spans = [tuple(sorted(math.floor(part * total) for part in pair)) for pair in pairs]
+        found = phase.measure(spans, by_tokens)
+        assert (phase.rows, phase.tokens) == (0, 0)
+    everything = reference.kept(data._replace(ranks=(0.0, 1.0)))
+    for pair, (documents, tokens, begin, end, lowest, highest) in zip(pairs, found, strict=True):
+        rows = reference.kept(data._replace(ranks=tuple(sorted(pair))))
+        assert (documents, tokens) == (len(rows), sum(row.tokens for row in rows))
+        if rows:
+            np.testing.assert_array_equal([lowest, highest], [rows[0].score, rows[-1].score])
+            sizes = [max(1, row.tokens) if by_tokens else 1 for row in everything]
+            first = everything.index(rows[0])
+            assert (begin, end) == (sum(sizes[:first]), sum(sizes[: first + len(rows)]))
+        else:
+            assert (begin, end) == (0, 0) and math.isnan(lowest) and math.isnan(highest)
+
+
 def random_datasets(sizes: list[int], levels: int = 50) -> list[Data]:
     generator = np.random.default_rng(5)
     return [
@@ -112,6 +138,7 @@ def test_same_bytes_for_any_threads_memory_and_window(order):
     data = random_datasets([BIG, 7, 0, 1, BIG // 3, 5000])
     data[0] = data[0]._replace(whole=1, probability=0.5)
     data[4] = data[4]._replace(whole=2, extra=0.3, random=0.7)
+    data[5] = data[5]._replace(ranks=(0.2, 0.7), by_tokens=True)
     once = build(data, threads=1, piece=9999, **order)
     for threads, memory, window_rows in ((2, 1 << 40, 0), (7, 1 << 40, 3000), (1, 300_000, 0), (3, 300_000, 1000)):
         assert build(data, threads=threads, memory=memory, window_rows=window_rows, piece=9999, **order) == once
@@ -233,6 +260,7 @@ def builder(folder, **settings) -> Builder:
         (Data([1, -1]), "a length is negative"),
         (Data([1, 2], [1.0]), "1 scores for 2 lengths"),
         (Data([1, 2], [1.0, 2.0], ranks=(0.0, 2.0)), "ranks 0 to 4 of 2"),
+        (Data([1, 2], [1.0, 2.0], ranks=(0.0, 2.0), by_tokens=True), "tokens 0 to 6 of 3"),
         (Data([1, 2], random=2.0), "4 documents asked of 2"),
     ],
 )
@@ -270,7 +298,7 @@ def test_steps_out_of_turn_are_refused(tmp_path):
         phase.add(0, np.ones(1, np.int32), None)
     phase.keep(0, 0)
     phase.repeat(0, 1)
-    for step in (lambda: phase.keep(0, 0), lambda: phase.repeat(0, 1)):
+    for step in (lambda: phase.keep(0, 0), lambda: phase.keep_tokens(0, 0), lambda: phase.repeat(0, 1)):
         with pytest.raises(RuntimeError):
             step()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate import heldout
-from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora, unigram_entropy
+from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora, predictor_of_transformers, unigram_entropy
 from megatron_kaiyuan.export.loading import load_network
 from tests.evaluate.tiny_model import VOCABULARY, random_documents, write_corpus, write_model
 
@@ -41,7 +41,8 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
     # Three windows a batch, so that batches are cut too.
     monkeypatch.setattr(heldout, "_LOGITS_PER_BATCH", 3 * seq_length * VOCABULARY)
 
-    result = held_out_loss(load_network(folder), open_corpora(prefixes), seq_length, token_limit=None)
+    predictor = predictor_of_transformers(load_network(folder))
+    result = held_out_loss(predictor, open_corpora(prefixes), seq_length, token_limit=None)
 
     all_nats: list[float] = []
     all_predicted: list[int] = []
@@ -51,6 +52,8 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
         assert domain["tokens"] == len(nats) == sum(map(len, documents)) - 1
         assert domain["nats_per_token"] == pytest.approx(np.mean(nats), abs=1e-5)
         assert domain["unigram_entropy"] == pytest.approx(scipy.stats.entropy(np.bincount(predicted)))
+        # Stock corpora do not count the bytes of their text.
+        assert domain["bits_per_byte"] is None
         all_nats += nats
         all_predicted += predicted
     assert result["nats_per_token"] == pytest.approx(np.mean(all_nats), abs=1e-5)
@@ -58,10 +61,10 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
 
 
 def test_the_limit_is_shared_evenly_and_kept(tmp_path: Path) -> None:
-    network = load_network(write_model(tmp_path / "model"))
+    predictor = predictor_of_transformers(load_network(write_model(tmp_path / "model")))
     large = write_corpus(tmp_path / "large", random_documents(60, seed=3))
     small = write_corpus(tmp_path / "small", [[5, 6, 7, 0]])
-    result = held_out_loss(network, open_corpora([large, small]), seq_length=32, token_limit=600)
+    result = held_out_loss(predictor, open_corpora([large, small]), seq_length=32, token_limit=600)
     assert result["domains"]["small"]["tokens"] == 3
     assert 300 - 32 < result["domains"]["large"]["tokens"] <= 300
     assert result["tokens"] == sum(domain["tokens"] for domain in result["domains"].values())
@@ -87,13 +90,13 @@ def test_unigram_entropy_is_scipys(counts: list[int]) -> None:
 
 
 def test_bad_corpora_are_named(tmp_path: Path) -> None:
-    network = load_network(write_model(tmp_path / "model"))
+    predictor = predictor_of_transformers(load_network(write_model(tmp_path / "model")))
     foreign = write_corpus(tmp_path / "foreign", [[1, 2, VOCABULARY + 7, 0]])
     with pytest.raises(UserError, match=f"foreign: token id {VOCABULARY + 7}"):
-        held_out_loss(network, open_corpora([foreign]), seq_length=8)
+        held_out_loss(predictor, open_corpora([foreign]), seq_length=8)
     single = write_corpus(tmp_path / "single", [[0]])
     with pytest.raises(UserError, match="single: fewer than two"):
-        held_out_loss(network, open_corpora([single]), seq_length=8)
+        held_out_loss(predictor, open_corpora([single]), seq_length=8)
     with pytest.raises(UserError, match="called 'foreign' too"):
         open_corpora([foreign, write_corpus(tmp_path / "other" / "foreign_text_document", [[1, 0]])])
     with pytest.raises(UserError, match="at least one"):

@@ -22,6 +22,7 @@ _IMPORTED = (
     "data_tools.scores.documents",
     "data_tools.scores.train_linear",
     "data_tools.tokenizers.train_tokenizer",
+    "data_tools.windows.cut",
     "megatron_kaiyuan.checkpoint.average",
     "megatron_kaiyuan.export.run",
     "megatron_kaiyuan.report.build",
@@ -74,13 +75,14 @@ def prepare(bench: Bench, evaluation: bool) -> list[Command]:
 
 
 def _orders(bench: Bench, inputs: Path, out: Path) -> list[Command]:
-    """Phases, their plain copies and their page."""
+    """Phases, their plain copies, windows and their page."""
     order, phases = str(bench.folder / "order.yaml"), str(out / "phases")
 
     def curriculum(*words: str) -> tuple[list[str], list[str]]:
         first = ["curriculum", order, "--output", phases, "--threads", "1", *words]
         return first, [*first, "phases[0].seed=7", "phases[1].seed=8"]
 
+    windows = ("quantile", None, "--score", "score", "--width", 0.2, "--output", out / "windows")
     page = ("report", order, "--phases", None, "--output", out / "order.html")
     second = ("--phase", "second")
     materialized = ("phases/second/", "phases/second_text_document")
@@ -97,6 +99,11 @@ def _orders(bench: Bench, inputs: Path, out: Path) -> list[Command]:
             *curriculum(*second, "--materialize", "index"),
             "phases/second_text_document.idx",
             materialized,
+        ),
+        Command(
+            "kaiyuan-data quantile",
+            *_pair(*windows, a=inputs / "a_text_document", b=inputs / "b_text_document"),
+            "windows",
         ),
         Command("kaiyuan-data report", *_pair(*page, a=bench.folder / "phases", b=inputs / "phases"), "order.html"),
     ]

@@ -82,6 +82,14 @@ def test_relative_prefixes_start_at_the_root(recipe):
         ("top 0.4", "window 0.3", "write both bounds from the best score, as window 0.30-0.32"),
         ("top 0.4", "window 0.3-0.3", "the window is empty"),
         ("top 0.4", "window 0.3-1.2", "the bounds are fractions from the best score, at most 1"),
+        (
+            "top 0.4",
+            "random 0.4 of tokens",
+            "of tokens goes with top and window: for random ones set tokens of the phase",
+        ),
+        ("top 0.4", "all of tokens", "of tokens goes with top and window"),
+        ("top 0.4", "top 0.4 of bytes", "fractions are of documents or of tokens, as top 0.4 of tokens"),
+        ("top 0.4", "window 30%-32% of tokens", "write it in fractions: window 0.3-0.32"),
         ("random 0.5", "window 0.3-0.4", "keep 'window 0.3-0.4' of corpus 'wiki' needs a score"),
         ("top 0.4", "top half", "'half' is no number, write for example top 0.4"),
         ("repeat: 2.5", "repeat: 0.5", "repeat is 0.5; copies are at least 1: for a part write keep: random 0.5"),
@@ -228,6 +236,28 @@ def test_windows_that_touch_share_no_row_and_lose_none(rows, one, other):
     parts = Keep("window", far, near).ranks(rows), Keep("top", near).ranks(rows)
     assert parts[0][0] == whole[0] and parts[0][1] == parts[1][0] and parts[1][1] == whole[1] == rows
     assert Keep("window", far, near).count(rows) == parts[0][1] - parts[0][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [
+        ("top 0.3 of tokens", Keep("top", Fraction(3, 10), by_tokens=True)),
+        (" window 0.30 - 0.32  of tokens ", Keep("window", Fraction(32, 100), Fraction(3, 10), True)),
+        ("window 0.30-0.32 of documents", Keep("window", Fraction(32, 100), Fraction(3, 10))),
+        ("random 0.3 of documents", Keep("random", Fraction(3, 10))),
+        ("all of documents", Keep("all", Fraction(1))),
+    ],
+)
+def test_what_fractions_count(text, keep):
+    assert parse_keep(text) == keep
+
+
+@given(st.integers(0, 10**15), st.fractions(0, 1), st.fractions(0, 1))
+def test_windows_of_tokens_that_touch_share_none(total, one, other):
+    near, far = sorted((one, other))
+    window, top = Keep("window", far, near, True).tokens(total), Keep("top", near, by_tokens=True).tokens(total)
+    assert window[1] == top[0] and top[1] == total
+    assert total - window[0] == math.ceil(far * total)  # as few as hold that fraction
 
 
 @given(st.integers(0, 10**12), st.fractions(0, 1))

@@ -47,6 +47,24 @@ def test_no_source_file_is_in_both_splits(tmp_path: Path):
     assert not train & held_out
 
 
+def test_code_of_packages_is_the_text_of_their_files_and_held_out_with_their_docstrings(tmp_path: Path):
+    list(harvest(tmp_path, megabytes=0.3, held_out=0.3, domains=["code", "english"], packages=True))
+    train, held_out = all_rows(tmp_path, "train"), all_rows(tmp_path, "heldout")
+    assert not source_files(train) & source_files(held_out)
+    installed = Path(pytest.__file__).parents[1]
+    checked = 0
+    for row in train:
+        path = installed / row["source"]
+        if row["domain"] == "code" and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert row["text"] == text or (text.startswith(row["text"]) and row["text"].endswith("\n"))
+            checked += 1
+    assert checked >= 10
+    without = tmp_path / "without"
+    list(harvest(without, megabytes=0.3, held_out=0.3, domains=["code"]))
+    assert not any((installed / row["source"]).is_file() for row in all_rows(without, "train"))
+
+
 def test_size_is_as_asked(harvest_as_written: Path):
     for domain in ("code", "math"):
         sizes = [len(row["text"].encode()) for row in read_rows(harvest_as_written / f"{domain}.train.jsonl")]
