@@ -14,9 +14,9 @@ namespace {
 // Gives rows, as they come in rising order from rank `start` on, their percentile, and says which stay.
 class Ranks {
  public:
-  Ranks(std::uint64_t rows, std::uint64_t first, std::uint64_t last, std::size_t groups, std::uint64_t start = 0,
+  Ranks(std::uint64_t rows, std::uint64_t first, std::uint64_t last, std::size_t group_count, std::uint64_t start = 0,
         std::uint64_t key_before = 0)
-      : groups(groups), rows_(rows), first_(first), last_(last), rank_(start), key_(key_before) {}
+      : groups(group_count), rows_(rows), first_(first), last_(last), rank_(start), key_(key_before) {}
 
   std::vector<Group> groups;  // of all rows that came
   std::uint64_t tokens = 0;   // of those that stay
