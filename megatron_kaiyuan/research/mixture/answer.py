@@ -9,7 +9,7 @@ import numpy as np
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.mixture.best import Best, Objective, best
 from megatron_kaiyuan.research.mixture.exposure import epochs, exposures
-from megatron_kaiyuan.research.mixture.law import Array
+from megatron_kaiyuan.research.mixture.law import Matrix
 from megatron_kaiyuan.research.mixture.reach import Jump, check_runs, drawn_range, jumps
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.mixture.uncertainty import Fitted, fit_domains
@@ -36,20 +36,22 @@ class Answer:
     """
 
     names: list[str]
-    tokens_d: Array
-    shares_rd: Array
-    losses: dict[str, Array]
+    tokens_d: Matrix
+    shares_rd: Matrix
+    losses: dict[str, Matrix]
     fitted: dict[str, Fitted]
     best: Best
-    epochs_d: Array
-    natural_d: Array
+    epochs_d: Matrix
+    natural_d: Matrix
     gain: tuple[float, float, float]
-    bounds: tuple[Array, Array]
+    bounds: tuple[Matrix, Matrix]
     warnings: list[str]
-    confirmed_s: Array = field(default_factory=lambda: np.empty(0))
+    confirmed_s: Matrix = field(default_factory=lambda: np.empty(0))
 
 
-def answer(recipe: MixRecipe, names: list[str], tokens_d: Array, shares_rd: Array, losses: dict[str, Array]) -> Answer:
+def answer(
+    recipe: MixRecipe, names: list[str], tokens_d: Matrix, shares_rd: Matrix, losses: dict[str, Matrix]
+) -> Answer:
     """Fit the law of each domain and choose the mixture of the target; no training.
 
     Repetition is that of the target in the small runs too (`_build`), so the law is of what the tokens are worth there.
@@ -59,7 +61,7 @@ def answer(recipe: MixRecipe, names: list[str], tokens_d: Array, shares_rd: Arra
     """
     warnings = [warning] if (warning := check_runs(len(shares_rd), len(names))) else []
 
-    def worth(shares_rd: Array) -> Array:
+    def worth(shares_rd: Matrix) -> Matrix:
         return exposures(shares_rd, tokens_d, recipe.target_tokens)
 
     fitted = fit_domains(worth(shares_rd), losses, seed=recipe.seed)
@@ -88,13 +90,13 @@ def answer(recipe: MixRecipe, names: list[str], tokens_d: Array, shares_rd: Arra
     )
 
 
-def largest_shares(recipe: MixRecipe, names: list[str], tokens_d: Array) -> Array:
+def largest_shares(recipe: MixRecipe, names: list[str], tokens_d: Matrix) -> Matrix:
     """The largest share of each corpus: what the recipe allows, and what its tokens give in `max_repeat` passes."""
     allowed_d = np.array([recipe.largest.get(name, 1.0) for name in names])
     return np.minimum(allowed_d, recipe.max_repeat * tokens_d / recipe.target_tokens)
 
 
-def _bounds(recipe: MixRecipe, names: list[str], tokens_d: Array, shares_rd: Array) -> tuple[Array, Array]:
+def _bounds(recipe: MixRecipe, names: list[str], tokens_d: Matrix, shares_rd: Matrix) -> tuple[Matrix, Matrix]:
     """Where the best is looked for: never where no run was."""
     drawn_low_d, drawn_high_d = drawn_range(shares_rd)
     low_d = np.maximum([recipe.smallest.get(name, 0.0) for name in names], drawn_low_d)
@@ -112,7 +114,7 @@ def _jump_warning(domain: str, jump: Jump) -> str:
     )
 
 
-def _edge_warnings(names: list[str], shares_d: Array, low_d: Array, high_d: Array, allowed_d: Array) -> list[str]:
+def _edge_warnings(names: list[str], shares_d: Matrix, low_d: Matrix, high_d: Matrix, allowed_d: Matrix) -> list[str]:
     """Corpora whose best share lies at the end of what was drawn, not of what is allowed."""
     return [
         f"{name}: its best share is the largest that a run had, {high:.3f}; draw more runs to look beyond"

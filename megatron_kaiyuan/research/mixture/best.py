@@ -12,10 +12,10 @@ import numpy as np
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from megatron_kaiyuan.research.mixture.draw import hold
-from megatron_kaiyuan.research.mixture.law import Array, Law
+from megatron_kaiyuan.research.mixture.law import Law, Matrix
 from megatron_kaiyuan.research.mixture.uncertainty import Fitted
 
-Features = Callable[[Array], Array]
+Features = Callable[[Matrix], Matrix]
 _STARTS = 8
 _CANDIDATES = 5_000
 
@@ -32,10 +32,10 @@ class Best:
         candidates: how many mixtures were compared.
     """
 
-    shares_d: Array
+    shares_d: Matrix
     objective: float
-    low_d: Array
-    high_d: Array
+    low_d: Matrix
+    high_d: Matrix
     as_good: int
     candidates: int
 
@@ -56,11 +56,11 @@ class Objective:
         self._domains = [(domains[name], weight / total) for name, weight in weights.items() if weight]
         self._features = features
 
-    def __call__(self, shares_rd: Array) -> Array:
+    def __call__(self, shares_rd: Matrix) -> Matrix:
         """Of mixtures [r, d], by the laws of all runs, [r]."""
         return self._value([(fitted.law, weight) for fitted, weight in self._domains], shares_rd)
 
-    def resampled(self, shares_rd: Array) -> Array:
+    def resampled(self, shares_rd: Matrix) -> Matrix:
         """The same by each resampled set of runs, [b, r]."""
         draws = len(self._domains[0][0].resampled)
         return np.stack(
@@ -70,12 +70,12 @@ class Objective:
             ]
         )
 
-    def _value(self, laws: list[tuple[Law, float]], shares_rd: Array) -> Array:
+    def _value(self, laws: list[tuple[Law, float]], shares_rd: Matrix) -> Matrix:
         features = shares_rd if self._features is None else self._features(shares_rd)
         return np.sum([weight * law(features) for law, weight in laws], axis=0)
 
 
-def best(objective: Objective, smallest_d: Array, largest_d: Array, level: float = 0.9, seed: int = 0) -> Best:
+def best(objective: Objective, smallest_d: Matrix, largest_d: Matrix, level: float = 0.9, seed: int = 0) -> Best:
     """Search the mixtures whose shares lie within bounds.
 
     A mixture is as good as the best unless its objective lies above the best's by more of its own standard errors than
@@ -107,7 +107,7 @@ def best(objective: Objective, smallest_d: Array, largest_d: Array, level: float
     )
 
 
-def _candidates(generator: np.random.Generator, smallest_d: Array, largest_d: Array) -> Array:
+def _candidates(generator: np.random.Generator, smallest_d: Matrix, largest_d: Matrix) -> Matrix:
     room_d = largest_d - smallest_d
     left = 1 - smallest_d.sum()
     if left <= 0:
@@ -118,7 +118,7 @@ def _candidates(generator: np.random.Generator, smallest_d: Array, largest_d: Ar
     return np.stack([smallest_d + left * hold(drawn_d, room_d / left) for drawn_d in drawn_rd])
 
 
-def _descend(objective: Objective, start_d: Array, smallest_d: Array, largest_d: Array) -> Array:
+def _descend(objective: Objective, start_d: Matrix, smallest_d: Matrix, largest_d: Matrix) -> Matrix:
     found = minimize(
         lambda shares_d: float(objective(shares_d[None])[0]),
         start_d,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.research.mixture.law import Array
+from megatron_kaiyuan.research.mixture.law import Matrix
 
 _STRENGTHS = (0.1, 5.0)
 # A share below this is no dataset of a mixture: it is left out, and the others grow.
@@ -17,7 +17,7 @@ _LEAST_SHARE = 1e-3
 _TRIES = 1000
 
 
-def draw(names: list[str], tokens_d: Array, largest_d: Array, runs: int, seed: int = 0) -> Array:
+def draw(names: list[str], tokens_d: Matrix, largest_d: Matrix, runs: int, seed: int = 0) -> Matrix:
     """Mixtures [runs, d], the first of them the datasets' own shares held to the bounds.
 
     Args:
@@ -38,7 +38,7 @@ def draw(names: list[str], tokens_d: Array, largest_d: Array, runs: int, seed: i
     return np.stack([natural_d] + [_one(generator, natural_d, largest_d) for _ in range(runs - 1)])
 
 
-def hold(shares_d: Array, largest_d: Array) -> Array:
+def hold(shares_d: Matrix, largest_d: Matrix) -> Matrix:
     """Shares that sum to 1 within the bounds: what a bound cuts off goes to the others, in proportion.
 
     A share of 0 stays 0 unless the others cannot take all.
@@ -58,7 +58,7 @@ def hold(shares_d: Array, largest_d: Array) -> Array:
         full = full | (held_d >= largest_d)
 
 
-def _one(generator: np.random.Generator, natural_d: Array, largest_d: Array) -> Array:
+def _one(generator: np.random.Generator, natural_d: Matrix, largest_d: Matrix) -> Matrix:
     for _ in range(_TRIES):
         strength = np.exp(generator.uniform(*np.log(_STRENGTHS)))
         drawn_d = generator.dirichlet(np.maximum(natural_d * len(natural_d) * strength, 1e-3))

@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from megatron_kaiyuan.research.mixture.law import Array
+from megatron_kaiyuan.research.mixture.law import Matrix
 
 DECAY_EPOCHS = 15.39
 # Beyond this the formula was not measured.
 LARGEST_EPOCHS = 16.0
 
 
-def epochs(shares_rd: Array, unique_tokens_d: Array, budget: float) -> Array:
+def epochs(shares_rd: Matrix, unique_tokens_d: Matrix, budget: float) -> Matrix:
     """How often each dataset is read by a run of `budget` tokens, [r, d]."""
     return shares_rd * budget / unique_tokens_d
 
 
-def exposures(shares_rd: Array, unique_tokens_d: Array, budget: float) -> Array:
+def exposures(shares_rd: Matrix, unique_tokens_d: Matrix, budget: float) -> Matrix:
     """Shares of a run's tokens that are worth reading, and last the share that repetition wastes; rows sum to 1.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
-Array: TypeAlias = "NDArray[np.float64]"
+Matrix: TypeAlias = "NDArray[np.float64]"
 
 # Where the search for c starts, as parts of the lowest loss: the surface has more than one valley with few runs.
 _STARTS = (0.3, 0.6, 0.9, 0.97)
@@ -40,10 +40,10 @@ class Law:
 
     floor: float
     intercept: float
-    slopes_d: Array
+    slopes_d: Matrix
     penalty: float
 
-    def __call__(self, shares_rd: Array) -> Array:
+    def __call__(self, shares_rd: Matrix) -> Matrix:
         """Losses [r] of mixtures [r, d], in the units of the losses that were fitted."""
         return self.floor + np.exp(np.minimum(self.intercept + shares_rd @ self.slopes_d, _LARGEST_EXPONENT))
 
@@ -52,7 +52,7 @@ class Law:
         return replace(self, slopes_d=self.slopes_d[datasets])
 
 
-def fit(shares_rd: Array, losses_r: Array, penalty: float | None = None, start: Law | None = None) -> Law:
+def fit(shares_rd: Matrix, losses_r: Matrix, penalty: float | None = None, start: Law | None = None) -> Law:
     """The law that is nearest to the runs in squared error, with its slopes held together.
 
     A dataset that no run has seen is counted as the worst of the others.
@@ -85,7 +85,7 @@ def fit(shares_rd: Array, losses_r: Array, penalty: float | None = None, start: 
     return Law(float(numbers[0]), float(slopes_d.mean()), slopes_d - slopes_d.mean(), penalty)
 
 
-def left_out(shares_rd: Array, losses_r: Array, penalty: float, folds: int = _FOLDS) -> Array:
+def left_out(shares_rd: Matrix, losses_r: Matrix, penalty: float, folds: int = _FOLDS) -> Matrix:
     """Each run's loss as told by a law that was fitted without it, [r].
 
     Runs are taken out in turns, one in `folds` at a time, in the order in which they are given.
@@ -97,16 +97,16 @@ def left_out(shares_rd: Array, losses_r: Array, penalty: float, folds: int = _FO
     return told_r
 
 
-def _leave_out_error(shares_rd: Array, losses_r: Array, penalty: float) -> float:
+def _leave_out_error(shares_rd: Matrix, losses_r: Matrix, penalty: float) -> float:
     return float(np.mean((left_out(shares_rd, losses_r, penalty) - losses_r) ** 2))
 
 
-def _numbers(law: Law) -> Array:
+def _numbers(law: Law) -> Matrix:
     # b goes into the slopes: shares sum to 1.
     return np.concatenate(([law.floor], law.intercept + law.slopes_d))
 
 
-def _start(shares_rd: Array, losses_r: Array, floor: float) -> Array:
+def _start(shares_rd: Matrix, losses_r: Matrix, floor: float) -> Matrix:
     """With c fixed the logarithm of the law is linear."""
     logarithms_r = np.log(losses_r - floor)
     centre = logarithms_r.mean()
@@ -114,17 +114,17 @@ def _start(shares_rd: Array, losses_r: Array, floor: float) -> Array:
     return np.concatenate(([floor], centre + np.linalg.solve(square, shares_rd.T @ (logarithms_r - centre))))
 
 
-def _search(shares_rd: Array, losses_r: Array, lowest: float, penalty: float, start: Array) -> tuple[float, Array]:
+def _search(shares_rd: Matrix, losses_r: Matrix, lowest: float, penalty: float, start: Matrix) -> tuple[float, Matrix]:
     datasets = shares_rd.shape[1]
     centring = penalty * (np.eye(datasets) - 1 / datasets)
 
-    def exponentials(numbers: Array) -> Array:
+    def exponentials(numbers: Matrix) -> Matrix:
         return np.exp(np.minimum(shares_rd @ numbers[1:], _LARGEST_EXPONENT))
 
-    def errors(numbers: Array) -> Array:
+    def errors(numbers: Matrix) -> Matrix:
         return np.concatenate((numbers[0] + exponentials(numbers) - losses_r, centring @ numbers[1:]))
 
-    def slopes(numbers: Array) -> Array:
+    def slopes(numbers: Matrix) -> Matrix:
         of_runs = np.column_stack((np.ones(len(losses_r)), exponentials(numbers)[:, None] * shares_rd))
         return np.vstack((of_runs, np.column_stack((np.zeros(datasets), centring))))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.research.mixture.law import Array, fit
+from megatron_kaiyuan.research.mixture.law import Matrix, fit
 
 # On RegMix's public runs of 17 datasets, 32 runs (1.9 a dataset) rank .966, 64 (3.8) .980: benchmarks/mixture_law.py.
 ENOUGH_RUNS_A_DATASET = 3
@@ -51,12 +51,12 @@ def check_runs(runs: int, datasets: int) -> str | None:
     return f"{runs} runs for {datasets} datasets: below {wanted} the ranking suffers" if runs < wanted else None
 
 
-def drawn_range(shares_rd: Array) -> tuple[Array, Array]:
+def drawn_range(shares_rd: Matrix) -> tuple[Matrix, Matrix]:
     """The smallest and largest share of each dataset among the runs: the law reaches no further."""
     return shares_rd.min(0), shares_rd.max(0)
 
 
-def jumps(names: Sequence[str], shares_rd: Array, losses_r: Array, level: float = 0.01, seed: int = 0) -> list[Jump]:
+def jumps(names: Sequence[str], shares_rd: Matrix, losses_r: Matrix, level: float = 0.01, seed: int = 0) -> list[Jump]:
     """Datasets along whose share the loss bends where the law does not.
 
     For each dataset and several places, the law's residual is fitted by two straight lines that meet there. The largest
@@ -90,7 +90,7 @@ def jumps(names: Sequence[str], shares_rd: Array, losses_r: Array, level: float 
     return found
 
 
-def _gains(shares_rd: Array, residuals_r: Array) -> Array:
+def _gains(shares_rd: Matrix, residuals_r: Matrix) -> Matrix:
     """By dataset and place, the part of the residuals' squares that a bend there explains beyond a straight line."""
     total = float(np.sum((residuals_r - residuals_r.mean()) ** 2)) or 1.0
     gains = np.zeros((shares_rd.shape[1], len(_PLACES)))
@@ -102,10 +102,10 @@ def _gains(shares_rd: Array, residuals_r: Array) -> Array:
     return gains
 
 
-def _lines(shares_r: Array, place: float | None) -> Array:
+def _lines(shares_r: Matrix, place: float | None) -> Matrix:
     columns = [np.ones_like(shares_r), shares_r]
     return np.column_stack(columns if place is None else [*columns, np.maximum(shares_r - place, 0)])
 
 
-def _squares(columns: Array, values_r: Array) -> float:
+def _squares(columns: Matrix, values_r: Matrix) -> float:
     return float(np.sum((values_r - columns @ np.linalg.lstsq(columns, values_r, rcond=None)[0]) ** 2))

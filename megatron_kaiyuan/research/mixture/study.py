@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,22 +24,25 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
 from megatron_kaiyuan.research.mixture.answer import Answer, answer, largest_shares
 from megatron_kaiyuan.research.mixture.draw import draw
-from megatron_kaiyuan.research.mixture.law import Array
+from megatron_kaiyuan.research.mixture.law import Matrix
 from megatron_kaiyuan.research.mixture.reach import check_runs
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.queue import Run, run_all
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE
+from megatron_kaiyuan.research.queue.slurm import Array
+
+Train: TypeAlias = Callable[[list[Run]], list[dict[str, Any]]]
 
 # Parts of a corpus are cut at documents, so that a small run may read one a little more often than the large run would.
 _SLACK = 1.5
 
 
-def study(recipe: MixRecipe, folder: Path, slots: int | None = None) -> Answer:
+def study(recipe: MixRecipe, folder: Path, slots: int | None = None, array: Array | None = None) -> Answer:
     """Train what is missing, and answer.
 
     Args:
         folder: a claimed folder of this recipe.
-        slots: runs at once; None: what this machine has.
+        slots, array: see `run_all`.
 
     Raises:
         UserError: a corpus is missing, the bounds leave no mixture, or a run failed.
@@ -50,11 +55,12 @@ def study(recipe: MixRecipe, folder: Path, slots: int | None = None) -> Answer:
         for at, shares_d in enumerate(shares_rd)
     ]
     runs = [_run(recipe, phase, f"mixture {at}", recipe.seed) for at, phase in enumerate(phases)]
-    found = answer(recipe, names, tokens_d, shares_rd, _losses(recipe, run_all(folder / "queue", runs, slots)))
-    return replace(found, confirmed_s=_confirm(recipe, found, phases[0], folder, slots))
+    train = partial(run_all, folder / "queue", slots=slots, array=array)
+    found = answer(recipe, names, tokens_d, shares_rd, _losses(recipe, train(runs)))
+    return replace(found, confirmed_s=_confirm(recipe, found, phases[0], folder, train))
 
 
-def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, slots: int | None) -> Array:
+def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, train: Train) -> Matrix:
     """Train on the best mixture and on the corpora's own shares, in pairs: a law flatters the best that it finds."""
     if not recipe.confirm:
         return np.empty(0)
@@ -67,17 +73,17 @@ def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, slot
         for seed in range(recipe.seed + 1, recipe.seed + 1 + recipe.confirm)
         for which, phase in (("own shares", natural), ("best mixture", chosen))
     ]
-    losses = _losses(recipe, run_all(folder / "queue", runs, slots))
+    losses = _losses(recipe, train(runs))
     total = sum(recipe.weights.values())
     values = np.sum([weight / total * losses[domain] for domain, weight in recipe.weights.items()], axis=0)
     return values[0::2] - values[1::2]
 
 
-def _losses(recipe: MixRecipe, rows: list[dict[str, Any]]) -> dict[str, Array]:
+def _losses(recipe: MixRecipe, rows: list[dict[str, Any]]) -> dict[str, Matrix]:
     return {domain: np.array([float(row[f"{BITS_PER_BYTE}{domain}"]) for row in rows]) for domain in recipe.held_out}
 
 
-def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Array]:
+def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Matrix]:
     """Names of the corpora, and the tokens of each."""
     names = list(recipe.corpora)
     tokens_d = np.array([float(IndexedCorpus(recipe.corpora[name]).num_tokens) for name in names])
@@ -86,12 +92,12 @@ def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Array]:
     return names, tokens_d
 
 
-def drawn(recipe: MixRecipe, names: list[str], tokens_d: Array) -> Array:
+def drawn(recipe: MixRecipe, names: list[str], tokens_d: Matrix) -> Matrix:
     """The mixtures of the small runs."""
     return draw(names, tokens_d, largest_shares(recipe, names, tokens_d), recipe.runs, recipe.seed)
 
 
-def _build(recipe: MixRecipe, names: list[str], shares_d: Array, folder: Path) -> Path:
+def _build(recipe: MixRecipe, names: list[str], shares_d: Matrix, folder: Path) -> Path:
     """Order the text of one small run.
 
     Of every corpus the same part is kept as the small run is of the target, so that it is read as often as there.

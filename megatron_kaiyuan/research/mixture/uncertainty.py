@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_kaiyuan.research.mixture.law import Array, Law, fit, left_out
+from megatron_kaiyuan.research.mixture.law import Law, Matrix, fit, left_out
 
 RESAMPLES = 200
 
@@ -28,14 +28,14 @@ class Fitted:
 
     law: Law
     resampled: tuple[Law, ...]
-    residuals_r: Array
+    residuals_r: Matrix
 
     @property
     def leave_out_error(self) -> float:
         """Root of the mean squared residual, in the loss's unit."""
         return float(np.sqrt(np.mean(self.residuals_r**2)))
 
-    def interval(self, shares_rd: Array, level: float = 0.9, seed: int = 0) -> tuple[Array, Array]:
+    def interval(self, shares_rd: Matrix, level: float = 0.9, seed: int = 0) -> tuple[Matrix, Matrix]:
         """Bounds [r], [r] that hold the loss of a further run on each mixture, in `level` of the cases.
 
         A resampled law says where the law may lie, a residual how far a run lies from it.
@@ -47,7 +47,7 @@ class Fitted:
 
 
 def fit_domains(
-    shares_rd: Array, losses: dict[str, Array], resamples: int = RESAMPLES, seed: int = 0
+    shares_rd: Matrix, losses: dict[str, Matrix], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Fitted]:
     """A law with its uncertainty for each held-out domain.
 
@@ -60,7 +60,7 @@ def fit_domains(
     return {domain: _fit_domain(shares_rd, losses_r, draws) for domain, losses_r in losses.items()}
 
 
-def _fit_domain(shares_rd: Array, losses_r: Array, draws: Sequence) -> Fitted:
+def _fit_domain(shares_rd: Matrix, losses_r: Matrix, draws: Sequence) -> Fitted:
     law = fit(shares_rd, losses_r)
     resampled = tuple(fit(shares_rd[rows], losses_r[rows], law.penalty, start=law) for rows in draws)
     return Fitted(law, resampled, losses_r - left_out(shares_rd, losses_r, law.penalty))

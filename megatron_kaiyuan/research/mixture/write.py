@@ -22,8 +22,8 @@ _LEAST_SHARE = 1e-3
 _HEAD = re.compile(r"# Written by kaiyuan mix, [0-9a-f]{32}\n")
 
 
-def write_answer(answer: Answer, recipe: MixRecipe, folder: Path) -> None:
-    """Write both files.
+def write_answer(answer: Answer, recipe: MixRecipe, folder: Path) -> Path:
+    """Write both files; the order recipe's path.
 
     Raises:
         UserError: an earlier order.yaml was edited since.
@@ -32,6 +32,7 @@ def write_answer(answer: Answer, recipe: MixRecipe, folder: Path) -> None:
     write_json(folder / ANSWER, as_json(answer, recipe))
     text = order_text(answer, recipe)
     write_text(folder / ORDER, f"# Written by kaiyuan mix, {_digest(text)}\n{text}")
+    return folder / ORDER
 
 
 def refuse_edited(folder: Path) -> None:

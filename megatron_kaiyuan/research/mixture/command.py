@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_kaiyuan.data.indexed import idx_path
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of
-from megatron_kaiyuan.research.mixture.answer import Answer
-from megatron_kaiyuan.research.mixture.exposure import epochs
-from megatron_kaiyuan.research.mixture.recipe import MixRecipe, load_mix
-from megatron_kaiyuan.research.mixture.study import corpus_tokens, drawn, study
-from megatron_kaiyuan.research.mixture.write import ORDER, confirmed_words, refuse_edited, write_answer
+from megatron_kaiyuan.research.queue.slurm import Array
+
+if TYPE_CHECKING:
+    from megatron_kaiyuan.research.mixture.answer import Answer
+    from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 
 FORMAT = "kaiyuan-mix"
 RECORD = "study.json"
@@ -21,24 +22,44 @@ RECORD = "study.json"
 _ASKED = {"runs", "objective", "smallest", "confirm", "level"}
 
 
-def mix(path: Path, overrides: Sequence[str], output: Path, slots: int | None = None, force: bool = False) -> str:
+def mix(
+    path: Path,
+    overrides: Sequence[str],
+    output: Path,
+    slots: int | None = None,
+    array: Array | None = None,
+    force: bool = False,
+) -> str:
     """Run a study to its answer, and write it to the folder; what to print.
+
+    Args:
+        slots, array: see `run_all`.
 
     Raises:
         UserError: a mistake in the recipe, a missing corpus, something else in the folder, or a run that failed.
     """
+    require("scipy", extra="research", purpose="the law of mixtures")
+    from megatron_kaiyuan.research.mixture.recipe import load_mix
+    from megatron_kaiyuan.research.mixture.study import study
+    from megatron_kaiyuan.research.mixture.write import refuse_edited, write_answer
+
     recipe = load_mix(path, overrides)
     identity = _identity(recipe)
     with claim(Output(output, "a study of kaiyuan mix"), identity, _earlier, force=force):
         refuse_edited(output)
         write_sealed_json(output / RECORD, {"format": FORMAT, "identity": identity})
-        found = study(recipe, output, slots)
-        write_answer(found, recipe, output)
-    return _words(found, recipe, output / ORDER)
+        found = study(recipe, output, slots, array)
+        order = write_answer(found, recipe, output)
+    return _words(found, recipe, order)
 
 
 def plan(path: Path, overrides: Sequence[str]) -> str:
     """What a study would train: its mixtures, and how often each corpus would be read."""
+    require("scipy", extra="research", purpose="the law of mixtures")
+    from megatron_kaiyuan.research.mixture.exposure import epochs
+    from megatron_kaiyuan.research.mixture.recipe import load_mix
+    from megatron_kaiyuan.research.mixture.study import corpus_tokens, drawn
+
     recipe = load_mix(path, overrides)
     names, tokens_d = corpus_tokens(recipe)
     shares_rd = drawn(recipe, names, tokens_d)
@@ -80,6 +101,8 @@ def _earlier(output: Output) -> str | None:
 
 
 def _words(answer: Answer, recipe: MixRecipe, order: Path) -> str:
+    from megatron_kaiyuan.research.mixture.write import confirmed_words
+
     best, (gain, low, high) = answer.best, answer.gain
     width = max(map(len, answer.names))
     lines = [
