@@ -23,16 +23,26 @@ from megatron_kaiyuan.errors import UserError, describe
 _TABLE = "RANK_TABLE_FILE"
 # HCCL takes this many from HCCL_IF_BASE_PORT on, by default from 60000.
 _PORTS, _FIRST_PORT = 32, 60000
+# Time limits in seconds, and buffers in MB: HCCL says what is wrong with one at the first collective.
+_WHOLE_NUMBERS = ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT", "HCCL_BUFFSIZE")
 
 
 def notices(world_size: int, nodes: int) -> list[str]:
     """Lines on what works, but perhaps not as intended.
 
     Raises:
-        UserError: the job cannot work: the table of ranks is another job's.
+        UserError: the job cannot work: the table of ranks is another job's, or a value is none that HCCL takes.
     """
+    _check_numbers()
     found = [_table_notice(world_size), _interface_notice() if nodes > 1 else None, _port_notice()]
     return [line for line in found if line]
+
+
+def _check_numbers() -> None:
+    for name in _WHOLE_NUMBERS:
+        text = os.environ.get(name, "1")
+        if not text.isdecimal():
+            raise UserError(f"{name}={text}: must be a whole number; unset it for the default")
 
 
 def _table_notice(world_size: int) -> str | None:

@@ -155,7 +155,7 @@ def device_reported_as(name: str) -> Device | None:
 
 
 def device_named(name: str, memory_gib: float | None = None, peak_tflops: float | None = None) -> Device:
-    """The device of that name, with figures given by hand in place of the table's.
+    """The device of that name, the table's or its driver's, with figures given by hand in place of the table's.
 
     A name that the table does not have needs both figures, and is taken for a GPU of NVIDIA's without known links.
 
@@ -169,7 +169,7 @@ def device_named(name: str, memory_gib: float | None = None, peak_tflops: float 
         given |= {"half_tflops": peak_tflops, "fp32_tflops": peak_tflops}
     if given:
         given["source"] = "given by hand"
-    known = DEVICES.get(name.lower())
+    known = DEVICES.get(name.lower()) or device_reported_as(name)
     if known is not None:
         return replace(known, **given)
     if memory_gib is None or peak_tflops is None:

@@ -16,7 +16,8 @@ from megatron_kaiyuan.errors import UserError
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK_TABLE_FILE", "HCCL_IF_IP", "HCCL_SOCKET_IFNAME"):
+    numbers = ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT", "HCCL_BUFFSIZE")
+    for name in ("RANK_TABLE_FILE", "HCCL_IF_IP", "HCCL_SOCKET_IFNAME", *numbers):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HCCL_IF_BASE_PORT", str(next(filter(is_free, range(2000, 30000, 32)))))
 
@@ -151,3 +152,13 @@ def test_port_that_hccl_refuses(port: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HCCL_IF_BASE_PORT", port)
     with pytest.raises(UserError, match="between 1024 and 65520"):
         notices(8, 1)
+
+
+@pytest.mark.parametrize("name", ["HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT", "HCCL_BUFFSIZE"])
+@pytest.mark.parametrize("text", ["", "abc", "-1", "1.5", "10m"])
+def test_a_number_that_is_none(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=f"{name}={text}: must be a whole number"):
+        notices(8, 1)
+    monkeypatch.setenv(name, "1200")
+    assert notices(8, 1) == []

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from megatron_kaiyuan.platform.ascend import FIRST_GENERATION
-from megatron_kaiyuan.platform.figures import DEVICES, device_reported_as
+from megatron_kaiyuan.platform.figures import DEVICES, device_named, device_reported_as
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_relatives_with_other_peaks_are_not_taken_for_them(reported: str) -> Non
 def test_a_name_is_one_device() -> None:
     names = Counter(name for device in DEVICES.values() for name in device.reported_as)
     assert set(names.values()) == {1}
+
+
+def test_a_device_by_its_drivers_name() -> None:
+    """As doctor prints it."""
+    assert device_named("Ascend910A") == device_named("910a")
+    assert device_named("NVIDIA H200").name == "h200"

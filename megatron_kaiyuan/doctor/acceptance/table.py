@@ -35,6 +35,6 @@ CHECKS = (
     _check("ranks.doctor", "all ranks: doctor", 1200),
     _check("training.against_cpu", "quickstart in FP16 against the CPU", 900),
     _check("training.recompute", "recompute full and selective: no skipped step", 1200),
-    _check("training.resume", "loss scale 2^31 on all ranks, kill, resume", 1200),
+    _check("training.resume", "loss scale 2^31 on all ranks, kill, resume", 2400),
     _check("largest.largest", "one step in the plan's first layout", 1800),
 )

@@ -88,6 +88,8 @@ def resume(context: Context) -> str:
         f"optimizer.initial_loss_scale={_LARGEST_SCALE}",
         "optimizer.hysteresis=1",
         f"checkpoint.save_every_steps={every}",
+        # A dozen steps overflow, and none has to be run again to name where.
+        "monitor.overflow_capsules=0",
     ]
     killed = train(context, "resume", overrides, ranks=context.ranks, kill_behind=2 * every)
     whole = train(context, "resume", overrides, ranks=context.ranks, fresh=False)
