@@ -43,6 +43,8 @@ def replace_all_gather() -> None:
 def _all_gather(gather: Callable[..., Any], outputs: Any, inputs: Any) -> Any:
     """With tensors of whole blocks: others ProcessGroupHCCL pads by a kernel that it calls past the dispatcher."""
     (given,), (wanted,) = inputs, outputs
+    # What is to be sent may still wait in the task queue.
+    torch.npu.synchronize()
     elements = _ALIGNMENT_BYTES // given.element_size()
     size = -(-given.numel() // elements) * elements
     padded, *pieces = (_empty(size, dtype=given.dtype, device=given.device) for _ in range(1 + len(wanted)))

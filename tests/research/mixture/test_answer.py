@@ -48,8 +48,8 @@ def test_bounds_and_repetition_hold() -> None:
     found = answered(recipe(largest={"web": 0.5}, smallest={"math": 0.1}, objective={"code": 1}, max_repeat=1.5))
     shares = dict(zip(NAMES, found.best.shares_d, strict=True))
     assert shares["web"] <= 0.5 + 1e-9 and shares["math"] >= 0.1 - 1e-9
-    # 4 B tokens read 1.5 times, of 10 B; and no run had more.
-    assert shares["code"] == pytest.approx(min(0.6, found.shares_rd[:, 0].max()), abs=1e-6)
+    # 4 B tokens read 1.5 times, of 10 B, at most: the second time is worth less.
+    assert 0.4 < shares["code"] <= 0.6
     np.testing.assert_allclose(found.epochs_d, found.best.shares_d * 1e10 / TOKENS)
     assert found.gain[0] > 0 and found.gain[1] > 0
 
