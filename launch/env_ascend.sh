@@ -2,8 +2,8 @@
 # Settings for Ascend NPUs that matter in long jobs; what is set already wins. The launch scripts source it where they
 # find an NPU. docs/npu.md names the source of each, and what is left to you. Never run on the hardware by this project.
 
-# CANN's own paths, where the image has not set them: of an installation by this user, then by root; CANN 9, then earlier
-# ones. Its script reads variables that are not set.
+# Set CANN's paths unless the image has set them. Look in the user's home first, then in /usr/local; for CANN 9 first,
+# then for earlier versions. CANN's script reads unset variables, hence set +u.
 if [[ -z ${ASCEND_HOME_PATH:-} ]]; then
     for kaiyuan_cann in "${ASCEND_TOOLKIT:-}" {"${HOME:-}",/usr/local}/Ascend/{cann,ascend-toolkit}; do
         [[ -f $kaiyuan_cann/set_env.sh ]] || continue

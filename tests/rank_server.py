@@ -241,7 +241,12 @@ def _run(job: dict) -> None:
     typed = Path(job["answers"]) / "typed"
     os.dup2(os.open(typed if typed.exists() else os.devnull, os.O_RDONLY), 0)
     sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
-    first, *rest = job["program"]
+    run_as_python(job["program"])
+
+
+def run_as_python(program: Sequence[str]) -> None:
+    """Run `-m module`, `-c code` or a file with its arguments in this process, as `python` would."""
+    first, *rest = program
     if first == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

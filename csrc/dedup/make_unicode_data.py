@@ -2,7 +2,8 @@
 
     python csrc/dedup/make_unicode_data.py > csrc/dedup/unicode_data.h
 
-The committed file is of Unicode 14.0.0 (Python 3.11). Another version changes signatures: raise Recipe.VERSION with it.
+The committed file is of Unicode 14.0.0 (Python 3.11), and no other Python writes it: another version changes signatures.
+To move to one, change UNICODE below and raise Recipe.VERSION.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import groupby
+
+UNICODE = "14.0.0"
+if unicodedata.unidata_version != UNICODE:
+    sys.exit(f"error: this Python has Unicode {unicodedata.unidata_version}, and the table is of {UNICODE}")
 
 # What is not assigned, private or a surrogate separates words, and stays as it is.
 CODE_POINTS = [p for p in range(0x110000) if unicodedata.category(chr(p)) not in ("Cn", "Co", "Cs")]

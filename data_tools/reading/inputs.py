@@ -229,10 +229,10 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_product(folder: str, name: str, is_documents: Callable[[Path], bool]) -> bool:
-    """Whether a file below a folder was made by a command that reads such folders, also by a run that has not ended.
+    """Whether a file below `folder` is output of dedup or score, or of a run of theirs that is not finished.
 
-    A folder of documents that is named itself is read, without what lies beside these; so is any folder in it that is
-    named, as `OUTPUT/dropped`. Below a folder it is left out, or text would be read again in a cleaned form.
+    An output folder that the user names is read: its `documents`, or the subfolder that is named, such as
+    `OUTPUT/dropped`. One that lies below a named folder is left out; otherwise the cleaned text would be read as well.
     """
     below = [Path(folder, place) for place in list(Path(name).relative_to(folder).parents)[:-1]]
     if any(place.name.endswith(".work") or is_documents(place) for place in below):

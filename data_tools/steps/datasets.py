@@ -114,7 +114,7 @@ def _is_there(path: str) -> bool:
 
 
 def _refuse_wrong_name(word: str) -> None:
-    """Refuse a word that is no path, and would be one after a name of a dataset.
+    """Refuse `NAME=PATH` when PATH exists but NAME is not a valid name of a dataset.
 
     Raises:
         UserError: saying which names are allowed.

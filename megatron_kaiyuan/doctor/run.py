@@ -47,7 +47,7 @@ def run_doctor(platform: str, run_dir: Path | None, timeout: float | None, as_js
         return report.tell([found], who, as_json)
     from megatron_kaiyuan.doctor.together import examine_together
 
-    # Ends the process: after a failed collective the interpreter's tidy end may wait for ranks that are gone.
+    # Ends the process: after a failed collective the interpreter's own cleanup may wait for ranks that are gone.
     examine_together(found, who, device, run_dir, timeout, as_json)
 
 

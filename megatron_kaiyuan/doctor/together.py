@@ -159,7 +159,7 @@ def _end_without_others(found: Examination, who: Rank, as_json: bool, speaks: bo
 
 
 def _end(code: int) -> NoReturn:
-    """At once: the interpreter's tidy end may wait for ranks that are gone."""
+    """End at once: the interpreter's own cleanup may wait for ranks that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

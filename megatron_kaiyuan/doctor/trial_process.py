@@ -9,7 +9,6 @@ one. None of it may reach the process that reports.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_kaiyuan.doctor.child import how_it_ended, kill_tree, start
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.errors import excerpt
 from megatron_kaiyuan.files import read_json, write_json
@@ -37,21 +37,13 @@ class TrialProcess:
         self._result = Path(self._folder.name) / "result.json"
         self._printed = Path(self._folder.name) / "printed"
         command = [sys.executable, "-m", __spec__.name, name, str(local_rank), str(local_world_size), str(self._result)]
-        with open(self._printed, "wb") as printed:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **_ENVIRONMENT},
-                start_new_session=True,
-            )
+        self._process = start(command, self._printed, _ENVIRONMENT)
 
     def __enter__(self) -> TrialProcess:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._kill()
+        kill_tree(self._process)
         self._folder.cleanup()
 
     def collect(self, found: Examination, seconds: float) -> bool:
@@ -64,7 +56,7 @@ class TrialProcess:
             ended: int | None = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             ended = None
-            self._kill()
+            kill_tree(self._process)
         content: dict[str, Any] = read_json(self._result, "result of a trial") if self._result.exists() else {}
         trial = Examination.from_json(content) if content else Examination()
         found.facts.update(trial.facts)
@@ -77,23 +69,14 @@ class TrialProcess:
             )
         elif ended:
             found.problem(
-                f"device: the process that tried it {_ending(ended)} in {doing}{self._last_words()}: training would "
+                f"device: the process that tried it {how_it_ended(ended)} in {doing}{self._last_words()}: training would "
                 "end in the same place; install the driver and libraries that fit torch"
             )
         return ended == 0 and bool(trial.facts.get("trial", {}).get("collectives"))
 
-    def _kill(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
     def _last_words(self) -> str:
         lines = self._printed.read_text(errors="replace").strip().splitlines()
         return f" ({excerpt(lines[-1])})" if lines else ""
-
-
-def _ending(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _run(name: str, local_rank: int, local_world_size: int, result: Path) -> None:
@@ -124,6 +107,6 @@ def _run(name: str, local_rank: int, local_world_size: int, result: Path) -> Non
 
 if __name__ == "__main__":
     _run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
-    # What a driver's tidy end does is no business of the examination.
+    # Exit without the driver's own cleanup: if that fails or hangs, the trial has not failed.
     sys.stdout.flush()
     os._exit(0)

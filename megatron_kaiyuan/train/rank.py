@@ -94,7 +94,7 @@ def _let_another_speak() -> None:
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    """End at once: the interpreter's tidy end may wait for ranks that are gone."""
+    """End at once: the interpreter's own cleanup may wait for ranks that are gone."""
     sys.stdout.flush()
     if message:
         print(f"error: {message}", file=sys.stderr, flush=True)

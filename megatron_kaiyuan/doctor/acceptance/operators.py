@@ -130,7 +130,7 @@ def _kernel(
     try:
         found, first, later = _timed(platform, lambda: _with_gradients(lambda *args: call(kernel, *args), leaves))
     except Exception as error:
-        # What a chip does not have is no fault: training takes another implementation there.
+        # A missing kernel is not a failure: training uses another implementation on such a chip.
         raise NotPossible(f"{platform.device_name()} does not run it ({str(error).splitlines()[0][:160]})") from error
     off = worst(_error(one, right) for one, right in zip(found, expected, strict=True))
     register = "set" if platform.overflowed() else "not set"

@@ -1,8 +1,7 @@
-"""Processes of a check: killed with all that they started, so that a hang or a crash stops nothing else."""
+"""Run a check in its own process with a time limit, so that a hang or a crash stops no other check."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -10,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from megatron_kaiyuan.doctor.acceptance.check import Check, Context, Result, State
+from megatron_kaiyuan.doctor.child import how_it_ended, kill_tree, start
 from megatron_kaiyuan.files import read_json, write_json
 from megatron_kaiyuan.redaction import redact
 
@@ -40,43 +38,19 @@ def run_check(check: Check, context: Context) -> Result:
     elif code is None:
         figure = f"did not end within {check.seconds:g} seconds and was killed{_last(output)}"
     else:
-        figure = f"its process {_ending(code)}{_last(output)}"
+        figure = f"its process {how_it_ended(code)}{_last(output)}"
     return Result(check.name, check.title, state, figure, seconds, output, facts)
 
 
 def _run(command: list[str], printed: Path, seconds: float, environment: Mapping[str, str]) -> int | None:
     """The exit code; None where the time was up."""
-    with open(printed, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
+    process = start(command, printed, environment)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         return None
     finally:
         kill_tree(process)
-
-
-def kill_tree(process: subprocess.Popen) -> None:
-    """End a process that this one started and everything below it: ranks have process groups of their own."""
-    if process.poll() is None:
-        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for one in tree:
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
-        process.wait()
-
-
-def _ending(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _last(output: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible, worst
 from megatron_kaiyuan.doctor.acceptance.corpus import VOCABULARY, phase
-from megatron_kaiyuan.doctor.acceptance.processes import kill_tree
+from megatron_kaiyuan.doctor.child import kill_tree
 from megatron_kaiyuan.files import remove
 from megatron_kaiyuan.report.metrics import History, read_history
 
@@ -81,7 +81,7 @@ def recompute(context: Context) -> str:
 
 
 def resume(context: Context) -> str:
-    """From a loss scale at which every gradient overflows; killed behind a checkpoint; the same command continues."""
+    """Start at a loss scale at which every gradient overflows, kill all ranks after a checkpoint, and resume."""
     steps, every = 40, 10
     overrides = [
         *_fp16(context, steps, context.ranks),

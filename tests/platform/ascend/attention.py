@@ -39,7 +39,8 @@ def _attention(
 ) -> torch.Tensor:
     asked = [name for name in _NOT_COMPUTED if options.get(name) is not None]
     if options["input_layout"] != "BNSD" or options.get("keep_prob", 1.0) != 1.0 or asked:
-        raise NotImplementedError(f"the host's fused attention does not compute {options}")
+        # Training asks for none of these; a result without them would be wrong without a word.
+        raise ValueError(f"npu_fusion_attention: training must not ask for {options}")
     mask = options.get("atten_mask")
     if options.get("sparse_mode", 0) == _CAUSAL:
         mask = torch.ones(query.size(2), key.size(2), dtype=torch.bool).triu(1)

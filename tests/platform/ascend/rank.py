@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from tests.platform.ascend import stubs
+from tests.rank_server import run_as_python
 
 
 def enter() -> Callable[[], None]:
@@ -37,8 +37,8 @@ def enter() -> Callable[[], None]:
 
 
 def main() -> None:
-    """Run `-m module`, `-c code` or a file, with its arguments, as `python` would."""
-    first, *rest = sys.argv[1:]
+    """Run the program of the command line on the simulated node."""
+    program = sys.argv[1:]
     stubs.load()
     write, end = enter(), os._exit
 
@@ -51,15 +51,7 @@ def main() -> None:
     if os.environ.get("ASCEND_TRIAL_IN_CHILD") == "0":
         from tests.platform.ascend import trial_here  # noqa: F401
     try:
-        if first == "-m":
-            sys.argv = rest
-            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-        elif first == "-c":
-            sys.argv = ["-c", *rest[1:]]
-            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-        else:
-            sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
-            runpy.run_path(first, run_name="__main__")
+        run_as_python(program)
     finally:
         os._exit = end
         write()
