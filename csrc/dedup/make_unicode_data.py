@@ -2,8 +2,8 @@
 
     python csrc/dedup/make_unicode_data.py > csrc/dedup/unicode_data.h
 
-The committed file is of Unicode 14.0.0 (Python 3.11), and no other Python writes it: another version changes signatures.
-To move to one, change UNICODE below and raise Recipe.VERSION.
+The committed file is of Unicode 14.0.0 (Python 3.11), and no other Python writes it: another version changes
+signatures. To move to one, change UNICODE below and raise Recipe.VERSION.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class TrialProcess:
             )
         elif ended:
             found.problem(
-                f"device: the process that tried it {how_it_ended(ended)} in {doing}{self._last_words()}: training would "
-                "end in the same place; install the driver and libraries that fit torch"
+                f"device: the process that tried it {how_it_ended(ended)} in {doing}{self._last_words()}: training "
+                "would end in the same place; install the driver and libraries that fit torch"
             )
         return ended == 0 and bool(trial.facts.get("trial", {}).get("collectives"))
 
