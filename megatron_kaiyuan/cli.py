@@ -256,6 +256,21 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run folder w
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
+@app.command()
+def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Look at a run from any machine that sees its folder: state, step, loss, speed, time left, checkpoint, holder.
+
+    Exit code 0 while it starts or trains and when it is finished; 1 when it is stalled, stopped or dead.
+
+    Example: kaiyuan status runs/mine
+    """
+    from megatron_kaiyuan.report.status import read_status
+
+    found = read_status(run_dir)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(found.exit_code)
+
+
 @checkpoints.command("list")
 def list_them(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Steps with position, size and time, and what was set aside; files are not read.

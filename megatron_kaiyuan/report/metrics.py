@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.errors import UserError
 
-_RESTARTS = ("start", "resume", "rollback")
+# Events after which the steps beyond theirs are trained again.
+RESTARTS = ("start", "resume", "rollback")
 
 
 @dataclass
@@ -72,7 +73,7 @@ def read_history(path: Path) -> History:
             monitored[row["step"]] = row
         elif "event" in row:
             history.events.append(row)
-            if row["event"] in _RESTARTS:
+            if row["event"] in RESTARTS:
                 last = _number(row.get("step"))
                 by_step, monitored = (
                     {step: kept for step, kept in rows.items() if not step > last} for rows in (by_step, monitored)

@@ -118,6 +118,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         "start" if resumed.step is None else "resume",
         step=state.progress.step,
         tokens=state.progress.tokens,
+        total_steps=total_steps,
         world_size=torch.distributed.get_world_size(),
         platform=platform.name,
         parameters=_count_parameters(state),
