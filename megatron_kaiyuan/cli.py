@@ -88,10 +88,11 @@ def plan(
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that a stage at work reaches")
     ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="of a device for an hour, in any currency")] = None,
     all_layouts: Annotated[bool, typer.Option("--all", help="every micro-batch size of every layout")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Memory, FLOPs and days of every legal layout of a recipe, best first; needs neither devices nor torch.
+    """Memory, FLOPs, days and cost of every legal layout of a recipe, best first; needs neither devices nor torch.
 
     Example: kaiyuan plan launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2_200_000_000_000
     """
@@ -101,7 +102,7 @@ def plan(
 
     device = device_named(gpu, gpu_memory_gib, peak_tflops)
     found = make_plan(recipe, overrides or [], gpus, device, mfu)
-    print(json.dumps(show.as_json(found), indent=1) if as_json else show.as_text(found, all_layouts))
+    print(json.dumps(show.as_json(found, price), indent=1) if as_json else show.as_text(found, all_layouts, price))
 
 
 @app.command()
