@@ -4,8 +4,8 @@
 
 On paper, in seconds: nothing is trained. A team's network is written as ours with the additions off. Sharded weights
 (FSDP) are taken for data parallelism with the distributed optimizer, both overlaps on. All runs are in BF16.
-"theirs/best" is the planned speed of the team's layout over that of the plan's best one that fits. What a source does not
-give is assumed, and the last lines say so.
+"theirs/best" is the planned speed of the team's layout over that of the plan's best one that fits. What a source does
+not give is assumed, and the last lines say so.
 """
 
 from __future__ import annotations

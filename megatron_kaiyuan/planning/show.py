@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.plan import USABLE, LayoutPlan, Plan
-from megatron_kaiyuan.planning.speed import LINK_EFFICIENCY, Speed, flops_per_step, parameters
+from megatron_kaiyuan.planning.speed import LINK_EFFICIENCY, Speed, flops_per_step
 
 _GIB = 1 << 30
 _WORTH_TELLING = 0.005
@@ -37,7 +38,7 @@ def as_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
         "gpus": plan.world_size,
         "device": asdict(plan.device) | {"usable_bytes": int(plan.device.memory_bytes(plan.world_size) * USABLE)},
         "mfu": plan.mfu,
-        "parameters": parameters(plan.run.model),
+        "parameters": count_parameters(plan.run.model),
         "flops_per_step": flops_per_step(plan.run),
         "tokens": plan.tokens,
         "steps": plan.steps,
@@ -125,7 +126,7 @@ def _heading(plan: Plan) -> list[str]:
     else:
         speed = "no times: give --peak-tflops and --mfu"
     return [
-        f"{parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
+        f"{count_parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
         f"{gib(memory)} GiB, {known}",
         f"figures: {device.source}",
         work,

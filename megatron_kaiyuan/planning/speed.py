@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_kaiyuan.config import ModelConfig, RunConfig
+from megatron_kaiyuan.network import head_weights, layer_weights
 from megatron_kaiyuan.planning.communication import Communication, communication
 from megatron_kaiyuan.planning.parameters import Stage, distinct_stages
 from megatron_kaiyuan.platform.figures import Device
@@ -47,15 +48,6 @@ def flops_per_step(run: RunConfig) -> float:
     return run.train.tokens_per_step * flops_per_token(run)
 
 
-def parameters(model: ModelConfig) -> int:
-    """Of the whole network, padded vocabulary included."""
-    hidden, query = model.hidden_size, model.num_attention_heads * model.kv_channels
-    keys = model.num_query_groups * model.kv_channels
-    norms = (4 if model.sandwich_norm else 2) * hidden + (2 * model.kv_channels if model.qk_layernorm else 0)
-    layer = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * hidden + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
-
-
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
     """How fast a layout is; None where the device's peak is not known.
 
@@ -92,9 +84,8 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
 
 def _layer_flops(model: ModelConfig, seq_length: int, causal: bool = True) -> float:
     """For one token; causal attention sees half of the sequence on average."""
-    query, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    weights = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * model.hidden_size
-    scores_and_values = 2 * query * seq_length / (2 if causal else 1)
+    weights = sum(weight.size for weight in layer_weights(model) if weight.is_matrix)
+    scores_and_values = 2 * model.num_attention_heads * model.kv_channels * seq_length / (2 if causal else 1)
     return 2 * _PASSES * (weights + scores_and_values)
 
 
@@ -103,13 +94,13 @@ def recomputed_flops(run: RunConfig) -> float:
     model, recomputed = run.model, run.parallel.recomputed
     if "layer" in recomputed:
         return _layer_flops(model, run.train.seq_length) / _PASSES
-    mlp = 2 * 3 * model.ffn_hidden_size * model.hidden_size
+    mlp = 2 * sum(weight.size for weight in layer_weights(model) if weight.kind in ("fc1", "fc2"))
     scores_and_values = 2 * model.num_attention_heads * model.kv_channels * run.train.seq_length
     return mlp * ("mlp" in recomputed) + scores_and_values * ("core_attn" in recomputed)
 
 
 def _head_flops(model: ModelConfig) -> float:
-    return 2 * _PASSES * model.padded_vocab_size * model.hidden_size
+    return 2 * _PASSES * sum(weight.size for weight in head_weights(model) if weight.is_matrix)
 
 
 def _stage_flops(stage: Stage) -> float:

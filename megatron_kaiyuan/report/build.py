@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kaiyuan.config import ModelConfig, RunConfig, load_run
+from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
 from megatron_kaiyuan.report.metrics import History, read_history
@@ -73,15 +74,6 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     )
     write_page(output, page, identity, GENERATOR, force)
     return output
-
-
-def count_parameters(model: ModelConfig) -> int:
-    """Weights of the network, from its shape: untied embedding and head, no biases."""
-    hidden, size = model.hidden_size, model.kv_channels
-    attention = hidden * size * (2 * model.num_attention_heads + 2 * model.num_query_groups)
-    norms = hidden * (4 if model.sandwich_norm else 2) + (2 * size if model.qk_layernorm else 0)
-    layer = attention + 3 * hidden * model.ffn_hidden_size + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
 
 
 def _read_config(run_dir: Path, missing: list[str]) -> RunConfig | None:

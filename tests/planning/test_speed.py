@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import published_runs
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.parameters import Stage, chunk_sizes
 from megatron_kaiyuan.planning.speed import (
     flops_per_step,
     flops_per_token,
-    parameters,
     recomputed_flops,
     speed,
 )
@@ -69,8 +69,8 @@ def test_both_conventions_for_attention() -> None:
 
 def test_parameters_are_the_sum_of_the_stages() -> None:
     run = load_run(Path(KAIYUAN_2B), ["parallel.pipeline_model_parallel_size=4"])
-    assert parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
-    assert round(parameters(run.model) / 1e9, 3) == 2.032
+    assert count_parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
+    assert round(count_parameters(run.model) / 1e9, 3) == 2.032
 
 
 def test_published_runs_are_planned_to_a_quarter() -> None:
@@ -91,7 +91,9 @@ def test_all_cards_of_a_node_carry_the_gradients() -> None:
     h100 = DEVICES["h100"]
     cards = h100, replace(h100, network_gb_per_second=1e9)
     # 12 bytes a weight, over eight cards of 50 GB/s at 80 %, or an eighth of them over one card.
-    assert gradient_seconds(1) == pytest.approx(6 * parameters(load_run(Path(KAIYUAN_2B)).model) / 3.2e11, rel=0.02)
+    assert gradient_seconds(1) == pytest.approx(
+        6 * count_parameters(load_run(Path(KAIYUAN_2B)).model) / 3.2e11, rel=0.02
+    )
     assert gradient_seconds(8) == pytest.approx(gradient_seconds(1), rel=0.15)
 
 
