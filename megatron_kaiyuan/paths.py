@@ -38,6 +38,16 @@ def user_paths(value: Any) -> Any:
     return value
 
 
+def path_word(word: str) -> str:
+    """For `typer.Option(parser=...)`: a file, pattern or URL as a string, with `NAME=` before it or not."""
+    name, equals, path = word.partition("=")
+    if word.startswith("~"):
+        name, equals, path = "", "", word
+    if not path.startswith("~") or os.path.lexists(word):
+        return word
+    return f"{name}{equals}{user_path(path)}"
+
+
 def from_here(path: Path | str) -> str:
     """For an error about a path that is not there: where a relative one begins; nothing for an absolute one."""
     text = os.fspath(path)

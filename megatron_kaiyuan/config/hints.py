@@ -92,6 +92,14 @@ def unknown_field(root: type[BaseModel], place: Sequence[str | int]) -> str:
     return f"known: {', '.join(known)}"
 
 
+def field_named(root: type[BaseModel], name: str) -> str | None:
+    """The dotted name of a field that is given without its section, or by another tool's name; None: there is none."""
+    plain = name.lower().replace("-", "_")
+    paths = list(_paths(root))
+    same = [path for path in paths if plain in (path, path.rpartition(".")[2])]
+    return same[0] if same else _ELSEWHERE.get(root.__name__, {}).get(plain, (None, ""))[0]
+
+
 def nearest_choice(text: object, choices: Sequence[str]) -> str:
     """`; did you mean 'x'?` where a word is nearly one of the choices, else nothing."""
     plain = {choice.lower().replace("_", "-"): choice for choice in choices}
