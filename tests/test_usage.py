@@ -101,11 +101,12 @@ def test_completion(call: Call, words: str, found: list[str]) -> None:
 
 
 def test_home_in_words_and_options_and_numbers_with_units(call: Call, tmp_path: Path) -> None:
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"line {i} of text"}) + "\n" for i in range(300)))
-    made = call("kaiyuan-data tokenizer train --input ~/text.jsonl --output ~/t/tokenizer.json --vocab-size 6e2")
+    words = [f"{number * 7919:x} of {number % 97}" for number in range(4000)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": word * 3}) + "\n" for word in words))
+    made = call("kaiyuan-data tokenizer train --input ~/text.jsonl --output ~/t/tokenizer.json --vocab-size 5.2e2")
     assert made.code == 0, made.err
     tokenizer = json.loads((tmp_path / "t" / "tokenizer.json").read_text())
-    assert len(tokenizer["model"]["vocab"]) == 600
+    assert len(tokenizer["model"]["vocab"]) == 520
     words = "kaiyuan-data dedup --input a=~/text.jsonl --output ~/unique --workers 1 --max-bad-rows 1k --exact-only"
     assert call(words).code == 0
     assert (tmp_path / "unique" / "report.json").is_file()
