@@ -46,9 +46,3 @@ def path_word(word: str) -> str:
     if not path.startswith("~") or os.path.lexists(word):
         return word
     return f"{name}{equals}{user_path(path)}"
-
-
-def from_here(path: Path | str) -> str:
-    """For an error about a path that is not there: where a relative one begins; nothing for an absolute one."""
-    text = os.fspath(path)
-    return "" if os.path.isabs(text) or "://" in text else f" (relative to {Path.cwd()})"

@@ -12,7 +12,7 @@ from data_tools.curriculum.recipe import OrderRecipe
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.schema import Section
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.paths import from_here, user_path, user_paths
+from megatron_kaiyuan.paths import path_word, user_path, user_paths
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.probes.request import ProbeConfig, WindowConfig
 
@@ -121,9 +121,16 @@ def test_no_path_of_a_recipe_is_left_out_above() -> None:
     }
 
 
-def test_a_relative_path_that_is_not_there_says_relative_to_what(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert from_here("x/y") == f" (relative to {tmp_path})"
-    assert from_here(Path("/x")) == from_here("s3://bucket/x") == ""
+def test_words_with_a_name_before_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    for word, expected in {
+        "~/x": f"{home}/x",
+        "web=~/x*": f"web={home}/x*",
+        "~/a=~/b": f"{home}/a=~/b",
+        "web=x/~": "web=x/~",
+        "s3://bucket/~x": "s3://bucket/~x",
+        "text": "text",
+    }.items():
+        assert path_word(word) == expected
+    Path("a=~").touch()
+    assert path_word("a=~") == "a=~", "a file of that name"

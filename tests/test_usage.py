@@ -76,6 +76,34 @@ def test_a_mistake_is_one_line_that_says_what_to_write(call: Call, words: str, e
     assert done.err.startswith("error: ") and expected in done.err
 
 
+RELATIVE = {
+    "kaiyuan train --check r.yaml": "r.yaml: recipe not found",
+    "kaiyuan plan r.yaml --gpus 8 --gpu h100": "r.yaml: recipe not found",
+    "kaiyuan probe r.yaml --plan": "r.yaml: recipe not found",
+    "kaiyuan report r": "r/metrics.jsonl: metrics cannot be read (No such file or directory)",
+    "kaiyuan-data curriculum r.yaml --output x": "r.yaml: recipe not found",
+    "kaiyuan-data quantile r --score s --output x": "r.idx: not found",
+    "kaiyuan-data verify r": "not found",
+    "kaiyuan-data inspect r": "r.idx: corpus index not found",
+    "kaiyuan-data merge r s --output-prefix x": "not found",
+    "kaiyuan-data score --corpus r --scorer rules": "r.idx: not found",
+    "kaiyuan-data dedup --input r.jsonl --output x": "r.jsonl: input not found",
+    "kaiyuan-data tokenizer train --input r.jsonl --output x --vocab-size 600": "r.jsonl: input not found",
+    "kaiyuan-data preprocess --input r.jsonl --output-prefix x --tokenizer-model r": "not found",
+}
+
+
+@pytest.mark.parametrize("words", RELATIVE)
+def test_a_relative_path_that_is_not_there_says_relative_to_what(call: Call, tmp_path: Path, words: str) -> None:
+    done = call(words)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert f"{RELATIVE[words]} (relative to {tmp_path})" in done.err
+
+
+def test_an_absolute_path_that_is_not_there_needs_no_more_words(call: Call, tmp_path: Path) -> None:
+    assert call(f"kaiyuan train --check {tmp_path}/r.yaml").err == f"error: {tmp_path}/r.yaml: recipe not found\n"
+
+
 @pytest.mark.parametrize("program", MAINS)
 def test_help_where_nothing_is_asked(call: Call, program: str) -> None:
     done = call(program)

@@ -16,7 +16,6 @@ from megatron_kaiyuan.config.hints import nearest_choice, unknown_field
 from megatron_kaiyuan.config.kinds import another_kind
 from megatron_kaiyuan.config.schema import RunConfig, Section
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.paths import from_here
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -78,7 +77,7 @@ def parse(section: type[SectionType], values: dict[str, Any], source: str) -> Se
 def _no_recipe(path: Path) -> str:
     if re.match(r"[\w.\[\]]+=", str(path)):
         return f"{path}: is a field to change, not a recipe; name the recipe first, then what is changed in it"
-    return f"{path}: recipe not found{from_here(path)}"
+    return f"{path}: recipe not found"
 
 
 def _apply(content: Any, override: str) -> None:
