@@ -231,11 +231,13 @@ def verify(
     from data_tools.curriculum.verify import is_phase, verify_phase
     from data_tools.steps.folder import is_documents
     from data_tools.steps.verify import verify_documents
+    from megatron_kaiyuan.progress import reading
 
     threads = threads or os.cpu_count() or 1
-    documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
-    phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
-    corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
+    with reading("verify", None):
+        documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
+        phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
+        corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
     counts = {
         "corpora": len(corpora),
         "sequences": sum(map(len, corpora)),

@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.progress import has_read
 
 _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
@@ -330,6 +331,7 @@ def checksum(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            has_read(len(chunk))
     return f"{DIGEST_PREFIX}{digest.hexdigest()}"
 
 
