@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_kaiyuan import cli_research
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
 
-app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
+app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.", root=True)
 
 checkpoints = make_app("List, verify, compare and prune the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
@@ -333,7 +333,10 @@ def prune(
     keep_last: Annotated[int, typer.Option(min=2, help="the newest ones")],
     keep_every_steps: Annotated[int | None, typer.Option(min=1, help="multiples of it stay too")] = None,
     keep_every_tokens: Annotated[
-        int | None, typer.Option(min=1, help="the first one at or behind each multiple stays too")
+        int | None,
+        typer.Option(
+            parser=positive_count_option, metavar="NUMBER", help="the first one at or after each multiple stays too"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
     as_json: AsJson = False,
@@ -374,7 +377,7 @@ def main() -> None:
     # torch would load torch_npu by itself, and fail to start where the driver's libraries are not to be found, whatever
     # the platform. It is left to platform npu, which says what is missing.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    run_app(app)
+    run_app(app, {"kaiyuan-data": "data_tools.cli"})
 
 
 if __name__ == "__main__":

@@ -127,10 +127,10 @@ def _references(evaluation: dict[str, Any] | None) -> list[Line]:
 def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The figures at the head of the page: (what, value)."""
     last = history.rows[-1]
-    losses = history.column("loss")
-    losses = losses[np.isfinite(losses)]
+    loss, loss_steps = history.last_loss()
     speed = history.column("tokens_per_second")
-    tiles = [("loss at the end", f"{losses[-1]:.3f}" if len(losses) else "none")]
+    over = f"loss, mean of the last {loss_steps} recorded steps" if loss_steps > 1 else "loss of the last step"
+    tiles = [(over, f"{loss:.3f}" if math.isfinite(loss) else "none")]
     if evaluation:
         tiles.append(("held-out nats per token", f"{evaluation['model']['held_out']['nats_per_token']:.3f}"))
     tiles += [("tokens", f"{last['tokens']:,}"), ("steps", f"{last['step']:,}")]

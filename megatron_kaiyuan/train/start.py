@@ -34,7 +34,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
-from megatron_kaiyuan.train.plan import check_vocabulary, count_steps, last_position, make_schedule
+from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -93,11 +93,11 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
-    vocabulary = agreed(lambda: check_vocabulary(run, stream))
-    if torch.distributed.get_rank() == 0:
-        for warning in filter(None, (vocabulary, rounding_warning(run, platform))):
-            warn(warning)
     schedule = agreed(lambda: make_schedule(run, stream))
+    odd = agreed(lambda: warnings(run, stream, schedule))
+    if torch.distributed.get_rank() == 0:
+        for warning in filter(None, (*odd, rounding_warning(run, platform))):
+            warn(warning)
     startup.ended("data")
     state = build_state(run, platform)
     startup.ended("model")
