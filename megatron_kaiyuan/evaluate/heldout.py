@@ -42,17 +42,25 @@ class Predictor:
     Attributes:
         logits: token ids [B, S] on `device` -> logits [B, S, V], whose row s predicts token s + 1.
         vocabulary: V.
+        generate: as in transformers, for tasks that generate text; None: it cannot.
     """
 
     logits: Callable[[torch.Tensor], torch.Tensor]
     vocabulary: int
     device: torch.device
+    generate: Callable[..., torch.Tensor] | None = None
+
+    def batch_size(self, seq_length: int) -> int:
+        """Sequences whose logits are looked at together."""
+        return max(1, _LOGITS_PER_BATCH // (seq_length * self.vocabulary))
 
 
 def predictor_of_transformers(network: PreTrainedModel) -> Predictor:
     """A causal language model of transformers."""
     vocabulary = network.get_output_embeddings().weight.shape[0]
-    return Predictor(lambda ids_bs: network(ids_bs, use_cache=False).logits, vocabulary, network.device)
+    return Predictor(
+        lambda ids_bs: network(ids_bs, use_cache=False).logits, vocabulary, network.device, network.generate
+    )
 
 
 def predictor_of_megatron(network: GPTModel, vocabulary: int, device: torch.device) -> Predictor:
@@ -164,7 +172,7 @@ def _bits_per_byte(tally: Tally, corpus: IndexedCorpus) -> dict[str, float | Non
 
 def _measure(predictor: Predictor, corpus: IndexedCorpus, seq_length: int, limit: int | None) -> Tally:
     vocabulary = predictor.vocabulary
-    batch_size = max(1, _LOGITS_PER_BATCH // (seq_length * vocabulary))
+    batch_size = predictor.batch_size(seq_length)
     total = Tally(0.0, np.zeros(vocabulary, np.int64))
     for windows_bs in _batches(corpus, seq_length, limit, batch_size):
         if windows_bs.max() >= vocabulary or windows_bs.min() < 0:
