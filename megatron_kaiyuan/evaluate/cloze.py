@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, build_requests, load_tasks, suggest_cloze, task_manager
+from megatron_kaiyuan.evaluate.task_selection import (
+    TaskSelection,
+    build_requests,
+    load_tasks,
+    suggest_cloze,
+    task_manager,
+)
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
 from megatron_kaiyuan.outputs import identity_of
 

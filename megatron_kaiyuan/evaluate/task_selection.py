@@ -119,4 +119,3 @@ def _about(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"task {name!r}: cannot be loaded ({type(error).__name__}: {excerpt(error)})") from error
-
