@@ -1,4 +1,4 @@
-"""From what a user names, a run folder or a checkpoint, to the checkpoint that is meant. Needs neither torch nor a device."""
+"""From what a user names, a run or a checkpoint, to the checkpoint that is meant. Needs neither torch nor a device."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from megatron_kaiyuan.model.build import build_model, transformer_config
 
 
 def load_network(folder: Path, model: ModelConfig) -> GPTModel:
-    """Build the network on the CPU and load a checkpoint's weights, in evaluation mode. Process groups are those of one.
+    """Build the network on the CPU, in evaluation mode, and load a checkpoint's weights.
 
-    The caller has verified `folder`.
+    Process groups are those of one process. The caller has verified `folder`.
     """
     network = build_model(model, transformer_config(model, ParallelConfig()))
     load_into(network, folder)

@@ -80,9 +80,9 @@ def cloze_tasks(selection: TaskSelection) -> list[ClozeTask]:
     """
     found = []
     manager = task_manager(selection)
-    for name, tasks in load_tasks(selection, manager).items():
+    for name, loaded in load_tasks(selection, manager).items():
         requests = []
-        for task in tasks:
+        for task in loaded["tasks"].values():
             build_requests(task, selection)
             if why := why_no_cloze(task):
                 raise UserError(f"task {name!r}: {why}{suggest_cloze(name, manager)}")

@@ -16,6 +16,7 @@ from megatron_kaiyuan.evaluate.quiet import quiet
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
 
 _NAME = re.compile(r"\w[\w.-]*")
 # lm-eval's own default for the choice of few-shot examples.
@@ -51,8 +52,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def load_tasks(selection: TaskSelection, manager: TaskManager) -> dict[str, list[Task]]:
-    """Load tasks with their data; a group or a tag is all of its tasks.
+def load_tasks(selection: TaskSelection, manager: TaskManager) -> dict[str, TaskDict]:
+    """Load tasks with their data, by the name that was asked for; a group or a tag is all of its tasks.
 
     Raises:
         UserError: a task is unknown, or it or its data cannot be loaded.
@@ -66,7 +67,7 @@ def load_tasks(selection: TaskSelection, manager: TaskManager) -> dict[str, list
                 "read; lm-eval ls tasks lists its own"
             )
         with _about(name), quiet():
-            found[name] = list(manager.load([name])["tasks"].values())
+            found[name] = manager.load([name])
     return found
 
 
@@ -90,16 +91,21 @@ def task_manager(selection: TaskSelection) -> TaskManager:
         return manager(include_path=None if path is None else str(path))
 
 
+def prepare(task: Task, selection: TaskSelection) -> None:
+    """Set a task's few-shot examples as lm-eval's `simple_evaluate` does."""
+    own = task.get_config("num_fewshot")
+    if own is None or (selection.num_fewshot is not None and own != 0):
+        task.set_config(key="num_fewshot", value=selection.num_fewshot or 0)
+    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+
+
 def build_requests(task: Task, selection: TaskSelection) -> None:
-    """Have lm-eval write a task's requests, few-shot examples included, as its `simple_evaluate` does.
+    """Have lm-eval write a task's requests, few-shot examples included.
 
     Raises:
         UserError: it cannot, as where there are fewer examples than asked for.
     """
-    shots = selection.num_fewshot
-    if shots is not None and task.get_config("num_fewshot") != 0:
-        task.set_config(key="num_fewshot", value=shots)
-    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    prepare(task, selection)
     with _about(task.task_name), quiet():
         task.build_all_requests(limit=selection.limit, rank=0, world_size=1)
 
