@@ -54,7 +54,7 @@ def _found(folder: Path) -> Found:
         return Found(folder, _run_of(folder.parent), f"mean of steps {', '.join(map(str, steps))}")
     # Where a step was copied to a place of its own, that place is not a run.
     run_dir = _run_of(folder.parent.parent) if folder.resolve().parent.name == "checkpoints" else None
-    return Found(folder, run_dir, f"step {manifest.get('step', 'unknown')}")
+    return Found(folder, run_dir, f"step {manifest.get('step', layout.step_of(folder.name))}")
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -148,7 +148,9 @@ def _measure(
     print(f"evaluate: {source.name}, on {device}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     corpora = open_corpora(measures.held_out) if measures.held_out else {}
-    model = open_source(source, tokenizer, corpora, device)
+    # A Hugging Face folder has its own.
+    folder = (tokenizer if source.checkpoint else source.path) if selections else None
+    model = open_source(source, folder, corpora, device)
     context = measures.seq_length or model.context
     if context > model.longest:
         raise UserError(f"seq_length {context}: {source.path} admits {model.longest} tokens at most")

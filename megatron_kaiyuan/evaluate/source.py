@@ -51,7 +51,7 @@ class Model:
     """A model that is ready to be measured.
 
     Attributes:
-        tokenizer: None: none was named, for a checkpoint.
+        tokenizer: None: no text is measured.
         context: tokens that it reads if nothing else is asked for: as in training where that is known.
         longest: tokens that it can read.
     """
@@ -83,7 +83,7 @@ def open_source(
     """Load a model in FP32. For a checkpoint a platform is active and process groups are those of one.
 
     Args:
-        tokenizer_folder: for a checkpoint; a Hugging Face folder has its own.
+        tokenizer_folder: of what is measured on text; None: nothing is.
         corpora: to be predicted, which have to be of the model's tokenizer.
 
     Raises:
@@ -95,9 +95,10 @@ def open_source(
     if source.checkpoint is not None:
         return _open_checkpoint(source, tokenizer_folder, corpora, device)
     check_tokenizer(source.path, corpora)
+    tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder else None
     network = load_network(source.path, device)
     longest = network.config.max_position_embeddings
-    return Model(predictor_of_transformers(network), load_tokenizer(source.path), longest, longest)
+    return Model(predictor_of_transformers(network), tokenizer, longest, longest)
 
 
 def _open_checkpoint(

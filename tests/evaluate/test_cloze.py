@@ -130,7 +130,7 @@ def test_more_examples_than_there_are_is_one_line(folder: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="include_path: .*gone is not a folder"):
+    with pytest.raises(UserError, match=r"include_path: .*gone is not a folder"):
         cloze_tasks(TaskSelection(("options",), tmp_path / "gone"))
 
 
@@ -144,7 +144,7 @@ def test_lengths_say_what_is_cut_and_refuse_what_does_not_fit(tmp_path: Path) ->
     assert lengths(task, tokenizer, 7).cut == 0
     cut = lengths(task, tokenizer, 5)
     assert (cut.tokens, cut.cut) == (6 + 4, 1)
-    with pytest.raises(UserError, match="'task': the right answer of document 0 has 3 tokens, .* reads 1 to 2"):
+    with pytest.raises(UserError, match=r"'task': the right answer of document 0 has 3 tokens, .* reads 1 to 2"):
         lengths(task, tokenizer, 2)
 
 

@@ -91,6 +91,6 @@ def test_a_list_keeps_tasks(queue_recipe: Path, tmp_path: Path) -> None:
 def test_a_damaged_task_is_named_before_anything_is_trained(queue_recipe: Path, tmp_path: Path) -> None:
     run = measured(make_runs(queue_recipe, 1)[0], tmp_path)
     run.tasks["letters"].write_text("{}")
-    with pytest.raises(UserError, match="run 'seed=0': .*letters-.*json"):
+    with pytest.raises(UserError, match=r"run 'seed=0': .*letters-.*json"):
         run_all(tmp_path / "queue", [run], slots=1)
     assert not (tmp_path / "queue" / "runs").exists()
