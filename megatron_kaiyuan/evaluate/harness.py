@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.environment import environment
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.evaluate.cloze import bits_per_byte, right_answers, why_no_cloze
 from megatron_kaiyuan.evaluate.quiet import quiet
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection, load_tasks, prepare, task_manager
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "LM_HARNESS_CACHE_PATH")
+# What lm-eval raises over a task's fields or data; a device that fails raises others.
+_OF_TASKS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 BITS_PER_BYTE = "bits_per_byte"
 
 
@@ -53,8 +55,13 @@ def run_tasks(model: HFLM, selection: TaskSelection, can_generate: bool = True) 
     for name, task in tasks.items():
         _refuse(name, task, can_generate)
         prepare(task, selection)
-    with quiet():
-        results: Any = evaluator.evaluate(model, loaded, limit=selection.limit, bootstrap_iters=0, log_samples=False)
+    try:
+        with quiet():
+            results: Any = evaluator.evaluate(model, loaded, selection.limit, bootstrap_iters=0, log_samples=False)
+    except _OF_TASKS as error:
+        raise UserError(
+            f"tasks {', '.join(selection.names)}: lm-eval stopped ({type(error).__name__}: {excerpt(error)})"
+        ) from error
     rows = {name: _metrics(row) for name, row in results["results"].items()}
     for name, task in tasks.items():
         if BITS_PER_BYTE not in rows[name] and (bits := _answers_bits(task)) is not None:

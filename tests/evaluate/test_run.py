@@ -130,6 +130,11 @@ def test_tasks_of_lm_eval_are_run_with_their_own_metrics(tmp_path: Path) -> None
     assert {name for name in found if "bits_per_byte" in found[name]} == {"options", "tagged", "tagged_too"}
     assert set(found["options"]) >= {"acc", "acc_norm"} and "exact_match" in found["told"]
 
+    # What lm-eval refuses by an assertion is one line as well.
+    at_length = Measures(tasks=TaskSelection(("told_at_length",), folder, limit=1))
+    with pytest.raises(UserError, match=r"tasks told_at_length: lm-eval stopped \(AssertionError: .*max tokens"):
+        evaluate(model, at_length, tmp_path / "at_length.json")
+
     # As lm-eval's own command computes them, from the same folder.
     import lm_eval
     from lm_eval.tasks import TaskManager
