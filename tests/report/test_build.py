@@ -177,6 +177,25 @@ def test_a_damaged_evaluation_is_named_on_the_page(run_dir: Path, content: str) 
     assert "Held-out results: " in page.text and "held-out" not in page.tables
 
 
+def test_tasks_have_a_table_with_or_without_held_out_text(run_dir: Path) -> None:
+    results = evaluation()
+    for which, bits in (("model", 1.25), ("baseline", 2.5)):
+        results[which]["tasks"] |= {"arc_easy": {"acc": 0.5, "bits_per_byte": bits}, "told": {"exact_match": 0.0}}
+    del results["baseline"]["tasks"]["told"]
+    (run_dir / "evaluation.json").write_text(json.dumps(results))
+    rows = [["arc_easy", "acc", "0.500", "0.500"], ["arc_easy", "bits_per_byte", "1.250", "2.500"]]
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert page.tables["tasks"][1:] == [*rows, ["told", "exact_match", "0.000", "–"]]
+    assert len(page.tables["held-out"]) == 3
+
+    for which in ("model", "baseline"):
+        results[which]["held_out"] = None
+        del results[which]["tasks"]["heldout_rolling"], results[which]["tasks"]["heldout_continuation"]
+    (run_dir / "evaluation.json").write_text(json.dumps(results))
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "held-out" not in page.tables and "domains" not in page.tables and len(page.tables["tasks"]) == 4
+
+
 def test_a_run_without_metrics_is_a_users_mistake(tmp_path: Path, run_dir: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         build_report(tmp_path / "none", tmp_path / "report.html")
