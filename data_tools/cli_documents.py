@@ -10,6 +10,7 @@ import typer
 from data_tools.engines.choose import HELP as ENGINE_HELP
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, count_option, make_app, size_option
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.nearby import corpus_word
 from megatron_kaiyuan.paths import path_word
 
 app = make_app()
@@ -140,7 +141,7 @@ def score(
     corpora: Annotated[
         list[str],
         typer.Option(
-            "--corpus", parser=path_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
+            "--corpus", parser=corpus_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
         ),
     ] = [],  # noqa: B006
     scorers: Annotated[
@@ -216,7 +217,7 @@ def audit(
     subjects: Annotated[
         list[str],
         typer.Argument(
-            parser=path_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
+            parser=corpus_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
         ),
     ],
     scores: Annotated[list[str], typer.Option("--score", help="columns to look at")],

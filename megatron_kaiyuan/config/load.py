@@ -83,12 +83,15 @@ def _no_recipe(path: Path) -> str:
 def _apply(content: Any, override: str) -> None:
     key, equals, _ = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: write section.field=value")
+        raise UserError(f"override {override!r}: write section.field=value, without blanks around '='")
     try:
         # Reads the value with the loader of the recipe itself: 1e4 and 1_000 mean the same in both.
         content.merge_with_dotlist([override])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"override {override!r}: {error}") from error
+        # OmegaConf's own message goes on with its full_key and object_type in further lines.
+        what = str(error).partition("\n")[0]
+        counted = "; entries are counted from 0" if "out of range" in what else ""
+        raise UserError(f"override {override!r}: {what}{counted}") from error
 
 
 def _without_consequences(problems: list[Any]) -> list[Any]:
@@ -109,6 +112,10 @@ def _describe(section: type[BaseModel], problem: Any) -> str:
         return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{place}: write its fields below it, each in a line of its own, not {_brief(problem['input'])}"
+    if kind == "list_type":
+        return f"{place}: write a list, each entry with a dash before it or all in [], not {_brief(problem['input'])}"
+    if kind == "path_type":
+        return f"{place}: write a path, not {_brief(problem['input'])}"
     message = problem["msg"]
     hint = nearest_choice(problem["input"], _choices(problem)) if kind == "literal_error" else ""
     return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}{hint}"

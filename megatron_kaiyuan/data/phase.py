@@ -25,6 +25,7 @@ from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.data.indexed import IndexedCorpus, share
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json
+from megatron_kaiyuan.nearby import near_phase
 from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-phase", 2
@@ -180,7 +181,8 @@ class Phase:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path}: not found, so {folder} is no finished phase; build it with kaiyuan-data curriculum")
+        near = near_phase(folder) or "; build it with kaiyuan-data curriculum"
+        raise UserError(f"{path}: not found, so {folder} is not a finished phase{near}")
     manifest = read_sealed_json(path, "phase manifest")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is no phase manifest; name a folder that kaiyuan-data curriculum wrote")
