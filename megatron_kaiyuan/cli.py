@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from megatron_kaiyuan import cli_research
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.platform import Platform
 
-app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
+app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.", root=True)
 
 checkpoints = make_app("List, verify, compare and prune the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
@@ -91,10 +91,11 @@ def plan(
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that a stage at work reaches")
     ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="of a device for an hour, in any currency")] = None,
     all_layouts: Annotated[bool, typer.Option("--all", help="every micro-batch size of every layout")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Memory, FLOPs and days of every legal layout of a recipe, best first; needs neither devices nor torch.
+    """Memory, FLOPs, days and cost of every legal layout of a recipe, best first; needs neither devices nor torch.
 
     Example: kaiyuan plan launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2_200_000_000_000
     """
@@ -104,7 +105,7 @@ def plan(
 
     device = device_named(gpu, gpu_memory_gib, peak_tflops)
     found = make_plan(recipe, overrides or [], gpus, device, mfu)
-    print(json.dumps(show.as_json(found), indent=1) if as_json else show.as_text(found, all_layouts))
+    print(json.dumps(show.as_json(found, price), indent=1) if as_json else show.as_text(found, all_layouts, price))
 
 
 @app.command()
@@ -296,6 +297,21 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run folder w
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
+@app.command()
+def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Look at a run from any machine that sees its folder: state, step, loss, speed, time left, checkpoint, holder.
+
+    Exit code 0 while it starts or trains and when it is finished; 1 when it is stalled, stopped or dead.
+
+    Example: kaiyuan status runs/mine
+    """
+    from megatron_kaiyuan.report.status import read_status
+
+    found = read_status(run_dir)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(found.exit_code)
+
+
 @checkpoints.command("list")
 def list_them(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Steps with position, size and time, and what was set aside; files are not read.
@@ -361,7 +377,10 @@ def prune(
     keep_last: Annotated[int, typer.Option(min=2, help="the newest ones")],
     keep_every_steps: Annotated[int | None, typer.Option(min=1, help="multiples of it stay too")] = None,
     keep_every_tokens: Annotated[
-        int | None, typer.Option(min=1, help="the first one at or behind each multiple stays too")
+        int | None,
+        typer.Option(
+            parser=positive_count_option, metavar="NUMBER", help="the first one at or after each multiple stays too"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
     as_json: AsJson = False,
@@ -402,7 +421,7 @@ def main() -> None:
     # torch would load torch_npu by itself, and fail to start where the driver's libraries are not to be found, whatever
     # the platform. It is left to platform npu, which says what is missing.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    run_app(app)
+    run_app(app, {"kaiyuan-data": "data_tools.cli"})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
 from megatron_kaiyuan.checkpoint.retention import was_scheduled
 from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.paths import user_path
+from megatron_kaiyuan.progress import reading
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
         UserError: a step is damaged; also after the JSON document.
     """
     results = []
-    for found, problems in verify_checkpoints(run_dir, step):
-        results.append((found, problems))
-        if not as_json:
-            print(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}", flush=True)
+    with reading("checkpoint verify", _bytes_of(run_dir, step)):
+        for found, problems in verify_checkpoints(run_dir, step):
+            results.append((found, problems))
+            if not as_json:
+                print(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}", flush=True)
     damaged = [found.name for found, problems in results if problems]
     if as_json:
         rows = [{"name": found.name, "step": found.step, "problems": problems} for found, problems in results]
@@ -118,13 +121,18 @@ def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
     return "" if as_json else f"checkpoint verify: {len(results)} checkpoints whole, {megabytes(size)}"
 
 
+def _bytes_of(run_dir: Path, step: int | None) -> int:
+    listed = (found for found in list_checkpoints(run_dir) if found.step is not None)
+    return sum(found.bytes for found in listed if step in (None, found.step))
+
+
 def checkpoint_named(run_dir: Path, name: str) -> Found:
     """The checkpoint that a word on the command line means: a step of the run, a checkpoint, or the newest of a run.
 
     Raises:
         UserError: there is none.
     """
-    folder = layout.step_folder(run_dir, int(name)) if name.isdigit() else Path(name)
+    folder = layout.step_folder(run_dir, int(name)) if name.isdigit() else user_path(name)
     try:
         return find_checkpoint(folder)
     except UserError as error:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kaiyuan.config import ModelConfig, RunConfig, load_run
+from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.run import RESULT
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
 from megatron_kaiyuan.report.metrics import History, read_history
@@ -77,15 +78,6 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     return output
 
 
-def count_parameters(model: ModelConfig) -> int:
-    """Weights of the network, from its shape: untied embedding and head, no biases."""
-    hidden, size = model.hidden_size, model.kv_channels
-    attention = hidden * size * (2 * model.num_attention_heads + 2 * model.num_query_groups)
-    norms = hidden * (4 if model.sandwich_norm else 2) + (2 * size if model.qk_layernorm else 0)
-    layer = attention + 3 * hidden * model.ffn_hidden_size + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
-
-
 def _read_config(run_dir: Path, missing: list[str]) -> RunConfig | None:
     try:
         return load_run(run_dir / "config.yaml")
@@ -142,10 +134,10 @@ def _references(evaluation: dict[str, Any] | None) -> list[Line]:
 def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The figures at the head of the page: (what, value)."""
     last = history.rows[-1]
-    losses = history.column("loss")
-    losses = losses[np.isfinite(losses)]
+    loss, loss_steps = history.last_loss()
     speed = history.column("tokens_per_second")
-    tiles = [("loss at the end", f"{losses[-1]:.3f}" if len(losses) else "none")]
+    over = f"loss, mean of the last {loss_steps} recorded steps" if loss_steps > 1 else "loss of the last step"
+    tiles = [(over, f"{loss:.3f}" if math.isfinite(loss) else "none")]
     if held_out := _held_out(evaluation):
         tiles.append(("held-out nats per token", f"{held_out['nats_per_token']:.3f}"))
     tiles += [("tokens", f"{last['tokens']:,}"), ("steps", f"{last['step']:,}")]
