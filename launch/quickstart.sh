@@ -107,7 +107,7 @@ stage untrained "$RUN/export/untrained" \
 stage eval "$RUN/train/evaluation.json" \
     kaiyuan eval "$RUN/export/averaged" --baseline "$RUN/export/untrained" \
     --held-out "$RUN"/corpora/*.heldout_text_document.idx --held-out-text "$RUN"/text/*.heldout.jsonl \
-    --seq-length 256 --output "$RUN/train/evaluation.json" --force
+    --seq-length 256 --device cpu --output "$RUN/train/evaluation.json" --force
 stage report "$RUN/report.html" kaiyuan report "$RUN/train" --output "$RUN/report.html" --force
 
 show_table
