@@ -25,7 +25,6 @@ def plain_values(column: pa.Array) -> list[Any]:
 
     Raises:
         UnicodeDecodeError: what Parquet calls text is not UTF-8.
-        RecursionError: the column's type is nested hundreds deep.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -46,6 +45,24 @@ def plain_values(column: pa.Array) -> list[Any]:
     if hasattr(kind, "value_type"):
         return [None if row.values is None else plain_values(row.values) for row in column]
     return column.to_pylist()  # type: ignore[no-any-return]
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column can be scores; one of type null holds missing scores only."""
+    value = stored_type(kind)
+    kinds = types.is_integer, types.is_floating, types.is_decimal, types.is_null
+    return any(is_kind(value) for is_kind in kinds)
+
+
+def to_doubles(numbers: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Numbers as float64; those that it cannot hold are rounded, as numbers of JSON are."""
+    kind = stored_type(numbers.type)
+    return (numbers.cast(kind) if kind != numbers.type else numbers).cast(pa.float64(), safe=False)
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, also where each is stored once only."""
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _each(column: pa.Array, convert: Callable[[Any], str]) -> list[str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.reading.arrow_values import plain_values
+from data_tools.reading.arrow_values import is_number, plain_values, stored_type, to_doubles
 from data_tools.reading.inputs import InputFile, open_stored
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import Rows
@@ -80,7 +80,10 @@ def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
         with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
             yield parquet
     except pa.ArrowException as error:
-        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); check or copy the file again") from error
+        # What the library does not know, as another compression, is no damage.
+        is_sound = isinstance(error, pa.ArrowNotImplementedError) or "deeply nested" in str(error)
+        advice = "write it in another way, or drop a column" if is_sound else "check or copy the file again"
+        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); {advice}") from error
 
 
 def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:
@@ -123,29 +126,8 @@ def _fields(file: InputFile, schema: pa.Schema, settings: Settings) -> dict[str,
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    value = _stored(kind)
+    value = stored_type(kind)
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether a column can be scores; one of type null holds missing scores only."""
-    value = _stored(kind)
-    return (
-        pa.types.is_integer(value)
-        or pa.types.is_floating(value)
-        or pa.types.is_decimal(value)
-        or pa.types.is_null(value)
-    )
-
-
-def _stored(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def to_doubles(numbers: pa.Array) -> pa.Array:
-    """Numbers as float64; those that it cannot hold are rounded, as numbers of JSON are."""
-    kind = _stored(numbers.type)
-    return (numbers.cast(kind) if kind != numbers.type else numbers).cast(pa.float64(), safe=False)
 
 
 def _rows(

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from data_tools.reading.inputs import InputFile
+from data_tools.reading.limits import MAX_ROW_BYTES
 from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.outputs import identity_of
 
@@ -19,8 +20,6 @@ KEPT = "finished shards are kept: run the command again"
 
 # Goes up when a shard of the same input and settings would get other content than before.
 _SHARD_VERSION = 4
-# Far above any book; several times as much is the memory that a process needs for a row.
-MAX_ROW_BYTES = 256 << 20
 # Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.

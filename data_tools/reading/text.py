@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.limits import MAX_ROW_BYTES
 from data_tools.reading.lines import line_batches, read_whole
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.unicode_marks import without_mark, without_marks
@@ -45,6 +46,7 @@ class Rows:
         scores: for each name, a number of each row, NaN for a missing score.
         meta: for each name, a value of each row.
         left_out: rows that are neither here nor bad, by reason.
+        places: of each row, its number in the task and the offset of its line, as in `BadPlace`.
         count: lines or Parquet rows that were read, whatever became of them.
         read: bytes of the file as stored that were read so far.
     """
@@ -57,6 +59,7 @@ class Rows:
     sources: list[str] = field(default_factory=list)
     bad: list[BadPlace] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    places: list[tuple[int, int | None]] = field(default_factory=list)
     count: int = 0
     read: int = 0
 
@@ -87,6 +90,7 @@ class Rows:
                 scores.append(as_number(row.get(key)))
             for key, value in meta.items():
                 self.meta[key].append(value)
+            self.places.append(place)
             self.domains.append(label(row, "domain"))
             self.sources.append(label(row, "source"))
 
@@ -214,13 +218,15 @@ def parse_row(line: bytes, exact: Collection[str] | None = None) -> dict[str, An
     return row
 
 
-def texts(paths: Sequence[str | Path], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def texts(
+    paths: Sequence[str | Path], key: str, max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The text and the whole row of each JSON line.
 
     Raises:
         UserError: a file holds no JSON lines, or a line is bad; the message names it.
     """
-    settings = Settings(Path(), (key,))
+    settings = Settings(Path(), (key,), max_row_bytes=max_row_bytes)
     for file in find_inputs(paths):
         if file.format != "json":
             raise UserError(f"{file.name}: only JSON lines can be read here; name files of JSON lines")

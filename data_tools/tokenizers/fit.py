@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.reading.text import texts
+from data_tools.reading.text import label, texts
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 
@@ -64,7 +64,7 @@ def measure(
     for text, row in texts(inputs, key):
         ids = tokenizer.encode_batch([text])[0]
         counts = len(text.encode()), len(ids), int(np.isin(ids, tokenizer.byte_ids).sum())
-        domain = str(row.get("domain") or "unknown")
+        domain = label(row, "domain") or "unknown"
         fits.setdefault(domain, Fit(domain)).add(*counts)
         total.add(*counts)
     if not total.documents:
