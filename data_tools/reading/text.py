@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from data_tools.reading.inputs import find_inputs, open_stored, unpack
+from data_tools.reading.inputs import open_stored, unpack
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.unicode_marks import without_mark, without_marks
 from megatron_kaiyuan.errors import UserError
@@ -206,29 +204,6 @@ def parse_row(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRow("not a JSON object")
     return row
-
-
-def texts(paths: Sequence[str | Path], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The text and the whole row of each JSON line.
-
-    Raises:
-        UserError: a file holds no JSON lines, or a line is bad; the message names it.
-    """
-    settings = Settings(Path(), (key,))
-    for file in find_inputs(paths):
-        if file.format != "json":
-            raise UserError(f"{file.name}: only JSON lines can be read here; name files of JSON lines")
-        batches = _line_batches(Task(file, 0, file.size, ""))
-        for number, line in enumerate(chain.from_iterable(lines for _, lines, _ in batches), 1):
-            content = without_mark(line)
-            if _is_blank(content):
-                continue
-            try:
-                row = parse_row(content)
-                check_row(row, settings)
-            except BadRow as error:
-                raise UserError(f"{file.name}:{number}: {error}; mend or remove the line") from error
-            yield row[key], row
 
 
 def lines_before(task: Task) -> int:
