@@ -50,10 +50,10 @@ app.add_typer(documents_app)
 
 @tokenizer_app.command("train", cls=SeveralValuesCommand)
 def tokenizer_train(
-    inputs: Annotated[list[str], typer.Option("--input", help="JSON lines; files, folders, 'patterns*', URLs")],
+    inputs: Annotated[list[str], typer.Option("--input", help="as for preprocess")],
     output: Annotated[Path, typer.Option("--output", help="the tokenizer.json to write")],
     vocab_size: Annotated[int, typer.Option(help="ids in all, the 256 bytes and the end of a document included")],
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
     force: Force = False,
 ) -> None:
     """Train a byte-fallback BPE tokenizer; any text comes back unchanged.
@@ -68,8 +68,8 @@ def tokenizer_train(
 @tokenizer_app.command("inspect")
 def tokenizer_inspect(
     tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, sentencepiece .model, .tiktoken, or their folder")],
-    inputs: Annotated[list[str], typer.Argument(help="JSON lines; files, folders, 'patterns*', URLs")],
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    inputs: Annotated[list[str], typer.Argument(help="text, as --input of preprocess")],
+    json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
     eod_token: Annotated[str | None, typer.Option(help="the token that ends a document, as for preprocess")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:

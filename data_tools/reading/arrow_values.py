@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import types
 
-# In the fraction of a second: as many as Python's datetime has, and as many as Arrow's finest unit.
-_MICROSECONDS, _NANOSECONDS = 6, 9
 _SECONDS_A_DAY = 86_400
 _A_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -107,8 +106,7 @@ def _times(column: pa.Array) -> list[str | None]:
         found = np.datetime_as_string(numbers.view(f"datetime64[{unit}]"), unit="D").tolist()
     else:
         zone = "+00:00" if types.is_timestamp(kind) and kind.tz is not None else ""
-        stamps = np.datetime_as_string(numbers.view(f"datetime64[{unit}]")).tolist()
-        found = [_time_stamp(stamp) + zone for stamp in stamps]
+        found = [stamp + zone for stamp in _time_stamps(numbers, _A_SECOND[unit])]
         if types.is_time(kind):
             found = _times_of_day(found, numbers.tolist(), unit)
     return [text if there else None for text, there in zip(found, column.is_valid().to_pylist(), strict=True)]
@@ -123,10 +121,15 @@ def _times_of_day(stamps: list[str], numbers: list[int], unit: str) -> list[str]
     ]
 
 
-def _time_stamp(stamp: str) -> str:
-    """As Python writes it: no fraction of zero, else microseconds; nanoseconds only where there are some."""
-    whole, _, fraction = stamp.replace("T", " ", 1).partition(".")
-    fraction = fraction.rstrip("0")
-    if not fraction:
-        return whole
-    return f"{whole}.{fraction.ljust(_MICROSECONDS if len(fraction) <= _MICROSECONDS else _NANOSECONDS, '0')}"
+def _time_stamps(numbers: NDArray[np.int64], second: int) -> list[str]:
+    """As Python writes them: no fraction of zero, else microseconds; nanoseconds only where there are some."""
+    # NumPy takes the least number of all for no time. As a number of seconds it is none that anybody means.
+    whole = np.datetime_as_string((numbers // second).view("datetime64[s]")).tolist()
+    rest = (numbers % second * (_A_SECOND["ns"] // second)).tolist()
+    return [day.replace("T", " ") + _fraction(nanoseconds) for day, nanoseconds in zip(whole, rest, strict=True)]
+
+
+def _fraction(nanoseconds: int) -> str:
+    if not nanoseconds:
+        return ""
+    return f".{nanoseconds:09d}" if nanoseconds % 1000 else f".{nanoseconds // 1000:06d}"

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from data_tools.reading.inputs import find_inputs
-from data_tools.reading.limits import MAX_ROW_BYTES
 from data_tools.reading.lines import line_batches, read_whole
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.unicode_marks import without_mark, without_marks
 from data_tools.reading.values import BadRow, LeftOut, as_number, as_text, is_missing, may_be_rounded, text_bytes
-from megatron_kaiyuan.errors import UserError
 
 # Lengths in the index and sizes in the metadata are 32-bit.
 _LONGEST_TEXT = (1 << 31) - 1
@@ -216,33 +212,6 @@ def parse_row(line: bytes, exact: Collection[str] | None = None) -> dict[str, An
     if any(may_be_rounded(row.get(name)) for name in (row if exact is None else exact)):
         row = _parse_leniently(line)
     return row
-
-
-def texts(
-    paths: Sequence[str | Path], key: str, max_row_bytes: int = MAX_ROW_BYTES
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The text and the whole row of each JSON line.
-
-    Raises:
-        UserError: a file holds no JSON lines, or a line is bad; the message names it.
-    """
-    settings = Settings(Path(), (key,), max_row_bytes=max_row_bytes)
-    for file in find_inputs(paths):
-        if file.format != "json":
-            raise UserError(f"{file.name}: only JSON lines can be read here; name files of JSON lines")
-        task, first = Task(file, 0, file.size, ""), 1
-        for lines in line_batches(task, settings.max_row_bytes):
-            for (number, _), line in lines.placed(first):
-                content = None if line is None else without_mark(line)
-                if content is not None and _is_blank(content):
-                    continue
-                try:
-                    row = _fields(content, settings, task, ())
-                    check_row(row, settings)
-                except BadRow as error:
-                    raise UserError(f"{file.name}:{number}: {error}; mend or remove the line") from error
-                yield row[key], row
-            first += len(lines.contents)
 
 
 def _is_blank(line: bytes) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from data_tools.tokenizers.byte_fallback import Translation, as_byte_level, is_byte_fallback
 from data_tools.tokenizers.byte_level import unsupported_property
 from data_tools.tokenizers.tiktoken_files import KNOWN
 from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, Tiktoken, join_arrays
@@ -70,8 +71,11 @@ class Gigatoken:
     def __init__(self, reference: Reference):
         library = _import("gigatoken")
         self._reference = reference
+        self._translation: Translation | None = None
         try:
-            self._tokenizer: Any = _gigatoken_for(library, reference)
+            if isinstance(reference, HuggingFace) and is_byte_fallback(reference.content):
+                self._translation = _translated(reference)
+            self._tokenizer: Any = _gigatoken_for(library, reference, self._translation)
         except Unsupported:
             raise
         except BaseException as error:  # its panics are no Exception
@@ -100,7 +104,8 @@ class Gigatoken:
 
     def _encode(self, texts: Sequence[str]) -> Ids:
         # One by one: for a batch the library imports awkward, which takes longer than the proof's sample.
-        return join_arrays([self._tokenizer.encode(text) for text in texts])
+        found = join_arrays([self._tokenizer.encode(text) for text in texts])
+        return self._translation.own(found) if self._translation else found
 
 
 def depends_on_tables(text: str) -> bool:
@@ -253,17 +258,29 @@ def _split(ids: Ids) -> list[NDArray[np.uint32]]:
     return np.split(ids[0], np.cumsum(ids[1])[:-1])
 
 
-def _gigatoken_for(library: Any, reference: Reference) -> Any:
+def _translated(reference: HuggingFace) -> Translation:
+    try:
+        return as_byte_level(reference.content)
+    except ValueError as error:
+        raise _not_implemented(reference, str(error)) from None
+
+
+def _gigatoken_for(library: Any, reference: Reference, translation: Translation | None) -> Any:
     if isinstance(reference, HuggingFace):
-        if odd := unsupported_property(reference.content):
-            raise Unsupported(f"it does not implement what {reference.path.name} has: {odd}")
-        return library.Tokenizer.from_json(orjson.dumps(_without_special(reference.content)))
+        content = translation.content if translation else reference.content
+        if odd := unsupported_property(content):
+            raise _not_implemented(reference, odd)
+        return library.Tokenizer.from_json(orjson.dumps(_without_special(content)))
     if isinstance(reference, Tiktoken):
         for name, scheme in _GIGATOKEN_SCHEMES.items():
             if reference.file.pattern == KNOWN[name].pattern:
                 return library.Tokenizer.from_tiktoken(reference.path, scheme, {})
         raise Unsupported("it has no scanner for this pattern")
     raise Unsupported(f"its ids are not those of {reference.name}, as for control tokens that are spelt out")
+
+
+def _not_implemented(reference: Reference, odd: str) -> Unsupported:
+    return Unsupported(f"it does not implement what {reference.path.name} has: {odd}")
 
 
 def _without_special(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.reading.text import label, texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 
@@ -61,10 +61,10 @@ def measure(
     tokenizer = TextTokenizer(tokenizer_path, eod_token)
     fits: dict[str, Fit] = {}
     total = Fit("all")
-    for text, row in texts(inputs, key):
+    for text, domain in texts(inputs, key):
         ids = tokenizer.encode_batch([text])[0]
         counts = len(text.encode()), len(ids), int(np.isin(ids, tokenizer.byte_ids).sum())
-        domain = label(row, "domain") or "unknown"
+        domain = domain or "unknown"
         fits.setdefault(domain, Fit(domain)).add(*counts)
         total.add(*counts)
     if not total.documents:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_tools.reading.listing import require_utf8
+from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import checksum
@@ -288,9 +289,7 @@ def _byte_tokens(content: Mapping[str, Any]) -> list[str]:
         return [f"<0x{byte:02X}>" for byte in range(256)]
     if '"ByteLevel"' not in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
         return []
-    # The byte-level alphabet of GPT-2: a byte that is printable in Latin-1 stands for itself, others move up by 256.
-    hidden = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
-    return [chr(256 + hidden.index(byte)) if byte in hidden else chr(byte) for byte in range(0x80, 0x100)]
+    return LETTERS[0x80:]
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

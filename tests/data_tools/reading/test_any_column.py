@@ -163,7 +163,7 @@ def test_time_stamps_are_what_python_writes(unit: str, number: int):
     try:
         expected = str(datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=whole))
     except OverflowError:
-        if number > -(2**63):  # which NumPy takes for no time at all
+        if unit != "s" or number > -(2**63):  # which NumPy takes for no time at all
             year = 1970 + whole / 31556952
             assert abs(int(found.split(":")[0].rsplit("-", 2)[0]) - year) < 2
         return

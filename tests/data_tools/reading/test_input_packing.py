@@ -17,7 +17,8 @@ import zstandard
 
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings, cut_tasks
-from data_tools.reading.text import line_rows, texts
+from data_tools.reading.text import line_rows
+from data_tools.reading.texts import texts
 from megatron_kaiyuan.errors import UserError
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

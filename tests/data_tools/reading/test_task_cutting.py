@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from data_tools.reading import lines as lines_module
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.lines import lines_before
 from data_tools.reading.place import Place, default_workers, find_place
 from data_tools.reading.tasks import Settings, Task, cut_tasks
-from data_tools.reading.lines import lines_before
 from data_tools.reading.text import Rows, line_rows
 from megatron_kaiyuan.errors import UserError
 
