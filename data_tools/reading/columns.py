@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data_tools.reading.arrow_values import is_number, plain_values, stored_type, to_doubles
 from data_tools.reading.inputs import InputFile, open_stored
+from data_tools.reading.packing import advice
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import Rows
 from megatron_kaiyuan.errors import UserError, excerpt
@@ -80,10 +81,7 @@ def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
         with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
             yield parquet
     except pa.ArrowException as error:
-        # What the library does not know, as another compression, is no damage.
-        is_sound = isinstance(error, pa.ArrowNotImplementedError) or "deeply nested" in str(error)
-        advice = "write it in another way, or drop a column" if is_sound else "check or copy the file again"
-        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); {advice}") from error
+        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); {advice(error)}") from error
 
 
 def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:

@@ -5,6 +5,7 @@ Names lie: servers and scripts unpack a file and keep its name, or pack one and 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import lzma
@@ -13,6 +14,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from data_tools.reading.zstd_file import ZstdFile
 from megatron_kaiyuan.errors import UserError
 
 # By suffix, Arrow's name where Arrow has one.
@@ -98,12 +100,17 @@ def unpacked(packing: str, stored: BinaryIO) -> BinaryIO:
         return io.BufferedReader(gzip.GzipFile(fileobj=stored), 1 << 20)  # type: ignore[type-var]
     if packing == "xz":
         return io.BufferedReader(lzma.LZMAFile(stored), 1 << 20)  # type: ignore[type-var]
-    # Arrow's streams refuse a truncated file; fsspec with zstandard stops in silence.
+    if packing == "zstd":
+        return io.BufferedReader(ZstdFile(stored), 1 << 20)
+    # Arrow's streams refuse a truncated file.
     return io.BufferedReader(pa.CompressedInputStream(stored, packing), 1 << 20)  # type: ignore[type-var]
 
 
 def advice(error: BaseException) -> str:
     """What to do about a file whose bytes could not be read or unpacked."""
-    if "too much memory" in str(error):
-        return "it was packed with a long window: unpack it with `zstd -d --long=31`"
+    # What the Parquet library does not know, as another compression, is no damage.
+    if isinstance(error, NotImplementedError) or "deeply nested" in str(error):
+        return "write it in another way, or drop a column"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files, as with `ulimit -n`"
     return "check or copy the file again"
