@@ -5,7 +5,6 @@ Names lie: servers and scripts unpack a file and keep its name, or pack one and 
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
 import lzma
@@ -15,7 +14,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from data_tools.reading.zstd_file import ZstdFile
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, system_advice
 
 # By suffix, Arrow's name where Arrow has one.
 PACKINGS = {
@@ -111,6 +110,5 @@ def advice(error: BaseException) -> str:
     # What the Parquet library does not know, as another compression, is no damage.
     if isinstance(error, NotImplementedError) or "deeply nested" in str(error):
         return "write it in another way, or drop a column"
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return "raise the limit of open files, as with `ulimit -n`"
-    return "check or copy the file again"
+    again = "check or copy the file again"
+    return system_advice(error, again) if isinstance(error, OSError) else again
