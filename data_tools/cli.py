@@ -172,6 +172,8 @@ def merge(
 ) -> None:
     """Join corpora of one tokenizer: the bytes are those of one writer for all documents. Memory does not grow.
 
+    Pairs that Megatron's tools wrote are joined to such a pair, without metadata.
+
     Example: kaiyuan-data merge runs/part_0_text_document runs/part_1_text_document --output-prefix runs/all
     """
     from data_tools.corpora.merge import merge_corpora
@@ -190,7 +192,8 @@ def verify(
 ) -> None:
     """Read every byte of corpora, phases or documents and compare it with their manifests; the first fault is named.
 
-    A phase is compared with the indexes of its corpora; their tokens are checked when they are named themselves.
+    A phase is compared with the indexes of its corpora; their tokens are checked when they are named themselves. Pairs
+    that Megatron's tools wrote have no manifest: of these it is checked that every sequence lies inside the .bin.
 
     Example: kaiyuan-data verify runs/code_text_document runs/phases/first
     """
@@ -205,6 +208,7 @@ def verify(
     corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
     counts = {
         "corpora": len(corpora),
+        "stock_pairs": sum(corpus.is_stock for corpus in corpora),
         "sequences": sum(map(len, corpora)),
         "tokens": sum(corpus.tokens for corpus in corpora),
         "phases": len(phases),
@@ -220,7 +224,8 @@ def verify(
     found = []
     if corpora:
         subject = "1 corpus is" if len(corpora) == 1 else f"{len(corpora)} corpora are"
-        found.append(f"{subject} {state}, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens")
+        stock = f" ({counts['stock_pairs']} of them without a manifest)" if counts["stock_pairs"] else ""
+        found.append(f"{subject} {state}{stock}, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens")
     if phases:
         subject = "1 phase is" if len(phases) == 1 else f"{len(phases)} phases are"
         found.append(f"{subject} {state}, {counts['phase_documents']:,} documents, {counts['phase_tokens']:,} tokens")
