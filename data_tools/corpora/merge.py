@@ -71,8 +71,8 @@ def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, force:
         if len(stock) < len(prefixes):
             other = next(prefix for prefix in prefixes if prefix not in stock)
             raise UserError(
-                f"{stock[0]}: is a stock pair, without manifest and metadata, and {other} is not; join stock pairs with "
-                "stock pairs, and corpora with corpora"
+                f"{stock[0]}: is a stock pair, without manifest and metadata, and {other} is not; join stock pairs "
+                "with stock pairs, and corpora with corpora"
             )
         return merge_stock(prefixes, Path(output), threads, force)
     parts = _open_parts(prefixes, Path(output))
