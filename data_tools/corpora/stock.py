@@ -7,13 +7,11 @@ Megatron's tools make of them.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data_tools import _index
 from data_tools.corpora.corpus_files import AGAIN, manifest_path, metadata_path, require_space, write_errors
@@ -21,6 +19,7 @@ from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
+from megatron_kaiyuan.progress import Progress
 
 _FORMAT = "kaiyuan-merged-pair"
 # A multiple of every token's size.
@@ -97,7 +96,7 @@ def _join(
     prefixes: Sequence[Path], sizes: Sequence[int], tokens: Path, index: Path, threads: int, output: Path
 ) -> None:
     pairs = [(os.fsencode(idx_path(prefix)), size) for prefix, size in zip(prefixes, sizes, strict=True)]
-    bar = tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="merge", disable=not sys.stderr.isatty())
+    bar = Progress("merge", sum(sizes), "B")
     try:
         with write_errors(output), bar, open(tokens, "wb") as joined:
             _index.merge(os.fsencode(index), pairs, threads)
@@ -106,7 +105,7 @@ def _join(
                     while chunk := file.read(_CHUNK_BYTES):
                         joined.write(chunk)
                         size -= len(chunk)
-                        bar.update(len(chunk))
+                        bar.advance(len(chunk))
                 if size:
                     raise UserError(f"{bin_path(prefix)}: was changed while it was read; run the command again")
     except ValueError as error:
