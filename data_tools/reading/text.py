@@ -51,6 +51,7 @@ class Rows:
         texts, text_bytes: for each json key, the text of each row and its size in UTF-8.
         scores: for each name, a number of each row, NaN for a missing score.
         meta: for each name, a value of each row.
+        places: of each row, its number in the task and the offset of its line, as in `BadPlace`.
         left_out: rows that are neither here nor bad, by reason.
         count: lines or Parquet rows that were read, whatever became of them.
         read: bytes of the file as stored that were read so far.
@@ -60,6 +61,7 @@ class Rows:
     text_bytes: dict[str, list[int]]
     scores: dict[str, list[float]]
     meta: dict[str, list[str | None]]
+    places: list[tuple[int, int | None]] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     bad: list[BadPlace] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Rows:
                 scores.append(math.nan if is_missing(row.get(key)) else float(row[key]))
             for key, values in self.meta.items():
                 values.append(as_text(row.get(key)))
+            self.places.append(place)
             self.domains.append(_label(row, "domain"))
             self.sources.append(_label(row, "source"))
 
