@@ -12,6 +12,7 @@ import typer
 from data_tools.cli_documents import app as documents_app
 from data_tools.cli_order import app as order_app
 from data_tools.engines.choose import HELP as ENGINE_HELP
+from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
@@ -114,6 +115,7 @@ def preprocess(
     ] = "auto",
     max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
     max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or fields that may be left out")] = 0,
+    max_row_bytes: Annotated[int, typer.Option(help=ROW_BYTES_HELP)] = MAX_ROW_BYTES,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. The result is the same")] = 0,
@@ -151,6 +153,7 @@ def preprocess(
         text_documents,
         max_characters,
         tokenizer_engine,
+        max_row_bytes,
     )
     totals = write(inputs, output_prefix, settings, chosen, max_bad_rows, task_bytes, merge_only, force)
     if totals.tokenizer_engine and chosen.is_first:

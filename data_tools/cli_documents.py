@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data_tools.engines.choose import HELP as ENGINE_HELP
+from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app
 from megatron_kaiyuan.errors import UserError
 
@@ -59,6 +60,7 @@ def dedup(
     workers: Annotated[int, typer.Option(help="local processes; 0: one a core. The result is the same")] = 0,
     task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. Decides about ids")] = 0,
     max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or text that may be left out")] = 0,
+    max_row_bytes: Annotated[int, typer.Option(help=ROW_BYTES_HELP)] = MAX_ROW_BYTES,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
     force: Force = False,
 ) -> None:
@@ -85,7 +87,12 @@ def dedup(
     lines = run(
         preset,
         recipe,
-        reading={"json_key": json_key, "text_column": text_column, "text_documents": text_documents},
+        reading={
+            "json_key": json_key,
+            "text_column": text_column,
+            "text_documents": text_documents,
+            "max_row_bytes": max_row_bytes,
+        },
         engine=(engine, workers),
         rules={"across": across, "direct": keeper, "max_cluster": max_cluster},
         as_json=as_json,
@@ -136,6 +143,7 @@ def score(
     text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
     max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
     max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or text that may be left out")] = 0,
+    max_row_bytes: Annotated[int, typer.Option(help=ROW_BYTES_HELP)] = MAX_ROW_BYTES,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input")] = 0,
@@ -167,7 +175,7 @@ def score(
         if output is None:
             raise UserError("score: name the folder to write with --output")
         options = ScoreOptions(scorers, filters, quantiles, mask, seed, max_bad_rows)
-        settings = reading_settings(json_key, text_column, text_documents, max_characters)
+        settings = reading_settings(json_key, text_column, text_documents, max_characters, max_row_bytes)
         lines = score_documents(inputs, output, options, settings, chosen, task_bytes, force)
     print(*(f"score: {line}" for line in lines), sep="\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -48,6 +49,10 @@ def run_app(app: typer.Typer) -> None:
     has gone (as with `| head`), 130 on ctrl-C.
     """
     survive_lost_output()
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file that the terminal's encoding cannot show is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as end:

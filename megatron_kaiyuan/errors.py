@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
 
@@ -27,7 +28,16 @@ def describe(error: UserError | OSError) -> str:
     """One line about a mistake of the user's, or about a file that the system refuses (full disk, no permission)."""
     if isinstance(error, UserError):
         return str(error)
-    return redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
+    told = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+    advice = system_advice(error, "")
+    return redact(f"{told}; {advice}" if advice else told)
+
+
+def system_advice(error: OSError, otherwise: str = "check the path and its permissions") -> str:
+    """What to do where the system refuses a file; it may have nothing to do with the file."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files, as with `ulimit -n 65536`, or take fewer at once"
+    return otherwise
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:
