@@ -217,6 +217,6 @@ class TextTokenizer:
         """Refuse an end that a text could hold: such a text would be cut where its author wrote the token."""
         if self.eod_id in self._engine.encode([token])[0]:
             raise UserError(
-                f"{self.path}: a text that spells out {token!r} would end the document there; make it a special "
-                "(control) token, or name another with --eod-token"
+                f"{self.path}: a text that spells out {token!r} would end the document there; name a token with "
+                "--eod-token that the file calls special and that is not the one for unknown words"
             )

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from data_tools.reading.listing import require_utf8
 from data_tools.tokenizers.byte_level import LETTERS
+from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from data_tools.tokenizers.unicode_tables import has_unassigned
 from megatron_kaiyuan.errors import UserError, excerpt
@@ -110,13 +111,15 @@ class HuggingFace:
         same_size = tokenizer.get_vocab_size(with_added_tokens=True) == len(self.vocabulary)
         if not same_size or any(tokenizer.token_to_id(token) != number for token, number in added.items()):
             raise _unreadable(self.path, ValueError("added tokens have ids that the library does not give them"))
-        tokenizer.encode_special_tokens = True
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _without_extras(tokenizer)
+
+    @cached_property
+    def _encoder(self) -> Tokenizer:
+        hidden = hide_special(self.content)
+        return _without_extras(Tokenizer.from_str(orjson.dumps(hidden).decode())) if hidden else self._tokenizer
 
     def encode(self, texts: Sequence[str]) -> Ids:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return flatten(encoding.ids for encoding in encodings)
 
     def composed(self, text: str) -> str | None:
@@ -317,6 +320,13 @@ def _make_special(content: dict[str, Any], token: str | None) -> None:
     for added in content.get("added_tokens") or []:
         if isinstance(added, dict) and added.get("content") == token:
             added["special"] = True
+
+
+def _without_extras(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _byte_tokens(content: Mapping[str, Any]) -> list[str]:
