@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.request import Run, write_list
-from megatron_kaiyuan.research.queue.slurm import Array, submit_and_wait
+from megatron_kaiyuan.research.queue.slurm import Array
 from megatron_kaiyuan.research.queue.table import write_table
 
+# Not imported: it is a process of its own.
 _WORKER = "megatron_kaiyuan.research.queue.worker"
 
 
@@ -30,7 +32,7 @@ def run_all(
 
     Args:
         folder: of the queue; the place of runs, made if it is not there.
-        slots: runs at the same time; None: one a CPU core, or one a device.
+        slots: runs at the same time; None: one a CPU core, or one a device. With an array: in each of its tasks.
         array: have Slurm do the work; this process only waits and collects.
 
     Returns:
@@ -42,10 +44,7 @@ def run_all(
         KeyboardInterrupt: the work was stopped; runs that were at work have been saved.
     """
     path = write_list(folder, runs)
-    if array is not None:
-        submit_and_wait(array, [sys.executable, "-m", _WORKER, str(path.resolve()), "--no-wait"], folder)
-        slots = 0
-    outcome = _work(path, slots)
+    outcome = _work(path, slots, array)
     if outcome["error"]:
         raise UserError(outcome["error"])
     write_table(folder, outcome["rows"])
@@ -59,16 +58,18 @@ def run_all(
         )
     if missing := outcome["missing"]:
         raise UserError(
-            f"{folder}: {len(missing)} of {len(runs)} runs are not whole, such as {missing[0]!r}; look at the array's "
-            "logs there, then give the same command again"
+            f"{folder}: {len(missing)} of {len(runs)} runs are not whole, such as {missing[0]!r}; "
+            f"{outcome['note'] or 'they were stopped'}; the same command continues"
         )
     return outcome["rows"]
 
 
-def _work(path: Path, slots: int | None) -> dict[str, Any]:
+def _work(path: Path, slots: int | None, array: Array | None) -> dict[str, Any]:
     command = [sys.executable, "-m", _WORKER, str(path)]
     if slots is not None:
         command += ["--slots", str(slots)]
+    if array is not None:
+        command += ["--array", str(array.tasks), f"--sbatch={shlex.join(array.options)}"]
     # One thread a run; a library that made threads of its own would make forks of the worker unsafe.
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     environ = {**os.environ, **threads, parent.VARIABLE: str(os.getpid())}
