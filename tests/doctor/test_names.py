@@ -63,6 +63,6 @@ def test_a_name_that_leads_to_loopback_keeps_other_hosts_out(answers: list[str])
 
 def test_a_silent_name_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_SECONDS", 0.05)
-    monkeypatch.setattr(names.socket, "getaddrinfo", lambda *_, **__: time.sleep(1))
+    monkeypatch.setattr(names.socket, "getaddrinfo", lambda *_, **__: time.sleep(1) or [])
     _, notes = examined(ONE)
     assert "is not known here (no answer in 0.05 s)" in notes[0]
