@@ -93,9 +93,10 @@ run_in_group() { # LOG COMMAND...
 }
 
 # tee that outlives a ctrl-C, a lost terminal and its own reader, so that a command which saves its work then can still
-# print.
+# print. It replaces its shell: for the end of a pipeline.
 keep() { # FILE
-    (trap '' INT TERM HUP PIPE && exec tee "$1")
+    trap '' INT TERM HUP PIPE
+    exec tee "$1"
 }
 
 # Runs COMMAND, shows and logs its output, and leaves $RUN/stages/NAME with lines: signature, seconds, artefact, figure.

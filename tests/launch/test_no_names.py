@@ -27,7 +27,7 @@ ip link set lo up
 mount --bind {folder}/hosts /etc/hosts
 mount --bind {folder}/resolv.conf /etc/resolv.conf
 echo nowhere >/proc/sys/kernel/hostname
-"{python}" -c "{server}; s.recvfrom(1); import time; time.sleep(600)" &
+"{python}" -c "{server}; s.recvfrom(1); import time; time.sleep(600)" >/dev/null 2>&1 &
 exec "$@"
 """
 SECONDS = 240

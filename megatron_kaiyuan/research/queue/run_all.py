@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.request import Run, write_list
+from megatron_kaiyuan.research.queue.signals import handled_signals
 from megatron_kaiyuan.research.queue.slurm import Array
 from megatron_kaiyuan.research.queue.table import write_table
 
@@ -41,15 +44,16 @@ def run_all(
 
     Raises:
         UserError: a run cannot be begun, and none was; or some have failed, when the others have ended.
-        KeyboardInterrupt: the work was stopped; runs that were at work have been saved.
+        KeyboardInterrupt: ctrl-C; runs that were at work have been saved.
+        SystemExit: the same after another signal, with 128 and its number.
     """
     path = write_list(folder, runs)
     outcome = _work(path, slots, array)
     if outcome["error"]:
         raise UserError(outcome["error"])
     write_table(folder, outcome["rows"])
-    if outcome["stopped_by"]:
-        raise KeyboardInterrupt
+    if stopped_by := outcome["stopped_by"]:
+        raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(128 + stopped_by)
     if failed := outcome["failed"]:
         name, why = next(iter(failed.items()))
         raise UserError(
@@ -64,6 +68,20 @@ def run_all(
     return outcome["rows"]
 
 
+@contextlib.contextmanager
+def _passed_on(worker: subprocess.Popen[str]) -> Iterator[None]:
+    """Pass signals on to the worker, which saves and ends; this process waits for it. Those of a terminal come twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda got, frame: worker.send_signal(got)) for number in handled_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _work(path: Path, slots: int | None, array: Array | None) -> dict[str, Any]:
     command = [sys.executable, "-m", _WORKER, str(path)]
     if slots is not None:
@@ -73,13 +91,8 @@ def _work(path: Path, slots: int | None, array: Array | None) -> dict[str, Any]:
     # One thread a run; a library that made threads of its own would make forks of the worker unsafe.
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     environ = {**os.environ, **threads, parent.VARIABLE: str(os.getpid())}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as worker:
-        try:
-            printed, _ = worker.communicate()
-        except KeyboardInterrupt:
-            # From the terminal it comes to the worker as well; from elsewhere it does not.
-            worker.send_signal(signal.SIGTERM)
-            printed, _ = worker.communicate()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as worker, _passed_on(worker):
+        printed, _ = worker.communicate()
     try:
         return json.loads(printed)
     except ValueError:
