@@ -70,7 +70,7 @@ def run_all(
 
 @contextlib.contextmanager
 def _passed_on(worker: subprocess.Popen[str]) -> Iterator[None]:
-    """Pass signals on to the worker, which saves and ends; this process waits for it. Those of a terminal come twice."""
+    """Pass signals on to the worker, which saves and ends. Those of a terminal come to it twice, which is once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -139,12 +139,12 @@ def test_a_stopped_command_waits_until_its_runs_are_saved(
     number: signal.Signals, queue_recipe: Path, tmp_path: Path
 ) -> None:
     """The process that called `run_all` gets the signal alone."""
-    runs = make_runs(queue_recipe, 2, "checkpoint.save_every_steps=1000", steps=400)
+    runs = make_runs(queue_recipe, 2, "checkpoint.save_every_steps=1000", steps=40)
     path = write_list(tmp_path, runs)
     code = (
         "import sys; from pathlib import Path\n"
-        "from megatron_kaiyuan.research.queue import run_all; from megatron_kaiyuan.research.queue.request import read_list\n"
-        "try: run_all(Path(sys.argv[1]), read_list(Path(sys.argv[2])), slots=1)\n"
+        "from megatron_kaiyuan.research.queue import request, run_all\n"
+        "try: run_all(Path(sys.argv[1]), request.read_list(Path(sys.argv[2])), slots=1)\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
     environ = {name: value for name, value in os.environ.items() if name != "KAIYUAN_PARENT"}
