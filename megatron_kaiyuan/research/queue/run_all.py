@@ -18,6 +18,7 @@ from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.request import Run, write_list
 from megatron_kaiyuan.research.queue.signals import handled_signals
+from megatron_kaiyuan.research.queue.slots import ONE_THREAD
 from megatron_kaiyuan.research.queue.slurm import Array
 from megatron_kaiyuan.research.queue.table import write_table
 
@@ -40,7 +41,7 @@ def run_all(
 
     Returns:
         A row for each run in the order of `runs`: name, labels, fingerprint, steps, tokens, parameters, seconds (of the
-        process that ended it), training_seconds (of its steps), and bits_per_byte/DOMAIN.
+        process that ended it), training_seconds (of its steps), bits_per_byte/DOMAIN and bits_per_byte/task:NAME.
 
     Raises:
         UserError: a run cannot be begun, and none was; or some have failed, when the others have ended.
@@ -88,9 +89,7 @@ def _work(path: Path, slots: int | None, array: Array | None) -> dict[str, Any]:
         command += ["--slots", str(slots)]
     if array is not None:
         command += ["--array", str(array.tasks), f"--sbatch={shlex.join(array.options)}"]
-    # One thread a run; a library that made threads of its own would make forks of the worker unsafe.
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    environ = {**os.environ, **threads, parent.VARIABLE: str(os.getpid())}
+    environ = {**os.environ, **ONE_THREAD, parent.VARIABLE: str(os.getpid())}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as worker, _passed_on(worker):
         printed, _ = worker.communicate()
     try:

@@ -9,6 +9,13 @@ from pathlib import Path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.cores import cores_for_rank
 
+# Of the process that forks runs: one thread a run, and libraries' own threads would make its forks unsafe.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 # What chooses the devices that a process sees.
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 # One file a device, from which they are counted without touching any: a process that has touched one cannot be forked.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.research.queue.slots import ONE_THREAD
 
 _SECONDS = 60
 
@@ -83,8 +84,8 @@ def submit(array: Array, command: Sequence[str], folder: Path) -> Job:
     """
     logs = folder.resolve() / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
-    # A task is a single process, which the batch script becomes; threads as in `run_all`. It has no parent here.
-    threads = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1"
+    # A task is a single process, which the batch script becomes. It has no parent here.
+    threads = " ".join(f"{name}={value}" for name, value in ONE_THREAD.items())
     script = f'unset {parent.VARIABLE}; export {threads}; exec {shlex.join(command)} --attempt "$SLURM_ARRAY_JOB_ID"'
     own = [f"--array=0-{array.tasks - 1}", "--job-name=kaiyuan-queue", f"--output={logs}/%A_%a.out"]
     try:

@@ -28,7 +28,7 @@ from typing import Any
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster import parent
-from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.errors import UserError, describe, require
 from megatron_kaiyuan.research.queue.failures import Failures
 from megatron_kaiyuan.research.queue.progress import Progress
 from megatron_kaiyuan.research.queue.request import Run, read_list
@@ -171,7 +171,7 @@ def work_through(path: Path, count: int | None, attempt: str | None = None, arra
         slots = find_slots(name, count)
     except (UserError, OSError) as error:
         return Outcome(error=describe(error))
-    _import_for(name)
+    _import_for(name, any(task.run.tasks for task in tasks))
     worker = Worker(different, slots, _train, Failures(folder, attempt) if attempt else None)
     worker.work()
     return _outcome(tasks, worker.failed, worker.stopped_by)
@@ -207,11 +207,14 @@ def _outcome(
     return outcome
 
 
-def _import_for(name: str) -> None:
+def _import_for(name: str, tasks: bool) -> None:
     """Import what every run needs; on an accelerator only what touches none, which ends at torch."""
     if name == "cpu":
         platform.activate("cpu")
         from megatron_kaiyuan.research.queue import training  # noqa: F401
+
+        if tasks:
+            require("lm_eval.models.huggingface", extra="eval", purpose="a task of lm-eval")
     else:
         import torch  # noqa: F401
 
