@@ -168,7 +168,8 @@ def test_a_signal_lets_the_stage_save_and_the_same_command_continues(
         # At once: nothing is left when the script has ended.
         assert _at_work_in(tmp_path) == []
     assert script.returncode == 128 + number
-    assert "continues: no" in output and output.endswith("saved\nrun: stopped in stage count; the same command continues\n")
+    assert "continues: no" in output
+    assert output.endswith("saved\nrun: stopped in stage count; the same command continues\n")
     # Once, by the signal itself, and nothing of the stage after that.
     assert output.count("saved") == 1 and (tmp_path / "run" / "saved").read_text() == number.name
     assert not (tmp_path / "run" / "never").exists()
