@@ -6,12 +6,18 @@ An installed package knows both: `kaiyuan doctor` reads the pins from the extra 
 from __future__ import annotations
 
 import os
+import sys
 from glob import glob
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
+if sys.platform != "linux":
+    raise SystemExit(f"error: megatron-kaiyuan runs on Linux only, and this is {sys.platform}")
+
+# Files that are not Python and belong to a wheel too: `kaiyuan init` writes them out.
+STARTER = {"megatron_kaiyuan.starter.docs": "docs", "megatron_kaiyuan.starter.launch": "launch"}
 INSTALL_REQUIRES = [
     "torch>=2.6",
     # Each minor version of Megatron Core moves interfaces that the platform layer and the layer specs rely on.
@@ -96,11 +102,33 @@ setup(
     name="megatron-kaiyuan",
     version="0.1.0",
     description="Language model pretraining on Megatron Core, from raw text to an evaluated model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=["pretraining", "language model", "megatron", "curriculum", "fp16", "data quality"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Report": "https://arxiv.org/abs/2512.07612",
+        "Megatron Core": "https://github.com/NVIDIA/Megatron-LM",
+    },
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["megatron_kaiyuan*", "data_tools*"]),
+    packages=[*find_packages(include=["megatron_kaiyuan*", "data_tools*"]), *STARTER],
+    package_dir=STARTER,
     package_data={
+        "megatron_kaiyuan.starter.docs": ["**/*.md"],
+        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml"],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],
     },

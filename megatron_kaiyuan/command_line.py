@@ -47,6 +47,9 @@ def run_app(app: typer.Typer) -> None:
     Exit code 0 on success, 2 on a user's mistake or where standard output could not be written, 141 where its reader
     has gone (as with `| head`), 130 on ctrl-C.
     """
+    # Names of processor masks, clocks and /proc are Linux's own, in all rooms.
+    if sys.platform != "linux":
+        fail(f"this project runs on Linux only, and this is {sys.platform}")
     survive_lost_output()
     try:
         app()
