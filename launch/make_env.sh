@@ -39,9 +39,9 @@ has_npu() {
 # it: its path counts, and Python's files do not. Else a copy was installed, and they do.
 fingerprint() { # editable | copy
     (
-        cd "$root" && pwd && cat setup.py pyproject.toml requirements-build.txt || exit
-        find csrc -type f | LC_ALL=C sort | xargs cat
-        [[ $1 == editable ]] || find megatron_kaiyuan data_tools -name '*.py' | LC_ALL=C sort | xargs cat
+        cd "$root" && pwd && cksum setup.py pyproject.toml requirements-build.txt || exit
+        find csrc -type f | LC_ALL=C sort | xargs cksum
+        [[ $1 == editable ]] || find megatron_kaiyuan data_tools -name '*.py' | LC_ALL=C sort | xargs cksum
     ) | cksum
 }
 
@@ -101,7 +101,7 @@ move_away_without_interpreter() {
     local other
     other="$venv.without-interpreter-$(date +%Y%m%dT%H%M%S)"
     [[ -f $made ]] ||
-        fail "$venv/bin/python does not run (it was $(readlink -f "$venv/bin/python")), and this script did not make" \
+        fail "$venv/bin/python does not run (it was $(readlink -m "$venv/bin/python")), and this script did not make" \
             "the environment: move $venv away, or set KAIYUAN_VENV to another place"
     mv "$venv" "$other" || fail "$venv/bin/python does not run, and $venv cannot be moved away"
     echo "set-up: the interpreter of $venv is gone; it is $other now, and may be removed"

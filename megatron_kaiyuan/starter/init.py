@@ -83,9 +83,7 @@ def recipes(folder: Path, corpora: Sequence[Corpus], preset: str, score: str) ->
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return {
-        name: templates.get_template(f"{name}.j2").render(values).encode() for name in ("order.yaml", "train.yaml")
-    }
+    return {name: templates.get_template(f"{name}.j2").render(values).encode() for name in ("order.yaml", "train.yaml")}
 
 
 def _installed() -> Files:
