@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_tools.tokenizers.byte_level import unsupported_property
 from data_tools.tokenizers.tiktoken_files import KNOWN
 from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, Tiktoken, join_arrays
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, install_command
 
 # Texts that tell engines apart, and that a sample of a few megabytes may lack.
 _CORNERS = (
@@ -276,7 +276,7 @@ def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise Unsupported("it is not installed (pip install 'megatron-kaiyuan[tokenizers]')") from None
+        raise Unsupported(f"it is not installed ({install_command('tokenizers')})") from None
 
 
 def _unsupported(error: BaseException) -> Unsupported:
