@@ -24,11 +24,10 @@ def base(tmp_path: Path) -> Path:
 
 
 def choose(base: Path, root: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
-    environment = {
+    active = {
         "PATH": f"{base}/bin:/usr/bin:/bin",
         "CONDA_PREFIX": str(base),
         "CONDA_DEFAULT_ENV": "base",
-        **environ,
     }
     code = CHOOSE.replace(str(ROOT), str(root))
     return subprocess.run(["bash", "-c", code], env={**active, **environ}, cwd="/", capture_output=True, text=True)
