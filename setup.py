@@ -33,7 +33,7 @@ INSTALL_REQUIRES = [
     "orjson>=3.10,<4",
     "packaging>=24",
     "psutil>=5.9.4,<8",  # Megatron Core's checkpoint writers import it without requiring it
-    "pyarrow>=15,<27",
+    "pyarrow>=16,<27",
     "pydantic>=2.7,<3",
     "pyyaml>=6.0.1,<7",
     "tokenizers>=0.20,<1",
@@ -130,7 +130,7 @@ setup(
     packages=[*find_packages(include=["megatron_kaiyuan*", "data_tools*"]), *STARTER],
     package_dir=STARTER,
     package_data={
-        "megatron_kaiyuan.starter.docs": ["**/*.md"],
+        "megatron_kaiyuan.starter.docs": ["**/*.md", "images/*"],
         "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml"],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],

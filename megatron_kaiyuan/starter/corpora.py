@@ -49,7 +49,7 @@ def open_corpora(words: Sequence[str], score: str) -> list[Corpus]:
             raise UserError(f"--corpus {word}: write NAME=PREFIX, as web=corpora/web_text_document")
         if name in found:
             raise UserError(f"--corpus {word}: {name!r} is named twice; give each corpus a name of its own")
-        found[name] = _open(name, Path(text).expanduser().absolute(), score)
+        found[name] = _open(name, Path(text).absolute(), score)
     if found and not any(one.tokens for one in found.values()):
         raise UserError(f"--corpus {words[0]}: holds no tokens, so there is nothing to train on")
     return list(found.values())

@@ -89,10 +89,9 @@ def recipes(folder: Path, corpora: Sequence[Corpus], preset: str, score: str) ->
 def _installed() -> Files:
     """Scripts, the recipes that examples name, and the pages."""
     files = {f"launch/{name}": _read(shipped("launch") / name) for name in SCRIPTS}
-    for name, suffix in (("launch/recipes", "yaml"), ("docs", "md")):
-        top, _, below = name.partition("/")
-        place = shipped(top) / below
-        files.update({f"{name}/{path.relative_to(place)}": _read(path) for path in sorted(place.rglob(f"*.{suffix}"))})
+    for place, name in ((shipped("launch") / "recipes", "launch/recipes"), (shipped("docs"), "docs")):
+        found = [path for path in sorted(place.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+        files.update({f"{name}/{path.relative_to(place)}": _read(path) for path in found})
     return {**files, ENVIRONMENT: f"{Path(sys.executable).parent}\n".encode()}
 
 
