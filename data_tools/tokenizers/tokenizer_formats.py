@@ -25,7 +25,7 @@ from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from data_tools.tokenizers.unicode_tables import has_unassigned
-from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.errors import UserError, excerpt, install_command
 from megatron_kaiyuan.files import checksum
 
 # The ids of all texts, one after another, and how many each text has.
@@ -343,4 +343,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _not_installed(path: Path, package: str) -> UserError:
-    return UserError(f"{path}: to read it, install {package} (pip install 'megatron-kaiyuan[tokenizers]')")
+    return UserError(f"{path}: to read it, install {package} ({install_command('tokenizers')})")
