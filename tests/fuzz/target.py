@@ -34,7 +34,7 @@ class Target:
         read: the readers; what one returns is compared with what it returns for the whole files, where that is not
             None: an accepted file may have other words in it, and no other numbers.
         seal: called after each damage, for checksums in other files.
-        prepare: called once, in the process that reads.
+        prepare: held by the process that makes the files and reads them.
     """
 
     name: str
@@ -60,21 +60,17 @@ class Outcome:
 def run(target: Target, folder: Path, seeds: Iterable[int]) -> Outcome:
     """Read a damaged file for each seed, in child processes: one that dies is a fault, and another goes on."""
     outcome, left = Outcome(), list(seeds)
-    path = target.make(_emptied(folder))
     while left:
         last = None
-        for seed, kind, text in _in_child(target, path, left):
+        for seed, kind, text in _in_child(target, _emptied(folder), left):
             last = seed
             if kind == "fault":
                 outcome.faults.append((seed, text))
             else:
                 setattr(outcome, kind, getattr(outcome, kind) + 1)
         if last is None:
-            raise RuntimeError(f"{target.name}: the whole file cannot be read")
+            raise RuntimeError(f"{target.name}: the whole file cannot be read (FUZZ_LOUD=1 shows what children print)")
         left = left[left.index(last) + 1 :]
-        if left:
-            # The child ended before its time, or was too slow, and said so; the files may be half changed.
-            path = target.make(_emptied(folder))
     return outcome
 
 
@@ -84,12 +80,12 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _in_child(target: Target, path: Path, seeds: list[int]) -> Iterator[tuple[int, str, str]]:
+def _in_child(target: Target, folder: Path, seeds: list[int]) -> Iterator[tuple[int, str, str]]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _serve(target, path, seeds, writing)
+        _serve(target, folder, seeds, writing)
     os.close(writing)
     current: int | None = None
     with open(reading, "rb", buffering=0) as pipe:
@@ -113,17 +109,19 @@ def _in_child(target: Target, path: Path, seeds: list[int]) -> Iterator[tuple[in
         yield current, "fault", f"the process died or hung ({died})"
 
 
-def _serve(target: Target, path: Path, seeds: list[int], writing: int) -> None:
+def _serve(target: Target, folder: Path, seeds: list[int], writing: int) -> None:
     """Read all files and say for each what came of it."""
 
     def say(seed: int, kind: str, text: str = "") -> None:
         os.write(writing, pickle.dumps((seed, kind, text)).hex().encode() + b"\n")
 
     try:
-        _limit()
+        _quiet()
         with target.prepare():
+            path = target.make(folder)
             raw = path.read_bytes()
             whole = [read(path) for read in target.read]
+            _limit_memory()
             for seed in seeds:
                 say(seed, "begin")
                 path.write_bytes(target.damage(raw, seed))
@@ -136,15 +134,18 @@ def _serve(target: Target, path: Path, seeds: list[int], writing: int) -> None:
         os._exit(3)
 
 
-def _limit() -> None:
+def _quiet() -> None:
     faulthandler.disable()
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not os.environ.get("FUZZ_LOUD"):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+
+
+def _limit_memory() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
 
 
 def _judged(target: Target, path: Path, whole: Sequence[Any]) -> tuple[str, str]:
