@@ -68,7 +68,9 @@ def block_check(number: int, words: Iterable[int]) -> int:
 def write_phase(
     folder: Path, corpora: Mapping[str, Path], entries: Sequence[Entry], *, stride: int = 1024, packed: bool = False
 ) -> Path:
-    """A phase folder, version 2."""
+    """A phase folder, version 2. Only packed phases hold padding."""
+    padding = sum(entry.tokens for entry in entries if entry.dataset == PADDING)
+    packed = packed or any(entry.dataset == PADDING for entry in entries)
     folder.mkdir(parents=True)
     order = [entry.dataset << 48 | entry.sequence for entry in entries]
     pieces = [entry.tokens << 32 | entry.first for entry in entries]
@@ -93,7 +95,7 @@ def write_phase(
         "documents": sum(entry.dataset != PADDING for entry in entries),
         "tokens": total,
         "stride": stride,
-        "packing": {"seq_length": 1, "padding_tokens": 0} if packed else None,
+        "packing": {"seq_length": 1, "padding_tokens": padding} if packed else None,
         "corpora": [_corpus(name, prefix, number, entries) for number, (name, prefix) in enumerate(corpora.items())],
         "recipe": {},
         "files": {name: _seal(folder / name) for name in columns},
