@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from megatron_kaiyuan.config.schema import RunConfig, Section
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -43,14 +43,19 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: recipe not found") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; name the YAML file in it") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        # OmegaConf's own, without a number, for a file that is one number or one word.
+        why = error.strerror or f"must be a mapping of fields ({excerpt(error)})"
+        raise UserError(f"{path}: {why}") from error
+    # Brackets without end, an anchor that refers to itself, keys that are lists: each has an error of another class.
+    except Exception as error:
+        raise UserError(f"{path}: not valid YAML: {excerpt(str(error) or type(error).__name__)}") from error
     for override in overrides:
         _apply(content, override)
     try:
         plain = OmegaConf.to_container(content, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error}") from error
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: {excerpt(error)}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path}: must be a mapping of fields, not a {type(plain).__name__}")
     return plain  # type: ignore[return-value]
