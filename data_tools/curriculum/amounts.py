@@ -23,7 +23,10 @@ def read_tokens(value: Any) -> int | Literal["all"]:
     match = _AMOUNT.fullmatch(text)
     if match is None or not match[1] or isinstance(value, bool):
         raise ValueError(f"tokens is {value!r}; write all, or a number of tokens such as 2.5e9 or 1.2T")
-    number = Decimal(re.sub("[_,]", "", match[1])).scaleb(int(match[2] or 0) + _UNITS[match[3].lower()])
+    try:
+        number = Decimal(re.sub("[_,]", "", match[1])).scaleb(int(match[2] or 0) + _UNITS[match[3].lower()])
+    except (ArithmeticError, ValueError):  # an exponent of many digits
+        raise ValueError(f"tokens is {text}; it must stay below 2^63") from None
     if number != number.to_integral_value() or number < 1:
         raise ValueError(f"tokens is {text}; it counts tokens: for a part of each dataset write keep: random 0.5")
     if number >= 2**63:
@@ -69,5 +72,5 @@ def _number(field: str, value: Any, example: str) -> float | None:
         if isinstance(value, bool):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"{field} is {value!r}, no number; write for example {field}: {example}") from None

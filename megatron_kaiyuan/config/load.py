@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from megatron_kaiyuan.config.schema import RunConfig, Section
 from megatron_kaiyuan.errors import UserError, excerpt
 
+# Of those that one message lists.
+_MOST_PROBLEMS = 10
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -70,7 +72,9 @@ def parse(section: type[SectionType], values: dict[str, Any], source: str) -> Se
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(section, problem) for problem in error.errors()]
+        found = error.errors()
+        problems = [_describe(section, problem) for problem in found[:_MOST_PROBLEMS]]
+        problems += [f"and {len(found) - _MOST_PROBLEMS} more"] if len(found) > _MOST_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join(problems)}") from error
 
 
@@ -85,7 +89,7 @@ def _apply(content: Any, override: str) -> None:
 
 
 def _describe(section: type[BaseModel], problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    place = _cut(".".join(str(part) for part in problem["loc"])) or "recipe"
     if problem["type"] == "extra_forbidden":
         known = list(_section_at(section, problem["loc"][:-1]).model_fields)
         name = str(problem["loc"][-1])
@@ -95,23 +99,31 @@ def _describe(section: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{place}: required field is missing"
     if problem["type"] == "value_error":
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{place}: {_cut(problem['msg'].removeprefix('Value error, '))}"
     message = problem["msg"]
     return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}"
 
 
 def _section_at(section: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
-    """The class of the section that a field path leads to, through lists and optionals."""
+    """The class of the section that a field path leads to, through lists, mappings and alternatives."""
     for part in path:
-        if isinstance(part, int):
-            continue
-        annotation: Any = section.model_fields[part].annotation
-        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            annotation = next(arg for arg in get_args(annotation) if arg is not type(None))
-        section = annotation
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        if field is not None and (found := _section_in(field.annotation)) is not None:
+            section = found
     return section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for one in get_args(annotation) if (found := _section_in(one)) is not None), None)
 
 
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _cut(message: str) -> str:
+    """A message that quotes what somebody wrote, which may be a whole book."""
+    return message if len(message) <= 600 else f"{message[:500]} ... {message[-80:]}"
