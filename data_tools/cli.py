@@ -12,9 +12,18 @@ import typer
 from data_tools.cli_documents import app as documents_app
 from data_tools.cli_order import app as order_app
 from data_tools.engines.choose import HELP as ENGINE_HELP
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import (
+    Force,
+    SeveralValuesCommand,
+    amount_option,
+    count_option,
+    make_app,
+    run_app,
+    size_option,
+)
+from megatron_kaiyuan.paths import path_word
 
-app = make_app("Turn raw text into Megatron corpora and ordered training phases.")
+app = make_app("Turn raw text into Megatron corpora and ordered training phases.", root=True)
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
 app.add_typer(tokenizer_app, name="tokenizer")
 
@@ -22,7 +31,9 @@ app.add_typer(tokenizer_app, name="tokenizer")
 @app.command()
 def harvest(
     output: Annotated[Path, typer.Argument(help="folder that gets {domain}.train.jsonl and {domain}.heldout.jsonl")],
-    megabytes: Annotated[float, typer.Option(help="10^6 bytes of training text a domain")] = 3.0,
+    megabytes: Annotated[
+        float, typer.Option(parser=amount_option, metavar="NUMBER", help="10^6 bytes of training text a domain")
+    ] = 3.0,
     held_out: Annotated[float, typer.Option(help="share of the source files that is never trained on")] = 0.05,
     seed: Annotated[int, typer.Option(help="which files are taken and which are held out")] = 1234,
     packages: Annotated[bool, typer.Option("--packages", help="code also from installed packages")] = False,
@@ -49,9 +60,17 @@ app.add_typer(documents_app)
 
 @tokenizer_app.command("train", cls=SeveralValuesCommand)
 def tokenizer_train(
-    inputs: Annotated[list[str], typer.Option("--input", help="JSON lines; files, folders, 'patterns*', URLs")],
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", parser=path_word, metavar="PATH", help="JSON lines; files, folders, 'patterns*', URLs"),
+    ],
     output: Annotated[Path, typer.Option("--output", help="the tokenizer.json to write")],
-    vocab_size: Annotated[int, typer.Option(help="ids in all, the 256 bytes and the end of a document included")],
+    vocab_size: Annotated[
+        int,
+        typer.Option(
+            parser=size_option, metavar="NUMBER", help="ids in all, the 256 bytes and the end of a document included"
+        ),
+    ],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
     force: Force = False,
 ) -> None:
@@ -67,7 +86,10 @@ def tokenizer_train(
 @tokenizer_app.command("inspect")
 def tokenizer_inspect(
     tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, sentencepiece .model, .tiktoken, or their folder")],
-    inputs: Annotated[list[str], typer.Argument(help="JSON lines; files, folders, 'patterns*', URLs")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(parser=path_word, metavar="PATH", help="JSON lines; files, folders, 'patterns*', URLs"),
+    ],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
     eod_token: Annotated[str | None, typer.Option(help="the token that ends a document, as for preprocess")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -93,6 +115,8 @@ def preprocess(
         list[str],
         typer.Option(
             "--input",
+            parser=path_word,
+            metavar="PATH",
             help="JSON lines, .parquet, .txt; packed too (.gz .zst .bz2 .lz4 .xz); folders, 'patterns*', URLs",
         ),
     ],
@@ -112,11 +136,23 @@ def preprocess(
     tokenizer_engine: Annotated[
         str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")
     ] = "auto",
-    max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
-    max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or fields that may be left out")] = 0,
+    max_characters: Annotated[
+        int, typer.Option(parser=count_option, metavar="NUMBER", help="leave out rows with a longer text; 0: no limit")
+    ] = 0,
+    max_bad_rows: Annotated[
+        int,
+        typer.Option(
+            parser=count_option, metavar="NUMBER", help="rows without valid JSON or fields that may be left out"
+        ),
+    ] = 0,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
-    task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. The result is the same")] = 0,
+    task_bytes: Annotated[
+        int,
+        typer.Option(
+            parser=size_option, metavar="NUMBER", help="input a task; 0 fits it to the input. The result is the same"
+        ),
+    ] = 0,
     merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
     force: Force = False,
 ) -> None:
@@ -195,11 +231,13 @@ def verify(
     from data_tools.curriculum.verify import is_phase, verify_phase
     from data_tools.steps.folder import is_documents
     from data_tools.steps.verify import verify_documents
+    from megatron_kaiyuan.progress import reading
 
     threads = threads or os.cpu_count() or 1
-    documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
-    phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
-    corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
+    with reading("verify", None):
+        documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
+        phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
+        corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
     counts = {
         "corpora": len(corpora),
         "sequences": sum(map(len, corpora)),
@@ -255,7 +293,7 @@ app.add_typer(order_app)
 
 def main() -> None:
     """Entry point of `kaiyuan-data`."""
-    run_app(app)
+    run_app(app, {"kaiyuan": "megatron_kaiyuan.cli"})
 
 
 if __name__ == "__main__":

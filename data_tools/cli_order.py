@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, optional_value
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value
+from megatron_kaiyuan.paths import path_word
 
-app = typer.Typer()
+app = make_app()
 
 
 @app.command(cls=optional_value("--materialize", ("tokens", "index")))
@@ -53,7 +54,12 @@ def curriculum(
 
 @app.command(cls=SeveralValuesCommand)
 def quantile(
-    corpora: Annotated[list[str], typer.Argument(help="corpora, without .bin or .idx, as PREFIX or NAME=PREFIX")],
+    corpora: Annotated[
+        list[str],
+        typer.Argument(
+            parser=path_word, metavar="PATH", help="corpora, without .bin or .idx, as PREFIX or NAME=PREFIX"
+        ),
+    ],
     scores: Annotated[list[str], typer.Option("--score", help="column of all of them, or NAME=COLUMN for each")],
     output: Annotated[Path, typer.Option("--output", help="folder that gets a phase for each window and windows.json")],
     tops: Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from typing import Any
 
 from megatron_kaiyuan.redaction import redact
@@ -23,11 +25,25 @@ class UserError(Exception):
         self.every_rank = every_rank
 
 
+# How every error about a path that is not there begins.
+_ABSENT = re.compile(
+    r"(?P<path>[^:]+): ([\w -]*\b(not found|is not there)|([\w ]+\()?No such file or directory\)?)(?! \(relative)"
+)
+
+
 def describe(error: UserError | OSError) -> str:
-    """One line about a mistake of the user's, or about a file that the system refuses (full disk, no permission)."""
+    """One line about a mistake of the user's, or about a file that the system refuses (full disk, no permission).
+
+    Where it is about a relative path that is not there, with the folder that the path is relative to.
+    """
     if isinstance(error, UserError):
-        return str(error)
-    return redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
+        message = str(error)
+    else:
+        message = redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
+    absent = _ABSENT.match(message)
+    if absent is None or os.path.isabs(absent["path"]) or os.path.lexists(absent["path"]):
+        return message
+    return f"{absent[0]} (relative to {os.getcwd()}){message[absent.end() :]}"
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:

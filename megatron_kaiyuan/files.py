@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import xxhash
 
 from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.progress import has_read
 
 _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
@@ -61,13 +63,35 @@ def atomic_path(target: Path, *, replace_folder: bool = False) -> Iterator[Path]
         yield temporary
         if temporary.is_dir():
             for path in sorted(temporary.rglob("*")):
+                _give_usual_mode(path)
                 fsync_path(path)
         if not temporary.is_symlink():
+            _give_usual_mode(temporary)
             fsync_path(temporary)
         put_in_place(temporary, target)
     except BaseException:
         remove(temporary)
         raise
+
+
+def _give_usual_mode(path: Path) -> None:
+    """Let those read a file whom the user's umask lets: some libraries write files for their owner alone."""
+    state = os.lstat(path)
+    # A file with another name elsewhere is not ours alone.
+    if stat.S_ISREG(state.st_mode) and state.st_nlink == 1:
+        usual = stat.S_IMODE(state.st_mode) | (0o666 & ~_umask())
+        if usual != stat.S_IMODE(state.st_mode):
+            os.chmod(path, usual)
+
+
+def _umask() -> int:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.findall(r"^Umask:\s*(\d+)", status, re.MULTILINE)[0], 8)
+    except (OSError, IndexError):  # not Linux: the only other way to know it is to set it
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
 def temporary_beside(target: Path) -> Path:
@@ -312,6 +336,7 @@ def checksum(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            has_read(len(chunk))
     return f"{DIGEST_PREFIX}{digest.hexdigest()}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import xxhash
-from tqdm import tqdm
 
 from data_tools import _index
 from data_tools.corpora.corpus import manifest_of
@@ -37,6 +35,7 @@ from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.outputs import claim, identity_of
+from megatron_kaiyuan.progress import Progress
 
 _CHUNK_BYTES = 1 << 22
 
@@ -156,7 +155,7 @@ def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
     with ThreadPoolExecutor(1) as pool:
         metadata = pool.submit(_join_metadata, parts, new, stop)
         try:
-            with tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=not sys.stderr.isatty()) as bar:
+            with Progress("merge", total, "B") as bar:
                 digest = _join_tokens(parts, new, bar)
             _join_indexes(parts, new, threads)
             metadata.result()
@@ -166,7 +165,7 @@ def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
     return digest
 
 
-def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: tqdm) -> str:
+def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: Progress) -> str:
     """Copy the `.bin` files one after another; both sides' checksums come from the one pass."""
     whole = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -182,7 +181,7 @@ def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: tqdm) -> str:
                     whole.update(chunk)
                     with write_errors(new.prefix):
                         _write_all(output, chunk)
-                    bar.update(size)
+                    bar.advance(size)
             _check_seal(path, f"xxh3:{own.hexdigest()}", part)
     return f"xxh3:{whole.hexdigest()}"
 

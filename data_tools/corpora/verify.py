@@ -24,6 +24,7 @@ from data_tools.corpora.sidecar import check_sidecar, open_sidecar, sidecar_sche
 from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.progress import has_read
 
 # A multiple of every token's size.
 _CHUNK_BYTES = 1 << 22
@@ -138,6 +139,7 @@ def _check_tokens(prefix: Path, manifest: dict[str, Any]) -> None:
     with open(path, "rb") as file:
         while size := file.readinto(buffer):
             digest.update(buffer[:size])
+            has_read(size)
             tokens: np.ndarray = np.frombuffer(buffer, dtype, size // dtype.itemsize)
             if not tokens.size:
                 continue

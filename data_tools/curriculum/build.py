@@ -21,7 +21,6 @@ from data_tools.curriculum.artefact import MissingScores, phase_manifest
 from data_tools.curriculum.memory import default_memory, rows_memory
 from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
-from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
 from data_tools.curriculum.source import Source
@@ -32,6 +31,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
 from megatron_kaiyuan.forms import Recorded, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
+from megatron_kaiyuan.progress import Progress
 
 PHASE = "a phase"
 
@@ -274,7 +274,9 @@ def _recipe_errors(phase: PhaseRecipe) -> Iterator[None]:
 def _read(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder) -> tuple[list[Kept], list[MissingScores]]:
     """Sort every dataset, and choose from it."""
     kept, missing = [], []
-    with Progress(f"{phase.name}: read and sort", sum(len(source.corpus) for source in sources)) as progress:
+    with Progress(
+        f"{phase.name}: read and sort", sum(len(source.corpus) for source in sources), "documents"
+    ) as progress:
         for source in sources:
             recipe = source.recipe
             scored = recipe.score is not None
@@ -315,7 +317,7 @@ def _repeat(builder: Builder, dataset: int, copies: Copies) -> None:
 def _interleave(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder, folder: Path) -> list[DatasetProfile]:
     """Write order.bin, tokens.bin and checks.bin."""
     rows, tokens = (sum(counts) for counts in zip(*map(builder.count, range(len(sources))), strict=True))
-    with Progress(f"{phase.name}: interleave", rows) as progress:
+    with Progress(f"{phase.name}: interleave", rows, "documents") as progress:
         given, quality = builder.interleave(
             os.fspath(folder),
             by_tokens=phase.rank_by == "tokens",

@@ -10,14 +10,12 @@ Megatron's GPTDataset shuffles documents: read the pair in its own order to keep
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_tools import _index
 from data_tools.corpora.corpus_files import manifest_path, write_errors
@@ -27,6 +25,7 @@ from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import publish, read_json, read_sealed_json, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
+from megatron_kaiyuan.progress import Progress
 
 How = Literal["tokens", "index"]
 HOW: tuple[How, ...] = ("tokens", "index")
@@ -134,20 +133,16 @@ def _write(
     order: NDArray[np.uint64], prefixes: Sequence[Path], index: Path, tokens: Path | None, threads: int, name: str
 ) -> int:
     pairs = [(os.fsencode(idx_path(prefix)), os.fsencode(bin_path(prefix))) for prefix in prefixes]
-    bar = tqdm(
-        total=len(order), unit=" documents", unit_scale=True, desc="materialize", disable=not sys.stderr.isatty()
-    )
     try:
         writer = _index.OrderedWriter(os.fsencode(index), os.fsencode(tokens) if tokens else b"", len(order), pairs)
-        for at in range(0, len(order), _ENTRIES):
-            part = np.ascontiguousarray(order[at : at + _ENTRIES], np.uint64)
-            writer.add(part, threads)
-            bar.update(len(part))
+        with Progress("materialize", len(order), "documents") as progress:
+            for at in range(0, len(order), _ENTRIES):
+                part = np.ascontiguousarray(order[at : at + _ENTRIES], np.uint64)
+                writer.add(part, threads)
+                progress.advance(len(part))
         writer.finish()
     except ValueError as error:
         raise UserError(f"{name}: {error}; build the phase again") from error
-    finally:
-        bar.close()
     return writer.tokens
 
 

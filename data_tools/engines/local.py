@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 
 from data_tools.engines.pool import Pool
-from data_tools.engines.progress import Progress
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place
+from megatron_kaiyuan.progress import Progress
 
 
 class LocalEngine:

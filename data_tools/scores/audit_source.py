@@ -20,6 +20,7 @@ from data_tools.scores.quantiles import draws
 from data_tools.steps.datasets import Dataset
 from data_tools.tokenizers.decoding import CorpusText
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.progress import counted
 
 # Columns that every table gets: which dataset, where in it, and a draw by which samples are taken.
 DATASET, PLACE, DRAW, BYTES = "dataset", "place", "draw", "bytes"
@@ -114,7 +115,7 @@ def read_table(sources: Sequence[Source], columns: Mapping[str, str], most: int,
     rows, total = 0, 0
     names: dict[str, None] = {}
     for number, source in enumerate(sources):
-        for batch in source.columns():
+        for batch in counted(source.columns(), "audit: read", size=len):
             table = _simple(batch)
             names |= dict.fromkeys(table.column_names)
             draw = draws(seed + number, table.column(PLACE).to_numpy().astype(np.uint64))

@@ -9,8 +9,9 @@ they stay six characters, because the pattern cuts between `<`, digits and lette
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from megatron_kaiyuan.files import (
     write_sealed_json,
 )
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
+from megatron_kaiyuan.progress import counted
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -58,7 +60,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
         vocab_size=vocab_size,
         special_tokens=[END_OF_DOCUMENT, *BYTE_TOKENS],
         limit_alphabet=_alphabet_size(texts(), vocab_size // 3),
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts(), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
@@ -91,10 +93,14 @@ def train_and_save(
     identity = identity_of("tokenizer", [file.identity() for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):
-        content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)
+        content = train_tokenizer(lambda: _counted_texts(inputs, json_key), vocab_size)
         save_tokenizer(content, output, identity)
     single = sum(len(token) == 1 for token in content["model"]["vocab"])
     return f"tokenizer train: {vocab_size:,} tokens, {single:,} of them single characters and 256 bytes, in {output}"
+
+
+def _counted_texts(inputs: Sequence[str | Path], json_key: str) -> Iterator[str]:
+    return (text for text, _ in counted(texts(inputs, json_key), "tokenizer train: read"))
 
 
 def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") -> None:

@@ -22,8 +22,8 @@ from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder, difference
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.model import names
 from megatron_kaiyuan.model.build import Network
+from megatron_kaiyuan.network import EMBEDDING_NORM, POST_NORM
 
 _SHAPE_FIELDS = (
     "num_layers",
@@ -36,7 +36,6 @@ _SHAPE_FIELDS = (
     "qk_layernorm",
 )
 _FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
-POST_NORM = ".post_norm."
 
 
 def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: Tokenizer | None = None) -> list[str]:
@@ -131,7 +130,7 @@ def _is_left_out(value: Any, known: dict[str, ShardedTensor]) -> bool:
     if isinstance(value, ShardedObject):
         return True
     assert isinstance(value, (ShardedTensor, ShardedTensorFactory))
-    return value.key not in known and (POST_NORM in value.key or value.key == names.EMBEDDING_NORM)
+    return value.key not in known and (f".{POST_NORM}." in value.key or value.key == EMBEDDING_NORM)
 
 
 def reload_main_weights(optimizer: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from megatron_kaiyuan.config.hints import nearest_choice, unknown_field
+from megatron_kaiyuan.config.kinds import another_kind
 from megatron_kaiyuan.config.schema import RunConfig, Section
 from megatron_kaiyuan.errors import UserError, excerpt
 
@@ -25,7 +27,7 @@ def load_run(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         recipe: a YAML file; OmegaConf's `${...}` references and `${oc.env:NAME}` work.
-        overrides: `section.field=value`, applied in order; the value is read as YAML.
+        overrides: `section.field=value`, applied in order; the value is read as in the file.
 
     Raises:
         UserError: the file, a field or an override is wrong; the message names it.
@@ -42,7 +44,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         content = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: recipe not found") from error
+        raise UserError(_no_recipe(path)) from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; name the YAML file in it") from error
     except OSError as error:
@@ -67,56 +69,62 @@ def parse(section: type[SectionType], values: dict[str, Any], source: str) -> Se
     """Validate `values` as `section`.
 
     Raises:
-        UserError: one line with every wrong field, its place, and the nearest right name for a typo.
+        UserError: one line with every wrong field, its place, and the nearest right name for a typo; or what the file
+            is, where it is a recipe of another kind.
     """
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        found = error.errors()
+        if kind := another_kind(section.__name__, values, source):
+            raise UserError(f"{source}: {kind}") from error
+        found = _without_consequences(error.errors())
         problems = [_describe(section, problem) for problem in found[:_MOST_PROBLEMS]]
         problems += [f"and {len(found) - _MOST_PROBLEMS} more"] if len(found) > _MOST_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join(problems)}") from error
 
 
+def _no_recipe(path: Path) -> str:
+    if re.match(r"[\w.\[\]]+=", str(path)):
+        return f"{path}: is a field to change, not a recipe; name the recipe first, then what is changed in it"
+    return f"{path}: recipe not found"
+
+
 def _apply(content: Any, override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, _ = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: write section.field=value")
     try:
-        OmegaConf.update(content, key, yaml.safe_load(text))
+        # Reads the value with the loader of the recipe itself: 1e4 and 1_000 mean the same in both.
+        content.merge_with_dotlist([override])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"override {override!r}: {error}") from error
 
 
+def _without_consequences(problems: list[Any]) -> list[Any]:
+    """Without the fields of the network that are missing only because its preset is not known."""
+    if all(problem["loc"] != ("model", "preset") for problem in problems):
+        return problems
+    return [problem for problem in problems if problem["type"] != "missing" or problem["loc"][0] != "model"]
+
+
 def _describe(section: type[BaseModel], problem: Any) -> str:
     place = _cut(".".join(str(part) for part in problem["loc"])) or "recipe"
-    if problem["type"] == "extra_forbidden":
-        known = list(_section_at(section, problem["loc"][:-1]).model_fields)
-        name = str(problem["loc"][-1])
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        return f"{place}: unknown field; {hint}"
-    if problem["type"] == "missing":
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"{place}: unknown field; {unknown_field(section, problem['loc'])}"
+    if kind == "missing":
         return f"{place}: required field is missing"
-    if problem["type"] == "value_error":
+    if kind == "value_error":
         return f"{place}: {_cut(problem['msg'].removeprefix('Value error, '))}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{place}: write its fields below it, each in a line of its own, not {_brief(problem['input'])}"
     message = problem["msg"]
-    return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}"
+    hint = nearest_choice(problem["input"], _choices(problem)) if kind == "literal_error" else ""
+    return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}{hint}"
 
 
-def _section_at(section: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
-    """The class of the section that a field path leads to, through lists, mappings and alternatives."""
-    for part in path:
-        field = section.model_fields.get(part) if isinstance(part, str) else None
-        if field is not None and (found := _section_in(field.annotation)) is not None:
-            section = found
-    return section
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _section_in(one)) is not None), None)
+def _choices(problem: Any) -> list[str]:
+    return re.findall("'([^']*)'", problem["ctx"]["expected"])
 
 
 def _brief(value: Any) -> str:

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.errors import UserError
 
-_RESTARTS = ("start", "resume", "rollback")
+# Events after which the steps beyond theirs are trained again.
+RESTARTS = ("start", "resume", "rollback")
+# Of which a loss is told: that of one step goes up and down with its documents.
+_FEWEST_STEPS = 10
 
 
 @dataclass
@@ -37,6 +40,22 @@ class History:
     def column(self, name: str) -> NDArray[np.float64]:
         """One figure over the rows; NaN where a row has none."""
         return np.array([_number(row.get(name)) for row in self.rows], dtype=np.float64)
+
+    def last_loss(self) -> tuple[float, int]:
+        """Mean loss at the end of the run, NaN where there is none, and over how many steps.
+
+        They are those of the last rows: of a whole interval between rows at least, as the last one may be short, and
+        10 at least. Rows of older versions know the loss of their own step alone.
+        """
+        means, steps = self.column("loss_mean"), self.column("loss_steps")
+        means = np.where(np.isnan(means), self.column("loss"), means)
+        steps = np.where(np.isnan(steps), 1.0, steps)[np.isfinite(means)]
+        means = means[np.isfinite(means)]
+        if not len(means):
+            return math.nan, 0
+        wanted = min(max(steps.max(), _FEWEST_STEPS), steps.sum())
+        first = len(steps) - 1 - int(np.argmax(np.cumsum(steps[::-1]) >= wanted))
+        return float(np.average(means[first:], weights=steps[first:])), int(steps[first:].sum())
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
@@ -72,7 +91,7 @@ def read_history(path: Path) -> History:
             monitored[row["step"]] = row
         elif "event" in row:
             history.events.append(row)
-            if row["event"] in _RESTARTS:
+            if row["event"] in RESTARTS:
                 last = _number(row.get("step"))
                 by_step, monitored = (
                     {step: kept for step, kept in rows.items() if not step > last} for rows in (by_step, monitored)

@@ -58,7 +58,7 @@ def plan(path: Path, overrides: Sequence[str]) -> str:
     require("scipy", extra="research", purpose="the law of mixtures")
     from megatron_kaiyuan.research.mixture.exposure import epochs
     from megatron_kaiyuan.research.mixture.recipe import load_mix
-    from megatron_kaiyuan.research.mixture.study import corpus_tokens, drawn
+    from megatron_kaiyuan.research.mixture.study import corpus_tokens, drawn, mix_tasks
 
     recipe = load_mix(path, overrides)
     names, tokens_d = corpus_tokens(recipe)
@@ -75,6 +75,7 @@ def plan(path: Path, overrides: Sequence[str]) -> str:
             f"  {name:<{width}} {int(tokens_d[at]):,} tokens, shares {shares_r.min():.3f} to {shares_r.max():.3f}, "
             f"read {read_rd[:, at].max():.2f} times at most"
         )
+    lines += [f"  {line}" for line in mix_tasks(recipe).describe()]
     return "\n".join(lines)
 
 

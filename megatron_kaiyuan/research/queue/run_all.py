@@ -35,7 +35,7 @@ def run_all(
 
     Returns:
         A row for each run in the order of `runs`: name, labels, fingerprint, steps, tokens, parameters, seconds (of the
-        process that ended it), training_seconds (of its steps), and bits_per_byte/DOMAIN.
+        process that ended it), training_seconds (of its steps), bits_per_byte/DOMAIN and bits_per_byte/task:NAME.
 
     Raises:
         UserError: a run cannot be begun, and none was; or some have failed, when the others have ended.
@@ -71,7 +71,7 @@ def _work(path: Path, slots: int | None) -> dict[str, Any]:
         command += ["--slots", str(slots)]
     # One thread a run; a library that made threads of its own would make forks of the worker unsafe.
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    environ = {**os.environ, **threads, parent.VARIABLE: str(os.getpid())}
+    environ = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", parent.VARIABLE: str(os.getpid())}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as worker:
         try:
             printed, _ = worker.communicate()

@@ -26,7 +26,7 @@ from typing import Any
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster import parent
-from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.errors import UserError, describe, require
 from megatron_kaiyuan.research.queue.progress import Progress
 from megatron_kaiyuan.research.queue.request import Run, read_list
 from megatron_kaiyuan.research.queue.slots import find_platform, find_slots
@@ -142,7 +142,7 @@ def work_through(path: Path, count: int | None, wait: bool) -> Outcome:
         return Outcome(error=describe(error))
     failed, stopped_by = {}, 0
     if slots and not all(task.is_done for task in different.values()):
-        _import_for(name)
+        _import_for(name, any(task.run.tasks for task in tasks))
         worker = Worker(list(different.values()), slots, _train, wait)
         worker.work()
         failed, stopped_by = worker.failed, worker.stopped_by
@@ -169,11 +169,14 @@ def _outcome(tasks: Sequence[Task], failed: Mapping[str, str], stopped_by: int) 
     return outcome
 
 
-def _import_for(name: str) -> None:
+def _import_for(name: str, tasks: bool) -> None:
     """Import what every run needs; on an accelerator only what touches none, which ends at torch."""
     if name == "cpu":
         platform.activate("cpu")
         from megatron_kaiyuan.research.queue import training  # noqa: F401
+
+        if tasks:
+            require("lm_eval.models.huggingface", extra="eval", purpose="a task of lm-eval")
     else:
         import torch  # noqa: F401
 
