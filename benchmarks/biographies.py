@@ -15,7 +15,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 _NAMES, _DAYS = 1024, 28
 # Of each attribute, how many values there are.
 CHOICES = {

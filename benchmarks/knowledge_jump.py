@@ -6,10 +6,11 @@ Biographies (`benchmarks.biographies`) take a growing share of English text that
 sizes train on each mixture, all for the same number of tokens. Three domains are held out: texts about the same people
 that were not trained on, the same texts with each person's values exchanged for another's, and English.
 
-What is known is measured by what exchanged values cost: the bits of a text with wrong values less those of the same text
-with the right ones. Names, words and sentences are the same in both, so that a network which knows how biographies are
-written, but not who is who, is at 0 whatever its share; accuracy would need sampling and says nothing below its jump.
-The detector and the law get what `kaiyuan mix` would get: bits per byte of the biographies as they are.
+What is known is measured by what exchanged values cost: the bits of a text with wrong values less those of the same
+text with the right ones. Names, words and sentences are the same in both, so that a network which knows how biographies
+are written, but not who is who, is at 0 whatever the share. The measure has no upper end: what is held for impossible
+costs more than all that there is to know. The detector and the law get what `kaiyuan mix` would get: bits per byte of
+the biographies as they are.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
 from benchmarks.biographies import BITS, people, texts, with_wrong_values
@@ -34,12 +37,12 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe
 from data_tools.tokenizers.train_tokenizer import train_tokenizer
-from megatron_kaiyuan.research.mixture.law import Matrix, fit
+from megatron_kaiyuan.research.mixture.law import Matrix, fit, left_out
 from megatron_kaiyuan.research.mixture.reach import Jump, jumps
 from megatron_kaiyuan.research.queue import Run, run_all
 
 HIDDEN = (32, 64, 128)
-SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
+SHARES = (*(round(0.05 + 0.025 * at, 3) for at in range(18)), 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 ENGLISH_VOCABULARY = 512
 DOMAINS = ("people", "exchanged", "english")
 NAMES = ["biographies", "english"]
@@ -57,8 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         began = time.time()
         table = train(given.folder or Path(name), given)
-        for hidden in given.hidden:
-            report([row for row in table if row["hidden"] == hidden])
+        by_size = [[row for row in table if row["hidden"] == hidden] for hidden in given.hidden]
+        places = [report(rows) for rows in by_size]
+        print(moves([rows[0]["parameters"] for rows in by_size], places))
         print(f"{len(table)} runs; {time.time() - began:.0f} s, load {os.getloadavg()[0]:.0f}")
 
 
@@ -132,13 +136,14 @@ def build(folder: Path, share: float, tokens: int) -> Path:
         for corpus, part in zip(NAMES, (share, round(1 - share, 6)), strict=True)
     ]
     phase = PhaseRecipe(name=name, order="shuffle", seed=1, tokens=tokens, datasets=datasets)
-    corpora = {corpus: str(folder / "corpora" / corpus) for corpus in NAMES}
+    corpora = {corpus: folder / "corpora" / corpus for corpus in NAMES}
     return build_phase(phase, corpora, folder / "phases" / name, 1).folder
 
 
 def network(hidden: int, vocabulary: int) -> dict[str, Any]:
     """A recipe of two layers. Sub-layers begin at full size: so short a run would not wait for their gains to grow."""
     shape = {"hidden_size": hidden, "ffn_hidden_size": 3 * hidden, "kv_channels": max(hidden // 4, 8)}
+    decay = {"final_lr": 5e-4, "decay_fraction": 0.5, "decay_shape": "linear"}
     return {
         "run_dir": "unused",
         "platform": "cpu",
@@ -151,22 +156,69 @@ def network(hidden: int, vocabulary: int) -> dict[str, Any]:
             "rotary_base": 10_000,
             **shape,
         },
-        "data": {"phases": [{"path": "unused", "peak_lr": 1e-2, "final_lr": 5e-4, "decay_fraction": 0.5, "decay_shape": "linear"}]},
+        "data": {"phases": [{"path": "unused", "peak_lr": 1e-2, **decay}]},
         "train": {"seq_length": 128, "micro_batch_size": 4, "global_batch_size": 4},
         "optimizer": {"warmup_tokens": 8192, "weight_decay": 0.0},
         "monitor": {"activations_every_steps": 0, "log_every_steps": 20},
     }
 
 
-def report(rows: Sequence[dict[str, Any]]) -> None:
-    """One size: what is known along the share, and what the detector and the law make of it."""
-    print(f"hidden {rows[0]['hidden']}, {rows[0]['parameters']:,} parameters, {rows[0]['tokens']:,} tokens a run")
-    print(f"  share   bits known of {BITS:.1f}   biographies   exchanged   English (bits per byte)")
+def report(rows: Sequence[dict[str, Any]]) -> float | None:
+    """One size: what is known along the share, and what the detector and the law make of it; the share of `jump_at`."""
+    print(f"hidden {rows[0]['hidden']}: {rows[0]['parameters']:,} parameters, {rows[0]['tokens']:,} tokens a run")
+    print("  share   bits of a text that are known   biographies   English (bits per byte)")
     for row in rows:
-        print(
-            f"  {row['share']:5.2f}   {row['known']:18.1f}   {row['people']:11.4f}   {row['exchanged']:9.4f}   "
-            f"{row['english']:.4f}"
-        )
+        print(f"  {row['share']:5.3f}   {row['known']:29.1f}   {row['people']:11.4f}   {row['english']:7.4f}")
+    shares_rd = np.array([[row["share"], 1 - row["share"]] for row in rows])
+    losses = {domain: np.array([row[domain] for row in rows]) for domain in ("people", "english")}
+    for domain, losses_r in losses.items():
+        found = jumps(NAMES, shares_rd, losses_r)
+        print(f"  detector on {domain}: {'; '.join(map(words, found)) or 'no jump'}")
+    place = jump_at(rows)
+    print(f"  half of the {BITS:.1f} bits are known from a share of {place and round(place, 2)}")
+    if place is not None:
+        for domain, losses_r in losses.items():
+            print(f"  law on {domain}: {errors(shares_rd, losses_r, shares_rd[:, 0] < place)}")
+    return place
+
+
+def words(jump: Jump) -> str:
+    return (
+        f"a jump along the share of {jump.dataset}, from {jump.share:.2f} on (slope {jump.below:+.2f} below, "
+        f"{jump.above:+.2f} above, p {jump.p_value:.3f})"
+    )
+
+
+def jump_at(rows: Sequence[dict[str, Any]]) -> float | None:
+    """The smallest share at which half of what there is to know is known, between two runs by a straight line."""
+    for row, following in pairwise(rows):
+        if row["known"] < BITS / 2 <= following["known"]:
+            part = (BITS / 2 - row["known"]) / (following["known"] - row["known"])
+            return float(row["share"] + part * (following["share"] - row["share"]))
+    return None
+
+
+def errors(shares_rd: Matrix, losses_r: Matrix, below: NDArray[np.bool_]) -> str:
+    """How far the law is off: each run told by a law of the others, and each side of the jump by a law of the other."""
+    penalty = fit(shares_rd, losses_r).penalty
+    others = np.sqrt(np.mean((left_out(shares_rd, losses_r, penalty) - losses_r) ** 2))
+    parts = [f"leave-out error {others:.3f}"]
+    for name, taken in (("above", below), ("below", ~below)):
+        if taken.sum() >= 3 and (~taken).any():
+            off = fit(shares_rd[taken], losses_r[taken])(shares_rd[~taken]) - losses_r[~taken]
+            parts.append(f"{name} the jump, by the runs on the other side, {np.median(off):+.3f} in the median")
+    return ", ".join(parts) + " bits per byte"
+
+
+def moves(sizes: Sequence[int], places: Sequence[float | None]) -> str:
+    """How the jump moves with the size of the network."""
+    known = [(size, place) for size, place in zip(sizes, places, strict=True) if place is not None]
+    if len(known) < 2:
+        return "fewer than two sizes have a jump: how it moves cannot be said"
+    sizes_p, places_p = np.log(np.array(known)).T
+    slope = np.polyfit(sizes_p, places_p, 1)[0]
+    listed = ", ".join(f"{place:.2f} at {size:,} parameters" for size, place in known)
+    return f"half is known from a share of {listed}: about parameters ^ {slope:.2f}"
 
 
 if __name__ == "__main__":
