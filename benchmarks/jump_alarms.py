@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--regmix", type=Path)
+    parser.add_argument("--sets", type=int, default=8, help=f"of {REGMIX_RUNS} of RegMix's runs")
     given = parser.parse_args()
     print(f"simulated, a jump found in so many of {given.repeats} sets of runs; in brackets, of another dataset")
     for datasets in DATASETS:
@@ -49,7 +50,7 @@ def main() -> None:
             seconds = (time.perf_counter() - began) / given.repeats / len(CURVES)
             print(f"  {datasets} datasets, {runs} runs:  {',  '.join(parts)}   ({seconds:.1f} s each)", flush=True)
     if given.regmix:
-        regmix(given.regmix)
+        regmix(given.regmix, given.sets)
 
 
 def simulated(curve: Callable[[Matrix], Matrix], datasets: int, runs: int, seed: int) -> tuple[bool, bool]:
@@ -62,7 +63,7 @@ def simulated(curve: Callable[[Matrix], Matrix], datasets: int, runs: int, seed:
     return "0" in found, bool(found - {"0"})
 
 
-def regmix(folder: Path) -> None:
+def regmix(folder: Path, sets: int) -> None:
     """Ordinary text: 17 datasets, as many held-out domains as the table has."""
     shares_rd = np.genfromtxt(folder / "train_mixture_1m.csv", delimiter=",", skip_header=1)[:, 1:]
     shares_rd /= shares_rd.sum(1, keepdims=True)
@@ -71,7 +72,7 @@ def regmix(folder: Path) -> None:
     losses = np.genfromtxt(table, delimiter=",", names=True, deletechars="", dtype=float)
     names = [str(at) for at in range(shares_rd.shape[1])]
     asked, found = 0, []
-    for start in range(0, len(shares_rd) - REGMIX_RUNS + 1, REGMIX_RUNS):
+    for start in range(0, sets * REGMIX_RUNS, REGMIX_RUNS):
         rows = slice(start, start + REGMIX_RUNS)
         for domain in domains:
             asked += 1
