@@ -42,7 +42,7 @@ from megatron_kaiyuan.research.mixture.reach import Jump, jumps
 from megatron_kaiyuan.research.queue import Run, run_all
 
 HIDDEN = (32, 64, 128)
-SHARES = (*(round(0.05 + 0.025 * at, 3) for at in range(18)), 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 ENGLISH_VOCABULARY = 512
 DOMAINS = ("people", "exchanged", "english")
 NAMES = ["biographies", "english"]
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = train(given.folder or Path(name), given)
     by_size = [[row for row in table if row["hidden"] == hidden] for hidden in given.hidden]
     places = [report(rows) for rows in by_size]
+    for smaller, larger in pairwise(by_size):
+        print(differences(smaller, larger))
     print(moves([rows[0]["parameters"] for rows in by_size], places))
     print(f"{len(table)} runs; {time.time() - began:.0f} s, load {os.getloadavg()[0]:.0f}")
 
@@ -211,6 +213,16 @@ def errors(shares_rd: Matrix, losses_r: Matrix, below: NDArray[np.bool_]) -> str
             off = fit(shares_rd[taken], losses_r[taken])(shares_rd[~taken]) - losses_r[~taken]
             parts.append(f"{name} the jump, by the runs on the other side, {np.median(off):+.3f} in the median")
     return ", ".join(parts) + " bits per byte"
+
+
+def differences(smaller: Sequence[dict[str, Any]], larger: Sequence[dict[str, Any]]) -> str:
+    """What the larger network gains on each domain: the same at all shares, or much more where it alone has jumped."""
+    parts = []
+    for domain in ("people", "english"):
+        gains = [(small[domain] - large[domain], small["share"]) for small, large in zip(smaller, larger, strict=True)]
+        (least, at_least), (most, at_most) = min(gains), max(gains)
+        parts.append(f"{domain} {least:+.3f} (share {at_least:g}) to {most:+.3f} (share {at_most:g})")
+    return f"hidden {larger[0]['hidden']} gains on {smaller[0]['hidden']}, bits per byte: {', '.join(parts)}"
 
 
 def moves(sizes: Sequence[int], places: Sequence[float | None]) -> str:
