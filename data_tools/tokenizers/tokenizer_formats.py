@@ -20,13 +20,12 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data_tools.reading.listing import require_utf8
 from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from data_tools.tokenizers.unicode_tables import has_unassigned
 from megatron_kaiyuan.errors import UserError, excerpt
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, require_utf8
 
 # The ids of all texts, one after another, and how many each text has.
 Ids = tuple[NDArray[np.uint32], NDArray[np.int32]]
