@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from data_tools.reading.listing import require_utf8
 from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from data_tools.tokenizers.unicode_tables import has_unassigned
 from megatron_kaiyuan.errors import UserError, excerpt, install_command
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, require_utf8
 from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.tokenizer_trial import read_tokenizer
 
