@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
+from data_tools.reading.listing import require_regular
 from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
@@ -297,6 +298,7 @@ def tokenizer_file(path: Path) -> Path:
     for file in found:
         if file.exists():
             require_utf8(str(file))
+            require_regular(str(file), file.stat().st_mode)
             return file
     raise UserError(f"{found[0]}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
 
