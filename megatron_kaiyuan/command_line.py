@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -100,6 +101,10 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
     if sys.platform != "linux":
         fail(f"this project runs on Linux only, and this is {sys.platform}")
     survive_lost_output()
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file that the terminal's encoding cannot show is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
         if code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -41,11 +42,20 @@ def describe(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
         message = str(error)
     else:
-        message = redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
+        told = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        advice = system_advice(error, "")
+        message = redact(f"{told}; {advice}" if advice else told)
     absent = _ABSENT.match(message)
     if absent is None or os.path.isabs(absent["path"]) or os.path.lexists(absent["path"]):
         return message
     return f"{absent[0]} (relative to {os.getcwd()}){message[absent.end() :]}"
+
+
+def system_advice(error: OSError, otherwise: str = "check the path and its permissions") -> str:
+    """What to do where the system refuses a file; it may have nothing to do with the file."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files, as with `ulimit -n 65536`, or take fewer at once"
+    return otherwise
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:

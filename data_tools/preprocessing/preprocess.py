@@ -270,6 +270,7 @@ def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
     for name, value, least in (
         ("--max-bad-rows", max_bad_rows, 0),
         ("--max-characters", settings.max_characters, 0),
+        ("--max-row-bytes", settings.max_row_bytes, 0),
     ):
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")

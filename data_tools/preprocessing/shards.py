@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
-from data_tools.preprocessing.long_text import encode_texts
+from data_tools.preprocessing.encoding import Encoded, encode_rows
 from data_tools.preprocessing.progress import Meter
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.columns import column_rows
@@ -160,9 +160,10 @@ class ShardWriter:
             ]
             read = column_rows if task.file.format == "parquet" else line_rows
             for rows in read(task, self.settings):
+                encoded = encode_rows(self.tokenizer, rows, self.settings.append_eod)
                 self._note(rows, task, record, bad_file)
                 for key, writer in zip(self.settings.json_keys, writers, strict=True):
-                    self._add(key, rows, writer, record)
+                    self._add(key, rows, encoded[key], writer, record)
                 self.meter.advance(rows.read - task.start, len(rows.domains), record.tokens)
             require_unchanged(task.file)
             for writer in writers:
@@ -172,10 +173,10 @@ class ShardWriter:
         write_json(self.shards.record_path(task), vars(record))
         return record
 
-    def _add(self, key: str, rows: Rows, writer: CorpusWriter, record: Record) -> None:
+    def _add(self, key: str, rows: Rows, encoded: Encoded, writer: CorpusWriter, record: Record) -> None:
         if not rows.texts[key]:
             return
-        tokens, lengths = encode_texts(self.tokenizer, rows.texts[key], self.settings.append_eod)
+        tokens, lengths = encoded
         labels = rows.domains, rows.sources, rows.scores, rows.meta
         writer.add(Documents(tokens, lengths, rows.text_bytes[key], *labels))
         for name, scores in rows.scores.items():

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from data_tools.reading.inputs import InputFile
+from data_tools.reading.limits import MAX_ROW_BYTES
 from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.outputs import identity_of
 
@@ -18,7 +19,7 @@ from megatron_kaiyuan.outputs import identity_of
 KEPT = "finished shards are kept: run the command again"
 
 # Goes up when a shard of the same input and settings would get other content than before.
-_SHARD_VERSION = 3
+_SHARD_VERSION = 4
 # Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.
@@ -41,6 +42,7 @@ class Settings:
         text_documents: what is a document in plain text, "line" or "file".
         max_characters: rows with a longer text are left out; 0 for no limit.
         tokenizer_engine: how to encode; the result does not depend on it.
+        max_row_bytes: a longer line, or row of texts in Parquet, is a bad row and is not held; 0 for no limit.
     """
 
     tokenizer: Path
@@ -53,6 +55,7 @@ class Settings:
     text_documents: str = "line"
     max_characters: int = 0
     tokenizer_engine: str = "auto"
+    max_row_bytes: int = MAX_ROW_BYTES
 
 
 @dataclass(frozen=True)

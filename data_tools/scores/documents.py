@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
+from data_tools.reading.arrow_values import to_doubles
 from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.scores.filters import Condition, parse_filter, require_columns
@@ -227,7 +228,7 @@ def _floats(table: pa.Table, column: str) -> np.ndarray:
     """A column as float64, NaN where it has no value; all NaN where a shard of JSON lines has no such field."""
     if column not in table.column_names:
         return np.full(len(table), np.nan)
-    return table.column(column).cast(pa.float64(), safe=False).to_numpy()
+    return to_doubles(table.column(column)).to_numpy()
 
 
 @dataclass(frozen=True)

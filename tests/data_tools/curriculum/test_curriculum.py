@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from data_tools import _index
+from data_tools.corpora.corpus import CorpusWriter
 from data_tools.curriculum.build import build_phase, build_recipe
 from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
@@ -223,13 +224,17 @@ def test_a_budget_of_memory_changes_no_byte(tmp_path, more):
     assert small == large
 
 
-def test_an_optional_dataset_may_be_absent(corpora, tmp_path):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_optional_dataset_may_be_absent_or_empty(corpora, tmp_path, is_there):
     prefixes = {**corpora, "absent": tmp_path / "absent"}
+    if is_there:
+        with CorpusWriter(tmp_path / "absent", {"path": "t", "fingerprint": "xxh3:0", "vocab_size": 9, "eod_id": 0}):
+            pass
     absent = {"corpus": "absent", "score": "score", "optional": True}
     built = build_phase(phase_recipe(absent, {"corpus": "maths"}), prefixes, tmp_path / "phase", 1)
     assert "absent left out: optional" in str(built)
     assert [entry["name"] for entry in Phase(tmp_path / "phase").manifest["corpora"]] == ["maths"]
-    with pytest.raises(UserError, match="all its corpora are optional and none exists"):
+    with pytest.raises(UserError, match="all its corpora are optional and none holds a document"):
         build_phase(phase_recipe(absent), prefixes, tmp_path / "other", 1)
 
 
