@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_tools import _index
-from data_tools.corpora.corpus import manifest_path, metadata_path
+from data_tools.corpora.corpus_files import manifest_path, metadata_path, read_manifest
 from data_tools.curriculum.recipe import DatasetRecipe, nearest
 from megatron_kaiyuan.data.indexed import HEADER, IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.tokenizer_identity import tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_json
 
 # Rows read at a time: the lengths and scores of one piece are 3 MB.
 _ROWS = 1 << 18
@@ -65,8 +64,8 @@ class Source:
 
     def max_token_id(self) -> int | None:
         """From the corpus manifest; a stock Megatron corpus has none, and scanning its tokens would take hours."""
-        path = manifest_path(self.corpus.prefix)
-        return read_json(path, "corpus manifest").get("max_token_id") if path.is_file() else None
+        prefix = self.corpus.prefix
+        return read_manifest(prefix)["max_token_id"] if manifest_path(prefix).is_file() else None
 
     def _sizes(self) -> Iterator[tuple[None, int]]:
         for first in range(0, len(self.corpus), _ROWS):
