@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from data_tools.engines.choose import HELP as ENGINE_HELP
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app
+from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, count_option, make_app, size_option
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.nearby import corpus_word
+from megatron_kaiyuan.paths import path_word
 
-app = typer.Typer()
+app = make_app()
 scorer_app = make_app("List the kinds of scorers, or train a linear one.")
 app.add_typer(scorer_app, name="scorer")
 
@@ -20,7 +23,12 @@ app.add_typer(scorer_app, name="scorer")
 def dedup(
     inputs: Annotated[
         list[str],
-        typer.Option("--input", metavar="[NAME=]PATH", help="as for preprocess; NAME= makes a dataset of its own"),
+        typer.Option(
+            "--input",
+            parser=path_word,
+            metavar="[NAME=]PATH",
+            help="as for preprocess; NAME= makes a dataset of its own",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", help="folder that gets documents/, dropped/ and report.json")],
     score: Annotated[str | None, typer.Option(help="field with a number: of a cluster the highest stays")] = None,
@@ -45,7 +53,12 @@ def dedup(
     index: Annotated[Path | None, typer.Option("--index", help="folder that gets an index for later runs")] = None,
     exact_only: Annotated[bool, typer.Option("--exact-only", help="equal texts only, case and spacing apart")] = False,
     max_cluster: Annotated[
-        int | None, typer.Option(help="larger clusters lose exact duplicates only; 0: no limit; 10,000")
+        int | None,
+        typer.Option(
+            parser=count_option,
+            metavar="NUMBER",
+            help="larger clusters lose exact duplicates only; 0: no limit; 10,000",
+        ),
     ] = None,
     max_removed: Annotated[float, typer.Option(help="stop if more than this share of a dataset would go")] = 0.5,
     keeper: Annotated[
@@ -57,8 +70,21 @@ def dedup(
     text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="local processes; 0: one a core. The result is the same")] = 0,
-    task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input. Decides about ids")] = 0,
-    max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or text that may be left out")] = 0,
+    task_bytes: Annotated[
+        int,
+        typer.Option(
+            parser=size_option, metavar="NUMBER", help="input a task; 0 fits it to the input. Decides about ids"
+        ),
+    ] = 0,
+    max_bad_rows: Annotated[
+        int,
+        typer.Option(
+            parser=count_option, metavar="NUMBER", help="rows without valid JSON or text that may be left out"
+        ),
+    ] = 0,
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
     force: Force = False,
 ) -> None:
@@ -85,7 +111,12 @@ def dedup(
     lines = run(
         preset,
         recipe,
-        reading={"json_key": json_key, "text_column": text_column, "text_documents": text_documents},
+        reading={
+            "json_key": json_key,
+            "text_column": text_column,
+            "text_documents": text_documents,
+            "max_row_bytes": max_row_bytes,
+        },
         engine=(engine, workers),
         rules={"across": across, "direct": keeper, "max_cluster": max_cluster},
         as_json=as_json,
@@ -107,11 +138,20 @@ def dedup(
 @app.command(cls=SeveralValuesCommand)
 def score(
     inputs: Annotated[
-        list[str], typer.Option("--input", help="documents as for preprocess, each with NAME= before it or not")
+        list[str],
+        typer.Option(
+            "--input",
+            parser=path_word,
+            metavar="PATH",
+            help="documents as for preprocess, each with NAME= before it or not",
+        ),
     ] = [],  # noqa: B006
     output: Annotated[Path | None, typer.Option(help="folder of the scored documents")] = None,
     corpora: Annotated[
-        list[str], typer.Option("--corpus", help="corpora to add columns to, as PREFIX or NAME=PREFIX")
+        list[str],
+        typer.Option(
+            "--corpus", parser=corpus_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
+        ),
     ] = [],  # noqa: B006
     scorers: Annotated[
         list[str], typer.Option("--scorer", help="KIND[=VALUE][,SETTING=VALUE]..., see kaiyuan-data scorer list")
@@ -134,11 +174,23 @@ def score(
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
     text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
     text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
-    max_characters: Annotated[int, typer.Option(help="leave out rows with a longer text; 0: no limit")] = 0,
-    max_bad_rows: Annotated[int, typer.Option(help="rows without valid JSON or text that may be left out")] = 0,
+    max_characters: Annotated[
+        int, typer.Option(parser=count_option, metavar="NUMBER", help="leave out rows with a longer text; 0: no limit")
+    ] = 0,
+    max_bad_rows: Annotated[
+        int,
+        typer.Option(
+            parser=count_option, metavar="NUMBER", help="rows without valid JSON or text that may be left out"
+        ),
+    ] = 0,
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
-    task_bytes: Annotated[int, typer.Option(help="input a task; 0 fits it to the input")] = 0,
+    task_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help="input a task; 0 fits it to the input")
+    ] = 0,
     force: Force = False,
 ) -> None:
     """Score documents into a folder, or add score columns to corpora without tokenizing them again.
@@ -167,21 +219,28 @@ def score(
         if output is None:
             raise UserError("score: name the folder to write with --output")
         options = ScoreOptions(scorers, filters, quantiles, mask, seed, max_bad_rows)
-        settings = reading_settings(json_key, text_column, text_documents, max_characters)
+        settings = reading_settings(json_key, text_column, text_documents, max_characters, max_row_bytes)
         lines = score_documents(inputs, output, options, settings, chosen, task_bytes, force)
     print(*(f"score: {line}" for line in lines), sep="\n")
 
 
 @app.command(cls=SeveralValuesCommand)
 def audit(
-    subjects: Annotated[list[str], typer.Argument(help="corpora, without .bin or .idx; or documents, as for score")],
+    subjects: Annotated[
+        list[str],
+        typer.Argument(
+            parser=corpus_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
+        ),
+    ],
     scores: Annotated[list[str], typer.Option("--score", help="columns to look at")],
     by: Annotated[
         str | None, typer.Option(help="column that says where texts are from, as domain or source; or dataset")
     ] = None,
     quantiles: Annotated[int, typer.Option(help="rows of the portrait")] = 10,
     samples: Annotated[int, typer.Option(help="beginnings of documents in each quantile, on the page and in JSON")] = 3,
-    most_documents: Annotated[int, typer.Option(help="of more, so many are drawn")] = 1_000_000,
+    most_documents: Annotated[
+        int, typer.Option(parser=count_option, metavar="NUMBER", help="of more, so many are drawn")
+    ] = 1_000_000,
     seed: Annotated[int, typer.Option(help="of the draws")] = 1234,
     tokenizer_model: Annotated[
         Path | None, typer.Option(help="of the corpora, if not where their manifests say")
@@ -217,8 +276,12 @@ def scorer_list() -> None:
 
 @scorer_app.command("train", cls=SeveralValuesCommand)
 def scorer_train(
-    positives: Annotated[list[str], typer.Option("--positives", help="documents that are wanted")],
-    negatives: Annotated[list[str], typer.Option("--negatives", help="documents that are not")],
+    positives: Annotated[
+        list[str], typer.Option("--positives", parser=path_word, metavar="PATH", help="documents that are wanted")
+    ],
+    negatives: Annotated[
+        list[str], typer.Option("--negatives", parser=path_word, metavar="PATH", help="documents that are not")
+    ],
     output: Annotated[Path, typer.Option(help="the .bin model to write, for --scorer linear=...")],
     json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
     text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,

@@ -8,16 +8,20 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megatron_kaiyuan import cli_research
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
+from megatron_kaiyuan.paths import path_word
 
-app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.")
+if TYPE_CHECKING:
+    from megatron_kaiyuan.platform import Platform
+
+app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.", root=True)
 
 checkpoints = make_app("List, verify, compare and prune the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
@@ -26,6 +30,30 @@ cli_research.add_commands(app)
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Precision = Literal["fp32", "bf16", "fp16"]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
+
+
+@app.command(cls=SeveralValuesCommand)
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write")],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=path_word, metavar="NAME=PREFIX", help="corpora to train on; default: one that is to be made"
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="the network: kaiyuan-tiny or kaiyuan-2b")] = "kaiyuan-tiny",
+    score: Annotated[str, typer.Option(help="column of a corpus that ranks its documents, where it has it")] = "score",
+) -> None:
+    """Write a folder to begin in: order.yaml and train.yaml, launch/ with the scripts that start jobs, docs/.
+
+    Example: kaiyuan init mine --corpus web=corpora/web_text_document books=corpora/books_text_document
+
+    With corpora named, batch, warm-up and vocabulary fit them. Files that are there already with another content are
+    never replaced.
+    """
+    from megatron_kaiyuan.starter.init import init as write_folder
+
+    print(write_folder(folder, corpus or [], preset, score))
 
 
 @app.command()
@@ -47,9 +75,10 @@ def train(
 ) -> None:
     """Train a recipe; resumes by itself when the run folder holds a checkpoint.
 
-    Example: kaiyuan train launch/recipes/quickstart/train.yaml
+    Example: kaiyuan train mine/train.yaml
 
-    Several processes: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+    Several processes: mine/launch/torchrun.sh --nproc-per-node 2 mine/train.yaml train.seed=7. `kaiyuan init mine`
+    writes both files, and the pages that help names (docs/); a checkout of the project has them in launch/ and docs/.
 
     Exit code 0 only when the run has come to its end. SIGTERM, SIGHUP, SIGUSR1 and ctrl-C save it first; the codes are
     143, 129, 138 and 130 then, 2 after a mistake, 1 after any other failure (docs/launch.md).
@@ -88,12 +117,13 @@ def plan(
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that a stage at work reaches")
     ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="of a device for an hour, in any currency")] = None,
     all_layouts: Annotated[bool, typer.Option("--all", help="every micro-batch size of every layout")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Memory, FLOPs and days of every legal layout of a recipe, best first; needs neither devices nor torch.
+    """Memory, FLOPs, days and cost of every legal layout of a recipe, best first; needs neither devices nor torch.
 
-    Example: kaiyuan plan launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2_200_000_000_000
+    Example: kaiyuan plan mine/launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2.2T
     """
     from megatron_kaiyuan.planning import show
     from megatron_kaiyuan.planning.plan import make_plan
@@ -101,7 +131,7 @@ def plan(
 
     device = device_named(gpu, gpu_memory_gib, peak_tflops)
     found = make_plan(recipe, overrides or [], gpus, device, mfu)
-    print(json.dumps(show.as_json(found), indent=1) if as_json else show.as_text(found, all_layouts))
+    print(json.dumps(show.as_json(found, price), indent=1) if as_json else show.as_text(found, all_layouts, price))
 
 
 @app.command()
@@ -128,7 +158,11 @@ def average(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="checkpoint folder: RUN_DIR/checkpoints/step_N or RUN_DIR/averaged")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT|RUN_DIR",
+            help="RUN_DIR/checkpoints/step_N or RUN_DIR/averaged; of a run's folder its newest step",
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
     tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
@@ -146,26 +180,62 @@ def export(
 
 @app.command("eval", cls=SeveralValuesCommand)
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Hugging Face folder")],
-    held_out: Annotated[list[Path], typer.Option(help="held-out corpora, each an .idx or a prefix")],
-    held_out_text: Annotated[list[Path], typer.Option(help="the same documents as JSON lines files")],
-    output: Annotated[Path, typer.Option(help="JSON file to write")],
-    baseline: Annotated[Path | None, typer.Option(help="Hugging Face folder to compare with")] = None,
-    seq_length: Annotated[
-        int | None, typer.Option(help="context in tokens, best as in training; default: all that the model admits")
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
+        ),
+    ],
+    held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
+    held_out_text: Annotated[
+        list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
     ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="tasks or groups of lm-eval, by name")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="folder with YAML files of tasks besides lm-eval's own")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each of --tasks; default: all"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="model to compare with, such as RUN_DIR/checkpoints/step_0")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="of a checkpoint, for text and tasks: folder with tokenizer.json")
+    ] = None,
+    seq_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="context in tokens; default: as in training, of a Hugging Face folder all it admits"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
     force: Force = False,
 ) -> None:
-    """Held-out loss and lm-eval on tasks made from held-out text, offline.
+    """Held-out loss, and lm-eval on its own tasks or on tasks made from held-out text.
 
-    Example: kaiyuan eval exported --held-out corpora/math_text_document --held-out-text math.jsonl --output eval.json
+    Example: kaiyuan eval runs/mine --held-out corpora/math_text_document --tasks arc_easy --tokenizer tokenizer
+
+    Only lm-eval's own tasks may ask the network for their data (HF_HUB_OFFLINE=1: not even they).
     """
-    from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
-    from megatron_kaiyuan.evaluate.run import summary_line
+    with _alone(device) as platform:
+        from megatron_kaiyuan.evaluate.run import Measures
+        from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
+        from megatron_kaiyuan.evaluate.summary import summary_line
+        from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 
-    prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out]
-    result = evaluate_model(model, baseline, prefixes, held_out_text, None, output, seq_length=seq_length, force=force)
-    print(f"eval: {summary_line(result)}")
+        prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out or ()]
+        selection = TaskSelection(tuple(tasks or ()), include_path, num_fewshot, limit)
+        measures = Measures(prefixes, held_out_text or (), selection, seq_length)
+        result, path = evaluate_model(
+            model, measures, output, baseline=baseline, tokenizer=tokenizer, device=platform.device, force=force
+        )
+    print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
 
 
 @app.command()
@@ -256,6 +326,21 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run folder w
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
+@app.command()
+def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Look at a run from any machine that sees its folder: state, step, loss, speed, time left, checkpoint, holder.
+
+    Exit code 0 while it starts or trains and when it is finished; 1 when it is stalled, stopped or dead.
+
+    Example: kaiyuan status runs/mine
+    """
+    from megatron_kaiyuan.report.status import read_status
+
+    found = read_status(run_dir)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(found.exit_code)
+
+
 @checkpoints.command("list")
 def list_them(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Steps with position, size and time, and what was set aside; files are not read.
@@ -274,7 +359,10 @@ def list_them(run_dir: RunFolder, as_json: AsJson = False) -> None:
 
 @checkpoints.command()
 def verify(
-    run_dir: RunFolder,
+    run_dir: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="run folder, or a checkpoint such as RUN_DIR/averaged"),
+    ],
     step: Annotated[int | None, typer.Option(help="only this one; default: all")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -291,8 +379,8 @@ def verify(
 @checkpoints.command()
 def diff(
     run_dir: RunFolder,
-    first: Annotated[str, typer.Argument(help="a step, or any checkpoint's folder")],
-    second: Annotated[str, typer.Argument(help="a step, or any checkpoint's folder")],
+    first: Annotated[str, typer.Argument(help="a step, a checkpoint's folder, or a run's for its newest step")],
+    second: Annotated[str, typer.Argument(help="a step, a checkpoint's folder, or a run's for its newest step")],
     as_json: AsJson = False,
 ) -> None:
     """What changed between two checkpoints: configuration, progress, and how far each group of weights moved.
@@ -301,14 +389,15 @@ def diff(
     """
     with _alone():
         from megatron_kaiyuan.checkpoint.difference import difference
-        from megatron_kaiyuan.checkpoint.listing import folder_of
+        from megatron_kaiyuan.checkpoint.listing import checkpoint_named
 
-        found = difference(folder_of(run_dir, first), folder_of(run_dir, second))
+        before, after = (checkpoint_named(run_dir, name) for name in (first, second))
+        found = difference(before.folder, after.folder)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
         print(*found.lines(), sep="\n")
-        print(f"checkpoint diff: {found.summary()}")
+        print(f"checkpoint diff: {before.name}, to {after.name}: {found.summary()}")
 
 
 @checkpoints.command()
@@ -317,7 +406,10 @@ def prune(
     keep_last: Annotated[int, typer.Option(min=2, help="the newest ones")],
     keep_every_steps: Annotated[int | None, typer.Option(min=1, help="multiples of it stay too")] = None,
     keep_every_tokens: Annotated[
-        int | None, typer.Option(min=1, help="the first one at or behind each multiple stays too")
+        int | None,
+        typer.Option(
+            parser=positive_count_option, metavar="NUMBER", help="the first one at or after each multiple stays too"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
     as_json: AsJson = False,
@@ -343,22 +435,22 @@ def _step_numbers(words: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """One CPU process with megatron-core ready, for commands on whole checkpoints."""
+def _alone(name: str = "cpu") -> Iterator[Platform]:
+    """One process with megatron-core ready, for commands on whole checkpoints."""
     from megatron_kaiyuan import platform
 
-    device = platform.activate("cpu")
+    device = platform.activate(name)
     from megatron_kaiyuan.cluster.groups import single_process
 
     with single_process(device):
-        yield
+        yield device
 
 
 def main() -> None:
     # torch would load torch_npu by itself, and fail to start where the driver's libraries are not to be found, whatever
     # the platform. It is left to platform npu, which says what is missing.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    run_app(app)
+    run_app(app, {"kaiyuan-data": "data_tools.cli"})
 
 
 if __name__ == "__main__":

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import functools
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from megatron_kaiyuan import __version__
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.logs import lost_output, survive_lost_output
+from megatron_kaiyuan.numbers import read_count, read_number
+from megatron_kaiyuan.paths import user_paths
+from megatron_kaiyuan.usage import UsageError, describe_usage
 
 Force = Annotated[
     bool, typer.Option("--force", help="replace what this command wrote there earlier from other input; nothing else")
@@ -28,35 +35,89 @@ class _Group(TyperGroup):
             raise UserError(describe(error)) from error
 
 
-def make_app(help_text: str) -> typer.Typer:
-    """A typer application with this project's settings."""
+class App(typer.Typer):
+    """An application whose commands get `~` in every path replaced, as `paths.user_path` does."""
+
+    def command(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+        """As typer's."""
+        register = super().command(*args, **options)
+
+        def decorate(function: Any) -> Any:
+            @functools.wraps(function)
+            def with_paths(**values: Any) -> None:
+                function(**user_paths(values))
+
+            register(with_paths)
+            return function
+
+        return decorate
+
+
+def make_app(help_text: str | None = None, root: bool = False) -> App:
+    """A typer application with this project's settings.
+
+    Args:
+        root: a command by itself: it has `--version`, and completion for the user's shell.
+    """
     # Plain text: boxes of a width that depends on the terminal are hard to read in a job's log.
-    return typer.Typer(
+    app = App(
         cls=_Group,
         help=help_text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=root,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    if root:
+        app.callback()(_root)
+    return app
 
 
-def run_app(app: typer.Typer) -> None:
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"megatron_kaiyuan {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
     """Run a command to its end, whoever reads what it prints.
 
     Exit code 0 on success, 2 on a user's mistake or where standard output could not be written, 141 where its reader
     has gone (as with `| head`), 130 on ctrl-C.
+
+    Args:
+        elsewhere: other programs of this project and the modules that hold their `app`, to point to where a command
+            is one of theirs.
     """
+    # Names of processor masks, clocks and /proc are Linux's own, in all rooms.
+    if sys.platform != "linux":
+        fail(f"this project runs on Linux only, and this is {sys.platform}")
     survive_lost_output()
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file that the terminal's encoding cannot show is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except SystemExit as end:
-        if not end.code:
-            _exit_for_lost_output()
-        raise
+        code = app(standalone_mode=False)
+        if code:
+            sys.exit(code)
+        _exit_for_lost_output()
+    except UsageError as error:
+        if error.format_message().count("\n"):  # help, where nothing was asked
+            error.show()
+            sys.exit(error.exit_code)
+        fail(describe_usage(error, elsewhere))
     except (UserError, OSError) as error:
         fail(describe(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 
 
@@ -115,3 +176,34 @@ def _with_value(args: list[str], option: str, choices: Sequence[str]) -> list[st
         f"{word}={choices[0]}" if word == option and (after not in choices) else word
         for word, after in zip(args, [*args[1:], ""], strict=True)
     ]
+
+
+def count_option(text: str | int) -> int:
+    """For `typer.Option(parser=...)`: a number of tokens, documents, characters or rows, as recipes read it."""
+    try:
+        return text if isinstance(text, int) else read_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def positive_count_option(text: str | int) -> int:
+    """For `typer.Option(parser=...)`: likewise, at least 1."""
+    if number := count_option(text):
+        return number
+    raise typer.BadParameter("write a number from 1 on")
+
+
+def amount_option(text: str | float) -> float:
+    """For `typer.Option(parser=...)`: likewise, and not only whole numbers."""
+    try:
+        return float(read_number(text)) if isinstance(text, str) else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def size_option(text: str | int) -> int:
+    """For `typer.Option(parser=...)`: a size or a length, of which 4k may mean 4,000 or 4,096."""
+    try:
+        return text if isinstance(text, int) else read_count(text, units=False)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

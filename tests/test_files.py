@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -79,3 +80,28 @@ def test_checksum_is_xxh3(tmp_path: Path) -> None:
 def test_a_missing_package_names_the_extra() -> None:
     with pytest.raises(UserError, match=r"the kitchen needs the package 'no_such_package'.*\[eval\]"):
         require("no_such_package", extra="eval", purpose="the kitchen")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_file_of_a_library_has_the_mode_of_its_siblings(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "new") as new:
+            new.mkdir()
+            (new / "usual").touch()
+            os.close(os.open(new / "private", os.O_CREAT | os.O_WRONLY, 0o600))
+        with atomic_path(tmp_path / "file") as new:
+            os.close(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (*(tmp_path / "new").iterdir(), tmp_path / "file")}
+    assert modes == {0o666 & ~umask}
+
+
+def test_a_linked_file_keeps_its_mode(tmp_path: Path) -> None:
+    """It is another folder's too."""
+    os.close(os.open(tmp_path / "private", os.O_CREAT | os.O_WRONLY, 0o600))
+    with atomic_path(tmp_path / "new") as new:
+        new.mkdir()
+        os.link(tmp_path / "private", new / "linked")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600

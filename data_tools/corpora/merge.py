@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import xxhash
-from tqdm import tqdm
 
 from data_tools import _index
 from data_tools.corpora.corpus import manifest_of
@@ -29,14 +26,17 @@ from data_tools.corpora.corpus_files import (
     metadata_path,
     read_manifest,
     replace_corpus,
+    require_space,
     write_errors,
 )
 from data_tools.corpora.sidecar import SidecarWriter, sidecar_rows, sidecar_schema
+from data_tools.corpora.stock import is_stock, merge_stock
 from data_tools.corpora.verify import check_sealed_index
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.outputs import claim, identity_of
+from megatron_kaiyuan.progress import Progress
 
 _CHUNK_BYTES = 1 << 22
 
@@ -56,13 +56,25 @@ class Part:
 def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, force: bool = False) -> str:
     """`kaiyuan-data merge`: as `join_corpora`, into a new corpus or an earlier one of the same inputs.
 
+    Pairs that Megatron's tools wrote are joined to a pair of that kind, see `merge_stock`.
+
     Args:
         force: a corpus of other inputs may be replaced.
 
     Raises:
         UserError: as `join_corpora`, or `output` holds something else.
     """
-    parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
+    prefixes = [Path(prefix) for prefix in inputs]
+    if stock := [prefix for prefix in prefixes if is_stock(prefix)]:
+        _check_places(prefixes, Path(output))
+        if len(stock) < len(prefixes):
+            other = next(prefix for prefix in prefixes if prefix not in stock)
+            raise UserError(
+                f"{stock[0]}: is a stock pair, without manifest and metadata, and {other} is not; join stock pairs "
+                "with stock pairs, and corpora with corpora"
+            )
+        return merge_stock(prefixes, Path(output), threads, force)
+    parts = _open_parts(prefixes, Path(output))
     identity = identity_of("merge", [part.manifest["seal"] for part in parts])
     with claim(corpus_output(Path(output)), identity, earlier_corpus, force=force):
         return join_corpora(inputs, output, threads, identity)
@@ -85,7 +97,7 @@ def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identit
     """
     parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
     _check_alike(parts)
-    _check_space(parts, output)
+    require_space(output, sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values()))
     for part in parts:
         _check_small_files(part)
     with replace_corpus(Path(output)) as new:
@@ -98,6 +110,11 @@ def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identit
 
 
 def _open_parts(inputs: Sequence[Path], output: Path) -> list[Part]:
+    _check_places(inputs, output)
+    return [Part(prefix, read_manifest(prefix)) for prefix in inputs]
+
+
+def _check_places(inputs: Sequence[Path], output: Path) -> None:
     if not inputs:
         raise UserError("merge: name at least one corpus to join")
     seen = set()
@@ -108,7 +125,6 @@ def _open_parts(inputs: Sequence[Path], output: Path) -> list[Part]:
         if place in seen:
             raise UserError(f"{prefix}: is named twice; name each corpus once")
         seen.add(place)
-    return [Part(prefix, read_manifest(prefix)) for prefix in inputs]
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
@@ -130,17 +146,6 @@ def _check_alike(parts: Sequence[Part]) -> None:
                 )
 
 
-def _check_space(parts: Sequence[Part], output: Path) -> None:
-    needed = sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values())
-    with write_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output.parent).free
-    if free < needed:
-        raise UserError(
-            f"{output}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} are free; free some, or go elsewhere"
-        )
-
-
 def _check_small_files(part: Part) -> None:
     """All but the `.bin`, whose checksum is taken when it is copied."""
     for path in (idx_path(part.prefix), metadata_path(part.prefix)):
@@ -156,7 +161,7 @@ def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
     with ThreadPoolExecutor(1) as pool:
         metadata = pool.submit(_join_metadata, parts, new, stop)
         try:
-            with tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=not sys.stderr.isatty()) as bar:
+            with Progress("merge", total, "B") as bar:
                 digest = _join_tokens(parts, new, bar)
             _join_indexes(parts, new, threads)
             metadata.result()
@@ -166,7 +171,7 @@ def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
     return digest
 
 
-def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: tqdm) -> str:
+def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: Progress) -> str:
     """Copy the `.bin` files one after another; both sides' checksums come from the one pass."""
     whole = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -182,7 +187,7 @@ def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: tqdm) -> str:
                     whole.update(chunk)
                     with write_errors(new.prefix):
                         _write_all(output, chunk)
-                    bar.update(size)
+                    bar.advance(size)
             _check_seal(path, f"xxh3:{own.hexdigest()}", part)
     return f"xxh3:{whole.hexdigest()}"
 

@@ -21,9 +21,11 @@ from data_tools.corpora.corpus_files import (
     token_dtype,
 )
 from data_tools.corpora.sidecar import check_sidecar, open_sidecar, sidecar_schema
+from data_tools.corpora.stock import is_stock, verify_stock
 from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.progress import has_read
 
 # A multiple of every token's size.
 _CHUNK_BYTES = 1 << 22
@@ -31,18 +33,23 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class VerifiedCorpus:
-    """What a corpus holds that was found to be whole."""
+    """What a corpus holds that was found to be whole.
+
+    Attributes:
+        is_stock: it is a pair of Megatron's, without a manifest to compare it with.
+    """
 
     prefix: Path
     sequences: int
     tokens: int
+    is_stock: bool = False
 
     def __len__(self) -> int:
         return self.sequences
 
 
 def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus:
-    """Compare a corpus with what its manifest says.
+    """Compare a corpus with what its manifest says; of a stock pair, which has none, see `verify_stock`.
 
     Args:
         fast: look at headers and sizes only, which takes milliseconds for any size. Otherwise every byte is read:
@@ -53,6 +60,8 @@ def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus
         UserError: the first thing that is wrong.
     """
     prefix = Path(prefix)
+    if is_stock(prefix):
+        return VerifiedCorpus(prefix, *verify_stock(prefix, fast, threads), is_stock=True)
     manifest = read_manifest(prefix)
     _check_sizes(prefix, manifest["files"])
     check_header(prefix, manifest)
@@ -138,6 +147,7 @@ def _check_tokens(prefix: Path, manifest: dict[str, Any]) -> None:
     with open(path, "rb") as file:
         while size := file.readinto(buffer):
             digest.update(buffer[:size])
+            has_read(size)
             tokens: np.ndarray = np.frombuffer(buffer, dtype, size // dtype.itemsize)
             if not tokens.size:
                 continue

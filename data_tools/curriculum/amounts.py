@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Any, Literal
 
-# A comma parts thousands only: 1,5e9 may mean 1.5e9 and is refused.
-_AMOUNT = re.compile(r"(\d{1,3}(?:,\d{3})+|(?:\d[\d_]*)?(?:\.\d+)?)(?:[eE]\+?(\d{1,2}))?\s*([kKmMbBgGtT]?)")
-_UNITS = {"": 0, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
+from megatron_kaiyuan.numbers import read_number
 
 
 def read_tokens(value: Any) -> int | Literal["all"]:
@@ -20,10 +17,12 @@ def read_tokens(value: Any) -> int | Literal["all"]:
     if value == "all":
         return "all"
     text = str(value).strip()
-    match = _AMOUNT.fullmatch(text)
-    if match is None or not match[1] or isinstance(value, bool):
-        raise ValueError(f"tokens is {value!r}; write all, or a number of tokens such as 2.5e9 or 1.2T")
-    number = Decimal(re.sub("[_,]", "", match[1])).scaleb(int(match[2] or 0) + _UNITS[match[3].lower()])
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = read_number(text)
+    except ValueError:
+        raise ValueError(f"tokens is {value!r}; write all, or a number of tokens such as 2.5e9 or 1.2T") from None
     if number != number.to_integral_value() or number < 1:
         raise ValueError(f"tokens is {text}; it counts tokens: for a part of each dataset write keep: random 0.5")
     if number >= 2**63:
@@ -69,5 +68,5 @@ def _number(field: str, value: Any, example: str) -> float | None:
         if isinstance(value, bool):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"{field} is {value!r}, no number; write for example {field}: {example}") from None

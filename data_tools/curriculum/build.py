@@ -21,16 +21,17 @@ from data_tools.curriculum.artefact import MissingScores, phase_manifest
 from data_tools.curriculum.memory import default_memory, rows_memory
 from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
-from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
-from data_tools.curriculum.source import Source
-from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
+from data_tools.curriculum.source import Source, check_dataset
+from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path, map_lengths
 from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
+from megatron_kaiyuan.forms import Recorded, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
+from megatron_kaiyuan.progress import Progress
 
 PHASE = "a phase"
 
@@ -43,7 +44,7 @@ class BuiltPhase:
         tokens: of the stream, padding of packs included.
         datasets: for each dataset its name, documents and tokens in the phase with every copy, and sequences in its
             corpus.
-        notes: optional datasets that do not exist, missing scores, and what the recipe should be looked at for.
+        notes: optional datasets that are left out, missing scores, and what the recipe should be looked at for.
         packing: how documents were packed, or None.
     """
 
@@ -113,6 +114,10 @@ def build_phases(
         UserError: as `build_phase`, or two tokenizers made the corpora.
     """
     _check_tokenizers(corpora, phases)
+    for phase in phases:
+        # Of all of them now, not after hours of building those before it.
+        for dataset in _present(phase, corpora):
+            check_dataset(dataset, corpora[dataset.corpus])
     with ExitStack() as claims:
         # All at once, so that of two recipes built into one folder at the same time one gets every phase, and always
         # in the order of their names, so that neither waits for the other.
@@ -172,7 +177,9 @@ def _build(
             written = _write(phase, sources, builder, folder, temporary)
             write_sealed_json(temporary / MANIFEST, {**written.manifest, "identity": identity})
     notes = [
-        f"{d.corpus} left out: optional, and its corpus does not exist" for d in phase.datasets if d not in present
+        f"{d.corpus} left out: optional, and its corpus is empty or does not exist"
+        for d in phase.datasets
+        if d not in present
     ]
     datasets = [
         (source.name, *count, len(source.corpus)) for source, count in zip(sources, written.counts, strict=True)
@@ -220,8 +227,9 @@ def earlier_phase(output: Output) -> str | None:
         manifest = {}
     if manifest.get("format") != FORMAT:
         raise output.in_the_way(folder)
-    refuse_unlisted(output, manifest["files"])
-    return str(manifest.get("identity", ""))
+    recorded = require_form(folder / MANIFEST, manifest, Recorded, "move it away, or name another folder")
+    refuse_unlisted(output, recorded.files)
+    return recorded.identity
 
 
 def _identity(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> str:
@@ -236,14 +244,16 @@ def _identity(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> str:
 
 
 def _present(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> list[DatasetRecipe]:
-    """The datasets whose corpora are there; an optional one may be absent.
+    """The datasets whose corpora hold documents; an optional one may be absent or empty.
 
     Raises:
         UserError: none is there.
     """
-    present = [dataset for dataset in phase.datasets if not (dataset.optional and _absent(corpora[dataset.corpus]))]
+    present = [
+        dataset for dataset in phase.datasets if not (dataset.optional and _holds_nothing(corpora[dataset.corpus]))
+    ]
     if not present:
-        raise UserError(f"phase {phase.name}: all its corpora are optional and none exists; make one first")
+        raise UserError(f"phase {phase.name}: all its corpora are optional and none holds a document; make one first")
     return present
 
 
@@ -254,8 +264,10 @@ def _check_tokenizers(corpora: Mapping[str, Path], phases: Sequence[PhaseRecipe]
     only_tokenizer(named, "tokenize all corpora of a recipe with one tokenizer")
 
 
-def _absent(prefix: Path) -> bool:
-    return not (bin_path(prefix).exists() or idx_path(prefix).exists())
+def _holds_nothing(prefix: Path) -> bool:
+    if not idx_path(prefix).exists():
+        return not bin_path(prefix).exists()
+    return len(map_lengths(idx_path(prefix))) == 0
 
 
 @contextmanager
@@ -272,7 +284,9 @@ def _recipe_errors(phase: PhaseRecipe) -> Iterator[None]:
 def _read(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder) -> tuple[list[Kept], list[MissingScores]]:
     """Sort every dataset, and choose from it."""
     kept, missing = [], []
-    with Progress(f"{phase.name}: read and sort", sum(len(source.corpus) for source in sources)) as progress:
+    with Progress(
+        f"{phase.name}: read and sort", sum(len(source.corpus) for source in sources), "documents"
+    ) as progress:
         for source in sources:
             recipe = source.recipe
             scored = recipe.score is not None
@@ -313,7 +327,7 @@ def _repeat(builder: Builder, dataset: int, copies: Copies) -> None:
 def _interleave(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder, folder: Path) -> list[DatasetProfile]:
     """Write order.bin, tokens.bin and checks.bin."""
     rows, tokens = (sum(counts) for counts in zip(*map(builder.count, range(len(sources))), strict=True))
-    with Progress(f"{phase.name}: interleave", rows) as progress:
+    with Progress(f"{phase.name}: interleave", rows, "documents") as progress:
         given, quality = builder.interleave(
             os.fspath(folder),
             by_tokens=phase.rank_by == "tokens",

@@ -10,23 +10,23 @@ Megatron's GPTDataset shuffles documents: read the pair in its own order to keep
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_tools import _index
-from data_tools.corpora.corpus_files import manifest_path, write_errors
+from data_tools.corpora.corpus_files import manifest_path, read_manifest, write_errors
 from data_tools.curriculum.recipe import PhaseRecipe, load_order
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import publish, read_json, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.files import publish, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
+from megatron_kaiyuan.progress import Progress
 
 How = Literal["tokens", "index"]
 HOW: tuple[How, ...] = ("tokens", "index")
@@ -134,20 +134,16 @@ def _write(
     order: NDArray[np.uint64], prefixes: Sequence[Path], index: Path, tokens: Path | None, threads: int, name: str
 ) -> int:
     pairs = [(os.fsencode(idx_path(prefix)), os.fsencode(bin_path(prefix))) for prefix in prefixes]
-    bar = tqdm(
-        total=len(order), unit=" documents", unit_scale=True, desc="materialize", disable=not sys.stderr.isatty()
-    )
     try:
         writer = _index.OrderedWriter(os.fsencode(index), os.fsencode(tokens) if tokens else b"", len(order), pairs)
-        for at in range(0, len(order), _ENTRIES):
-            part = np.ascontiguousarray(order[at : at + _ENTRIES], np.uint64)
-            writer.add(part, threads)
-            bar.update(len(part))
+        with Progress("materialize", len(order), "documents") as progress:
+            for at in range(0, len(order), _ENTRIES):
+                part = np.ascontiguousarray(order[at : at + _ENTRIES], np.uint64)
+                writer.add(part, threads)
+                progress.advance(len(part))
         writer.finish()
     except ValueError as error:
         raise UserError(f"{name}: {error}; build the phase again") from error
-    finally:
-        bar.close()
     return writer.tokens
 
 
@@ -177,11 +173,11 @@ def _dtype_name(prefix: Path) -> str:
 
 
 def _tokenizer(prefix: Path) -> str:
-    manifest = read_json(manifest_path(prefix), "corpus manifest")
-    try:
-        return str(manifest["tokenizer"]["fingerprint"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{manifest_path(prefix)}: names no tokenizer; make the corpus again") from error
+    return str(read_manifest(prefix)["tokenizer"]["fingerprint"])
+
+
+class _Record(Form):
+    identity: str
 
 
 def _record_path(output: Path) -> Path:
@@ -198,4 +194,4 @@ def _earlier(output: Output) -> str | None:
         content = {}
     if content.get("format") != _FORMAT:
         raise output.in_the_way(there[0])
-    return str(content["identity"])
+    return require_form(_record_path(output.path), content, _Record, "move it away, or name another --output").identity

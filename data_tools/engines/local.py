@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 
 from data_tools.engines.pool import Pool
-from data_tools.engines.progress import Progress
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place
+from megatron_kaiyuan.progress import Progress
 
 
 class LocalEngine:
@@ -27,7 +27,7 @@ class LocalEngine:
         with ExitStack() as stack:
             # The pool before the bar, whose thread would keep it from forking.
             pool = stack.enter_context(Pool(_Finisher(stage), workers)) if workers > 1 else None
-            progress = stack.enter_context(Progress(stage.title, len(stage.tasks), len(stage.tasks) - len(left)))
+            progress = stack.enter_context(Progress(stage.title, len(stage.tasks), done=len(stage.tasks) - len(left)))
             if pool is None:
                 for number in left:
                     records[number] = stage.finish(number)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from data_tools.engines.pool import Pool
-from data_tools.engines.progress import Progress
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place
+from megatron_kaiyuan.progress import Progress
 
 _POLL_SECONDS = (0.05, 2.0)
 T = TypeVar("T")

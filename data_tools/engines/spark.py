@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.engines.pool import one_thread
-from data_tools.engines.progress import Progress
 from data_tools.engines.spark_context import mark, one_line, spark_context
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place, default_workers
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.progress import Progress
 
 # One task a partition, so that whoever is free gets the next one. Beyond this, Spark's scheduler takes the time.
 _MOST_PARTITIONS = 10_000
@@ -175,7 +175,7 @@ class _Watch:
                 stages = [tracker.getStageInfo(number) for number in tracker.getActiveStageIds()]
                 done = sum(stage.numCompletedTasks for stage in stages if stage)
                 busy = sum(stage.numActiveTasks for stage in stages if stage)
-                self._progress.advance(int(done * self._share))
+                self._progress.reach(int(done * self._share))
                 if not busy and not done and time.monotonic() - began > _IDLE_SECONDS:
                     began = time.monotonic()
                     page = self._context.uiWebUrl or "the cluster's page"

@@ -18,6 +18,7 @@ from data_tools.harvesting.harvest_sources import DOMAINS, SourceFile, all_code_
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.outputs import Output, claim, identity_of, recorded_folder, write_record
+from megatron_kaiyuan.progress import counted
 
 SHORTEST_TEXT = 200
 _FORMAT = "kaiyuan-harvest"
@@ -101,7 +102,7 @@ def _collect(
     domain: str, files: Iterable[SourceFile], limits: dict[str, int], held_out: float, seed: int, seen: set[bytes]
 ) -> Harvest:
     result = Harvest(domain)
-    for source in _in_turn(files, seed):
+    for source in counted(_in_turn(files, seed), f"harvest {domain}", "files"):
         split = "heldout" if _hash(source.name, seed) < held_out * 2**64 else "train"
         if result.size[split] < limits[split]:
             _add_file(result, split, source, limits[split], seen)

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from data_tools.corpora.corpus_files import metadata_path, read_manifest
 from data_tools.corpora.sidecar import sidecar_rows
+from data_tools.reading.arrow_values import is_number, stored_type, to_doubles
 from data_tools.reading.documents import DOCUMENT_ID, TEXT, document_batches
 from data_tools.reading.tasks import Settings
 from data_tools.scores.quantiles import draws
 from data_tools.steps.datasets import Dataset
 from data_tools.tokenizers.decoding import CorpusText
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.progress import counted
 
 # Columns that every table gets: which dataset, where in it, and a draw by which samples are taken.
 DATASET, PLACE, DRAW, BYTES = "dataset", "place", "draw", "bytes"
@@ -114,7 +116,7 @@ def read_table(sources: Sequence[Source], columns: Mapping[str, str], most: int,
     rows, total = 0, 0
     names: dict[str, None] = {}
     for number, source in enumerate(sources):
-        for batch in source.columns():
+        for batch in counted(source.columns(), "audit: read", size=len):
             table = _simple(batch)
             names |= dict.fromkeys(table.column_names)
             draw = draws(seed + number, table.column(PLACE).to_numpy().astype(np.uint64))
@@ -157,12 +159,12 @@ def _simple(batch: pa.RecordBatch) -> pa.Table:
             found[name] = column
         elif pa.types.is_boolean(kind):
             found[name] = column.cast(pa.int8()).cast(pa.float64())
-        elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            found[name] = column.cast(pa.float64(), safe=False)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            found[name] = column.cast(pa.string())
         elif pa.types.is_null(kind):
             found[name] = column
+        elif is_number(kind):
+            found[name] = to_doubles(column)
+        elif pa.types.is_string(stored_type(kind)) or pa.types.is_large_string(stored_type(kind)):
+            found[name] = column.cast(pa.string())
     return pa.table(found)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from data_tools.scores import kinds
 from data_tools.scores.scorer import Scorer, check_name
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.paths import user_path
 
 
 def kind_names() -> list[str]:
@@ -97,7 +98,7 @@ _CONVERTERS: dict[Any, Callable[[str], Any]] = {
     str: _nonempty,
     int: int,
     float: float,
-    Path: lambda value: Path(_nonempty(value)),
+    Path: lambda value: user_path(_nonempty(value)),
     bool: lambda value: {"true": True, "false": False}[value],
 }
 _WORDS = {str: "a name", int: "a whole number", float: "a number", Path: "a path", bool: "true or false"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import atomic_path
+from megatron_kaiyuan.progress import counted
 
 POSITIVE, NEGATIVE = "__label__hq", "__label__lq"
 _LONGEST_LINE = 1 << 20  # characters
@@ -68,7 +70,7 @@ def train_linear(
                     bucket=buckets,
                     seed=seed,
                     thread=1,
-                    verbose=0,
+                    verbose=2 if sys.stderr.isatty() else 0,
                 )
                 model.save_model(str(temporary))
             except (ValueError, RuntimeError, MemoryError) as error:
@@ -126,7 +128,7 @@ def _write_lines(
 
 def _lines(label: str, texts: Iterable[str]) -> Iterator[bytes]:
     """Words as the library parts them, at ASCII white space, without those that mean something to it."""
-    for text in texts:
+    for text in counted(texts, "scorer train: read"):
         words = text[:_LONGEST_LINE].replace("\0", " ").encode().split()
         if words := [word for word in words if not word.startswith(b"__label__") and word != b"</s>"]:
             yield label.encode() + b" " + b" ".join(words) + b"\n"

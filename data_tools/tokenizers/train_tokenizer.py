@@ -9,15 +9,16 @@ they stay six characters, because the pattern cuts between `<`, digits and lette
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_tools.reading.inputs import find_inputs
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import (
@@ -28,7 +29,9 @@ from megatron_kaiyuan.files import (
     write_json,
     write_sealed_json,
 )
+from megatron_kaiyuan.forms import Checksum, FileName, Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
+from megatron_kaiyuan.progress import counted
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -37,6 +40,9 @@ PATTERN = (
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 SMALLEST_VOCABULARY = 512
 _FORMAT = "kaiyuan-tokenizer"
+# The trainer's time grows with the square of a word's length. A run without a cut (DNA, a rule of "====", blanks) is
+# learnt from in pieces of that many characters, and no token becomes longer.
+_LONGEST_WORD = 256
 # A character rarer than this is cheaper as three bytes than as a row of the embedding that is hardly ever trained.
 _RAREST_CHARACTER = 10
 
@@ -52,13 +58,15 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"--vocab-size {vocab_size}: must be at least {SMALLEST_VOCABULARY}, 256 of it are bytes")
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    pieces = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{_LONGEST_WORD}}}"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pieces])
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_DOCUMENT, *BYTE_TOKENS],
         limit_alphabet=_alphabet_size(texts(), vocab_size // 3),
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts(), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
@@ -66,6 +74,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
             f"--vocab-size {vocab_size}: the text yields only {tokenizer.get_vocab_size()} tokens; "
             "give more --input or a smaller --vocab-size"
         )
+    tokenizer.pre_tokenizer = split
     content = json.loads(tokenizer.to_str())
     # Only training needs the bytes as special tokens; as such they would be found in, and dropped from, texts.
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] == END_OF_DOCUMENT]
@@ -88,13 +97,19 @@ def train_and_save(
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
     require_name(output, "--output")
+    if output.suffix != ".json":
+        raise UserError(f"--output {output}: names the file to write; write {output / 'tokenizer.json'}")
     identity = identity_of("tokenizer", [file.identity() for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):
-        content = train_tokenizer(lambda: (text for text, _ in texts(inputs, json_key)), vocab_size)
+        content = train_tokenizer(lambda: _counted_texts(inputs, json_key), vocab_size)
         save_tokenizer(content, output, identity)
     single = sum(len(token) == 1 for token in content["model"]["vocab"])
     return f"tokenizer train: {vocab_size:,} tokens, {single:,} of them single characters and 256 bytes, in {output}"
+
+
+def _counted_texts(inputs: Sequence[str | Path], json_key: str) -> Iterator[str]:
+    return (text for text, _ in counted(texts(inputs, json_key), "tokenizer train: read"))
 
 
 def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") -> None:
@@ -130,6 +145,11 @@ def _files(output: Path) -> tuple[Path, Path, Path]:
     return output.with_name("tokenizer_config.json"), output, output.with_name(f"{output.stem}.manifest.json")
 
 
+class _Record(Form):
+    identity: str
+    files: dict[FileName, Checksum]
+
+
 def _earlier(output: Output) -> str | None:
     *files, record = output.files
     there = [path for path in output.files if path.exists()]
@@ -141,10 +161,11 @@ def _earlier(output: Output) -> str | None:
         content = {}
     if content.get("format") != _FORMAT:
         raise output.in_the_way(there[0], "exists, and no record beside it says that this command wrote it")
+    recorded = require_form(record, content, _Record, "move it away, or name another --output")
     for path in files:
-        if path.exists() and checksum(path) != content["files"].get(path.name):
+        if path.exists() and checksum(path) != recorded.files.get(path.name):
             raise output.in_the_way(path, "was changed after it was written")
-    return str(content["identity"])
+    return recorded.identity
 
 
 def _alphabet_size(texts: Iterable[str], largest: int) -> int:

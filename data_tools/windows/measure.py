@@ -11,12 +11,12 @@ from typing import Any
 
 from data_tools._curriculum import Builder
 from data_tools.curriculum.memory import default_memory, rows_memory
-from data_tools.curriculum.progress import Progress
 from data_tools.curriculum.recipe import DatasetRecipe
 from data_tools.curriculum.source import Source
 from data_tools.scores.quantiles import choice_seed
 from data_tools.windows.targets import Target
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def measure(
         builder = Builder(os.fspath(folder), memory=limit, shuffle=True, threads=threads)
         own = choice_seed(seed, recipe.corpus)
         builder.begin(scored=True, choice_seed=own, order_seed=own, expected=sequences)
-        with Progress(f"{recipe.corpus}: read and sort", sequences) as progress:
+        with Progress(f"{recipe.corpus}: read and sort", sequences, "documents") as progress:
             for first, lengths, scores in source.rows():
                 builder.add(first, lengths, scores, recipe.missing_scores == "drop")
                 progress.advance(len(lengths))

@@ -17,6 +17,7 @@ from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.average import equal_mean
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_changed, refuse_unlisted
+from megatron_kaiyuan.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ def _remarks(run_dir: Path, steps: Sequence[int]) -> str:
 
 def _weights(folders: Sequence[Path], output: Path) -> Iterator[dict[str, torch.Tensor]]:
     """The weights of each checkpoint; the first ones say how much room their mean will take."""
-    for number, folder in enumerate(folders):
-        weights = load_weights(folder)
-        if number == 0:
-            require_room(output, sum(tensor.nbytes for tensor in weights.values()))
-        yield weights
+    with Progress("average", len(folders), "checkpoints") as progress:
+        for number, folder in enumerate(folders):
+            weights = load_weights(folder)
+            if number == 0:
+                require_room(output, sum(tensor.nbytes for tensor in weights.values()))
+            yield weights
+            progress.advance()
 
 
 def _earlier(output: Output) -> str | None:

@@ -16,14 +16,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import verify_together
-from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, stored_tensors
+from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, model_of, stored_tensors
 from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder, difference
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.model import names
 from megatron_kaiyuan.model.build import Network
+from megatron_kaiyuan.network import EMBEDDING_NORM, POST_NORM
 
 _SHAPE_FIELDS = (
     "num_layers",
@@ -36,7 +36,6 @@ _SHAPE_FIELDS = (
     "qk_layernorm",
 )
 _FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
-POST_NORM = ".post_norm."
 
 
 def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: Tokenizer | None = None) -> list[str]:
@@ -92,7 +91,7 @@ def _foreign_tokenizer(source: Path, tokenizer: Tokenizer | None) -> list[str]:
 
 def _compare(source: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> list[str]:
     run = load_common(source)["run"]
-    saved = ModelConfig.model_validate(run["config"]["model"])
+    saved = model_of(source, run)
     differences = [
         f"model.{name} is {getattr(saved, name)!r} there, {getattr(model, name)!r} here"
         for name in _SHAPE_FIELDS
@@ -131,7 +130,7 @@ def _is_left_out(value: Any, known: dict[str, ShardedTensor]) -> bool:
     if isinstance(value, ShardedObject):
         return True
     assert isinstance(value, (ShardedTensor, ShardedTensorFactory))
-    return value.key not in known and (POST_NORM in value.key or value.key == names.EMBEDDING_NORM)
+    return value.key not in known and (f".{POST_NORM}." in value.key or value.key == EMBEDDING_NORM)
 
 
 def reload_main_weights(optimizer: Any) -> None:

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
 from megatron_kaiyuan.checkpoint.retention import was_scheduled
 from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.nearby import near_run
+from megatron_kaiyuan.paths import user_path
+from megatron_kaiyuan.progress import reading
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,15 @@ def list_checkpoints(run_dir: Path) -> list[Listed]:
 def verify_checkpoints(run_dir: Path, step: int | None = None) -> Iterator[tuple[Listed, list[str]]]:
     """Read every file of all steps, or of one, and compare; each step with what is wrong with it.
 
+    Args:
+        run_dir: of a run, or of a single checkpoint, such as an averaged one.
+
     Raises:
         UserError: there is no such run or step.
     """
+    if (run_dir / layout.MANIFEST).is_file() and step is None:
+        yield _listed(run_dir, layout.step_of(run_dir.name), None), problems_in(run_dir)
+        return
     listed = [found for found in list_checkpoints(run_dir) if found.step is not None]
     if step is not None:
         listed = [found for found in listed if found.step == step]
@@ -94,10 +104,11 @@ def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
         UserError: a step is damaged; also after the JSON document.
     """
     results = []
-    for found, problems in verify_checkpoints(run_dir, step):
-        results.append((found, problems))
-        if not as_json:
-            print(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}", flush=True)
+    with reading("checkpoint verify", _bytes_of(run_dir, step)):
+        for found, problems in verify_checkpoints(run_dir, step):
+            results.append((found, problems))
+            if not as_json:
+                print(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}", flush=True)
     damaged = [found.name for found, problems in results if problems]
     if as_json:
         rows = [{"name": found.name, "step": found.step, "problems": problems} for found, problems in results]
@@ -111,16 +122,22 @@ def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
     return "" if as_json else f"checkpoint verify: {len(results)} checkpoints whole, {megabytes(size)}"
 
 
-def folder_of(run_dir: Path, name: str) -> Path:
-    """The checkpoint that a word on the command line means: a step of the run, or a folder.
+def _bytes_of(run_dir: Path, step: int | None) -> int:
+    listed = (found for found in list_checkpoints(run_dir) if found.step is not None)
+    return sum(found.bytes for found in listed if step in (None, found.step))
+
+
+def checkpoint_named(run_dir: Path, name: str) -> Found:
+    """The checkpoint that a word on the command line means: a step of the run, a checkpoint, or the newest of a run.
 
     Raises:
         UserError: there is none.
     """
-    folder = layout.step_folder(run_dir, int(name)) if name.isdigit() else Path(name)
-    if not (folder / layout.MANIFEST).is_file():
-        raise UserError(f"{folder}: is no checkpoint; `kaiyuan checkpoint list {run_dir}` says which there are")
-    return folder
+    folder = layout.step_folder(run_dir, int(name)) if name.isdigit() else user_path(name)
+    try:
+        return find_checkpoint(folder)
+    except UserError as error:
+        raise UserError(f"{error}; `kaiyuan checkpoint list {run_dir}` says which there are") from error
 
 
 def summary(listed: list[Listed]) -> str:
@@ -172,7 +189,8 @@ def require_run(run_dir: Path) -> Path:
     """
     folder = layout.checkpoints_folder(run_dir)
     if not folder.is_dir():
-        raise UserError(f"{run_dir}: holds no checkpoints folder; name a run's folder")
+        name = "is a checkpoint" if (run_dir / layout.MANIFEST).is_file() else "holds no checkpoints folder"
+        raise UserError(f"{run_dir}: {name}; name a run's folder{near_run(run_dir)}")
     return folder
 
 

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,53 @@ _BEAT_SECONDS = 5.0
 # Longer than a beat and than the attribute cache of an NFS client keeps (3 s for files that change).
 _WATCH_SECONDS = 12.0
 _HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
+# struct flock of 64-bit Linux: type, whence, start, length, process.
+_FLOCK = "hhqqi4x"
+
+
+def holder(run_dir: Path, watch_seconds: float = _WATCH_SECONDS) -> dict[str, Any] | None:
+    """Return the note of the job that holds a run folder (host, pid, started, ...); None: no job does.
+
+    The lock is not taken, so that a job which starts meanwhile is not refused. Where the kernel knows of no holder and
+    the note is another machine's, it is watched for as long as `RunLock` would: the mount may have no lock service.
+    """
+    try:
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        note = _read_note(descriptor)
+        if note is None or _is_held(descriptor):
+            return note
+        if note.get("boot") == _boot():
+            return None
+        deadline = time.monotonic() + watch_seconds
+        while time.monotonic() < deadline:
+            time.sleep(watch_seconds / 20)
+            _is_held(descriptor)  # makes an NFS client read the file again
+            if (now := _read_note(descriptor)) != note:
+                return now
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int) -> bool:
+    """Whether another process holds the kernel's lock; False too where the file system has no locks."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        kind = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+    except OSError:
+        return False
+    return kind != fcntl.F_UNLCK
+
+
+def _read_note(descriptor: int) -> dict[str, Any] | None:
+    try:
+        note = json.loads(os.pread(descriptor, 4096, 0))
+    except (ValueError, OSError):
+        return None
+    return note if isinstance(note, dict) else None
 
 
 class RunLock:
@@ -127,11 +175,7 @@ class RunLock:
         )
 
     def _note(self) -> dict[str, Any] | None:
-        try:
-            note = json.loads(os.pread(self._descriptor, 4096, 0))
-        except (ValueError, OSError):
-            return None
-        return note if isinstance(note, dict) else None
+        return _read_note(self._descriptor)
 
     def _write_note(self) -> None:
         self._beats += 1

@@ -18,12 +18,13 @@ from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.model import names
+from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, HEAD, QKV, layer_weights, outer_weights
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-_QKV_PARTS = tuple(f"self_attn.{name}.weight" for name in ("q_proj", "k_proj", "v_proj"))
-_MLP_PARTS = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
-_VOCABULARY = (names.EMBEDDING, "output_layer.weight")
+_VOCABULARY = (EMBEDDING, HEAD)
+# What of this network Qwen3 has.
+_QWEN3 = {"sandwich_norm": False, "embedding_norm": False}
 _SHAPES = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -92,20 +93,22 @@ class Qwen3Folder:
 
     def megatron_weight(self, name: str, model: ModelConfig) -> torch.Tensor | None:
         """A weight by its name in megatron-core, layers numbered over the whole network; None: Qwen3 has no such."""
+        qwen3 = model.model_copy(update=_QWEN3)
         if layer := _LAYER.fullmatch(name):
+            known = {weight.name: weight for weight in layer_weights(qwen3)}
             prefix, inner = f"model.layers.{layer[1]}.", layer[2]
-            if inner == names.QKV:
-                return names.join_qkv({part: self.weight(prefix + part) for part in _QKV_PARTS}, model)
-            if inner == names.GATE_AND_UP:
-                return names.join_gate_and_up({part: self.weight(prefix + part) for part in _MLP_PARTS})
-            theirs = names.PRE_NORM_LAYER_NAMES.get(inner)
-            return self.weight(prefix + theirs) if theirs else None
-        if name == names.EMBEDDING_NORM:
+        else:
+            known = {weight.name: weight for weight in outer_weights(qwen3)}
+            prefix, inner = "", name
+        if inner not in known:
             return None
-        theirs = names.OUTER_NAMES[name]
-        if name == "output_layer.weight" and theirs not in self._files and self.config.get("tie_word_embeddings"):
-            theirs = names.OUTER_NAMES[names.EMBEDDING]
-        return self.weight(theirs)
+        theirs = known[inner].huggingface
+        if inner == HEAD and theirs[0] not in self._files and self.config.get("tie_word_embeddings"):
+            theirs = known[EMBEDDING].huggingface
+        parts = {part: self.weight(prefix + part) for part in theirs}
+        if inner == QKV:
+            return names.join_qkv(parts, model)
+        return names.join_gate_and_up(parts) if inner == GATE_AND_UP else parts[theirs[0]]
 
     def _list_files(self) -> dict[str, Path]:
         """Weight names and the files that hold them."""
@@ -187,6 +190,6 @@ def _my_part(name: str, weight: torch.Tensor, parameter: torch.nn.Parameter, mod
         return weight[: model.padded_vocab_size][rank * rows : (rank + 1) * rows]
     if not getattr(parameter, "tensor_model_parallel", False):
         return weight
-    if name.endswith(names.GATE_AND_UP):
+    if name.endswith(GATE_AND_UP):
         return torch.cat([half.chunk(ranks)[rank] for half in weight.chunk(2)])
     return weight.chunk(ranks, dim=parameter.partition_dim)[rank]  # type: ignore[attr-defined]

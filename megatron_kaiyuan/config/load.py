@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from megatron_kaiyuan.config.hints import nearest_choice, unknown_field
+from megatron_kaiyuan.config.kinds import another_kind
 from megatron_kaiyuan.config.schema import RunConfig, Section
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 
+# More than an order recipe of as many datasets as a phase can have. The library's own limit is against aliases of
+# aliases, and stops at 10,000.
+_MOST_NODES = 2_000_000
+# Of those that one message lists.
+_MOST_PROBLEMS = 10
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -23,7 +30,7 @@ def load_run(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         recipe: a YAML file; OmegaConf's `${...}` references and `${oc.env:NAME}` work.
-        overrides: `section.field=value`, applied in order; the value is read as YAML.
+        overrides: `section.field=value`, applied in order; the value is read as in the file.
 
     Raises:
         UserError: the file, a field or an override is wrong; the message names it.
@@ -38,19 +45,24 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UserError: the file is missing, is not YAML or not a mapping, or an override is malformed.
     """
     try:
-        content = OmegaConf.load(path)
+        content = OmegaConf.load(path, max_yaml_expanded_nodes=_MOST_NODES)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: recipe not found") from error
+        raise UserError(_no_recipe(path)) from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; name the YAML file in it") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        # OmegaConf's own, without a number, for a file that is one number or one word.
+        why = error.strerror or f"must be a mapping of fields ({excerpt(error)})"
+        raise UserError(f"{path}: {why}") from error
+    # Brackets without end, an anchor that refers to itself, keys that are lists: each has an error of another class.
+    except Exception as error:
+        raise UserError(f"{path}: not valid YAML: {excerpt(str(error) or type(error).__name__)}") from error
     for override in overrides:
         _apply(content, override)
     try:
         plain = OmegaConf.to_container(content, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error}") from error
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: {excerpt(error)}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path}: must be a mapping of fields, not a {type(plain).__name__}")
     return plain  # type: ignore[return-value]
@@ -60,53 +72,76 @@ def parse(section: type[SectionType], values: dict[str, Any], source: str) -> Se
     """Validate `values` as `section`.
 
     Raises:
-        UserError: one line with every wrong field, its place, and the nearest right name for a typo.
+        UserError: one line with every wrong field, its place, and the nearest right name for a typo; or what the file
+            is, where it is a recipe of another kind.
     """
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(section, problem) for problem in error.errors()]
+        if kind := another_kind(section.__name__, values, source):
+            raise UserError(f"{source}: {kind}") from error
+        found = _without_consequences(error.errors())
+        problems = [_describe(section, problem) for problem in found[:_MOST_PROBLEMS]]
+        problems += [f"and {len(found) - _MOST_PROBLEMS} more"] if len(found) > _MOST_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join(problems)}") from error
 
 
+def _no_recipe(path: Path) -> str:
+    if re.match(r"[\w.\[\]]+=", str(path)):
+        return f"{path}: is a field to change, not a recipe; name the recipe first, then what is changed in it"
+    return f"{path}: recipe not found"
+
+
 def _apply(content: Any, override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, _ = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: write section.field=value")
+        raise UserError(f"override {override!r}: write section.field=value, without blanks around '='")
     try:
-        OmegaConf.update(content, key, yaml.safe_load(text))
+        # Reads the value with the loader of the recipe itself: 1e4 and 1_000 mean the same in both.
+        content.merge_with_dotlist([override])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"override {override!r}: {error}") from error
+        # OmegaConf's own message goes on with its full_key and object_type in further lines.
+        what = str(error).partition("\n")[0]
+        counted = "; entries are counted from 0" if "out of range" in what else ""
+        raise UserError(f"override {override!r}: {what}{counted}") from error
+
+
+def _without_consequences(problems: list[Any]) -> list[Any]:
+    """Without the fields of the network that are missing only because its preset is not known."""
+    if all(problem["loc"] != ("model", "preset") for problem in problems):
+        return problems
+    return [problem for problem in problems if problem["type"] != "missing" or problem["loc"][0] != "model"]
 
 
 def _describe(section: type[BaseModel], problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "recipe"
-    if problem["type"] == "extra_forbidden":
-        known = list(_section_at(section, problem["loc"][:-1]).model_fields)
-        name = str(problem["loc"][-1])
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        return f"{place}: unknown field; {hint}"
-    if problem["type"] == "missing":
+    place = _cut(".".join(str(part) for part in problem["loc"])) or "recipe"
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"{place}: unknown field; {unknown_field(section, problem['loc'])}"
+    if kind == "missing":
         return f"{place}: required field is missing"
-    if problem["type"] == "value_error":
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+    if kind == "value_error":
+        return f"{place}: {_cut(problem['msg'].removeprefix('Value error, '))}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{place}: write its fields below it, each in a line of its own, not {_brief(problem['input'])}"
+    if kind == "list_type":
+        return f"{place}: write a list, each entry with a dash before it or all in [], not {_brief(problem['input'])}"
+    if kind == "path_type":
+        return f"{place}: write a path, not {_brief(problem['input'])}"
     message = problem["msg"]
-    return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}"
+    hint = nearest_choice(problem["input"], _choices(problem)) if kind == "literal_error" else ""
+    return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}{hint}"
 
 
-def _section_at(section: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
-    """The class of the section that a field path leads to, through lists and optionals."""
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation: Any = section.model_fields[part].annotation
-        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            annotation = next(arg for arg in get_args(annotation) if arg is not type(None))
-        section = annotation
-    return section
+def _choices(problem: Any) -> list[str]:
+    return re.findall("'([^']*)'", problem["ctx"]["expected"])
 
 
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _cut(message: str) -> str:
+    """A message that quotes what somebody wrote, which may be a whole book."""
+    return message if len(message) <= 600 else f"{message[:500]} ... {message[-80:]}"

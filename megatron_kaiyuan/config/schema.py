@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from megatron_kaiyuan.config.presets import PRESETS
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.numbers import is_counted, read_count
+from megatron_kaiyuan.paths import user_paths
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -15,9 +19,28 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown fields are refused, and nothing changes after loading."""
+    """Base of every section: unknown fields are refused, and nothing changes after loading.
+
+    Every field reads whole numbers as people write them (`numbers.py`) and `~` in paths (`paths.py`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_number(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        annotation = cls.model_fields[name].annotation
+        kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
+        return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        try:
+            return user_paths(value)
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
 
 class ModelConfig(Section):
@@ -52,7 +75,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") in PRESETS:
+        if isinstance(values, dict) and isinstance(values.get("preset"), str) and values["preset"] in PRESETS:
             return {**PRESETS[values["preset"]], **values}
         return values
 

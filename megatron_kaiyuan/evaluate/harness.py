@@ -1,23 +1,26 @@
-"""lm-eval on tasks in a local folder, without network and without a trace outside that folder."""
+"""lm-eval's own metrics of tasks, and bits per byte of their right answers where these can be scored."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.environment import environment
-from megatron_kaiyuan.errors import require
+from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.evaluate.cloze import bits_per_byte, right_answers, why_no_cloze
+from megatron_kaiyuan.evaluate.quiet import quiet
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection, load_tasks, prepare, task_manager
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from lm_eval.api.task import Task
+    from lm_eval.models.huggingface import HFLM
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "LM_HARNESS_CACHE_PATH")
+# What lm-eval raises over a task's fields or data; a device that fails raises others.
+_OF_TASKS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+BITS_PER_BYTE = "bits_per_byte"
 
 
 def offline(cache: Path) -> contextlib.AbstractContextManager[None]:
@@ -28,47 +31,62 @@ def offline(cache: Path) -> contextlib.AbstractContextManager[None]:
     return environment({**dict.fromkeys(_OFFLINE, "1"), **dict.fromkeys(_CACHES, str(cache.resolve()))})
 
 
-def run_tasks(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    tasks: Sequence[str],
-    max_length: int,
-    batch_size: int = 16,
-) -> dict[str, dict[str, float]]:
-    """Run lm-eval's `simple_evaluate` on tasks that `write_tasks` made.
+def run_tasks(model: HFLM, selection: TaskSelection, can_generate: bool = True) -> dict[str, dict[str, float]]:
+    """Run lm-eval's `evaluate` on tasks.
 
     Args:
-        network: in evaluation mode, on its device.
-        max_length: tokens of context at most, as in training; longer documents are rolled.
+        can_generate: whether the network can generate text.
 
     Returns:
-        By task name, the metrics as plain floats: bits_per_byte, or acc and acc_norm.
+        By name of a task or group, the metrics as plain floats: those that lm-eval computes (acc, acc_norm, ...), and
+        bits_per_byte of the right answers, as `cloze` defines it.
 
     Raises:
-        UserError: lm-eval is not installed.
+        UserError: a task is unknown, cannot be loaded, or cannot be run here.
     """
-    lm_eval = require("lm_eval", extra="eval", purpose="the evaluation")
-    manager = require("lm_eval.tasks", extra="eval", purpose="the evaluation").TaskManager
-    models = require("lm_eval.models.huggingface", extra="eval", purpose="the evaluation")
-    with _quiet():
-        model = models.HFLM(
-            pretrained=network,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=max_length,
-            trust_remote_code=False,
-            # Documents are parted by end-of-text in training: each is scored as following one.
-            prefix_token_id=tokenizer.eos_token_id,
-        )
-        results: Any = lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            task_manager=manager(include_path=str(folder), include_defaults=False),
-            bootstrap_iters=0,
-            log_samples=False,
-        )
-    return {name: _metrics(results["results"][name]) for name in tasks}
+    from lm_eval import evaluator
+
+    manager = task_manager(selection)
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for found in load_tasks(selection, manager).values():
+        for kind, entries in found.items():
+            loaded[kind].update(entries)
+    tasks: dict[str, Task] = loaded["tasks"]
+    for name, task in tasks.items():
+        _refuse(name, task, can_generate)
+        prepare(task, selection)
+    try:
+        with quiet():
+            results: Any = evaluator.evaluate(model, loaded, selection.limit, bootstrap_iters=0, log_samples=False)
+    except _OF_TASKS as error:
+        raise UserError(
+            f"tasks {', '.join(selection.names)}: lm-eval stopped ({type(error).__name__}: {excerpt(error)})"
+        ) from error
+    rows = {name: _metrics(row) for name, row in results["results"].items()}
+    for name, task in tasks.items():
+        if BITS_PER_BYTE not in rows[name] and (bits := _answers_bits(task)) is not None:
+            rows[name][BITS_PER_BYTE] = bits
+    return rows
+
+
+def _refuse(name: str, task: Task, can_generate: bool) -> None:
+    if task.OUTPUT_TYPE == "generate_until" and not can_generate:
+        raise UserError(f"task {name!r}: generates text, for which a checkpoint has to be exported (kaiyuan export)")
+    if getattr(task, "UNSAFE_CODE", False):
+        raise UserError(f"task {name!r}: runs code that the model writes; use lm-eval itself, in a sandbox")
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(f"task {name!r}: has images or sound, which a language model does not read")
+
+
+def _answers_bits(task: Task) -> float | None:
+    """Of a task that lm-eval has run; None: it has no answers to score."""
+    if why_no_cloze(task):
+        return None
+    try:
+        answers = right_answers(task)
+    except UserError:
+        return None
+    return bits_per_byte(answers, [answer.resps[0] for answer in answers])
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, float]:
@@ -78,23 +96,3 @@ def _metrics(row: dict[str, Any]) -> dict[str, float]:
         for key, value in row.items()
         if "," in key and "_stderr" not in key and isinstance(value, float | int)
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without lm-eval's notes; its progress bars only where a person watches, for each redraw is a line in a log."""
-    from datasets.utils import logging as datasets_logging
-
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    datasets_logging.disable_progress_bar()
-    try:
-        with contextlib.ExitStack() as stack:
-            if not sys.stderr.isatty():
-                nowhere = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stderr(nowhere))
-            yield
-    finally:
-        logger.setLevel(level)
-        datasets_logging.enable_progress_bar()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +42,35 @@ class Predictor:
     Attributes:
         logits: token ids [B, S] on `device` -> logits [B, S, V], whose row s predicts token s + 1.
         vocabulary: V.
+        generate: as in transformers, for tasks that generate text; None: it cannot.
     """
 
     logits: Callable[[torch.Tensor], torch.Tensor]
     vocabulary: int
     device: torch.device
+    generate: Callable[..., torch.Tensor] | None = None
+
+    def counted(self, advance: Callable[[int], None]) -> Predictor:
+        """The same, which tells how many more sequences it has read."""
+
+        def logits(ids_bs: torch.Tensor) -> torch.Tensor:
+            found_bsv = self.logits(ids_bs)
+            advance(len(ids_bs))
+            return found_bsv
+
+        return replace(self, logits=logits)
+
+    def batch_size(self, seq_length: int) -> int:
+        """Sequences whose logits are looked at together."""
+        return max(1, _LOGITS_PER_BATCH // (seq_length * self.vocabulary))
 
 
 def predictor_of_transformers(network: PreTrainedModel) -> Predictor:
     """A causal language model of transformers."""
     vocabulary = network.get_output_embeddings().weight.shape[0]
-    return Predictor(lambda ids_bs: network(ids_bs, use_cache=False).logits, vocabulary, network.device)
+    return Predictor(
+        lambda ids_bs: network(ids_bs, use_cache=False).logits, vocabulary, network.device, network.generate
+    )
 
 
 def predictor_of_megatron(network: GPTModel, vocabulary: int, device: torch.device) -> Predictor:
@@ -94,6 +112,7 @@ def held_out_loss(
     corpora: Mapping[str, IndexedCorpus],
     seq_length: int,
     token_limit: int | None = 100_000,
+    advance: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
     """Predict held-out corpora.
 
@@ -102,6 +121,7 @@ def held_out_loss(
         seq_length: tokens of context at most, as in training.
         token_limit: predicted tokens at most, in equal shares for the corpora; a corpus above its share gives
             windows at even distances. None: all of it.
+        advance: is told how many more tokens have been predicted.
 
     Returns:
         {"tokens", "nats_per_token", "unigram_entropy", "seq_length", "domains": {name: the first three, and
@@ -110,12 +130,22 @@ def held_out_loss(
     Raises:
         UserError: a corpus has no token to predict, or ids outside the model's vocabulary.
     """
-    share = None if token_limit is None else max(token_limit // len(corpora), 1)
-    tallies = {name: _measure(predictor, corpus, seq_length, share) for name, corpus in corpora.items()}
+    share = _share(corpora, token_limit)
+    tallies = {name: _measure(predictor, corpus, seq_length, share, advance) for name, corpus in corpora.items()}
     first, *others = tallies.values()
     overall = sum(others, start=first)
     domains = {name: {**tally.figures(), **_bits_per_byte(tally, corpora[name])} for name, tally in tallies.items()}
     return {**overall.figures(), "seq_length": seq_length, "domains": domains}
+
+
+def tokens_to_predict(corpora: Mapping[str, IndexedCorpus], seq_length: int, token_limit: int | None) -> int:
+    """How many tokens `held_out_loss` predicts."""
+    share = _share(corpora, token_limit)
+    return sum(int(_windows(max(one.num_tokens - 1, 0), seq_length, share)[1].sum()) for one in corpora.values())
+
+
+def _share(corpora: Mapping[str, IndexedCorpus], token_limit: int | None) -> int | None:
+    return None if token_limit is None else max(token_limit // len(corpora), 1)
 
 
 def open_corpora(prefixes: Sequence[Path]) -> dict[str, IndexedCorpus]:
@@ -162,9 +192,11 @@ def _bits_per_byte(tally: Tally, corpus: IndexedCorpus) -> dict[str, float | Non
     return {"bits_per_byte": bits}
 
 
-def _measure(predictor: Predictor, corpus: IndexedCorpus, seq_length: int, limit: int | None) -> Tally:
+def _measure(
+    predictor: Predictor, corpus: IndexedCorpus, seq_length: int, limit: int | None, advance: Callable[[int], None]
+) -> Tally:
     vocabulary = predictor.vocabulary
-    batch_size = max(1, _LOGITS_PER_BATCH // (seq_length * vocabulary))
+    batch_size = predictor.batch_size(seq_length)
     total = Tally(0.0, np.zeros(vocabulary, np.int64))
     for windows_bs in _batches(corpus, seq_length, limit, batch_size):
         if windows_bs.max() >= vocabulary or windows_bs.min() < 0:
@@ -173,6 +205,7 @@ def _measure(predictor: Predictor, corpus: IndexedCorpus, seq_length: int, limit
                 "evaluate on a corpus made with the model's tokenizer"
             )
         total += _predict(predictor, windows_bs)
+        advance(windows_bs[:, 1:].size)
     if not total.tokens:
         raise UserError(f"{corpus.prefix}: fewer than two tokens, nothing to predict; name a larger held-out corpus")
     return total

@@ -1,4 +1,4 @@
-"""A whole evaluation: held-out loss and the local lm-eval tasks, beside an untrained model where there is one."""
+"""A whole evaluation: held-out loss and tasks of lm-eval, beside an untrained model where there is one."""
 
 from __future__ import annotations
 
@@ -8,78 +8,125 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
-from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, write_tasks
+from megatron_kaiyuan.evaluate.source import Model, Source, find_source, open_source
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection
+from megatron_kaiyuan.evaluate.tasks import TaskSizes, write_tasks
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
+from megatron_kaiyuan.progress import Progress
 
 FORMAT = "kaiyuan-evaluation"
+# Where `kaiyuan report` looks for it, in a run's folder.
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What an evaluation measures; at least one of the first three.
+
+    Attributes:
+        held_out: corpus prefixes, one for each domain.
+        held_out_text: documents as JSON lines {"text", "domain", ...}, of which two tasks are made.
+        tasks: of lm-eval, by name.
+        seq_length: context in tokens; None: as in training, or all that an exported model admits.
+        token_limit: predicted tokens at most of the held-out loss; None: all.
+        sizes, seed: of the tasks that are made of held-out text.
+    """
+
+    held_out: Sequence[Path] = ()
+    held_out_text: Sequence[Path] = ()
+    tasks: TaskSelection = field(default_factory=lambda: TaskSelection(()))
+    seq_length: int | None = None
+    token_limit: int | None = 100_000
+    sizes: TaskSizes = field(default_factory=TaskSizes)
+    seed: int = 1234
+
+    @property
+    def identity(self) -> list[Any]:
+        """For `identity_of`, with the state of all files."""
+        files = [*map(idx_path, self.held_out), *self.held_out_text]
+        files += [folder] if (folder := self.tasks.include_path) else []
+        settings = [self.seq_length, self.token_limit, dataclasses.asdict(self.sizes), self.seed, vars(self.tasks)]
+        return [files_identity(path for path in files if path.exists()), settings]
 
 
 def evaluate(
-    model_folder: Path,
-    baseline_folder: Path | None,
-    held_out: Sequence[Path],
-    held_out_text: Sequence[Path],
-    work: Path | None,
-    output: Path,
+    model: Path,
+    measures: Measures,
+    output: Path | None = None,
     *,
-    seq_length: int | None = None,
-    token_limit: int | None = 100_000,
-    sizes: TaskSizes | None = None,
-    seed: int = 1234,
-    device: str = "cpu",
+    baseline: Path | None = None,
+    tokenizer: Path | None = None,
+    work: Path | None = None,
+    device: Any = "cpu",
     force: bool = False,
-) -> dict[str, Any]:
-    """Evaluate an exported model and write the result as JSON.
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate a model and write the result as JSON.
 
     Args:
-        model_folder, baseline_folder: Hugging Face folders; the baseline is the untrained model.
-        held_out: corpus prefixes, one for each domain.
-        held_out_text: the same documents as JSON lines {"text", "domain", ...}.
+        model: a Hugging Face folder, a checkpoint, or a run, whose newest checkpoint is taken.
+        output: a new file, or the result of the same evaluation; None: `evaluation.json` in the model's run.
+        baseline: as `model`; the untrained one.
+        tokenizer: folder of a checkpoint's tokenizer, for what is measured on text.
         work: where task files and caches go; None: a temporary folder of the system.
-        output: a new file, or the result of the same evaluation.
-        seq_length: context in tokens, as in training; None: all that the model admits.
-        token_limit: predicted tokens at most of the held-out loss; None: all.
+        device: a torch device. For a checkpoint a platform is active and process groups are those of one.
         force: the result of another evaluation may be replaced.
 
     Returns:
-        {"format", "identity", "model": {"path", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items":
-        by task, "seed"}; it is written to `output`.
+        {"format", "identity", "model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None,
+        "items": by task made of held-out text, "seed"}, and the file that it was written to.
 
     Raises:
-        UserError: a package, folder, corpus or file is missing or wrong, or `output` holds something else; the message
-            names it.
+        UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
+            message names it.
     """
-    from megatron_kaiyuan.evaluate.heldout import check_tokenizer, open_corpora
-
-    sizes = sizes or TaskSizes()
-    folders = [folder for folder in (model_folder, baseline_folder) if folder]
-    files = [*map(idx_path, held_out), *held_out_text]
-    settings = [seq_length, token_limit, dataclasses.asdict(sizes), seed]
-    identity = identity_of("evaluation", files_identity(path for path in [*folders, *files] if path.exists()), settings)
-    place = Output(output, "a result of kaiyuan eval", kind="file")
+    sources = [find_source(path) if path else None for path in (model, baseline)]
+    _check(measures, sources, tokenizer)
+    place = Output(_output(output, sources[0]), "a result of kaiyuan eval", kind="file")
+    identity = identity_of("evaluation", [source and source.identity for source in sources], *measures.identity)
     with claim(place, identity, marked_json(FORMAT), force=force), _work_folder(work) as folder:
-        with offline(folder / "cache"):
+        # The data of tasks that were asked for may have to be fetched, or lie in the user's own caches.
+        with contextlib.nullcontext() if measures.tasks.names else offline(folder / "cache"):
             for module in ("transformers", "lm_eval"):
                 require(module, extra="eval", purpose="the evaluation")
-            corpora = open_corpora(held_out)
-            for model in folders:
-                check_tokenizer(model, corpora)
-            items = write_tasks(held_out_text, folder, sizes, seed)
+            made = (
+                write_tasks(measures.held_out_text, folder, measures.sizes, measures.seed)
+                if (measures.held_out_text)
+                else {}
+            )
+            selections = [TaskSelection(tuple(made), folder)] if made else []
+            selections += [measures.tasks] if measures.tasks.names else []
             measured = [
-                _measure(model, corpora, folder, list(items), seq_length, token_limit, device) if model else None
-                for model in (model_folder, baseline_folder)
+                _measure(source, tokenizer, measures, selections, device) if source else None for source in sources
             ]
         result: dict[str, Any] = {"format": FORMAT, "identity": identity, "model": measured[0], "baseline": measured[1]}
-        result |= {"items": items, "seed": seed}
+        result |= {"items": made, "seed": measures.seed}
         write_json(place.path, result)
-    return result
+    return result, place.path
+
+
+def _check(measures: Measures, sources: Sequence[Source | None], tokenizer: Path | None) -> None:
+    on_text = measures.held_out_text or measures.tasks.names
+    for source in sources:
+        if on_text and tokenizer is None and source and source.checkpoint:
+            raise UserError(f"--tokenizer: {source.name} has none of its own; name the folder with its tokenizer.json")
+    if not (measures.held_out or measures.held_out_text or measures.tasks.names):
+        raise UserError("evaluation: nothing to measure; name corpora (--held-out), text (--held-out-text) or --tasks")
+
+
+def _output(output: Path | None, source: Source | None) -> Path:
+    if output is not None:
+        return output
+    if source is None or source.run_dir is None:
+        raise UserError(f"--output: name a JSON file; kaiyuan report reads {RESULT} in the folder of a run")
+    return source.run_dir / RESULT
 
 
 @contextlib.contextmanager
@@ -93,47 +140,44 @@ def _work_folder(work: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def summary_line(result: Mapping[str, Any]) -> str:
-    """The evaluation in one line, the untrained model's figures beside."""
-    model, baseline = result["model"], result["baseline"]
-    held_out = model["held_out"]
-    loss, entropy = held_out["nats_per_token"], held_out["unigram_entropy"]
-    side = "below" if loss <= entropy else "above"
-    line = f"held-out {loss:.2f} nats/token, unigram entropy {entropy:.2f} ({abs(entropy - loss):.2f} {side})"
-    if baseline:
-        line += f", untrained {baseline['held_out']['nats_per_token']:.2f}"
-    for task, metric, words in (
-        (CONTINUATION, "acc", "continuation accuracy"),
-        (ROLLING, "bits_per_byte", "bits per byte"),
-    ):
-        if task not in model["tasks"]:
-            continue
-        line += f"; {words} {model['tasks'][task][metric]:.2f}"
-        if baseline:
-            line += f" against {baseline['tasks'][task][metric]:.2f} untrained"
-    return line
-
-
 def _measure(
-    folder: Path,
-    corpora: Mapping[str, IndexedCorpus],
-    work: Path,
-    tasks: Sequence[str],
-    seq_length: int | None,
-    token_limit: int | None,
-    device: str,
+    source: Source, tokenizer: Path | None, measures: Measures, selections: Sequence[TaskSelection], device: Any
 ) -> dict[str, Any]:
-    from megatron_kaiyuan.evaluate.heldout import held_out_loss, predictor_of_transformers
-    from megatron_kaiyuan.export.loading import load_network, load_tokenizer
+    from megatron_kaiyuan.evaluate.heldout import open_corpora
 
-    print(f"evaluate: {folder}", file=sys.stderr, flush=True)
+    print(f"evaluate: {source.name}, on {device}", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    network, tokenizer = load_network(folder, device), load_tokenizer(folder)
-    longest = network.config.max_position_embeddings
-    context = seq_length or longest
-    if context > longest:
-        raise UserError(f"seq_length {context}: {folder} admits {longest} tokens at most")
-    held_out = held_out_loss(predictor_of_transformers(network), corpora, context, token_limit)
-    results = run_tasks(network, tokenizer, work, tasks, context)
+    corpora = open_corpora(measures.held_out) if measures.held_out else {}
+    # A Hugging Face folder has its own.
+    folder = (tokenizer if source.checkpoint else source.path) if selections else None
+    model = open_source(source, folder, corpora, device)
+    context = measures.seq_length or model.context
+    if context > model.longest:
+        raise UserError(f"seq_length {context}: {source.path} admits {model.longest} tokens at most")
+    held_out = _held_out(model, corpora, context, measures.token_limit) if corpora else None
+    tasks = _tasks(model, selections, context) if selections else {}
     seconds = round(time.perf_counter() - started, 2)
-    return {"path": str(folder), "held_out": held_out, "tasks": results, "seconds": seconds}
+    return {"path": str(source.path), "name": source.name, "held_out": held_out, "tasks": tasks, "seconds": seconds}
+
+
+def _held_out(
+    model: Model, corpora: Mapping[str, IndexedCorpus], context: int, token_limit: int | None
+) -> dict[str, Any]:
+    from megatron_kaiyuan.evaluate.heldout import held_out_loss, tokens_to_predict
+
+    total = tokens_to_predict(corpora, context, token_limit)
+    with Progress("evaluate: held-out text", total, "tokens") as progress:
+        return held_out_loss(model.predictor, corpora, context, token_limit, progress.advance)
+
+
+def _tasks(model: Model, selections: Sequence[TaskSelection], context: int) -> dict[str, dict[str, float]]:
+    from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
+
+    assert model.tokenizer is not None
+    found: dict[str, dict[str, float]] = {}
+    # On a terminal lm-eval counts by itself.
+    with Progress("" if sys.stderr.isatty() else "evaluate: lm-eval", None, "texts") as progress:
+        harness = lm_eval_model(model.predictor.counted(progress.advance), model.tokenizer, context)
+        for selection in selections:
+            found |= run_tasks(harness, selection, model.predictor.generate is not None)
+    return found

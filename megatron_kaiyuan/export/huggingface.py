@@ -23,6 +23,7 @@ from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
 from megatron_kaiyuan.export.older_names import add_older_names
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.model import names
+from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, QKV
 from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, write_record
 
 if TYPE_CHECKING:
@@ -153,15 +154,15 @@ def _empty_network(model: ModelConfig, eos_token_id: int | None) -> PreTrainedMo
 
 def _to_transformers(weights: names.PlainWeights, model: ModelConfig) -> dict[str, torch.Tensor]:
     """Rename, split and rescale every weight; FP32, contiguous, on the CPU."""
-    table = names.SANDWICH_LAYER_NAMES if model.sandwich_norm else names.PRE_NORM_LAYER_NAMES
-    state = _rename(weights.outer, names.OUTER_NAMES, model)
+    table = names.renamed_in_layer(model)
+    state = _rename(weights.outer, names.renamed_outside(model), model)
     for index, layer in enumerate(weights.layers):
-        plain = {name: tensor for name, tensor in layer.items() if name not in (names.QKV, names.GATE_AND_UP)}
+        plain = {name: tensor for name, tensor in layer.items() if name not in (QKV, GATE_AND_UP)}
         converted = _rename(plain, table, model)
-        if names.QKV in layer:
-            converted.update(names.split_qkv(layer[names.QKV], model))
-        if names.GATE_AND_UP in layer:
-            converted.update(names.split_gate_and_up(layer[names.GATE_AND_UP]))
+        if QKV in layer:
+            converted.update(names.split_qkv(layer[QKV], model))
+        if GATE_AND_UP in layer:
+            converted.update(names.split_gate_and_up(layer[GATE_AND_UP]))
         state.update({f"model.layers.{index}.{name}": tensor for name, tensor in converted.items()})
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
 
@@ -176,7 +177,7 @@ def _rename(
         target = table[name]
         if model.sandwich_norm and tensor.ndim == 1:
             tensor = tensor.float() - 1.0
-        elif model.sandwich_norm and name == names.EMBEDDING:
+        elif model.sandwich_norm and name == EMBEDDING:
             tensor = tensor.float() / model.hidden_size**0.5
         renamed[target] = tensor
     return renamed

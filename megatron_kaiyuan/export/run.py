@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_kaiyuan.checkpoint.load import load_common, load_into, load_weights
+from megatron_kaiyuan.checkpoint.find import find_checkpoint
+from megatron_kaiyuan.checkpoint.load import load_common, load_weights, model_of
+from megatron_kaiyuan.checkpoint.network import load_network
 from megatron_kaiyuan.checkpoint.verify import read_manifest
-from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.compare import largest_logit_difference
 from megatron_kaiyuan.export.huggingface import EXPORTED, FORMAT, export_model
-from megatron_kaiyuan.model.build import build_model, transformer_config
 from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.outputs import Output, check, files_identity, identity_of, recorded_folder
 
@@ -21,11 +21,12 @@ _COMPARED_SEQUENCES, _COMPARED_LENGTH = 2, 128
 
 
 def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None, force: bool = False) -> str:
-    """Export a checkpoint, of a run or averaged, and report how far its logits are from megatron-core's.
+    """Export a checkpoint, averaged or the newest of a run, and report how far its logits are from megatron-core's.
 
     One process; process groups are initialised. Both networks compute in FP32 on random token ids.
 
     Args:
+        folder: of a checkpoint, or of a run.
         output: a new folder, or an earlier export of the same checkpoint and tokenizer.
         force: an export of another checkpoint may be replaced.
 
@@ -33,8 +34,8 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
         UserError: the checkpoint is missing or damaged, cannot be represented, or has corpora of another
             tokenizer; or `output` holds something else.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: checkpoint not found")
+    found = find_checkpoint(folder)
+    folder = found.folder
     identity = identity_of(
         read_manifest(folder)["seal"], files_identity([tokenizer_folder] if tokenizer_folder else [])
     )
@@ -43,16 +44,19 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
     weights, run = load_weights(folder), load_common(folder)["run"]
     if tokenizer_folder:
         check_tokenizer(run.get("tokenizer"), tokenizer_folder, folder)
-    model = ModelConfig(**run["config"]["model"])
+    model = model_of(folder, run)
     export_model(weights, model, output, tokenizer_folder, identity, force)
-    network = _megatron_network(folder, model)
+    network = load_network(folder, model)
     length = min(_COMPARED_LENGTH, model.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     token_ids_bs = torch.randint(model.vocab_size, (_COMPARED_SEQUENCES, length), generator=generator)
     position_ids_bs = torch.arange(length).expand(_COMPARED_SEQUENCES, -1)
     difference = largest_logit_difference(output, lambda ids: network(ids, position_ids_bs, None), token_ids_bs)
     parameters = sum(tensor.numel() for tensor in weights.values())
-    return f"export: {parameters:,} parameters in {output}, largest logit difference to megatron-core {difference:.2e}"
+    return (
+        f"export: {found.name}: {parameters:,} parameters in {output}, largest logit difference to megatron-core "
+        f"{difference:.2e}"
+    )
 
 
 def check_tokenizer(trained_on: Tokenizer | None, tokenizer_folder: Path, checkpoint: Path) -> None:
@@ -70,10 +74,3 @@ def check_tokenizer(trained_on: Tokenizer | None, tokenizer_folder: Path, checkp
         )
     if found == "unknown":
         warn(f"{tokenizer_folder}: cannot be compared with the tokenizer of {checkpoint}'s corpora, which is not known")
-
-
-def _megatron_network(folder: Path, model: ModelConfig) -> torch.nn.Module:
-    """The network as megatron-core builds and loads it, which shares no code with the export's renaming."""
-    network = build_model(model, transformer_config(model, ParallelConfig()))
-    load_into(network, folder)
-    return network.eval()

@@ -1,4 +1,4 @@
-"""How this network's weights are called in megatron-core and in transformers. The one place that knows.
+"""Tensors of this network from megatron-core's form to transformers' and back: layers, q with k and v, gate with up.
 
 Shapes: L layers, H hidden, F ffn, V padded vocabulary, N heads, G query groups, D head size.
 """
@@ -12,41 +12,19 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.network import LAYERS, QKV, layer_weights, outer_weights
 
-QKV = "self_attention.linear_qkv.weight"
-GATE_AND_UP = "mlp.linear_fc1.weight"
-EMBEDDING_NORM = "embedding.norm.weight"
-EMBEDDING = "embedding.word_embeddings.weight"
-
-OUTER_NAMES = {
-    EMBEDDING: "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-}
-
-_SHARED_LAYER_NAMES = {
-    "input_layernorm.weight": "input_layernorm.weight",
-    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
-    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
-    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
-    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
-}
-
-SANDWICH_LAYER_NAMES = {
-    **_SHARED_LAYER_NAMES,
-    "self_attention.linear_proj.post_norm.weight": "post_attention_layernorm.weight",
-    "pre_mlp_layernorm.weight": "pre_feedforward_layernorm.weight",
-    "mlp.linear_fc2.post_norm.weight": "post_feedforward_layernorm.weight",
-}
-
-# In the classes without sandwich norm, `post_attention_layernorm` is the norm BEFORE the MLP.
-PRE_NORM_LAYER_NAMES = {
-    **_SHARED_LAYER_NAMES,
-    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-}
-
-_STACKED = "decoder.layers."
 _NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+
+
+def renamed_outside(model: ModelConfig) -> dict[str, str]:
+    """transformers' name of each weight outside the layers that it has."""
+    return {weight.name: weight.huggingface[0] for weight in outer_weights(model) if weight.huggingface}
+
+
+def renamed_in_layer(model: ModelConfig) -> dict[str, str]:
+    """transformers' name, within a layer, of each weight that is one there too; not of those that are split."""
+    return {weight.name: weight.huggingface[0] for weight in layer_weights(model) if len(weight.huggingface) == 1}
 
 
 @dataclass(frozen=True)
@@ -74,14 +52,14 @@ def split_layers(weights: dict[str, torch.Tensor], num_layers: int) -> PlainWeig
             if index >= num_layers:
                 raise UserError(f"weight {name!r}: model.num_layers is {num_layers}; export with the run's own config")
             layers[index][numbered[2]] = tensor
-        elif name.startswith(_STACKED):
+        elif name.startswith(LAYERS):
             if tensor.ndim == 0 or tensor.shape[0] != num_layers:
                 raise UserError(
                     f"weight {name!r} has shape {list(tensor.shape)}, but model.num_layers is {num_layers}; "
                     "export with the run's own config"
                 )
             for index in range(num_layers):
-                layers[index][name.removeprefix(_STACKED)] = tensor[index]
+                layers[index][name.removeprefix(LAYERS)] = tensor[index]
         else:
             outer[name] = tensor
     return PlainWeights(outer, layers)

@@ -108,7 +108,7 @@ class Terminal(Sink):
             f"step {row['step']:>{len(str(self._total_steps))}}/{self._total_steps}",
             f"{row['tokens'] / 1e6:.2f} M tokens",
             row["phase"],
-            f"loss {row['loss']:.4f}" if row["loss"] is not None else "loss not finite",
+            _loss(row),
             f"lr {row['lr']:.2e}",
             f"grad norm {row['grad_norm']:.2f}" if row["grad_norm"] is not None else "step skipped",
             f"{row['tokens_per_second']:,.0f} tokens/s",
@@ -124,6 +124,14 @@ class Terminal(Sink):
         told_otherwise = ("event", "time", "documents", "table")
         details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in told_otherwise)
         print("\n".join([f"{row['event']}: {details}".rstrip(), *_aligned(row.get("table", []))]), flush=True)
+
+
+def _loss(row: Row) -> str:
+    """The mean since the last line: that of one step goes up and down with its documents."""
+    if row["loss_mean"] is None:
+        return "loss not finite"
+    of = f"mean loss of {row['loss_steps']} steps" if row["loss_steps"] > 1 else "loss"
+    return f"{of} {row['loss_mean']:.4f}"
 
 
 class Sinks:

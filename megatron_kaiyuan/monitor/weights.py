@@ -1,11 +1,8 @@
-"""Gradients and updates of the weights, by kind of weight and layer.
-
-Kinds: embedding, embedding_norm (with model.embedding_norm), qkv (linear_qkv), proj (linear_proj), fc1, fc2, norms (all
-gains of a layer together), final_norm, head.
-"""
+"""Gradients and updates of the weights, by kind of weight (`network.py`) and layer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -16,42 +13,32 @@ from megatron.core.optimizer import ChainedOptimizer
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.model.build import Network
 from megatron_kaiyuan.monitor.table import Table
+from megatron_kaiyuan.network import LAYERS, kind_of
 from megatron_kaiyuan.optim.main_weights import main_weights
 from megatron_kaiyuan.platform.blocks import block_elements
 
-_IN_LAYERS = {
-    "self_attention.linear_qkv.weight": "qkv",
-    "self_attention.linear_proj.weight": "proj",
-    "mlp.linear_fc1.weight": "fc1",
-    "mlp.linear_fc2.weight": "fc2",
-}
-_NORMS = "norms"
-
-
-def weight_places(model: ModelConfig) -> dict[str, int]:
-    """The kinds of weights, and in how many places each one is."""
-    return {
-        "embedding": 1,
-        **({"embedding_norm": 1} if model.embedding_norm else {}),
-        **dict.fromkeys([*_IN_LAYERS.values(), _NORMS], model.num_layers),
-        "final_norm": 1,
-        "head": 1,
-    }
+_LAYER = re.compile(re.escape(LAYERS) + r"(\d+)\.")
 
 
 def add_weights(
-    table: Table, prefix: str, network: Network, optimizer: ChainedOptimizer, clipped_by: float, updated: bool
+    table: Table,
+    prefix: str,
+    network: Network,
+    model: ModelConfig,
+    optimizer: ChainedOptimizer,
+    clipped_by: float,
+    updated: bool,
 ) -> None:
     """Add squares of gradients, updates and weights, and the largest gradient, of what this rank updates.
 
     Every element of the network is counted once over all ranks.
 
     Args:
-        table: has the names of `weight_places` behind a prefix.
+        table: has the names of `network.places` after a prefix.
         clipped_by: the factor that clipping multiplied the gradients by, which is taken out again.
         updated: the last step was not skipped.
     """
-    places = {weight: place for chunk in network.chunks for weight, place in _places(chunk)}
+    places = {weight: place for chunk in network.chunks for weight, place in _places(chunk, model)}
     for weights in main_weights(optimizer):
         if not _counts_here(weights.parameter, optimizer):
             continue
@@ -64,17 +51,16 @@ def add_weights(
             table.add(prefix + name, place, tuple(squares), magnitudes.amax() / clipped_by)
 
 
-def _places(chunk: GPTModel) -> Iterator[tuple[torch.nn.Parameter, tuple[str, int]]]:
-    """Kind and place of every parameter."""
-    for layer in chunk.decoder.layers:
-        for name, parameter in layer.named_parameters():
-            yield parameter, (_IN_LAYERS.get(name, _NORMS), layer.layer_number - 1)
-    if chunk.pre_process:
-        for name, parameter in chunk.embedding.named_parameters():
-            yield parameter, ("embedding_norm" if name == "norm.weight" else "embedding", 0)
-    if chunk.post_process:
-        yield chunk.decoder.final_layernorm.weight, ("final_norm", 0)
-        yield chunk.output_layer.weight, ("head", 0)
+def _places(chunk: GPTModel, model: ModelConfig) -> Iterator[tuple[torch.nn.Parameter, tuple[str, int]]]:
+    """Kind and place of every parameter.
+
+    Raises:
+        KeyError: `network.py` does not list one.
+    """
+    for name, parameter in chunk.named_parameters():
+        layer = _LAYER.match(name)
+        place = chunk.decoder.layers[int(layer[1])].layer_number - 1 if layer else 0
+        yield parameter, (kind_of(name, model), place)
 
 
 def _counts_here(parameter: torch.nn.Parameter, optimizer: ChainedOptimizer) -> bool:

@@ -28,6 +28,9 @@ class Schedule:
         phase_tokens: tokens that each phase holds.
         warmup_tokens: length of the linear warm-up from zero.
         schedule_tokens: length of the whole schedule, see `OptimizerConfig`; None: of the phases.
+
+    Attributes:
+        starts: where each phase of the schedule begins, and where the last one ends.
     """
 
     def __init__(
@@ -39,14 +42,14 @@ class Schedule:
     ):
         self._phases = list(phases)
         self._tokens = list(phase_tokens) if schedule_tokens is None else _cut(phase_tokens, schedule_tokens)
-        self._starts = [0, *itertools.accumulate(self._tokens)]
+        self.starts = [0, *itertools.accumulate(self._tokens)]
         self._warmup_tokens = warmup_tokens
 
     def learning_rate(self, step_end: int) -> float:
         """Learning rate of the step whose last token is the one before offset `step_end`; constant after the end."""
-        step_end = min(step_end, self._starts[-1])
-        index = min(max(bisect.bisect_left(self._starts, step_end) - 1, 0), len(self._phases) - 1)
-        rate = self._phase_rate(index, step_end - self._starts[index])
+        step_end = min(step_end, self.starts[-1])
+        index = min(max(bisect.bisect_left(self.starts, step_end) - 1, 0), len(self._phases) - 1)
+        rate = self._phase_rate(index, step_end - self.starts[index])
         return rate * min(1.0, step_end / self._warmup_tokens) if self._warmup_tokens else rate
 
     def _phase_rate(self, index: int, tokens_into_phase: int) -> float:

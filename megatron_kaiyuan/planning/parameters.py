@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_kaiyuan.config import ModelConfig, RunConfig
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.network import embedding_weights, head_weights, layer_weights
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Gradients are summed in FP32 whatever the precision, and so are main weights and both moments of AdamW.
@@ -109,28 +110,16 @@ def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
     In the order of `GPTModel.named_parameters()`.
     """
     model, ranks = stage.run.model, stage.run.parallel.tensor_model_parallel_size
-    outer = model.padded_vocab_size * model.hidden_size // ranks
-    layers = list(_layer_sizes(model, ranks)) * (stage.layers // stage.chunks)
+    embedding, layer, head = (
+        [weight.elements(ranks) for weight in weights(model)]
+        for weights in (embedding_weights, layer_weights, head_weights)
+    )
     for number in range(stage.chunks):
-        embedding = [outer, *([model.hidden_size] if model.embedding_norm else [])]
-        head = [model.hidden_size, outer]
         yield [
             *(embedding if stage.is_first and number == 0 else []),
-            *layers,
+            *layer * (stage.layers // stage.chunks),
             *(head if stage.is_last and number == stage.chunks - 1 else []),
         ]
-
-
-def _layer_sizes(model: ModelConfig, ranks: int) -> Iterator[int]:
-    hidden, query = model.hidden_size, model.num_attention_heads * model.kv_channels
-    post_norm = [hidden] if model.sandwich_norm else []
-    head_norms = [model.kv_channels] * 2 if model.qk_layernorm else []
-    yield hidden
-    yield from (query * hidden // ranks, *post_norm)
-    yield from ((query + 2 * model.num_query_groups * model.kv_channels) * hidden // ranks, *head_norms)
-    yield hidden
-    yield 2 * model.ffn_hidden_size * hidden // ranks
-    yield from (model.ffn_hidden_size * hidden // ranks, *post_norm)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kaiyuan.config import RunConfig, load_run
-from megatron_kaiyuan.data.phase import MANIFEST
+from megatron_kaiyuan.data.phase import MANIFEST, read_manifest
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.planning.communication import Communication, most_sent
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
 from megatron_kaiyuan.planning.parameters import Stage
-from megatron_kaiyuan.planning.speed import ASSUMED_MFU, Speed, speed
+from megatron_kaiyuan.planning.speed import Speed, speed
 from megatron_kaiyuan.platform.figures import Device
 
 # Of a device's memory; the rest is for its driver, the collectives' buffers and fragments between allocations.
@@ -56,6 +55,14 @@ class Plan:
     tokens: int | None
     layouts: list[LayoutPlan]
 
+    def overlapped(self, layout: LayoutPlan) -> Speed | None:
+        """How fast a layout is when gradients and weights travel beside the passes; None where they do already."""
+        parallel = layout.run.parallel
+        if not parallel.use_distributed_optimizer or (parallel.overlap_grad_reduce and parallel.overlap_param_gather):
+            return None
+        both = parallel.model_copy(update={"overlap_grad_reduce": True, "overlap_param_gather": True})
+        return speed(layout.run.model_copy(update={"parallel": both}), self.world_size, self.device, self.mfu)
+
     @property
     def steps(self) -> int | None:
         return None if self.tokens is None else self.tokens // self.run.train.tokens_per_step
@@ -72,7 +79,7 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
     """Plan a recipe.
 
     Args:
-        mfu: part of the device's peak that a stage at work reaches; None: `ASSUMED_MFU`.
+        mfu: part of the device's peak that a stage at work reaches; None: the device's `assumed_mfu`.
 
     Raises:
         UserError: the recipe is wrong, the device does not run its precision or its attention, or no layout of it is
@@ -87,7 +94,7 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
     for operation in ("attention", "document_attention"):
         if not device.fused_attention and getattr(run.backend, operation) == "torch":
             raise UserError(f"backend.{operation}: torch does not run on --gpu {device.name}; use auto")
-    mfu = ASSUMED_MFU if mfu is None else mfu
+    mfu = device.assumed_mfu if mfu is None else mfu
     usable = device.memory_bytes(world_size) * USABLE
     layouts = []
     for layout in legal_layouts(run, world_size):
@@ -120,4 +127,4 @@ def _tokens(run: RunConfig) -> int | None:
     manifests = [phase.path / MANIFEST for phase in run.data.phases]
     if not all(path.is_file() for path in manifests):
         return None
-    return sum(read_json(path, "phase manifest")["tokens"] for path in manifests)
+    return sum(read_manifest(path.parent)["tokens"] for path in manifests)

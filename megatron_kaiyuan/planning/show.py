@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.plan import USABLE, LayoutPlan, Plan
-from megatron_kaiyuan.planning.speed import ASSUMED_MFU, LINK_EFFICIENCY, MFU_SOURCE, Speed, flops_per_step, parameters
+from megatron_kaiyuan.planning.speed import LINK_EFFICIENCY, Speed, flops_per_step
 
 _GIB = 1 << 30
+_WORTH_TELLING = 0.005
+UNCERTAINTY = "times are right to a quarter at best"
 _DAY = 86_400
 
 
@@ -29,21 +32,21 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Bytes, seconds and FLOP/s; every micro-batch size."""
+def as_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
+    """Bytes, seconds, FLOP/s and the price's currency; every micro-batch size."""
     return {
         "gpus": plan.world_size,
         "device": asdict(plan.device) | {"usable_bytes": int(plan.device.memory_bytes(plan.world_size) * USABLE)},
         "mfu": plan.mfu,
-        "parameters": parameters(plan.run.model),
+        "parameters": count_parameters(plan.run.model),
         "flops_per_step": flops_per_step(plan.run),
         "tokens": plan.tokens,
         "steps": plan.steps,
-        "layouts": [_layout_as_json(plan, layout) for layout in plan.layouts],
+        "layouts": [_layout_as_json(plan, layout, price) for layout in plan.layouts],
     }
 
 
-def _layout_as_json(plan: Plan, layout: LayoutPlan) -> dict[str, Any]:
+def _layout_as_json(plan: Plan, layout: LayoutPlan, price: float | None) -> dict[str, Any]:
     memory = layout.memory
     row: dict[str, Any] = {
         **layout.run.parallel.model_dump(
@@ -65,6 +68,9 @@ def _layout_as_json(plan: Plan, layout: LayoutPlan) -> dict[str, Any]:
     if layout.speed is not None:
         row |= asdict(layout.speed)
         row["days"] = _days(plan, layout.speed)
+        row["device_hours"] = hours = _device_hours(plan, layout.speed)
+        if price is not None:
+            row["cost"] = None if hours is None else hours * price
     return row
 
 
@@ -72,8 +78,17 @@ def _days(plan: Plan, found: Speed) -> float | None:
     return None if plan.steps is None else plan.steps * found.step_seconds / _DAY
 
 
-def as_text(plan: Plan, every_micro_batch: bool) -> str:
-    """The plan for people: what was assumed, then a row for each layout."""
+def _device_hours(plan: Plan, found: Speed) -> float | None:
+    days = _days(plan, found)
+    return None if days is None else days * 24 * plan.world_size
+
+
+def as_text(plan: Plan, every_micro_batch: bool, price: float | None = None) -> str:
+    """The plan for people: what was assumed, then a row for each layout.
+
+    Args:
+        price: of a device for an hour, in any currency.
+    """
     layouts = plan.layouts if every_micro_batch else plan.best_of_each_shape()
     fitting = [layout for layout in layouts if layout.fits]
     others = [layout for layout in layouts if not layout.fits]
@@ -90,7 +105,7 @@ def as_text(plan: Plan, every_micro_batch: bool) -> str:
         ]
     if any(layout.is_recipe(plan.run) for layout in layouts):
         lines += ["", "* the recipe's own layout"]
-    return "\n".join([*lines, "", _summary(plan)])
+    return "\n".join([*lines, "", *_about_the_best(plan, price), _summary(plan)])
 
 
 def _heading(plan: Plan) -> list[str]:
@@ -106,12 +121,12 @@ def _heading(plan: Plan) -> list[str]:
     if peak:
         known_links = device.network_gb_per_second is not None
         assumed += f"; links {LINK_EFFICIENCY:.0%} of their figures" if known_links else "; links cost nothing"
-        source = MFU_SOURCE if plan.mfu == ASSUMED_MFU else "given by hand"
-        speed = f"assumed: a stage at work reaches {plan.mfu:.0%} of the peak ({source})"
+        source = device.mfu_source if plan.mfu == device.assumed_mfu else "given by hand"
+        speed = f"assumed: a stage at work reaches {plan.mfu:.0%} of the peak ({source}); {UNCERTAINTY}"
     else:
         speed = "no times: give --peak-tflops and --mfu"
     return [
-        f"{parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
+        f"{count_parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
         f"{gib(memory)} GiB, {known}",
         f"figures: {device.source}",
         work,
@@ -171,6 +186,23 @@ def _row_too_large(plan: Plan, layout: LayoutPlan) -> list[str]:
         f"{gib(memory.total)} GiB,",
         f"of which {part} {gib(getattr(memory, part))}",
     ]
+
+
+def _about_the_best(plan: Plan, price: float | None) -> list[str]:
+    """What the best layout costs, and what it would win by overlap."""
+    best = plan.layouts[0]
+    if not best.fits or best.speed is None:
+        return []
+    lines = []
+    hours = _device_hours(plan, best.speed)
+    if hours is not None:
+        cost = "" if price is None else f", {hours * price:,.0f} at {price:g} for a device and hour"
+        lines.append(f"the best takes {hours:,.0f} device-hours{cost}, without failures and restarts")
+    faster = plan.overlapped(best)
+    if faster is not None and faster.step_seconds < (1 - _WORTH_TELLING) * best.speed.step_seconds:
+        fields = "parallel.overlap_grad_reduce=true parallel.overlap_param_gather=true"
+        lines.append(f"with {fields}: {faster.step_seconds:.3g} s a step instead of {best.speed.step_seconds:.3g}")
+    return lines
 
 
 def _summary(plan: Plan) -> str:

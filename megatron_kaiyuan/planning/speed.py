@@ -8,15 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_kaiyuan.config import ModelConfig, RunConfig
+from megatron_kaiyuan.network import head_weights, layer_weights
 from megatron_kaiyuan.planning.communication import Communication, communication
 from megatron_kaiyuan.planning.parameters import Stage, distinct_stages
 from megatron_kaiyuan.platform.figures import Device
 
-# Utilization of a stage at work, without waiting for others. Puro-2B, the same shape on Megatron Core 0.16 with
-# Transformer Engine (arXiv 2608.27370), did 238 TFLOP/s a GPU on 24 GPUs with two stages, of which the last has the
-# head and 0.59 of the work, so that the other waits: 238 / 989 / 0.85. Its four stages on 96 GPUs, 192, give 0.30.
-ASSUMED_MFU = 0.28
-MFU_SOURCE = "Puro-2B on Megatron Core 0.16, arXiv 2608.27370: 238 TFLOP/s a GPU, taken for an H100's"
 # Of a link's figure in large collectives (ours).
 LINK_EFFICIENCY = 0.8
 # A backward pass multiplies twice for each product of the forward pass.
@@ -52,15 +48,6 @@ def flops_per_step(run: RunConfig) -> float:
     return run.train.tokens_per_step * flops_per_token(run)
 
 
-def parameters(model: ModelConfig) -> int:
-    """Of the whole network, padded vocabulary included."""
-    hidden, query = model.hidden_size, model.num_attention_heads * model.kv_channels
-    keys = model.num_query_groups * model.kv_channels
-    norms = (4 if model.sandwich_norm else 2) * hidden + (2 * model.kv_channels if model.qk_layernorm else 0)
-    layer = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * hidden + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
-
-
 def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
     """How fast a layout is; None where the device's peak is not known.
 
@@ -79,10 +66,10 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
     last = stages[-1][0]
     # A stage of several chunks waits for one chunk's time where others wait for a whole one's.
     ticks = last.micro_batches + (parallel.pipeline_model_parallel_size - 1) / last.chunks
-    spans = last.data_parallel_size * parallel.tensor_model_parallel_size
+    link = _data_parallel_link(device, last)
     forward = _stage_flops(last) / rate / _PASSES
-    reduce = max(sent.gradients for _, sent in stages) / _link(device, spans)
-    gather = max(sent.weights for _, sent in stages) / _link(device, spans)
+    reduce = max(sent.gradients for _, sent in stages) / link
+    gather = max(sent.weights for _, sent in stages) / link
     if parallel.overlap_grad_reduce:
         reduce = max(0.0, reduce - (_PASSES - 1) * forward)
     if parallel.overlap_param_gather:
@@ -97,9 +84,8 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
 
 def _layer_flops(model: ModelConfig, seq_length: int, causal: bool = True) -> float:
     """For one token; causal attention sees half of the sequence on average."""
-    query, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    weights = (2 * query + 2 * keys + 3 * model.ffn_hidden_size) * model.hidden_size
-    scores_and_values = 2 * query * seq_length / (2 if causal else 1)
+    weights = sum(weight.size for weight in layer_weights(model) if weight.is_matrix)
+    scores_and_values = 2 * model.num_attention_heads * model.kv_channels * seq_length / (2 if causal else 1)
     return 2 * _PASSES * (weights + scores_and_values)
 
 
@@ -108,13 +94,13 @@ def recomputed_flops(run: RunConfig) -> float:
     model, recomputed = run.model, run.parallel.recomputed
     if "layer" in recomputed:
         return _layer_flops(model, run.train.seq_length) / _PASSES
-    mlp = 2 * 3 * model.ffn_hidden_size * model.hidden_size
+    mlp = 2 * sum(weight.size for weight in layer_weights(model) if weight.kind in ("fc1", "fc2"))
     scores_and_values = 2 * model.num_attention_heads * model.kv_channels * run.train.seq_length
     return mlp * ("mlp" in recomputed) + scores_and_values * ("core_attn" in recomputed)
 
 
 def _head_flops(model: ModelConfig) -> float:
-    return 2 * _PASSES * model.padded_vocab_size * model.hidden_size
+    return 2 * _PASSES * sum(weight.size for weight in head_weights(model) if weight.is_matrix)
 
 
 def _stage_flops(stage: Stage) -> float:
@@ -129,6 +115,22 @@ def _waiting_seconds(stage: Stage, sent: Communication, device: Device) -> float
     """For other tensor-parallel ranks and for the neighbouring stages, for one micro-batch."""
     tensor = sent.tensor / _link(device, spans=stage.run.parallel.tensor_model_parallel_size)
     return (tensor + sent.pipeline / _link(device, spans=stage.world_size)) / stage.micro_batches
+
+
+def _data_parallel_link(device: Device, stage: Stage) -> float:
+    """Bytes a second of each rank in a collective over data-parallel ranks.
+
+    Tensor-parallel ranks are neighbours, data-parallel ones come next. Over several nodes a library runs a ring for
+    each network card that the group's ranks in a node have, so that together they send through all of these, as far as
+    the links within the node allow.
+    """
+    tensor = stage.run.parallel.tensor_model_parallel_size
+    spans = tensor * stage.data_parallel_size
+    within = _link(device, spans=min(spans, device.per_node))
+    if spans <= device.per_node:
+        return within
+    cards = max(1, device.per_node // tensor)
+    return min(within, cards * _link(device, spans))
 
 
 def _link(device: Device, spans: int) -> float:

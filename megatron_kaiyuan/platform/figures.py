@@ -29,6 +29,8 @@ class Device:
         per_node: devices of a node.
         fused_attention: torch has an attention that does not keep the scores of all pairs of tokens.
         source: of the figures.
+        assumed_mfu: part of the peak that a pipeline stage reaches at work, causal attention counted as it is computed.
+        mfu_source: where that is from.
         precisions: values of `train.precision` that it computes in.
         reported_as: names that the driver gives to devices with these peaks, letter for letter: others of the same
             family (H100 PCIe) are slower.
@@ -44,6 +46,8 @@ class Device:
     per_node: int
     fused_attention: bool
     source: str
+    assumed_mfu: float = 0.28
+    mfu_source: str = "no published run; Puro-2B's on Megatron Core 0.16, arXiv 2608.27370, taken for an H100's"
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     reported_as: tuple[str, ...] = ()
 
@@ -57,6 +61,12 @@ class Device:
             return int(self.memory_gib * GIB)
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
 
+
+# The value that is least wrong, as a ratio, for all eight of them; an H200 multiplies as fast.
+_H100_MFU: dict[str, Any] = {
+    "assumed_mfu": 0.35,
+    "mfu_source": "8 published runs on H100s, 19 to 44 % as a whole (benchmarks/published_runs.py)",
+}
 
 DEVICES = {
     device.name: device
@@ -72,6 +82,7 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="NVIDIA H100 data sheet (SXM5 80 GB); network of DGX H100, 400 Gb/s a GPU",
+            **_H100_MFU,
             reported_as=("NVIDIA H100 80GB HBM3",),
         ),
         Device(
@@ -85,6 +96,7 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="NVIDIA H200 data sheet (SXM 141 GB); network of DGX H200, 400 Gb/s a GPU",
+            **_H100_MFU,
             reported_as=("NVIDIA H200",),
         ),
         Device(
@@ -98,6 +110,8 @@ DEVICES = {
             per_node=8,
             fused_attention=True,
             source="NVIDIA A100 data sheet (SXM4 80 GB); network of DGX A100, 200 Gb/s a GPU",
+            assumed_mfu=0.50,
+            mfu_source="2 published runs on A100s, 49 and 52 % (benchmarks/published_runs.py)",
             reported_as=(
                 *("NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB"),
                 *("NVIDIA A100 80GB PCIe", "NVIDIA A100-PCIE-40GB"),

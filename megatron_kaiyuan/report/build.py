@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kaiyuan.config import ModelConfig, RunConfig, load_run
+from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.run import RESULT
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.forms import Form, require_form
+from megatron_kaiyuan.nearby import near_run
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
 from megatron_kaiyuan.report.metrics import History, read_history
@@ -23,6 +27,22 @@ from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
 GENERATOR = "kaiyuan report"
 # Told in other places of the page.
 _NOT_LISTED = ("checkpoint", "loss_scale")
+
+
+class _HeldOut(Form):
+    nats_per_token: float
+    unigram_entropy: float
+    domains: dict[str, dict[str, float | None]] = {}
+
+
+class _Measured(Form):
+    held_out: _HeldOut | None
+    tasks: dict[str, dict[str, float | str | None]]
+
+
+class _Evaluation(Form):
+    model: _Measured
+    baseline: _Measured | None
 
 
 def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
@@ -39,6 +59,8 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     Raises:
         UserError: there are no metrics, or something else lies at `output`.
     """
+    if run_dir.is_file():
+        raise UserError(f"{run_dir}: is a file; name the folder of a run{near_run(run_dir)}")
     identity = page_identity(run_dir, output)
     check(page_output(output), identity, earlier_page(GENERATOR), force)
     history = read_history(run_dir / "metrics.jsonl")
@@ -63,7 +85,8 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
         figures=figures,
         stream=stream_tables(phases) if phases else None,
         held_out=_held_out_rows(evaluation),
-        domains=evaluation["model"]["held_out"]["domains"] if evaluation else {},
+        domains=held_out["domains"] if (held_out := _held_out(evaluation)) else {},
+        tasks=_task_rows(evaluation),
         events=[_event(event) for event in history.events if event["event"] not in _NOT_LISTED],
         checkpoints=[event.get("step") for event in history.events if event["event"] == "checkpoint"],
         repeated=history.repeated,
@@ -73,15 +96,6 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     )
     write_page(output, page, identity, GENERATOR, force)
     return output
-
-
-def count_parameters(model: ModelConfig) -> int:
-    """Weights of the network, from its shape: untied embedding and head, no biases."""
-    hidden, size = model.hidden_size, model.kv_channels
-    attention = hidden * size * (2 * model.num_attention_heads + 2 * model.num_query_groups)
-    norms = hidden * (4 if model.sandwich_norm else 2) + (2 * size if model.qk_layernorm else 0)
-    layer = attention + 3 * hidden * model.ffn_hidden_size + norms
-    return model.num_layers * layer + 2 * model.padded_vocab_size * hidden + hidden * (1 + model.embedding_norm)
 
 
 def _read_config(run_dir: Path, missing: list[str]) -> RunConfig | None:
@@ -105,27 +119,27 @@ def _read_stream(run_dir: Path, run: RunConfig | None, missing: list[str]) -> li
 
 
 def _read_evaluation(run_dir: Path, missing: list[str]) -> dict[str, Any] | None:
-    path = run_dir / "evaluation.json"
+    path = run_dir / RESULT
     if not path.is_file():
-        missing.append("Held-out results: evaluation.json is not there; run kaiyuan eval")
+        missing.append(f"Held-out results: {RESULT} is not there; run kaiyuan eval {run_dir}")
         return None
     try:
-        evaluation = read_json(path, "evaluation")
-        _held_out_rows(evaluation)
-        _references(evaluation)
+        evaluation: dict[str, Any] = read_json(path, "evaluation")
+        require_form(path, evaluation, _Evaluation, "run kaiyuan eval again")
     except UserError as error:
         missing.append(f"Held-out results: {error}")
-    except (KeyError, TypeError) as error:
-        missing.append(f"Held-out results: {path} lacks a field ({error}); run kaiyuan eval again")
-    else:
-        return evaluation
-    return None
+        return None
+    return evaluation
+
+
+def _held_out(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The model's held-out loss; None: it was not evaluated, or on tasks alone."""
+    return None if evaluation is None else evaluation["model"]["held_out"]
 
 
 def _references(evaluation: dict[str, Any] | None) -> list[Line]:
-    if evaluation is None:
+    if (held_out := _held_out(evaluation)) is None:
         return []
-    held_out = evaluation["model"]["held_out"]
     return [
         Line("held-out loss", held_out["nats_per_token"]),
         Line("unigram entropy of the held-out tokens", held_out["unigram_entropy"]),
@@ -135,12 +149,12 @@ def _references(evaluation: dict[str, Any] | None) -> list[Line]:
 def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The figures at the head of the page: (what, value)."""
     last = history.rows[-1]
-    losses = history.column("loss")
-    losses = losses[np.isfinite(losses)]
+    loss, loss_steps = history.last_loss()
     speed = history.column("tokens_per_second")
-    tiles = [("loss at the end", f"{losses[-1]:.3f}" if len(losses) else "none")]
-    if evaluation:
-        tiles.append(("held-out nats per token", f"{evaluation['model']['held_out']['nats_per_token']:.3f}"))
+    over = f"loss, mean of the last {loss_steps} recorded steps" if loss_steps > 1 else "loss of the last step"
+    tiles = [(over, f"{loss:.3f}" if math.isfinite(loss) else "none")]
+    if held_out := _held_out(evaluation):
+        tiles.append(("held-out nats per token", f"{held_out['nats_per_token']:.3f}"))
     tiles += [("tokens", f"{last['tokens']:,}"), ("steps", f"{last['step']:,}")]
     if np.isfinite(speed).any():
         tiles.append(("tokens/s, median", f"{np.nanmedian(speed):,.0f}"))
@@ -150,7 +164,8 @@ def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] |
         tiles.append(("parameters", _short(count_parameters(run.model))))
     if history.monitored:
         tiles.append(("bits of headroom, least", f"{least_headroom(history):.1f}"))
-    skipped = last.get("skipped_steps", 0)
+    skipped = last.get("skipped_steps")
+    skipped = skipped if isinstance(skipped, int) else 0
     return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", f"{skipped:,}")]
 
 
@@ -163,12 +178,15 @@ def _held_out_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
         if result is None:
             continue
         held_out, tasks = result["held_out"], result["tasks"]
+        if held_out is None and not {ROLLING, CONTINUATION} & set(tasks):
+            continue
+        loss, entropy = (held_out["nats_per_token"], held_out["unigram_entropy"]) if held_out else (None, None)
         rows.append(
             {
                 "name": name,
-                "nats_per_token": held_out["nats_per_token"],
-                "unigram_entropy": held_out["unigram_entropy"],
-                "below": held_out["unigram_entropy"] - held_out["nats_per_token"],
+                "nats_per_token": loss,
+                "unigram_entropy": entropy,
+                "below": None if loss is None or entropy is None else entropy - loss,
                 "bits_per_byte": tasks.get(ROLLING, {}).get("bits_per_byte"),
                 "accuracy": tasks.get(CONTINUATION, {}).get("acc"),
                 "normalized": tasks.get(CONTINUATION, {}).get("acc_norm"),
@@ -177,10 +195,24 @@ def _held_out_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
+def _task_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A row for each metric of each task of lm-eval, besides those made of held-out text."""
+    if evaluation is None:
+        return []
+    untrained = evaluation["baseline"]["tasks"] if evaluation["baseline"] else {}
+    return [
+        {"task": task, "metric": metric, "value": value, "untrained": untrained.get(task, {}).get(metric)}
+        for task, metrics in evaluation["model"]["tasks"].items()
+        if task not in (CONTINUATION, ROLLING)
+        for metric, value in metrics.items()
+    ]
+
+
 def _event(event: dict[str, Any]) -> dict[str, Any]:
     seconds = event.get("time")
     when = ""
-    if isinstance(seconds, int | float) and math.isfinite(seconds):
+    # The end of year 9999.
+    if isinstance(seconds, int | float) and 0 <= seconds < 253_402_300_800:
         when = f"{datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
     return {"name": event["event"], "step": event.get("step"), "when": when}
 

@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.forms import Count, Form
+from megatron_kaiyuan.nearby import near_run
 
-_RESTARTS = ("start", "resume", "rollback")
+# Events after which the steps beyond theirs are trained again.
+RESTARTS = ("start", "resume", "rollback")
+# Of which a loss is told: that of one step goes up and down with its documents.
+_FEWEST_STEPS = 10
 
 
 @dataclass
@@ -38,6 +44,22 @@ class History:
         """One figure over the rows; NaN where a row has none."""
         return np.array([_number(row.get(name)) for row in self.rows], dtype=np.float64)
 
+    def last_loss(self) -> tuple[float, int]:
+        """Mean loss at the end of the run, NaN where there is none, and over how many steps.
+
+        They are those of the last rows: of a whole interval between rows at least, as the last one may be short, and
+        10 at least. Rows of older versions know the loss of their own step alone.
+        """
+        means, steps = self.column("loss_mean"), self.column("loss_steps")
+        means = np.where(np.isnan(means), self.column("loss"), means)
+        steps = np.where(np.isnan(steps), 1.0, steps)[np.isfinite(means)]
+        means = means[np.isfinite(means)]
+        if not len(means):
+            return math.nan, 0
+        wanted = min(max(steps.max(), _FEWEST_STEPS), steps.sum())
+        first = len(steps) - 1 - int(np.argmax(np.cumsum(steps[::-1]) >= wanted))
+        return float(np.average(means[first:], weights=steps[first:])), int(steps[first:].sum())
+
     @property
     def restarts(self) -> list[dict[str, Any]]:
         """Events at which training went on from a checkpoint."""
@@ -59,7 +81,9 @@ def read_history(path: Path) -> History:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run") from error
+        raise UserError(
+            f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run{near_run(path.parent)}"
+        ) from error
     history = History()
     by_step: dict[int, dict[str, Any]] = {}
     monitored: dict[int, dict[str, Any]] = {}
@@ -72,7 +96,7 @@ def read_history(path: Path) -> History:
             monitored[row["step"]] = row
         elif "event" in row:
             history.events.append(row)
-            if row["event"] in _RESTARTS:
+            if row["event"] in RESTARTS:
                 last = _number(row.get("step"))
                 by_step, monitored = (
                     {step: kept for step, kept in rows.items() if not step > last} for rows in (by_step, monitored)
@@ -84,6 +108,10 @@ def read_history(path: Path) -> History:
         raise UserError(f"{path}: holds no training step; train first")
     history.rows = [by_step[step] for step in sorted(by_step)]
     history.monitored = [monitored[step] for step in sorted(monitored)]
+    # What is watched may change when a run is resumed; figures are of what is watched now.
+    alike = [row for row in history.monitored if _shape(row) == _shape(history.monitored[-1])]
+    history.unreadable += len(history.monitored) - len(alike)
+    history.monitored = alike
     history.repeated = written - len(by_step)
     return history
 
@@ -91,14 +119,46 @@ def read_history(path: Path) -> History:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or not isinstance(row.get("event", ""), str):
         return None
-    if "event" in row:
-        return row
-    return row if isinstance(row.get("step"), int) and isinstance(row.get("tokens"), int) else None
+    if "event" not in row:
+        return row if _is_count(row.get("step")) and _is_count(row.get("tokens")) else None
+    return row if row["event"] != "monitor" or _is_monitors(row) else None
+
+
+class _MonitorRow(Form):
+    step: Count
+    tokens: Count
+    activations: dict[str, dict[str, list[float | None]]]
+    gradients: dict[str, dict[str, list[float | None]]]
+    update_to_weight: dict[str, list[float | None]] | None
+
+
+def _is_monitors(row: dict[str, Any]) -> bool:
+    try:
+        found = _MonitorRow.model_validate(row)
+    except ValidationError:
+        return False
+    wanted = {name: {"headroom_bits"} for name in found.activations} | {"embedding": {"l1"}, "residual": {"l1"}}
+    activations = all(figures <= found.activations.get(name, {}).keys() for name, figures in wanted.items())
+    updates = found.update_to_weight
+    return activations and (updates is None or found.gradients.keys() <= updates.keys())
+
+
+def _shape(row: dict[str, Any]) -> Any:
+    """Tensors, figures and places of a monitor's row."""
+    places = [(name, figure, len(values)) for name, of in row["activations"].items() for figure, values in of.items()]
+    return sorted(places), sorted(row["gradients"])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -51,17 +52,24 @@ class TellStartup(Hook):
 
 
 class Metrics(Hook):
-    """A row of metrics every `log_every_steps`, and for the last step."""
+    """A row of metrics every `log_every_steps`, and for the last step.
+
+    Of the row, `loss` is the step's own; `loss_mean` is the mean over the steps since the row before, `loss_steps` of
+    them, those whose loss is not finite left out.
+    """
 
     def __init__(self, sinks: Sinks, utilization: Utilization):
         self._sinks, self._utilization = sinks, utilization
-        self._seconds: list[float] = []
+        self._results: list[StepResult] = []
 
     def after_step(self, session: Session, result: StepResult) -> None:
-        self._seconds.append(result.seconds)
+        self._results.append(result)
         if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
-            self._sinks.write(_row(session, result, statistics.fmean(self._seconds), self._utilization))
-            self._seconds.clear()
+            self._sinks.write(_row(session, self._results, self._utilization))
+            self._results.clear()
+
+    def rolled_back(self, session: Session) -> None:
+        self._results.clear()
 
 
 class CloseSinks(Hook):
@@ -78,8 +86,10 @@ class CloseSinks(Hook):
         self._sinks.close()
 
 
-def _row(session: Session, result: StepResult, seconds_per_step: float, utilization: Utilization) -> dict[str, object]:
-    progress = session.state.progress
+def _row(session: Session, results: Sequence[StepResult], utilization: Utilization) -> dict[str, object]:
+    progress, result = session.state.progress, results[-1]
+    losses = [one.loss for one in results if math.isfinite(one.loss)]
+    seconds_per_step = statistics.fmean(one.seconds for one in results)
     tokens_per_second = session.run.train.tokens_per_step / seconds_per_step
     # The step is told by its last token: `tokens` is where the next one starts.
     index, _ = session.stream.phase_at(progress.tokens - 1)
@@ -89,6 +99,8 @@ def _row(session: Session, result: StepResult, seconds_per_step: float, utilizat
         "phase": session.stream.phases[index].name,
         "phase_tokens": progress.tokens - sum(phase.tokens for phase in session.stream.phases[:index]),
         "loss": _finite(result.loss),
+        "loss_mean": statistics.fmean(losses) if losses else None,
+        "loss_steps": len(losses),
         "lr": session.schedule.learning_rate(progress.tokens),
         "grad_norm": None if result.skipped else result.gradient_norm,
         "loss_scale": result.loss_scale,

@@ -14,7 +14,8 @@ from megatron_kaiyuan.monitor.headroom import HeadroomWatch, headroom_bits
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.monitor.table import Cell, Table
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, activation_places
-from megatron_kaiyuan.monitor.weights import add_weights, weight_places
+from megatron_kaiyuan.monitor.weights import add_weights
+from megatron_kaiyuan.network import places
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult
 
@@ -42,7 +43,7 @@ class Monitoring(Hook):
         self._run, self._sinks = run, sinks
         self._headroom = HeadroomWatch(run.model, run.monitor.headroom_warning_bits)
         self._activations = activation_places(run.model)
-        self._weights = weight_places(run.model)
+        self._weights = places(run.model)
         self._table: Table | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -61,7 +62,9 @@ class Monitoring(Hook):
         state = session.state
         factor = 1.0 if result.skipped else _clip_factor(self._run.optimizer.clip_grad, result.gradient_norm)
         state.gather_weights()
-        add_weights(table, _WEIGHT, state.network, state.optimizer, factor, updated=not result.skipped)
+        add_weights(
+            table, _WEIGHT, state.network, session.run.model, state.optimizer, factor, updated=not result.skipped
+        )
         cells = table.gather()
         if cells is not None:
             self._report(session, cells, updated=not result.skipped)

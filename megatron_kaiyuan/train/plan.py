@@ -11,6 +11,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.run_folder import require_run_folder
+from megatron_kaiyuan.train.sensible import odd_plan, require_reached_peak
 
 # Vocabularies are rounded up so that they can be cut and multiplied fast; nobody needs more than this.
 _LARGEST_PADDING = 1024
@@ -53,7 +54,7 @@ def make_schedule(run: RunConfig, stream: TokenStream) -> Schedule:
     """The learning rate over the whole stream: where a run stops (`train.train_tokens`) does not bend it.
 
     Raises:
-        UserError: it would end before its warm-up does.
+        UserError: it would end before its warm-up does, or come near none of its peaks.
     """
     phase_tokens = [phase.tokens for phase in stream.phases]
     options = run.optimizer
@@ -63,7 +64,16 @@ def make_schedule(run: RunConfig, stream: TokenStream) -> Schedule:
             f"optimizer.warmup_tokens: {options.warmup_tokens:,}, but the whole schedule has {length:,} tokens, so the "
             "learning rate would never reach its peak; make the warm-up shorter"
         )
-    return Schedule(run.data.phases, phase_tokens, options.warmup_tokens, options.schedule_tokens)
+    schedule = Schedule(run.data.phases, phase_tokens, options.warmup_tokens, options.schedule_tokens)
+    require_reached_peak(run, schedule)
+    return schedule
+
+
+def warnings(run: RunConfig, stream: TokenStream, schedule: Schedule) -> list[str]:
+    """What a start says before it begins: a line each."""
+    steps = count_steps(run, stream)
+    odd = odd_plan(run, schedule, steps, last_position(run, stream, 0))
+    return [*filter(None, [check_vocabulary(run, stream)]), *odd]
 
 
 def pack_length(stream: TokenStream) -> int | None:
@@ -129,7 +139,7 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     require_run_folder(run.run_dir)
     # Headers and samples only: the ranks will share the rest, which may take one process minutes.
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
-    make_schedule(run, stream)
-    if warning := check_vocabulary(run, stream):
+    steps = count_steps(run, stream)
+    for warning in warnings(run, stream, make_schedule(run, stream)):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-    return f"check: {count_steps(run, stream):,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"
+    return f"check: {steps:,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

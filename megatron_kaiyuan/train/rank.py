@@ -70,6 +70,9 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
 def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> Ending:
     try:
         run = load_run(recipe, overrides)
+        if who.rank == 0:
+            # The first line: everything else may take a while, or fail.
+            print(f"run: {run.run_dir.absolute()}, by {recipe.absolute()}", flush=True)
         # Where a launcher does not say how many ranks a node has, all of them may be on this one.
         neighbours = who.local_world_size or who.world_size
         device = platform.activate(run.platform, who.local_rank, neighbours, run.mindspeed)

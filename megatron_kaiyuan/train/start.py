@@ -22,6 +22,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.redaction import redact_values
@@ -33,7 +34,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
-from megatron_kaiyuan.train.plan import check_vocabulary, count_steps, last_position, make_schedule
+from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -92,11 +93,11 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     folders = [phase.path for phase in run.data.phases]
     stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
     agreed(lambda: count_steps(run, stream))
-    vocabulary = agreed(lambda: check_vocabulary(run, stream))
-    if torch.distributed.get_rank() == 0:
-        for warning in filter(None, (vocabulary, rounding_warning(run, platform))):
-            warn(warning)
     schedule = agreed(lambda: make_schedule(run, stream))
+    odd = agreed(lambda: warnings(run, stream, schedule))
+    if torch.distributed.get_rank() == 0:
+        for warning in filter(None, (*odd, rounding_warning(run, platform))):
+            warn(warning)
     startup.ended("data")
     state = build_state(run, platform)
     startup.ended("model")
@@ -118,9 +119,10 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         "start" if resumed.step is None else "resume",
         step=state.progress.step,
         tokens=state.progress.tokens,
+        total_steps=total_steps,
         world_size=torch.distributed.get_world_size(),
         platform=platform.name,
-        parameters=_count_parameters(state),
+        parameters=count_parameters(run.model),
     )
     if ahead := left_out.ahead(state.progress.tokens):
         sinks.event("left_out", step=state.progress.step, tokens=[entry["tokens"] for entry in ahead])
@@ -222,14 +224,3 @@ def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
         return Sinks([])
     write_config(run)
     return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))
-
-
-def _count_parameters(state: TrainState) -> int:
-    """Parameters of the whole network, each counted once."""
-    mine = torch.zeros(1, dtype=torch.int64, device=state.platform.device)
-    first_in_tensor_group = parallel_state.get_tensor_model_parallel_rank() == 0
-    for parameter in state.network.parameters():
-        if getattr(parameter, "tensor_model_parallel", False) or first_in_tensor_group:
-            mine += parameter.numel()
-    torch.distributed.all_reduce(mine, group=parallel_state.get_model_parallel_group())
-    return int(mine.item())

@@ -56,7 +56,7 @@ def test_what_is_written_back_is_read_again_as_the_same(recipe: Path) -> None:
         ("train.seqlength=1", "train.seqlength: unknown field; did you mean 'seq_length'?"),
         ("modle.num_layers=1", "modle: unknown field; did you mean 'model'?"),
         ("data.phases.0.peak_lrr=1", "data.phases.0.peak_lrr: unknown field; did you mean 'peak_lr'?"),
-        ("train.seq_length=many", "train.seq_length: input should be a valid integer"),
+        ("train.seq_length=many", "train.seq_length: write a whole number, as 4096"),
         ("train.seq_length=0", "train.seq_length: input should be greater than 0"),
         ("model.preset=huge", "model.preset"),
         ("train.precision=fp8", "train.precision"),

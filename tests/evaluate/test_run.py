@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate import evaluate, summary_line
+from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.summary import summary_line
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
+from tests.evaluate.local_tasks import write_tasks
 from tests.evaluate.tiny_model import random_documents, write_corpus, write_model, write_text
 
 SIZES = TaskSizes(documents=4, document_characters=150, items=12, context_characters=60, continuation_characters=30)
@@ -36,10 +39,9 @@ def test_lm_eval_runs_offline_and_agrees_with_a_calculation_by_hand(tmp_path: Pa
     text = write_text(tmp_path / "a.jsonl", "a", 14, 60, seed=1)
     output = tmp_path / "run" / "evaluation.json"
 
-    result = evaluate(
-        model, baseline, [corpus], [text], tmp_path / "work", output, seq_length=256, token_limit=100, sizes=SIZES
-    )
-    assert json.loads(output.read_text()) == result
+    measures = Measures([corpus], [text], seq_length=256, token_limit=100, sizes=SIZES)
+    result, path = evaluate(model, measures, output, baseline=baseline, work=tmp_path / "work")
+    assert path == output and json.loads(output.read_text()) == result
     assert result["items"] == {ROLLING: 4, CONTINUATION: 12}
 
     tokenizer = load_tokenizer(model)
@@ -56,6 +58,13 @@ def test_lm_eval_runs_offline_and_agrees_with_a_calculation_by_hand(tmp_path: Pa
         right += scores.index(max(scores)) == item["gold"]
     assert result["model"]["tasks"][CONTINUATION]["acc"] == pytest.approx(right / 12)
 
+    # The right continuations alone are the same measure as of any other task.
+    texts = [json.loads(line) for line in lines_of(tmp_path / "work" / f"{CONTINUATION}.jsonl")]
+    answers = [(tokenizer.encode(one["context"]), one["choices"][one["gold"]]) for one in texts]
+    nats = -sum(log_probability(model, context, tokenizer.encode(answer)) for context, answer in answers)
+    bits_per_byte = nats / math.log(2) / sum(len(answer.strip().encode()) for _, answer in answers)
+    assert result["model"]["tasks"][CONTINUATION]["bits_per_byte"] == pytest.approx(bits_per_byte, rel=1e-4)
+
     line = summary_line(result)
     assert line.startswith(f"held-out {result['model']['held_out']['nats_per_token']:.2f} nats/token, unigram entropy ")
     assert f"untrained {result['baseline']['held_out']['nats_per_token']:.2f}; continuation accuracy" in line
@@ -68,9 +77,11 @@ def test_nothing_is_written_outside_the_work_folder(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "a_text_document", random_documents(4, seed=1))
     text = write_text(tmp_path / "a.jsonl", "a", 8, 60, seed=1)
     program = (
-        "import sys; from pathlib import Path; from megatron_kaiyuan.evaluate import evaluate, summary_line\n"
+        "import sys; from pathlib import Path; from megatron_kaiyuan.evaluate.run import Measures, evaluate\n"
+        "from megatron_kaiyuan.evaluate.summary import summary_line\n"
         "model, corpus, text, work = map(Path, sys.argv[1:])\n"
-        "print(summary_line(evaluate(model, None, [corpus], [text], work, work / 'evaluation.json')))"
+        "result, path = evaluate(model, Measures([corpus], [text]), work / 'evaluation.json', work=work)\n"
+        "print(summary_line(result))"
     )
     home = tmp_path / "home"
     home.mkdir()
@@ -92,20 +103,63 @@ def test_nothing_is_written_outside_the_work_folder(tmp_path: Path) -> None:
 def test_wrong_folders_and_lengths_are_named(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "a_text_document", random_documents(2, seed=1))
     text = write_text(tmp_path / "a.jsonl", "a", 3, 60, seed=1)
-    output = tmp_path / "evaluation.json"
+    output, measures = tmp_path / "evaluation.json", Measures([corpus], [text])
     with pytest.raises(UserError, match="no exported model here"):
-        evaluate(tmp_path / "none", None, [corpus], [text], tmp_path / "work", output)
+        evaluate(tmp_path / "none", measures, output)
     model = write_model(tmp_path / "model")
     with pytest.raises(UserError, match="seq_length 300"):
-        evaluate(model, None, [corpus], [text], tmp_path / "work", output, seq_length=300)
+        evaluate(model, Measures([corpus], [text], seq_length=300), output)
     (model / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        evaluate(model, None, [corpus], [text], tmp_path / "work", output)
+        evaluate(model, measures, output)
+    with pytest.raises(UserError, match="nothing to measure"):
+        evaluate(model, Measures(), output)
+    with pytest.raises(UserError, match=r"--output: name a JSON file; .* evaluation\.json in the folder of a run"):
+        evaluate(model, measures)
     assert not output.exists()
 
 
+def test_tasks_of_lm_eval_are_run_with_their_own_metrics(tmp_path: Path) -> None:
+    model, folder = write_model(tmp_path / "model"), write_tasks(tmp_path / "tasks")
+    # Labels and generated text have no bits of an answer, and are run all the same.
+    selection = TaskSelection(("options", "letters", "told", "pair"), folder, num_fewshot=1, limit=4)
+    result, _ = evaluate(model, Measures(tasks=selection), tmp_path / "evaluation.json")
+    found = result["model"]["tasks"]
+    assert set(found) == {"options", "letters", "told", "tagged", "tagged_too"}
+    assert result["model"]["held_out"] is None
+    assert {name for name in found if "bits_per_byte" in found[name]} == {"options", "tagged", "tagged_too"}
+    assert set(found["options"]) >= {"acc", "acc_norm"} and "exact_match" in found["told"]
+
+    # What lm-eval refuses by an assertion is one line as well.
+    at_length = Measures(tasks=TaskSelection(("told_at_length",), folder, limit=1))
+    with pytest.raises(UserError, match=r"tasks told_at_length: lm-eval stopped \(AssertionError: .*max tokens"):
+        evaluate(model, at_length, tmp_path / "at_length.json")
+
+    # As lm-eval's own command computes them, from the same folder.
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    network = lm_eval.models.huggingface.HFLM(pretrained=load_network(model), tokenizer=load_tokenizer(model))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    own = lm_eval.simple_evaluate(
+        network, tasks=["options"], task_manager=manager, num_fewshot=1, limit=4, bootstrap_iters=0, log_samples=True
+    )
+    assert found["options"]["acc"] == own["results"]["options"]["acc,none"]
+    bits = size = 0.0
+    for sample in own["samples"]["options"]:
+        answer = sample["doc"]["options"][sample["doc"]["right"]]
+        bits -= sample["filtered_resps"][sample["doc"]["right"]][0] / math.log(2)
+        size += len(answer.encode())
+    assert found["options"]["bits_per_byte"] == pytest.approx(bits / size, rel=1e-4)
+    line = summary_line(result)
+    assert f"options bits per byte {bits / size:.2f}; options accuracy" in line and "held-out" not in line
+
+
 def test_the_output_is_looked_at_before_anything_is_evaluated(tmp_path: Path) -> None:
-    """The model does not exist, so that an evaluation that began would fail otherwise."""
+    """The model has no weights, so that an evaluation that began would fail otherwise."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
     corpus = write_corpus(tmp_path / "a_text_document", random_documents(2, seed=1))
     text = write_text(tmp_path / "a.jsonl", "a", 3, 60, seed=1)
     (tmp_path / "folder").mkdir()
@@ -116,5 +170,5 @@ def test_the_output_is_looked_at_before_anything_is_evaluated(tmp_path: Path) ->
         (tmp_path / "mine.json", "exists and is not a result"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate(tmp_path / "none", None, [corpus], [text], None, output, force=True)
+            evaluate(model, Measures([corpus], [text]), output, force=True)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "mine.json").read_text() == '{"my": "numbers"}'

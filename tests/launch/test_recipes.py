@@ -10,7 +10,7 @@ import pytest
 from data_tools.curriculum.proportions import Kept, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, OrderRecipe, PhaseRecipe, load_order
 from megatron_kaiyuan.config import load_run
-from megatron_kaiyuan.report.build import count_parameters
+from megatron_kaiyuan.network import count_parameters
 
 RECIPES = Path(__file__).parents[2] / "launch/recipes"
 ORDERS = sorted(RECIPES.glob("*/order*.yaml"))

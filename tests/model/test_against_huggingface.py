@@ -14,6 +14,7 @@ import torch
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.export import export_model
 from megatron_kaiyuan.model import names
+from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, QKV
 from megatron_kaiyuan.platform.precisions import DTYPES
 from tests.export.reference_network import SHAPE, numbered, random_weights
 
@@ -64,15 +65,15 @@ def theirs(folder: Path, kind: str) -> tuple[torch.Tensor, Tensors]:
 
 def by_their_names(gradients: Tensors, model: ModelConfig) -> Tensors:
     """The same function of other variables: gains less one, and an embedding that was divided by sqrt(hidden)."""
-    table = names.SANDWICH_LAYER_NAMES if model.sandwich_norm else names.PRE_NORM_LAYER_NAMES
+    inside, outside = names.renamed_in_layer(model), names.renamed_outside(model)
     plain = names.split_layers(gradients, model.num_layers)
-    found = {names.OUTER_NAMES[name]: gradient for name, gradient in plain.outer.items()}
+    found = {outside[name]: gradient for name, gradient in plain.outer.items()}
     if model.sandwich_norm:
-        found[names.OUTER_NAMES[names.EMBEDDING]] *= model.hidden_size**0.5
+        found[outside[EMBEDDING]] *= model.hidden_size**0.5
     for index, layer in enumerate(plain.layers):
-        parts = names.split_qkv(layer.pop(names.QKV), model)
-        parts |= names.split_gate_and_up(layer.pop(names.GATE_AND_UP))
-        parts |= {table[name]: gradient for name, gradient in layer.items()}
+        parts = names.split_qkv(layer.pop(QKV), model)
+        parts |= names.split_gate_and_up(layer.pop(GATE_AND_UP))
+        parts |= {inside[name]: gradient for name, gradient in layer.items()}
         found |= {f"model.layers.{index}.{name}": gradient for name, gradient in parts.items()}
     return found
 

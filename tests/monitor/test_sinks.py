@@ -18,6 +18,8 @@ ROW = {
     "tokens": 7000,
     "phase": "first",
     "loss": 5.25,
+    "loss_mean": 5.5,
+    "loss_steps": 10,
     "lr": 1e-3,
     "grad_norm": 0.5,
     "loss_scale": 1.0,
@@ -43,12 +45,23 @@ def test_json_lines_append_and_step_over_a_torn_line(tmp_path: Path) -> None:
 def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(total_steps=107).write(ROW)
     line = capsys.readouterr().out
-    for part in ("step   7/107", "loss 5.2500", "lr 1.00e-03", "grad norm 0.50", "500 tokens/s", "0:03:20 left"):
+    for part in (
+        "step   7/107",
+        "mean loss of 10 steps 5.5000",
+        "lr 1.00e-03",
+        "grad norm 0.50",
+        "500 tokens/s",
+        "0:03:20 left",
+    ):
         assert part in line
-    assert "loss scale" not in line
+    assert "loss scale" not in line and "500 tokens/s" in line
     Terminal(107).write({**ROW, "grad_norm": None, "loss_scale": 1024.0})
     line = capsys.readouterr().out
     assert "step skipped" in line and "loss scale 1024" in line and "MFU" not in line
+    Terminal(107).write({**ROW, "loss_steps": 1})
+    assert "| loss 5.5000 |" in capsys.readouterr().out
+    Terminal(107).write({**ROW, "loss": None, "loss_mean": None, "loss_steps": 0})
+    assert "loss not finite" in capsys.readouterr().out
     Terminal(107).write({**ROW, "mfu": 0.3456})
     assert "500 tokens/s | MFU 34.6% | 0:03:20 left" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,21 @@ import torch
 from small_recipe import KAIYUAN_2B, small_run
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import published_runs
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.parameters import Stage, chunk_sizes
 from megatron_kaiyuan.planning.speed import (
-    ASSUMED_MFU,
     flops_per_step,
     flops_per_token,
-    parameters,
     recomputed_flops,
     speed,
 )
 from megatron_kaiyuan.platform.figures import DEVICES
 
 FULL, ATTENTION = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
+NO_OVERLAP = ["parallel.overlap_param_gather=false", "parallel.overlap_grad_reduce=false"]
 MLP = {**ATTENTION, "recompute_modules": ["mlp"]}
 
 
@@ -67,22 +69,37 @@ def test_both_conventions_for_attention() -> None:
 
 def test_parameters_are_the_sum_of_the_stages() -> None:
     run = load_run(Path(KAIYUAN_2B), ["parallel.pipeline_model_parallel_size=4"])
-    assert parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
-    assert round(parameters(run.model) / 1e9, 3) == 2.032
+    assert count_parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
+    assert round(count_parameters(run.model) / 1e9, 3) == 2.032
 
 
-@pytest.mark.parametrize(("gpus", "stages", "reported"), [(24, 2, 238), (96, 4, 192)])
-def test_the_assumed_utilization_gives_back_the_reported_throughput(gpus: int, stages: int, reported: float) -> None:
-    """Puro-2B; its batch is not known, one that these ranks can share is taken."""
-    overrides = [f"parallel.pipeline_model_parallel_size={stages}", "train.global_batch_size=1536"]
-    run = load_run(Path(KAIYUAN_2B), overrides)
-    found = speed(run, gpus, DEVICES["h100"], ASSUMED_MFU)
-    assert found is not None and found.tflops_per_gpu == pytest.approx(reported, rel=0.12)
+def test_published_runs_are_planned_to_a_quarter() -> None:
+    ratios = {" ".join(row[:2]): ratio for row, ratio, _ in published_runs.rows(None)}
+    assert len(ratios) == 10
+    assert all(0.75 <= ratio <= 1.25 for ratio in ratios.values()), ratios
+
+
+def test_all_cards_of_a_node_carry_the_gradients() -> None:
+    """Data-parallel ranks of a node share its cards: eight of them without tensor parallelism, one with eight."""
+
+    def gradient_seconds(tensor: int) -> float:
+        run = load_run(Path(KAIYUAN_2B), [f"parallel.tensor_model_parallel_size={tensor}", *NO_OVERLAP])
+        found = [speed(run, 64, replace(device, half_tflops=1e9, node_gb_per_second=1e9), 1.0) for device in cards]
+        assert found[0] is not None and found[1] is not None
+        return found[0].step_seconds - found[1].step_seconds
+
+    h100 = DEVICES["h100"]
+    cards = h100, replace(h100, network_gb_per_second=1e9)
+    # 12 bytes a weight, over eight cards of 50 GB/s at 80 %, or an eighth of them over one card.
+    assert gradient_seconds(1) == pytest.approx(
+        6 * count_parameters(load_run(Path(KAIYUAN_2B)).model) / 3.2e11, rel=0.02
+    )
+    assert gradient_seconds(8) == pytest.approx(gradient_seconds(1), rel=0.15)
 
 
 def test_waiting_costs_time() -> None:
     def seconds(world_size: int, *overrides: str) -> float:
-        found = speed(load_run(Path(KAIYUAN_2B), overrides), world_size, DEVICES["h100"], 0.3)
+        found = speed(load_run(Path(KAIYUAN_2B), [*NO_OVERLAP, *overrides]), world_size, DEVICES["h100"], 0.3)
         assert found is not None
         return found.step_seconds
 

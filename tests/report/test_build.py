@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import statistics
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.report import build_report
-from megatron_kaiyuan.report.build import count_parameters
 from tests.report.sample_run import evaluation, step_row, write_run
 
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
@@ -122,7 +123,15 @@ def test_numbers_are_those_of_the_input(whole_page: str) -> None:
     assert page.tables["events"][1][2] == "2025-06-15 15:06:40 UTC"
     speed = np.median([step_row(step)["tokens_per_second"] for step in range(1, 101)])
     assert "bits of headroom, least" in page.text and "-inf" in page.text
-    for shown in (f"{step_row(100)['loss']:.3f}", "409,600", f"{speed:,.0f}", "2.886 M", "preset: kaiyuan-tiny"):
+    loss = statistics.fmean(step_row(step)["loss"] for step in range(91, 101))
+    for shown in (
+        f"{loss:.3f}",
+        "loss, mean of the last 10 recorded steps",
+        "409,600",
+        f"{speed:,.0f}",
+        "2.886 M",
+        "preset: kaiyuan-tiny",
+    ):
         assert shown in page.text
     assert "6 rows of metrics were trained again" in page.text
     assert "2 unreadable lines" in page.text
@@ -166,6 +175,25 @@ def test_a_damaged_evaluation_is_named_on_the_page(run_dir: Path, content: str) 
     (run_dir / "evaluation.json").write_text(content)
     page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
     assert "Held-out results: " in page.text and "held-out" not in page.tables
+
+
+def test_tasks_have_a_table_with_or_without_held_out_text(run_dir: Path) -> None:
+    results = evaluation()
+    for which, bits in (("model", 1.25), ("baseline", 2.5)):
+        results[which]["tasks"] |= {"arc_easy": {"acc": 0.5, "bits_per_byte": bits}, "told": {"exact_match": 0.0}}
+    del results["baseline"]["tasks"]["told"]
+    (run_dir / "evaluation.json").write_text(json.dumps(results))
+    rows = [["arc_easy", "acc", "0.500", "0.500"], ["arc_easy", "bits_per_byte", "1.250", "2.500"]]
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert page.tables["tasks"][1:] == [*rows, ["told", "exact_match", "0.000", "–"]]
+    assert len(page.tables["held-out"]) == 3
+
+    for which in ("model", "baseline"):
+        results[which]["held_out"] = None
+        del results[which]["tasks"]["heldout_rolling"], results[which]["tasks"]["heldout_continuation"]
+    (run_dir / "evaluation.json").write_text(json.dumps(results))
+    page = Page(build_report(run_dir, run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "held-out" not in page.tables and "domains" not in page.tables and len(page.tables["tasks"]) == 4
 
 
 def test_a_run_without_metrics_is_a_users_mistake(tmp_path: Path, run_dir: Path) -> None:

@@ -44,6 +44,29 @@ def test_the_later_of_two_rows_counts_without_any_event(tmp_path: Path) -> None:
     assert history.column("loss").tolist() == [5.0, 3.0]
 
 
+def test_the_loss_at_the_end_is_a_mean_over_steps(tmp_path: Path) -> None:
+    losses = np.random.default_rng(0).normal(5, 1, size=64)
+    rows = []
+    for start, stop in [(0, 20), (20, 40), (40, 60), (60, 64)]:
+        part = losses[start:stop]
+        mean = {"loss_mean": float(part.mean()), "loss_steps": len(part)}
+        rows.append({**step_row(stop, loss=float(part[-1])), **mean})
+    # The last interval has four steps, so that a whole one before it counts too.
+    loss, steps = read_history(write(tmp_path / "metrics.jsonl", rows)).last_loss()
+    assert (steps, loss) == (24, pytest.approx(losses[40:].mean()))
+    loss, steps = read_history(write(tmp_path / "metrics.jsonl", rows[:3])).last_loss()
+    assert (steps, loss) == (20, pytest.approx(losses[40:60].mean()))
+
+
+def test_the_loss_at_the_end_of_older_records_and_of_none(tmp_path: Path) -> None:
+    rows = [step_row(step, loss=float(step)) for step in range(1, 31)]
+    assert read_history(write(tmp_path / "metrics.jsonl", rows)).last_loss() == (pytest.approx(25.5), 10)
+    assert read_history(write(tmp_path / "metrics.jsonl", rows[:3])).last_loss() == (pytest.approx(2.0), 3)
+    nothing = [{**step_row(1), "loss": None, "loss_mean": None, "loss_steps": 0}]
+    loss, steps = read_history(write(tmp_path / "metrics.jsonl", nothing)).last_loss()
+    assert np.isnan(loss) and steps == 0
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5000))
 def test_thinning_keeps_the_mean_and_bounds_the_points(values: list[float]) -> None:
     thin = _thin(np.array(values))

@@ -28,21 +28,26 @@ TOKENS_PER_STEP = 8 * SEQ_LENGTH
 STEPS = 20
 
 
-def write_corpus(prefix: Path, documents: int = 400, vocab: int = VOCAB, seed: int = 0) -> None:
-    """Documents that a network can learn: each id follows from the one before by a small random step."""
+def write_corpus(
+    prefix: Path, documents: int = 400, vocab: int = VOCAB, seed: int = 0, fingerprint: str = "xxh3:0"
+) -> None:
+    """Documents that a network can learn: each id follows from the one before by a small random step.
+
+    `fingerprint` is of the tokenizer that is said to have made it.
+    """
     drawn = np.random.default_rng(seed)
     lengths = drawn.integers(20, 200, documents)
     tokens = np.cumsum(drawn.integers(0, 4, lengths.sum())) % vocab
-    tokenizer = {"path": "tokenizer.json", "fingerprint": "xxh3:0", "vocab_size": vocab, "eod_id": 0}
+    tokenizer = {"path": "tokenizer.json", "fingerprint": fingerprint, "vocab_size": vocab, "eod_id": 0}
     scores = {"score": drawn.random(documents).tolist()}
     with CorpusWriter(prefix, tokenizer, ["score"]) as writer:
         names = ["test"] * documents
         writer.add(Documents(tokens.astype(np.int64), lengths.tolist(), [1] * documents, names, names, scores))
 
 
-def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400) -> Path:
+def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400, fingerprint: str = "xxh3:0") -> Path:
     """A corpus, its two phases and a training recipe for 20 steps, two of them in the second phase of 400 documents."""
-    write_corpus(folder / "corpus" / "text", documents)
+    write_corpus(folder / "corpus" / "text", documents, fingerprint=fingerprint)
     order = {
         "corpora": {"text": str(folder / "corpus" / "text")},
         "phases": [

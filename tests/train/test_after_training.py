@@ -69,7 +69,7 @@ def test_mistakes_are_one_line(finished_run: Path, tmp_path: Path) -> None:
         (("average", tmp_path / "absent"), "absent"),
         (("average", finished_run, "--last", 9), "9 trained checkpoints asked for"),
         (("export", run_dir / "checkpoints" / "step_10", "--output", tmp_path / "out"), "damaged"),
-        (("export", tmp_path / "absent", "--output", tmp_path / "out"), "checkpoint not found"),
+        (("export", tmp_path / "absent", "--output", tmp_path / "out"), "absent: not found; name a run's folder"),
         (("report", tmp_path / "absent"), "metrics.jsonl"),
     ):
         done = kaiyuan(*arguments)

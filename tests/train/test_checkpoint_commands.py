@@ -46,7 +46,7 @@ def test_list_verify_and_mistakes(finished_run: Path, tmp_path: Path) -> None:
         (("verify", run_dir), "1 of 2 checkpoints damaged (step_20)"),
         (("verify", run_dir, "--json"), "1 of 2 checkpoints damaged (step_20)"),
         (("diff", run_dir, 10, 20), f"{victim}: damaged"),
-        (("diff", run_dir, 10, 15), "step_15: is no checkpoint"),
+        (("diff", run_dir, 10, 15), "step_15: not found"),
         (("list", tmp_path / "absent"), "holds no checkpoints"),
     ):
         done = checkpoint(*arguments)

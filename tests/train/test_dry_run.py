@@ -16,11 +16,12 @@ RECIPE = Path(__file__).parents[2] / "launch/recipes/kaiyuan-2b/train.yaml"
 # Few layers, and sizes that are no multiples of what megatron-core pads to.
 ODD = ["model.num_layers=6", "model.hidden_size=260", "model.ffn_hidden_size=204", "model.kv_channels=18"]
 ODD += ["model.vocab_size=1000", "train.global_batch_size=840"]
+PLAIN = ["parallel.use_distributed_optimizer=false", "parallel.overlap_param_gather=false"]
 CASES = {
     "one": (1, ["train.precision=fp32"]),
     "dp6": (6, []),
-    "dp5, plain optimizer": (5, ["parallel.use_distributed_optimizer=false"]),
-    "dp7, fp32, plain optimizer": (7, ["parallel.use_distributed_optimizer=false", "train.precision=fp32"]),
+    "dp5, plain optimizer": (5, PLAIN),
+    "dp7, fp32, plain optimizer": (7, [*PLAIN, "train.precision=fp32"]),
     "tp2 dp3": (6, ["parallel.tensor_model_parallel_size=2", "train.precision=bf16"]),
     "tp4 sp pp3 dp5": (
         60,

@@ -20,20 +20,23 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from data_tools.curriculum.amounts import read_tokens
-from megatron_kaiyuan.config import Section, parse, read_yaml
+from megatron_kaiyuan.config import parse, read_yaml
 from megatron_kaiyuan.research.mixture.exposure import LARGEST_EPOCHS
+from megatron_kaiyuan.research.queue.request import TASK
+from megatron_kaiyuan.research.task_fields import TaskFields
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class MixRecipe(Section):
+class MixRecipe(TaskFields):
     """What `kaiyuan mix` is to decide. Relative paths start where the command runs."""
 
     recipe: Annotated[Path, Field(description="training recipe of the small network, with one phase")]
     corpora: Annotated[dict[str, Path], Field(description="name: prefix; what is mixed", min_length=2)]
     held_out: Annotated[dict[str, Path], Field(description="domain: prefix of held-out text", min_length=1)]
     objective: Annotated[
-        dict[str, Annotated[float, Field(ge=0)]], Field(description="weight of each domain; empty: all alike")
+        dict[str, Annotated[float, Field(ge=0)]],
+        Field(description="weight of each domain, and of each task as task:NAME; empty: all alike"),
     ] = {}
     runs: Annotated[int, Field(ge=3, description="small runs, each on a mixture of its own")]
     tokens: Annotated[int, Field(description="tokens of a small run")]
@@ -57,8 +60,10 @@ class MixRecipe(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> MixRecipe:
+        if taken := [domain for domain in self.held_out if domain.startswith(TASK)]:
+            raise ValueError(f"held_out {taken[0]!r}: {TASK!r} stands before names of tasks; rename the domain")
         for field, names, known in (
-            ("objective", self.objective, self.held_out),
+            ("objective", self.objective, self.measures),
             ("smallest", self.smallest, self.corpora),
             ("largest", self.largest, self.corpora),
         ):
@@ -78,8 +83,13 @@ class MixRecipe(Section):
 
     @property
     def weights(self) -> dict[str, float]:
-        """`objective`, all domains alike where it is empty."""
-        return self.objective or dict.fromkeys(self.held_out, 1.0)
+        """`objective`, all measures alike where it is empty."""
+        return self.objective or dict.fromkeys(self.measures, 1.0)
+
+    @property
+    def measures(self) -> list[str]:
+        """Domains, and tasks as `task:NAME`."""
+        return [*self.held_out, *self.task_measures]
 
 
 def load_mix(path: Path, overrides: Sequence[str] = ()) -> MixRecipe:

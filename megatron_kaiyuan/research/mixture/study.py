@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -19,6 +19,7 @@ import numpy as np
 
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe
+from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
@@ -30,6 +31,7 @@ from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.queue import Run, run_all
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE
 from megatron_kaiyuan.research.queue.slurm import Array
+from megatron_kaiyuan.research.task_fields import Tasks, make_tasks
 
 Train: TypeAlias = Callable[[list[Run]], list[dict[str, Any]]]
 
@@ -54,13 +56,23 @@ def study(recipe: MixRecipe, folder: Path, slots: int | None = None, array: Arra
         _build(recipe, names, shares_d, folder / "phases" / f"mixture_{at:03d}")
         for at, shares_d in enumerate(shares_rd)
     ]
-    runs = [_run(recipe, phase, f"mixture {at}", recipe.seed) for at, phase in enumerate(phases)]
+    tasks = mix_tasks(recipe)
+    tasks.write(folder / "queue")
+    make_run = partial(_run, recipe, tasks.paths(folder / "queue"))
+    runs = [make_run(phase, f"mixture {at}", recipe.seed) for at, phase in enumerate(phases)]
     train = partial(run_all, folder / "queue", slots=slots, array=array)
     found = answer(recipe, names, tokens_d, shares_rd, _losses(recipe, train(runs)))
-    return replace(found, confirmed_s=_confirm(recipe, found, phases[0], folder, train))
+    return replace(found, confirmed_s=_confirm(recipe, found, phases[0], folder, make_run, train))
 
 
-def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, train: Train) -> Matrix:
+def _confirm(
+    recipe: MixRecipe,
+    found: Answer,
+    natural: Path,
+    folder: Path,
+    make_run: Callable[[Path, str, int], Run],
+    train: Train,
+) -> Matrix:
     """Train on the best mixture and on the corpora's own shares, in pairs: a law flatters the best that it finds."""
     if not recipe.confirm:
         return np.empty(0)
@@ -69,7 +81,7 @@ def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, trai
     name = f"best_{identity_of(np.round(shares_d, 6).tolist())[:8]}"
     chosen = _build(recipe, found.names, shares_d, folder / "phases" / name)
     runs = [
-        _run(recipe, phase, f"{which}, seed {seed}", seed)
+        make_run(phase, f"{which}, seed {seed}", seed)
         for seed in range(recipe.seed + 1, recipe.seed + 1 + recipe.confirm)
         for which, phase in (("own shares", natural), ("best mixture", chosen))
     ]
@@ -80,7 +92,7 @@ def _confirm(recipe: MixRecipe, found: Answer, natural: Path, folder: Path, trai
 
 
 def _losses(recipe: MixRecipe, rows: list[dict[str, Any]]) -> dict[str, Matrix]:
-    return {domain: np.array([float(row[f"{BITS_PER_BYTE}{domain}"]) for row in rows]) for domain in recipe.held_out}
+    return {domain: np.array([float(row[f"{BITS_PER_BYTE}{domain}"]) for row in rows]) for domain in recipe.measures}
 
 
 def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Matrix]:
@@ -90,6 +102,11 @@ def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Matrix]:
     if not tokens_d.all():
         raise UserError(f"corpora.{names[int(tokens_d.argmin())]}: holds no token; take it out")
     return names, tokens_d
+
+
+def mix_tasks(recipe: MixRecipe) -> Tasks:
+    """The tasks of a study, ready to be measured."""
+    return make_tasks(recipe, recipe.held_out, load_run(recipe.recipe, ["run_dir=unknown"]).train.seq_length)
 
 
 def drawn(recipe: MixRecipe, names: list[str], tokens_d: Matrix) -> Matrix:
@@ -116,11 +133,13 @@ def _build(recipe: MixRecipe, names: list[str], shares_d: Matrix, folder: Path) 
     return build_phase(phase, corpora, folder, os.cpu_count() or 1).folder
 
 
-def _run(recipe: MixRecipe, phase: Path, name: str, seed: int) -> Run:
+def _run(recipe: MixRecipe, tasks: Mapping[str, Path], phase: Path, name: str, seed: int) -> Run:
     return Run(
         name=name,
         recipe=recipe.recipe,
         overrides=(f"data.phases[0].path={json.dumps(str(phase))}", f"train.seed={seed}"),
         labels={"phase": phase.name, "seed": seed},
         held_out=dict(recipe.held_out),
+        tasks=tasks,
+        tokenizer=recipe.tokenizer if tasks else None,
     )

@@ -52,7 +52,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measure:
-    """One protocol's figures for one domain, or for the mean of all.
+    """One protocol's figures for one domain, for the mean of all domains, or for a task.
 
     Attributes:
         paired_sd, freedom: noise of a paired difference, pooled over all windows, and its degrees of freedom.
@@ -94,6 +94,10 @@ class Answer:
             "steps": design.steps,
             "tokens": design.tokens,
             "runs": len(design.runs),
+            "tasks": [
+                {"name": task.name, "items": len(task.items), "bytes": task.bytes, "identity": task.identity}
+                for task in design.tasks.tasks
+            ],
             "shared_documents": design.shared_documents,
             "significance": design.config.significance,
             "flops": design.flops,
@@ -114,17 +118,19 @@ def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> Answer:
         UserError: the network diverged on a window, at every learning rate of a protocol.
     """
     config, windows = design.config, design.windows
-    names = [*config.held_out, *([MEAN] if len(config.held_out) > 1 else [])]
+    columns = [*config.held_out, *config.task_measures]
+    names = [*config.held_out, *([MEAN] if len(config.held_out) > 1 else []), *config.task_measures]
     measures = []
     for protocol in config.protocols:
-        # [factor, window, seed, domain], in the order of the runs.
+        # [factor, window, seed, domain or task], in the order of the runs.
         mine = [row for row in rows if row["protocol"] == protocol]
         factors = config.factors(protocol)
-        shape = len(factors), len(windows), config.seeds, len(config.held_out)
-        table = np.array([[row[f"{BITS_PER_BYTE}{name}"] for name in config.held_out] for row in mine]).reshape(shape)
+        shape = len(factors), len(windows), config.seeds, len(columns)
+        table = np.array([[row[f"{BITS_PER_BYTE}{name}"] for name in columns] for row in mine]).reshape(shape)
         # A learning rate at which the network diverged is not the best one.
         table = np.nan_to_num(table, nan=np.inf)
-        best_w = table.mean((2, 3)).argmin(0)
+        domains = len(config.held_out)
+        best_w = table[..., :domains].mean((2, 3)).argmin(0)
         values_wsd = np.stack([table[best, at] for at, best in enumerate(best_w)])
         for window, values_sd in zip(windows, values_wsd, strict=True):
             if not np.isfinite(values_sd).all():
@@ -132,7 +138,7 @@ def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> Answer:
                     f"window {window.name!r}, {protocol}: the network diverged; lower the recipe's learning rate"
                 )
         for name in names:
-            values_ws = values_wsd.mean(2) if name == MEAN else values_wsd[:, :, names.index(name)]
+            values_ws = values_wsd[:, :, :domains].mean(2) if name == MEAN else values_wsd[:, :, columns.index(name)]
             chosen = [factors[best] for best in best_w]
             measures.append(_measure(design, protocol, name, values_ws, chosen, len(names)))
     return Answer(

@@ -66,7 +66,8 @@ def probe(
         windows = split_for_seeds(config, windows, output / "phases")
         if not config.share_documents:
             build(windows, force)
-        design = make_design(config, windows)
+        design = make_design(config, windows, output / "queue")
+        design.tasks.write(output / "queue")
         answer = make_answer(design, run_all(output / "queue", design.runs, slots, array))
         with atomic_path(place.path, replace_folder=True) as folder:
             folder.mkdir()

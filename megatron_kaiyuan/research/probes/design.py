@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from megatron_kaiyuan.research.probes.parts import split
 from megatron_kaiyuan.research.probes.request import MainRunConfig, ProbeConfig
 from megatron_kaiyuan.research.probes.window import Window
 from megatron_kaiyuan.research.queue import Run
+from megatron_kaiyuan.research.task_fields import Tasks, make_tasks
 
 # A forward pass is a third of a step's FLOPs.
 _FORWARD = 1 / 3
@@ -28,6 +29,7 @@ class Design:
     Attributes:
         steps: of each run.
         tokens: of each run, in those steps.
+        tasks: that each run is measured on besides held-out text.
         shared_documents: every seed of a window trains on the same documents.
         flops: of all runs, their measuring included.
         main_flops: of the run that the probes are made for; None where none is named.
@@ -36,6 +38,7 @@ class Design:
     config: ProbeConfig
     windows: list[Window]
     runs: list[Run]
+    tasks: Tasks
     steps: int
     tokens: int
     shared_documents: bool
@@ -50,31 +53,42 @@ def split_for_seeds(config: ProbeConfig, windows: list[Window], folder: Path) ->
     return [split(window, config.seeds, folder) if window.listed else window for window in windows]
 
 
-def make_design(config: ProbeConfig, windows: list[Window]) -> Design:
+def make_design(config: ProbeConfig, windows: list[Window], queue: Path = Path("not built")) -> Design:
     """The runs and what they cost. Phases that are not built yet count with the tokens that they will have, about.
 
+    Args:
+        queue: folder of the queue, which the tasks are still to be written into.
+
     Raises:
-        UserError: the recipe has several phases, or a window has too few tokens.
+        UserError: the recipe has several phases, a window has too few tokens, or a task cannot be scored.
     """
     recipe = load_run(config.recipe, ["run_dir=unknown"])
     if len(recipe.data.phases) != 1:
         raise UserError(f"{config.recipe}: data.phases has {len(recipe.data.phases)} phases; a probe's recipe has one")
     steps = _steps(config, windows, recipe)
     tokens = steps * recipe.train.tokens_per_step
+    tasks = make_tasks(config, config.held_out, recipe.train.seq_length)
     runs = [
-        _run(config, recipe, tokens, protocol, factor, window, seed)
+        _run(config, tasks.paths(queue), recipe, tokens, protocol, factor, window, seed)
         for protocol in config.protocols
         for factor in config.factors(protocol)
         for window in windows
         for seed in range(config.seeds)
     ]
-    flops = len(runs) * flops_per_token(recipe) * (tokens + _FORWARD * _measured(config))
+    flops = len(runs) * flops_per_token(recipe) * (tokens + _FORWARD * (_measured(config) + tasks.tokens))
     main = None if config.main_run is None else _main_flops(config.main_run)
-    return Design(config, windows, runs, steps, tokens, len(windows[0].parts) == 1, flops, main)
+    return Design(config, windows, runs, tasks, steps, tokens, len(windows[0].parts) == 1, flops, main)
 
 
 def _run(
-    config: ProbeConfig, recipe: RunConfig, tokens: int, protocol: str, factor: float, window: Window, seed: int
+    config: ProbeConfig,
+    tasks: Mapping[str, Path],
+    recipe: RunConfig,
+    tokens: int,
+    protocol: str,
+    factor: float,
+    window: Window,
+    seed: int,
 ) -> Run:
     phase = recipe.data.phases[0]
     part = window.parts[seed % len(window.parts)]
@@ -102,6 +116,8 @@ def _run(
         },
         held_out=config.held_out,
         held_out_tokens=config.held_out_tokens,
+        tasks=tasks,
+        tokenizer=config.tokenizer if tasks else None,
     )
 
 

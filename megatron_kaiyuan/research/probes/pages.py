@@ -19,6 +19,10 @@ _SHARED = (
     "documents of the same quantile would; so the trends are judged by the spread between the windows, and a course "
     "that is not monotone cannot be told from it. For more, leave out share_documents, or give a phase for each seed."
 )
+_TASKS = (
+    "Tasks are measured as bits per byte of their right answers' text after its context: all bits of a task over all "
+    "its answers' bytes. Accuracy is not shown: for networks of this size it is chance. {}."
+)
 _VERDICTS = (
     "Bits per byte along the quantile, from the best scores on: `rising` says that worse scores make a worse network. "
     "Windows that do not differ are called anything but `cannot tell` with a chance of at most {:g} %, for all "
@@ -55,16 +59,18 @@ def plan_text(design: Design) -> str:
         f"detectable: two windows that differ by {found:.4f} bits per byte are told apart with 80 % at significance "
         f"{config.significance:g}, if runs of one seed differ by {config.expected_sd:g} (expected_sd; "
         f"{noise.freedom} degrees of freedom)",
+        *design.tasks.describe(),
         _SURFACE,
     ]
     return "\n".join([*lines, *([_SHARED] if design.shared_documents else [])])
 
 
 def verdict_lines(answer: Answer) -> list[str]:
-    """One line for each dataset and protocol, by the mean over the domains or the only one."""
+    """One line for each dataset, protocol and task, and one by the mean over the domains or the only one."""
     lines = []
     for measure in answer.measures:
-        if measure.name == MEAN or len(answer.design.config.held_out) == 1:
+        config = answer.design.config
+        if measure.name in (MEAN, *config.task_measures) or len(config.held_out) == 1:
             for dataset, trend in measure.trends.items():
                 lines.append(
                     f"{dataset}, {measure.protocol}, {measure.name}: {trend.verdict} (slope {trend.slope:+.4f} bits "
@@ -87,6 +93,7 @@ def answer_page(answer: Answer, plot: str) -> str:
         f"{design.tokens:,} tokens a run. {_cost(design)}.",
         _SURFACE,
         *([_SHARED] if design.shared_documents else []),
+        *([_TASKS.format(". ".join(design.tasks.describe()))] if design.tasks.tasks else []),
         *_verdicts(answer),
         f"![bits per byte by quantile]({plot})",
     ]

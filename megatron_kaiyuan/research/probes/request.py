@@ -14,6 +14,7 @@ from megatron_kaiyuan.config import Section, parse, read_yaml
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.probes.parts import read_windows
 from megatron_kaiyuan.research.probes.window import Window
+from megatron_kaiyuan.research.task_fields import TaskFields
 
 Factor = Annotated[float, Field(gt=0)]
 ProtocolName = Literal["small_lr", "tuned"]
@@ -38,7 +39,7 @@ class MainRunConfig(Section):
     tokens: Annotated[int | None, Field(gt=0, description="null: the recipe's train.train_tokens")] = None
 
 
-class ProbeConfig(Section):
+class ProbeConfig(TaskFields):
     """All of `probes.yaml`. Paths start at the current folder."""
 
     recipe: Annotated[Path, Field(description="of the small network, with one phase whose path each run replaces")]

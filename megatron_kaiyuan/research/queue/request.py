@@ -9,12 +9,30 @@ from typing import Any
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Count, Form, PathText, require_form
 from megatron_kaiyuan.outputs import identity_of
 
 FORMAT = "kaiyuan-run-list"
 # Columns of a table that are not a label's.
 COLUMNS = ("name", "fingerprint", "steps", "tokens", "parameters", "seconds", "training_seconds")
 BITS_PER_BYTE = "bits_per_byte/"
+# Before the name of a task, where measures of domains and of tasks stand together.
+TASK = "task:"
+
+
+class _Row(Form):
+    name: str
+    recipe: PathText
+    overrides: list[str]
+    labels: dict[str, str | int | float | bool | None]
+    held_out: dict[str, PathText]
+    held_out_tokens: Count | None
+    tasks: dict[str, PathText] = {}
+    tokenizer: PathText | None = None
+
+
+class _List(Form):
+    runs: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,8 @@ class Run:
         labels: columns of its row in the table: strings, numbers, truth values or None.
         held_out: corpus prefixes by domain.
         held_out_tokens: predicted tokens at most, in equal shares for the domains; None: all.
+        tasks: files of `megatron_kaiyuan.evaluate.cloze` by the name of the task.
+        tokenizer: folder of the tokenizer that tasks are cut with; None: there are none.
     """
 
     name: str
@@ -35,6 +55,8 @@ class Run:
     labels: Mapping[str, Any] = field(default_factory=dict)
     held_out: Mapping[str, Path] = field(default_factory=dict)
     held_out_tokens: int | None = 100_000
+    tasks: Mapping[str, Path] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
 
 def write_list(folder: Path, runs: Sequence[Run]) -> Path:
@@ -49,6 +71,8 @@ def write_list(folder: Path, runs: Sequence[Run]) -> Path:
             **asdict(run),
             "recipe": str(run.recipe),
             "held_out": {domain: str(prefix) for domain, prefix in run.held_out.items()},
+            "tasks": {name: str(path) for name, path in run.tasks.items()},
+            "tokenizer": None if run.tokenizer is None else str(run.tokenizer),
         }
         for run in runs
     ]
@@ -66,6 +90,7 @@ def read_list(path: Path) -> list[Run]:
     listed = read_sealed_json(path, "list of runs")
     if listed.get("format") != FORMAT:
         raise UserError(f"{path}: is not a list of runs; name a file in the folder `lists` of a queue")
+    require_form(path, listed, _List, "write the list again")
     return [
         Run(
             name=row["name"],
@@ -74,6 +99,8 @@ def read_list(path: Path) -> list[Run]:
             labels=row["labels"],
             held_out={domain: Path(prefix) for domain, prefix in row["held_out"].items()},
             held_out_tokens=row["held_out_tokens"],
+            tasks={name: Path(path) for name, path in row["tasks"].items()},
+            tokenizer=None if row["tokenizer"] is None else Path(row["tokenizer"]),
         )
         for row in listed["runs"]
     ]
@@ -87,6 +114,8 @@ def _check(runs: Sequence[Run]) -> None:
         if run.name in seen:
             raise UserError(f"queue: two runs are called {run.name!r}; give each a name of its own")
         seen.add(run.name)
+        if run.tasks and run.tokenizer is None:
+            raise UserError(f"run {run.name!r}: tasks need a tokenizer; name its folder")
         taken = [label for label in run.labels if label in COLUMNS or label.startswith(BITS_PER_BYTE)]
         if taken:
             raise UserError(f"run {run.name!r}: label {taken[0]!r} is a column of the table; rename the label")

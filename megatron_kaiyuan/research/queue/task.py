@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_sealed_json, remove
+from megatron_kaiyuan.evaluate.cloze import read_task
+from megatron_kaiyuan.files import checksum, read_sealed_json, remove
+from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.outputs import files_identity, identity_of
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE, COLUMNS, Run
 from megatron_kaiyuan.versions import versions
@@ -31,7 +34,18 @@ _CHECKPOINTS = (
     "checkpoint.keep_every_tokens=null",
 )
 # Sections that change no result, and what is compared by content instead.
+# What decides which ids a text becomes.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _LEFT_OUT = ("run_dir", "platform", "init_from", "data", "checkpoint", "monitor")
+
+
+class _Result(Form):
+    bits_per_byte: dict[str, float]
+    steps: Count | None = None
+    tokens: Count | None = None
+    parameters: Count | None = None
+    seconds: float | None = None
+    training_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Task:
         result = read_sealed_json(path, "result of a run")
         if result.get("format") != FORMAT or result.get("fingerprint") != self.fingerprint:
             raise UserError(f"{path}: is not the result of this run; move {self.folder} away, and it is trained again")
+        require_form(path, result, _Result, f"move {self.folder} away, and it is trained again")
         return result
 
     @property
@@ -99,6 +114,7 @@ class Tasks:
         self._opened: dict[Path, IndexedCorpus] = {}
         self._phases: dict[Path, dict[str, Any]] = {}
         self._corpora: dict[Path, list[str]] = {}
+        self._tasks: dict[Path, str] = {}
         self._versions = versions()
 
     def load(self, run: Run) -> RunConfig:
@@ -136,6 +152,7 @@ class Tasks:
             "init_from": files_identity([config.init_from]) if config.init_from else None,
             "held_out": {domain: self._corpus(prefix) for domain, prefix in sorted(run.held_out.items())},
             "held_out_tokens": run.held_out_tokens,
+            **({"tasks": self._cloze(run, run.tokenizer)} if run.tasks and run.tokenizer else {}),
         }
 
     def _phase(self, folder: Path) -> dict[str, Any]:
@@ -151,6 +168,18 @@ class Tasks:
             corpus = IndexedCorpus(prefix)
             self._corpora[prefix] = [corpus.fingerprint(), corpus.sample_fingerprint()]
         return self._corpora[prefix]
+
+    def _cloze(self, run: Run, tokenizer: Path) -> dict[str, Any]:
+        """Tasks by what is scored, and what scores it."""
+        for path in run.tasks.values():
+            if path not in self._tasks:
+                self._tasks[path] = read_task(path).identity
+        files = [tokenizer / name for name in _TOKENIZER_FILES]
+        return {
+            "items": {name: self._tasks[path] for name, path in sorted(run.tasks.items())},
+            "tokenizer": [checksum(file) for file in files if file.is_file()],
+            "versions": [version(package) for package in ("lm_eval", "transformers", "tokenizers")],
+        }
 
 
 @contextlib.contextmanager

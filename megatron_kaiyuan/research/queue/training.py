@@ -13,11 +13,16 @@ import torch
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster.discover import discover
+from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError, describe
-from megatron_kaiyuan.evaluate.heldout import held_out_loss, predictor_of_megatron
+from megatron_kaiyuan.evaluate.cloze import measure, read_task
+from megatron_kaiyuan.evaluate.heldout import Predictor, held_out_loss, predictor_of_megatron
+from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
+from megatron_kaiyuan.export.loading import load_tokenizer
 from megatron_kaiyuan.files import write_sealed_json
 from megatron_kaiyuan.locks import lock
+from megatron_kaiyuan.research.queue.request import TASK, Run
 from megatron_kaiyuan.research.queue.task import ELSEWHERE, FORMAT, RESULT, Task
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.start import train
@@ -67,7 +72,7 @@ def _run(task: Task) -> int:
 
 
 class _Measure(Hook):
-    """Measures the network on held-out text when the run has come to its end."""
+    """Measures the network on held-out text and on tasks when the run has come to its end."""
 
     def __init__(self, task: Task):
         self._task = task
@@ -91,21 +96,34 @@ class _Measure(Hook):
 
     def _bits_per_byte(self, session: Session) -> dict[str, float]:
         run, task, state = session.run, self._task.run, session.state
-        if not task.held_out:
+        if not (task.held_out or task.tasks):
             return {}
         state.gather_weights()
         (network,) = state.network.chunks
         network.eval()
         predictor = predictor_of_megatron(network, run.model.padded_vocab_size, state.platform.device)
-        corpora = {domain: IndexedCorpus(prefix) for domain, prefix in task.held_out.items()}
-        found = held_out_loss(predictor, corpora, run.train.seq_length, task.held_out_tokens)["domains"]
-        for domain, prefix in task.held_out.items():
-            if found[domain]["bits_per_byte"] is None:
-                raise UserError(
-                    f"{prefix}: has no .meta.parquet, which counts the bytes of its text; make the held-out corpus "
-                    "with kaiyuan-data preprocess"
-                )
-        return {domain: figures["bits_per_byte"] for domain, figures in found.items()}
+        return {**_of_domains(predictor, run, task), **_of_tasks(predictor, run, task)}
+
+
+def _of_domains(predictor: Predictor, run: RunConfig, task: Run) -> dict[str, float]:
+    if not task.held_out:
+        return {}
+    corpora = {domain: IndexedCorpus(prefix) for domain, prefix in task.held_out.items()}
+    found = held_out_loss(predictor, corpora, run.train.seq_length, task.held_out_tokens)["domains"]
+    for domain, prefix in task.held_out.items():
+        if found[domain]["bits_per_byte"] is None:
+            raise UserError(
+                f"{prefix}: has no .meta.parquet, which counts the bytes of its text; make the held-out corpus "
+                "with kaiyuan-data preprocess"
+            )
+    return {domain: figures["bits_per_byte"] for domain, figures in found.items()}
+
+
+def _of_tasks(predictor: Predictor, run: RunConfig, task: Run) -> dict[str, float]:
+    if not task.tasks or task.tokenizer is None:
+        return {}
+    model = lm_eval_model(predictor, load_tokenizer(task.tokenizer), run.train.seq_length)
+    return {f"{TASK}{name}": measure(model, read_task(path)) for name, path in task.tasks.items()}
 
 
 def _print_to(task: Task) -> None:

@@ -13,18 +13,18 @@ from tests.train.small_run import write_corpus
 SEEDS = 2
 
 
-def write_probe(folder: Path, **fields: object) -> Path:
+def write_probe(folder: Path, vocab: int = 256, fingerprint: str = "xxh3:0", **fields: object) -> Path:
     """A scored corpus, its windows as `kaiyuan-data quantile` cuts them, a recipe and `probes.yaml`; its path."""
-    write_corpus(folder / "corpora" / "text", documents=400)
+    write_corpus(folder / "corpora" / "text", documents=400, fingerprint=fingerprint)
     for seed, domain in enumerate(("code", "prose"), 10):
-        write_corpus(folder / "held_out" / domain, documents=12, seed=seed)
+        write_corpus(folder / "held_out" / domain, documents=12, seed=seed, fingerprint=fingerprint)
     options = WindowOptions(["score"], windows=["0-0.2", "0.3-0.5", "0.6-0.8"], samples=None)
     cut_windows([f"text={folder / 'corpora' / 'text'}"], options, folder / "windows", threads=1)
     shape = {"preset": "kaiyuan-tiny", "num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 64, "kv_channels": 8}
     recipe = {
         "run_dir": "unused",
         "platform": "cpu",
-        "model": {**shape, "vocab_size": 256},
+        "model": {**shape, "vocab_size": vocab},
         "data": {"phases": [{"path": "unused", "peak_lr": 1e-2, "final_lr": 1e-3}]},
         "train": {"seq_length": 64, "micro_batch_size": 4, "global_batch_size": 8},
     }

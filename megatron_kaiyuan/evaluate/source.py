@@ -1,0 +1,142 @@
+"""Models to evaluate: exported folders as transformers reads them, and checkpoints as megatron-core does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
+from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.tokenizer_identity import difference, tokenizer_of_corpus
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.forms import Form, require_form
+from megatron_kaiyuan.outputs import files_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from megatron_kaiyuan.evaluate.heldout import Predictor
+
+
+class _Train(Form):
+    seq_length: Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class _Config(Form):
+    train: _Train
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies.
+
+    Attributes:
+        path: the folder that holds its weights.
+        checkpoint: None for a Hugging Face folder.
+    """
+
+    path: Path
+    checkpoint: Found | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.checkpoint is None else self.checkpoint.name
+
+    @property
+    def run_dir(self) -> Path | None:
+        return None if self.checkpoint is None else self.checkpoint.run_dir
+
+    @property
+    def identity(self) -> Any:
+        """For `identity_of`: what changes when the weights do."""
+        return files_identity([self.path]) if self.checkpoint is None else read_manifest(self.path)["seal"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to be measured.
+
+    Attributes:
+        tokenizer: None: no text is measured.
+        context: tokens that it reads if nothing else is asked for: as in training where that is known.
+        longest: tokens that it can read.
+    """
+
+    predictor: Predictor
+    tokenizer: PreTrainedTokenizerBase | None
+    context: int
+    longest: int
+
+
+def find_source(path: Path) -> Source:
+    """What a path means: a Hugging Face folder, a checkpoint, or the newest checkpoint of a run.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if (path / "config.json").is_file():
+        return Source(path)
+    try:
+        found = find_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error}, and there is no exported model here (config.json is missing)") from error
+    return Source(found.folder, found)
+
+
+def open_source(
+    source: Source, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
+) -> Model:
+    """Load a model in FP32. For a checkpoint a platform is active and process groups are those of one.
+
+    Args:
+        tokenizer_folder: of what is measured on text; None: nothing is.
+        corpora: to be predicted, which have to be of the model's tokenizer.
+
+    Raises:
+        UserError: the weights are damaged, or a tokenizer is missing or another one.
+    """
+    from megatron_kaiyuan.evaluate.heldout import check_tokenizer, predictor_of_transformers
+    from megatron_kaiyuan.export.loading import load_network, load_tokenizer
+
+    if source.checkpoint is not None:
+        return _open_checkpoint(source, tokenizer_folder, corpora, device)
+    check_tokenizer(source.path, corpora)
+    tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder else None
+    network = load_network(source.path, device)
+    longest = network.config.max_position_embeddings
+    return Model(predictor_of_transformers(network), tokenizer, longest, longest)
+
+
+def _open_checkpoint(
+    source: Source, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
+) -> Model:
+    from megatron_kaiyuan.checkpoint.load import load_common, model_of
+    from megatron_kaiyuan.checkpoint.network import load_network
+    from megatron_kaiyuan.checkpoint.plain import COMMON
+    from megatron_kaiyuan.checkpoint.verify import verify
+    from megatron_kaiyuan.evaluate.heldout import predictor_of_megatron
+    from megatron_kaiyuan.export.loading import load_tokenizer
+    from megatron_kaiyuan.export.run import check_tokenizer
+
+    verify(source.path)
+    run = load_common(source.path)["run"]
+    for corpus in corpora.values():
+        if different := difference(run.get("tokenizer"), tokenizer_of_corpus(corpus.prefix)):
+            raise UserError(
+                f"{corpus.prefix}: made by another tokenizer than the corpora of {source.name} ({different}); evaluate "
+                "on corpora of the model's tokenizer"
+            )
+    tokenizer = None
+    if tokenizer_folder is not None:
+        check_tokenizer(run.get("tokenizer"), tokenizer_folder, source.path)
+        tokenizer = load_tokenizer(tokenizer_folder)
+    config = model_of(source.path, run)
+    network = load_network(source.path, config).to(device)
+    predictor = predictor_of_megatron(network, config.padded_vocab_size, device)
+    seq_length = require_form(source.path / COMMON, run["config"], _Config).train.seq_length
+    return Model(predictor, tokenizer, seq_length, config.max_position_embeddings)

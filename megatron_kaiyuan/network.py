@@ -1,0 +1,138 @@
+"""The network on one page, without torch: every weight, its shape, how tensor-parallel ranks cut it, its other names.
+
+Parameter counts, FLOPs, planned memory, the monitor's kinds of weights, import and export follow from this list. A norm
+or a matrix that is added to `model/spec.py` is added here, and nowhere else by name.
+
+Shapes: H hidden, F ffn, V padded vocabulary, N heads, G query groups, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from megatron_kaiyuan.config import ModelConfig
+
+Kind = Literal["embedding", "embedding_norm", "qkv", "proj", "fc1", "fc2", "norms", "final_norm", "head"]
+# Where a layer's weights stand in megatron-core's names, layers stacked or numbered.
+LAYERS = "decoder.layers."
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a layer, or outside the layers.
+
+    Attributes:
+        name: megatron-core's, within the layer where it is of one.
+        kind: the monitor's and the comparison's group; gains of a layer are one, "norms".
+        shape: whole, of a network that is not cut.
+        cut_axis: the axis that tensor-parallel ranks share; None: each rank has all of it.
+        huggingface: names of transformers' weights that make it up, in order; none: transformers has no such weight.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    cut_axis: int | None
+    huggingface: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Elements of the whole."""
+        return math.prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a token is multiplied by it, or looked up in it; else it is a gain."""
+        return len(self.shape) == 2
+
+    def elements(self, tensor_ranks: int) -> int:
+        """Elements on one of so many tensor-parallel ranks."""
+        return self.size if self.cut_axis is None else self.size // tensor_ranks
+
+
+EMBEDDING, EMBEDDING_NORM = "embedding.word_embeddings.weight", "embedding.norm.weight"
+FINAL_NORM, HEAD = "decoder.final_layernorm.weight", "output_layer.weight"
+QKV, PROJ = "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight"
+GATE_AND_UP, DOWN = "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"
+POST_NORM = "post_norm"
+
+
+def embedding_weights(model: ModelConfig) -> Iterator[Weight]:
+    """What the first pipeline stage has before its layers."""
+    shape = (model.padded_vocab_size, model.hidden_size)
+    yield Weight(EMBEDDING, "embedding", shape, 0, ("model.embed_tokens.weight",))
+    if model.embedding_norm:
+        yield Weight(EMBEDDING_NORM, "embedding_norm", (model.hidden_size,), None)
+
+
+def layer_weights(model: ModelConfig) -> Iterator[Weight]:
+    """Of one layer, in the order of megatron-core's `named_parameters()`.
+
+    Names are those of transformers' Gemma 3 with sandwich norm and of its Qwen 3 without. There,
+    `post_attention_layernorm` is the norm before the MLP.
+    """
+    hidden, ffn, size = model.hidden_size, model.ffn_hidden_size, model.kv_channels
+    query, keys = model.num_attention_heads * size, model.num_query_groups * size
+
+    def gain(name: str, elements: int, theirs: str) -> Weight:
+        return Weight(name, "norms", (elements,), None, (theirs,))
+
+    def projections(inside: str, *names: str) -> tuple[str, ...]:
+        return tuple(f"{inside}.{name}_proj.weight" for name in names)
+
+    yield gain("input_layernorm.weight", hidden, "input_layernorm.weight")
+    yield Weight(PROJ, "proj", (hidden, query), 1, projections("self_attn", "o"))
+    if model.sandwich_norm:
+        name = f"self_attention.linear_proj.{POST_NORM}.weight"
+        yield gain(name, hidden, "post_attention_layernorm.weight")
+    yield Weight(QKV, "qkv", (query + 2 * keys, hidden), 0, projections("self_attn", "q", "k", "v"))
+    if model.qk_layernorm:
+        yield gain("self_attention.q_layernorm.weight", size, "self_attn.q_norm.weight")
+        yield gain("self_attention.k_layernorm.weight", size, "self_attn.k_norm.weight")
+    before_mlp = "pre_feedforward_layernorm" if model.sandwich_norm else "post_attention_layernorm"
+    yield gain("pre_mlp_layernorm.weight", hidden, f"{before_mlp}.weight")
+    yield Weight(GATE_AND_UP, "fc1", (2 * ffn, hidden), 0, projections("mlp", "gate", "up"))
+    yield Weight(DOWN, "fc2", (hidden, ffn), 1, projections("mlp", "down"))
+    if model.sandwich_norm:
+        yield gain(f"mlp.linear_fc2.{POST_NORM}.weight", hidden, "post_feedforward_layernorm.weight")
+
+
+def head_weights(model: ModelConfig) -> Iterator[Weight]:
+    """What the last pipeline stage has after its layers."""
+    yield Weight(FINAL_NORM, "final_norm", (model.hidden_size,), None, ("model.norm.weight",))
+    yield Weight(HEAD, "head", (model.padded_vocab_size, model.hidden_size), 0, ("lm_head.weight",))
+
+
+def outer_weights(model: ModelConfig) -> list[Weight]:
+    """Those outside the layers."""
+    return [*embedding_weights(model), *head_weights(model)]
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Of the whole network, padded vocabulary included."""
+    outer, layer = sum(w.size for w in outer_weights(model)), sum(w.size for w in layer_weights(model))
+    return outer + model.num_layers * layer
+
+
+def places(model: ModelConfig) -> dict[str, int]:
+    """Kinds of weights, and in how many places each one is: once a layer, or once."""
+    found = {weight.kind: 1 for weight in outer_weights(model)}
+    found |= {weight.kind: model.num_layers for weight in layer_weights(model)}
+    return {kind: found[kind] for kind in get_args(Kind) if kind in found}
+
+
+def kind_of(name: str, model: ModelConfig) -> Kind:
+    """The kind of a weight by its name in the whole network, `decoder.layers.` with or without a number.
+
+    Raises:
+        KeyError: the network has no such weight.
+    """
+    if not name.startswith(LAYERS):
+        return {weight.name: weight.kind for weight in outer_weights(model)}[name]
+    inner = name.removeprefix(LAYERS)
+    number, _, rest = inner.partition(".")
+    inner = rest if number.isdigit() else inner
+    return {weight.name: weight.kind for weight in layer_weights(model)}[inner]
