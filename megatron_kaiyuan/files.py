@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.progress import has_read
 
 _CHUNK_BYTES = 1 << 22
@@ -28,6 +28,7 @@ _TEMPORARY = ".tmp"
 # Also of a temporary file that was itself written by way of one.
 _LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp(\.[0-9a-f]{8}\.tmp)*")
 _ASIDE = re.compile(r"[0-9a-f]{8}\.replaced\.tmp")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -311,14 +312,18 @@ def read_json(path: Path, what: str) -> Any:
         what: what the file is, for the error ("phase manifest").
 
     Raises:
-        UserError: it is missing or is not JSON.
+        UserError: it is missing, is not JSON, or holds text that no file can (half of a surrogate pair).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as error:
         raise UserError(f"{path}: {what} not found; check the path, or make it first") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {what} is not valid JSON ({error}); make it again") from error
+        raise UserError(f"{path}: {what} is not valid JSON ({excerpt(error)}); make it again") from error
 
 
 def write_sealed_json(target: Path, content: dict[str, Any]) -> None:
@@ -340,7 +345,7 @@ def read_sealed_json(path: Path, what: str) -> dict[str, Any]:
     """
     content = read_json(path, what)
     seal = content.get(_SEAL) if isinstance(content, dict) else None
-    if not isinstance(seal, str):
+    if not isinstance(seal, str) or not seal:
         raise UserError(f"{path}: is no {what}, or one of an older version: it has no {_SEAL!r}; make it again")
     head, _, tail = path.read_bytes().rpartition(seal.encode())
     if (found := _digest(head + tail)) != seal:

@@ -6,7 +6,7 @@
 #   bash tests/run.sh tests/cluster -k slurm
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-KAIYUAN_REQUIREMENTS=requirements-dev.txt source launch/setup_env.sh
+source launch/setup_env.sh --dev
 # Distributed tests start up to four processes of their own; one thread each keeps two cores from thrashing.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Tests start hundreds of interpreters; without this each of them compiles the project again.

@@ -29,6 +29,7 @@ from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
+from megatron_kaiyuan.forms import Recorded, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
 from megatron_kaiyuan.progress import Progress
 
@@ -222,8 +223,9 @@ def earlier_phase(output: Output) -> str | None:
         manifest = {}
     if manifest.get("format") != FORMAT:
         raise output.in_the_way(folder)
-    refuse_unlisted(output, manifest["files"])
-    return str(manifest.get("identity", ""))
+    recorded = require_form(folder / MANIFEST, manifest, Recorded, "move it away, or name another folder")
+    refuse_unlisted(output, recorded.files)
+    return recorded.identity
 
 
 def _identity(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> str:

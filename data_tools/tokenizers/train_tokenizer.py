@@ -96,6 +96,8 @@ def train_and_save(
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
     require_name(output, "--output")
+    if output.suffix != ".json":
+        raise UserError(f"--output {output}: names the file to write; write {output / 'tokenizer.json'}")
     identity = identity_of("tokenizer", [file.identity() for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.nearby import near_corpus
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -206,7 +207,8 @@ def _read_header(path: Path) -> IndexHeader:
         with open(path, "rb") as file:
             raw = file.read(HEADER.size)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: corpus index not found; give the prefix of a .bin/.idx pair") from error
+        near = near_corpus(path.with_suffix(""))
+        raise UserError(f"{path}: corpus index not found; give the prefix of a .bin/.idx pair{near}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {system_advice(error)}") from error
     if not raw.startswith(MAGIC):
