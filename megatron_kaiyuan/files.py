@@ -210,7 +210,11 @@ def remove_leftovers(target: Path) -> None:
 
 def _finish(journal: Path) -> None:
     folder = journal.parent
-    listed = read_sealed_json(journal, "journal of names")["publish"]
+    listed = read_sealed_json(journal, "journal of names").get("publish")
+    if listed is None or not _are_names(listed):
+        raise UserError(
+            f"{journal}: is no journal of names; move it away, and look which of the files beside it are new"
+        )
     triples = [(folder / new, folder / final, folder / old) for new, final, old in listed]
     left = [triple for triple in triples if os.path.lexists(triple[0])]  # the others got their names before a kill
     for _, final, old in reversed(left):
@@ -228,6 +232,16 @@ def _finish(journal: Path) -> None:
     fsync_path(folder)
     for _, _, old in triples:
         remove(old)
+
+
+def _are_names(listed: Any) -> bool:
+    """Whether a journal holds what `publish` writes: names of files in its folder, three by three."""
+    if not isinstance(listed, list) or not all(isinstance(names, list) and len(names) == 3 for names in listed):
+        return False
+    names = [name for triple in listed for name in triple]
+    return all(isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names) and not (
+        "\0" in "".join(names) or len(set(names)) < len(names)
+    )
 
 
 def _take_back(journal: Path, triples: Sequence[tuple[Path, Path, Path]]) -> None:

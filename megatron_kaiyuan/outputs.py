@@ -22,11 +22,13 @@ import xxhash
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json, remove_leftovers, require_utf8, settle, write_sealed_json
+from megatron_kaiyuan.forms import Recorded, require_form
 from megatron_kaiyuan.locks import lock
 
 RECORD = "manifest.json"
 # As a path, which holds no two slashes one after another.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")
+_AWAY = "move it away, or name another place"
 # What network file systems and desktops add by themselves.
 _NOBODYS = (".nfs", ".DS_Store")
 
@@ -228,9 +230,10 @@ def recorded_folder(format_name: str) -> Earlier:
             record = {}
         if record.get("format") != format_name:
             raise output.in_the_way(folder)
-        refuse_unlisted(output, record["files"])
+        recorded = require_form(folder / RECORD, record, Recorded, _AWAY)
+        refuse_unlisted(output, recorded.files)
         refuse_changed(output, record["files"])
-        return str(record.get("identity", ""))
+        return recorded.identity
 
     return earlier
 
