@@ -74,6 +74,9 @@ def tokenizer_train(
         ),
     ],
     json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     force: Force = False,
 ) -> None:
     """Train a byte-fallback BPE tokenizer; any text comes back unchanged.
@@ -82,7 +85,7 @@ def tokenizer_train(
     """
     from data_tools.tokenizers.train_tokenizer import train_and_save
 
-    print(train_and_save(inputs, json_key, vocab_size, output, force))
+    print(train_and_save(inputs, json_key, vocab_size, output, force, max_row_bytes))
 
 
 @tokenizer_app.command("inspect")
@@ -93,6 +96,9 @@ def tokenizer_inspect(
         typer.Argument(parser=path_word, metavar="PATH", help="text, as --input of preprocess"),
     ],
     json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     eod_token: Annotated[str | None, typer.Option(help="the token that ends a document, as for preprocess")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -102,7 +108,7 @@ def tokenizer_inspect(
     """
     from data_tools.tokenizers.fit import measure
 
-    fits = measure(tokenizer, inputs, json_key, eod_token)
+    fits = measure(tokenizer, inputs, json_key, eod_token, max_row_bytes)
     if as_json:
         print(json.dumps({fit.domain: fit.as_dict() for fit in fits}, ensure_ascii=False))
         return

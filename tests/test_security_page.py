@@ -15,6 +15,7 @@ READERS = {
     "pickle.Unpickler": r"\bpickle\.Unpickler\b",
     "torch.load": r"\btorch\.load\(",
     "dist_checkpointing": r"\bdist_checkpointing\.load\w*\(",
+    "map_file": r"(?<!def )\bmap_file\(",
     "np.memmap": r"\bnp\.memmap\(",
     "np.fromfile": r"\bnp\.fromfile\(",
     "pyarrow.parquet": r"\bpq\.(ParquetFile|read_\w+)\(",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.reading.limits import MAX_ROW_BYTES
 from data_tools.reading.texts import texts
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
@@ -52,7 +53,11 @@ class Fit:
 
 
 def measure(
-    tokenizer_path: Path, inputs: Sequence[str | Path], key: str = "text", eod_token: str | None = None
+    tokenizer_path: Path,
+    inputs: Sequence[str | Path],
+    key: str = "text",
+    eod_token: str | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> list[Fit]:
     """Fits by domain, in the order in which the domains come, then over all.
 
@@ -62,7 +67,7 @@ def measure(
     tokenizer = TextTokenizer(tokenizer_path, eod_token)
     fits: dict[str, Fit] = {}
     total = Fit("all")
-    for text, domain in counted(texts(inputs, key), "tokenizer inspect"):
+    for text, domain in counted(texts(inputs, key, max_row_bytes), "tokenizer inspect"):
         ids = tokenizer.encode_batch([text])[0]
         counts = len(text.encode()), len(ids), int(np.isin(ids, tokenizer.byte_ids).sum())
         domain = domain or "unknown"

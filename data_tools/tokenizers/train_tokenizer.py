@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.limits import MAX_ROW_BYTES
 from data_tools.reading.texts import texts
 from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT
 from megatron_kaiyuan.errors import UserError
@@ -82,7 +83,12 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
 
 
 def train_and_save(
-    inputs: Sequence[str | Path], json_key: str, vocab_size: int, output: Path, force: bool = False
+    inputs: Sequence[str | Path],
+    json_key: str,
+    vocab_size: int,
+    output: Path,
+    force: bool = False,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> str:
     """`kaiyuan-data tokenizer train`: read the text of files, train, and write `tokenizer.json`.
 
@@ -102,14 +108,14 @@ def train_and_save(
     identity = identity_of("tokenizer", [file.identity() for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):
-        content = train_tokenizer(lambda: _counted_texts(inputs, json_key), vocab_size)
+        content = train_tokenizer(lambda: _counted_texts(inputs, json_key, max_row_bytes), vocab_size)
         save_tokenizer(content, output, identity)
     single = sum(len(token) == 1 for token in content["model"]["vocab"])
     return f"tokenizer train: {vocab_size:,} tokens, {single:,} of them single characters and 256 bytes, in {output}"
 
 
-def _counted_texts(inputs: Sequence[str | Path], json_key: str) -> Iterator[str]:
-    return (text for text, _ in counted(texts(inputs, json_key), "tokenizer train: read"))
+def _counted_texts(inputs: Sequence[str | Path], json_key: str, max_row_bytes: int) -> Iterator[str]:
+    return (text for text, _ in counted(texts(inputs, json_key, max_row_bytes), "tokenizer train: read"))
 
 
 def save_tokenizer(content: dict[str, Any], output: Path, identity: str = "") -> None:

@@ -278,3 +278,12 @@ def test_a_decimal_fraction_is_not_a_little_less():
     assert math.floor(0.29 * 50 + 0.5) == 14  # as floats
     assert parse_keep("random 0.29").count(50) == 15
     assert parse_keep("all") == Keep("all", 1)
+
+
+def test_thousands_of_datasets_are_a_recipe(tmp_path):
+    names = [f"c{number}" for number in range(2500)]
+    datasets = "".join(f"      - {{corpus: {name}, keep: all}}\n" for name in names)
+    corpora = "".join(f"  {name}: {name}\n" for name in names)
+    path = tmp_path / "order.yaml"
+    path.write_text(f"corpora:\n{corpora}phases:\n  - name: p\n    order: shuffle\n    datasets:\n{datasets}")
+    assert len(load_order(path).phases[0].datasets) == 2500

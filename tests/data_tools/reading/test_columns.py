@@ -59,7 +59,7 @@ def test_kinds_of_columns(tokenizer_path: Path, tmp_path: Path):
         found.append(contents(tmp_path / "c"))
     assert all(each == found[0] for each in found)
     metadata = pq.read_table(metadata_path(tmp_path / "c_text_document")).to_pydict()
-    assert metadata["when"] == ['"2026-01-02"', None, None]
+    assert metadata["when"] == ["2026-01-02", None, None]
     assert metadata["tags"] == ['["a", "b"]', "[]", None]
     assert metadata["url"] == ["u", None, "中"]
     assert metadata["score"] == [1.0, 2.0, 3.0]
