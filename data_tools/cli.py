@@ -22,6 +22,7 @@ from megatron_kaiyuan.command_line import (
     run_app,
     size_option,
 )
+from megatron_kaiyuan.nearby import corpus_argument
 from megatron_kaiyuan.paths import path_word
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.", root=True)
@@ -207,7 +208,10 @@ def preprocess(
 
 @app.command()
 def merge(
-    prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx, in the order to join them")],
+    prefixes: Annotated[
+        list[Path],
+        typer.Argument(parser=corpus_argument, metavar="PREFIX", help="corpora, in the order to join them"),
+    ],
     output_prefix: Annotated[Path, typer.Option(help="the joined corpus, without .bin or .idx")],
     threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
     force: Force = False,
@@ -226,7 +230,12 @@ def merge(
 @app.command()
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="corpora, without .bin or .idx, and folders of phases or documents")
+        list[Path],
+        typer.Argument(
+            parser=corpus_argument,
+            metavar="PATH",
+            help="corpora, without .bin or .idx, and folders of phases or documents",
+        ),
     ],
     fast: Annotated[bool, typer.Option("--fast", help="headers, sizes and samples only")] = False,
     threads: Annotated[int, typer.Option(min=0, help="0: every core")] = 0,
@@ -246,6 +255,7 @@ def verify(
     from megatron_kaiyuan.progress import reading
 
     threads = threads or os.cpu_count() or 1
+    paths = list(dict.fromkeys(paths))
     with reading("verify", None):
         documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
         phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
@@ -281,7 +291,9 @@ def verify(
 
 @app.command()
 def inspect(
-    prefix: Annotated[Path, typer.Argument(help="a corpus, without .bin or .idx")],
+    prefix: Annotated[
+        Path, typer.Argument(parser=corpus_argument, metavar="PREFIX", help="a corpus, without .bin or .idx")
+    ],
     sequence: Annotated[int, typer.Option(help="the sequence to show")] = 0,
     tokenizer_model: Annotated[Path | None, typer.Option(help="tokenizer, if not where the manifest says")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,

@@ -11,6 +11,7 @@ from data_tools.engines.choose import HELP as ENGINE_HELP
 from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, count_option, make_app, size_option
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.nearby import corpus_word
 from megatron_kaiyuan.paths import path_word
 
 app = make_app()
@@ -149,7 +150,7 @@ def score(
     corpora: Annotated[
         list[str],
         typer.Option(
-            "--corpus", parser=path_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
+            "--corpus", parser=corpus_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
         ),
     ] = [],  # noqa: B006
     scorers: Annotated[
@@ -228,7 +229,7 @@ def audit(
     subjects: Annotated[
         list[str],
         typer.Argument(
-            parser=path_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
+            parser=corpus_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
         ),
     ],
     scores: Annotated[list[str], typer.Option("--score", help="columns to look at")],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.metadata
 import os
 import re
+import shlex
 from typing import Any
 
 from megatron_kaiyuan.redaction import redact
@@ -82,5 +84,19 @@ def require(module: str, extra: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs the package {module!r}, which cannot be imported ({error}): pip install -e '.[{extra}]'"
+            f"{purpose} needs the package {module!r}, which cannot be imported ({error}): {install_command(extra)}"
         ) from error
+
+
+def install_command(extra: str) -> str:
+    """What installs the packages of an extra of this project, in a checkout or beside an installed wheel.
+
+    The packages are named themselves: an index may hold a stranger's package under this project's name.
+    """
+    marker = f'extra == "{extra}"'
+    try:
+        lines = [line.partition(";") for line in importlib.metadata.requires("megatron-kaiyuan") or []]
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    packages = [shlex.quote(package.strip()) for package, _, condition in lines if condition.strip() == marker]
+    return f"pip install {' '.join(packages)}" if packages else f"pip install -e '.[{extra}]' in the project's folder"

@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.progress import has_read
 
 _CHUNK_BYTES = 1 << 22
@@ -28,6 +28,7 @@ _TEMPORARY = ".tmp"
 # Also of a temporary file that was itself written by way of one.
 _LEFTOVER = re.compile(r"[0-9a-f]{8}\.tmp(\.[0-9a-f]{8}\.tmp)*")
 _ASIDE = re.compile(r"[0-9a-f]{8}\.replaced\.tmp")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -209,7 +210,11 @@ def remove_leftovers(target: Path) -> None:
 
 def _finish(journal: Path) -> None:
     folder = journal.parent
-    listed = read_sealed_json(journal, "journal of names")["publish"]
+    listed = read_sealed_json(journal, "journal of names").get("publish")
+    if listed is None or not _are_names(listed):
+        raise UserError(
+            f"{journal}: is no journal of names; move it away, and look which of the files beside it are new"
+        )
     triples = [(folder / new, folder / final, folder / old) for new, final, old in listed]
     left = [triple for triple in triples if os.path.lexists(triple[0])]  # the others got their names before a kill
     for _, final, old in reversed(left):
@@ -227,6 +232,16 @@ def _finish(journal: Path) -> None:
     fsync_path(folder)
     for _, _, old in triples:
         remove(old)
+
+
+def _are_names(listed: Any) -> bool:
+    """Whether a journal holds what `publish` writes: names of files in its folder, three by three."""
+    if not isinstance(listed, list) or not all(isinstance(names, list) and len(names) == 3 for names in listed):
+        return False
+    names = [name for triple in listed for name in triple]
+    return all(isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names) and not (
+        "\0" in "".join(names) or len(set(names)) < len(names)
+    )
 
 
 def _take_back(journal: Path, triples: Sequence[tuple[Path, Path, Path]]) -> None:
@@ -270,10 +285,33 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(second))
 
 
+def require_utf8(path: str | Path) -> None:
+    """Refuse a path that no record can hold.
+
+    Raises:
+        UserError: its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = _shown(str(path))
+        raise UserError(f"{name}: its name is not UTF-8, so that no manifest can record it; rename it") from None
+
+
+def _shown(path: str) -> str:
+    # Bytes that are not UTF-8 are halves of surrogate pairs in Python's paths.
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def write_text(target: Path, text: str) -> None:
     """Write a whole text file atomically."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        part = text[max(error.start - 40, 0) : error.end].rpartition('"')[2]
+        raise UserError(f"{target}: cannot record {_shown(part)}..., which is not UTF-8; rename it") from error
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(target: Path, content: Any) -> None:
@@ -288,14 +326,18 @@ def read_json(path: Path, what: str) -> Any:
         what: what the file is, for the error ("phase manifest").
 
     Raises:
-        UserError: it is missing or is not JSON.
+        UserError: it is missing, is not JSON, or holds text that no file can (half of a surrogate pair).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as error:
         raise UserError(f"{path}: {what} not found; check the path, or make it first") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {what} is not valid JSON ({error}); make it again") from error
+        raise UserError(f"{path}: {what} is not valid JSON ({excerpt(error)}); make it again") from error
 
 
 def write_sealed_json(target: Path, content: dict[str, Any]) -> None:
@@ -317,7 +359,7 @@ def read_sealed_json(path: Path, what: str) -> dict[str, Any]:
     """
     content = read_json(path, what)
     seal = content.get(_SEAL) if isinstance(content, dict) else None
-    if not isinstance(seal, str):
+    if not isinstance(seal, str) or not seal:
         raise UserError(f"{path}: is no {what}, or one of an older version: it has no {_SEAL!r}; make it again")
     head, _, tail = path.read_bytes().rpartition(seal.encode())
     if (found := _digest(head + tail)) != seal:

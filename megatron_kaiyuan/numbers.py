@@ -22,7 +22,10 @@ def read_number(text: str, units: bool = True) -> Decimal:
     if match is None or not match[1]:
         examples = "10000, 1e4, 10_000 or 80k" if units else "4096, 1e4 or 10_000"
         raise ValueError(f"write a whole number, as {examples}, not {text!r}")
-    number = Decimal(re.sub("[_,]", "", match[1])).scaleb(int(match[2] or 0) + _UNITS[match[3].lower()])
+    try:
+        number = Decimal(re.sub("[_,]", "", match[1])).scaleb(int(match[2] or 0) + _UNITS[match[3].lower()])
+    except ArithmeticError:
+        raise ValueError(f"{text!r} has an exponent that no number here has; write the number in full") from None
     if match[3] and not units:
         raise ValueError(f"{text} may mean {number:f}, or the power of two beside it; write the number in full")
     return number

@@ -68,5 +68,5 @@ def _number(field: str, value: Any, example: str) -> float | None:
         if isinstance(value, bool):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"{field} is {value!r}, no number; write for example {field}: {example}") from None

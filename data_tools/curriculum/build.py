@@ -23,12 +23,13 @@ from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
-from data_tools.curriculum.source import Source
+from data_tools.curriculum.source import Source, check_dataset
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path, map_lengths
 from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_json, write_sealed_json
+from megatron_kaiyuan.forms import Recorded, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
 from megatron_kaiyuan.progress import Progress
 
@@ -115,6 +116,10 @@ def build_phases(
         UserError: as `build_phase`, or two tokenizers made the corpora.
     """
     _check_tokenizers(corpora, phases)
+    for phase in phases:
+        # Of all of them now, not after hours of building those before it.
+        for dataset in _present(phase, corpora):
+            check_dataset(dataset, corpora[dataset.corpus])
     with ExitStack() as claims:
         # All at once, so that of two recipes built into one folder at the same time one gets every phase, and always
         # in the order of their names, so that neither waits for the other.
@@ -235,8 +240,9 @@ def earlier_phase(output: Output) -> str | None:
         manifest = {}
     if manifest.get("format") != FORMAT:
         raise output.in_the_way(folder)
-    refuse_unlisted(output, manifest["files"])
-    return str(manifest.get("identity", ""))
+    recorded = require_form(folder / MANIFEST, manifest, Recorded, "move it away, or name another folder")
+    refuse_unlisted(output, recorded.files)
+    return recorded.identity
 
 
 def _identity(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> str:

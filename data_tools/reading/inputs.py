@@ -26,7 +26,6 @@ from data_tools.reading.listing import (
     list_folder,
     list_pattern,
     require_regular,
-    require_utf8,
     state_of,
 )
 from data_tools.reading.packing import (
@@ -41,6 +40,7 @@ from data_tools.reading.packing import (
 )
 from data_tools.reading.unicode_marks import refuse_other_encodings
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import require_utf8
 from megatron_kaiyuan.redaction import redact
 
 Format = Literal["json", "parquet", "text"]

@@ -121,19 +121,6 @@ def require_regular(path: str, mode: int) -> None:
         )
 
 
-def require_utf8(path: str) -> None:
-    """Refuse a path that no manifest can record.
-
-    Raises:
-        UserError: its bytes are not UTF-8.
-    """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise UserError(f"{shown}: its name is not UTF-8, so that no manifest can record it; rename it") from None
-
-
 def identity(state: os.stat_result) -> Identity:
     """What two names of one file have in common."""
     return state.st_dev, state.st_ino

@@ -22,7 +22,7 @@ from data_tools.tokenizers.byte_level import unsupported_property
 from data_tools.tokenizers.tiktoken_files import KNOWN
 from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, Tiktoken, join_arrays, reason_of
 from data_tools.tokenizers.unicode_tables import has_unassigned
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, install_command
 
 # Texts that tell engines apart, and that a sample of a few megabytes may lack.
 _CORNERS = (
@@ -284,4 +284,4 @@ def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise Unsupported("it is not installed (pip install 'megatron-kaiyuan[tokenizers]')") from None
+        raise Unsupported(f"it is not installed ({install_command('tokenizers')})") from None

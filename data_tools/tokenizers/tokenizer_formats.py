@@ -12,24 +12,37 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import orjson
 import xxhash
 from numpy.typing import NDArray
+from pydantic import Field
 from tokenizers import Tokenizer
 
-from data_tools.reading.listing import require_regular, require_utf8
+from data_tools.reading.listing import require_regular
 from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from data_tools.tokenizers.unicode_tables import has_unassigned
-from megatron_kaiyuan.errors import UserError, excerpt
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.errors import UserError, excerpt, install_command
+from megatron_kaiyuan.files import checksum, require_utf8
+from megatron_kaiyuan.forms import Form, require_form
+from megatron_kaiyuan.tokenizer_trial import is_panic, read_tokenizer
 
 # The ids of all texts, one after another, and how many each text has.
 Ids = tuple[NDArray[np.uint32], NDArray[np.int32]]
+
+
+class _Added(Form):
+    id: Annotated[int, Field(ge=0, lt=1 << 31)]
+    content: str
+    special: bool = False
+
+
+class _TokenizerJson(Form):
+    added_tokens: list[_Added] | None = None
 
 
 class Reference(Protocol):
@@ -102,10 +115,7 @@ class HuggingFace:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         """Made when it is needed: a worker that encodes with a faster engine never needs it, and it loads slowly."""
-        try:
-            tokenizer = Tokenizer.from_str(orjson.dumps(self.content).decode())
-        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-            raise _unreadable(self.path, error) from error
+        tokenizer = read_tokenizer(self.path, orjson.dumps(self.content).decode())
         # The model's own tokens are read as they stand; the library numbers added ones itself.
         added = {token["content"]: token["id"] for token in self.content.get("added_tokens") or []}
         same_size = tokenizer.get_vocab_size(with_added_tokens=True) == len(self.vocabulary)
@@ -200,7 +210,9 @@ class Tiktoken:
                 mergeable_ranks=self.file.ranks,
                 special_tokens=self.file.special_tokens,
             )
-        except Exception as error:  # a pattern its engine cannot compile, or ranks without the 256 bytes
+        except BaseException as error:  # a pattern its engine cannot compile, or a panic
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise UserError(
                 f"{path}: tiktoken refuses its ranks or pattern ({excerpt(error)}); check the files"
             ) from error
@@ -300,6 +312,7 @@ def _read_tokenizer_json(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise _unreadable(path, ValueError("it has no 'model'"))
+    require_form(path, content, _TokenizerJson, "make or copy it again")
     return content
 
 
@@ -311,8 +324,10 @@ def _vocabulary(path: Path, content: Mapping[str, Any]) -> dict[str, int]:
         found.update((added["content"], added["id"]) for added in content.get("added_tokens") or [])
     except (TypeError, ValueError, KeyError) as error:
         raise _unreadable(path, ValueError(f"its vocabulary is broken: {error}")) from error
-    if not all(isinstance(token_id, int) for token_id in found.values()):
-        raise _unreadable(path, ValueError("its vocabulary has ids that are no numbers"))
+    if not all(
+        isinstance(token, str) and type(number) is int and 0 <= number < 1 << 31 for token, number in found.items()
+    ):
+        raise _unreadable(path, ValueError("its vocabulary has ids that are no numbers from 0 to 2^31 - 1"))
     return found
 
 
@@ -344,4 +359,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _not_installed(path: Path, package: str) -> UserError:
-    return UserError(f"{path}: to read it, install {package} (pip install 'megatron-kaiyuan[tokenizers]')")
+    return UserError(f"{path}: to read it, install {package} ({install_command('tokenizers')})")

@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import verify_together
-from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, stored_tensors
+from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, model_of, stored_tensors
 from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.config import ModelConfig
@@ -91,7 +91,7 @@ def _foreign_tokenizer(source: Path, tokenizer: Tokenizer | None) -> list[str]:
 
 def _compare(source: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> list[str]:
     run = load_common(source)["run"]
-    saved = ModelConfig.model_validate(run["config"]["model"])
+    saved = model_of(source, run)
     differences = [
         f"model.{name} is {getattr(saved, name)!r} there, {getattr(model, name)!r} here"
         for name in _SHAPE_FIELDS

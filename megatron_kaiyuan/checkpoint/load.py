@@ -9,35 +9,61 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_kaiyuan.checkpoint.common_form import CommonForm
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
-from megatron_kaiyuan.checkpoint.plain import require_plain
+from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.config import ModelConfig, parse
+from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.forms import require_form
 
 OPTIMIZER_PREFIX = "optimizer."
 
 
-def load_common(folder: Path) -> dict[str, Any]:
-    """What is the same on every rank: counters, configuration, versions. The caller has verified `folder`."""
-    with removed_meanwhile(folder):
+def load_common(folder: Path, form: type[CommonForm] = CommonForm) -> dict[str, Any]:
+    """What is the same on every rank: counters, configuration, versions. The caller has verified `folder`.
+
+    Args:
+        form: what must be there.
+
+    Raises:
+        UserError: it is not what a run writes, see `common_form.py`.
+    """
+    with _loading(folder, Exception), removed_meanwhile(folder):
         require_plain(folder)
-        return dist_checkpointing.load_common_state_dict(str(folder))
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+        require_form(folder / COMMON, common, form, "use another checkpoint")
+        return common
+
+
+def model_of(folder: Path, run: dict[str, Any]) -> ModelConfig:
+    """The network of a checkpoint's run.
+
+    Args:
+        run: of `load_common(folder)`.
+
+    Raises:
+        UserError: this version builds no such network.
+    """
+    model = run["config"].get("model")
+    return parse(ModelConfig, model if isinstance(model, dict) else {}, source=f"{folder / COMMON}: model")
 
 
 def load_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
     """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective."""
-    with removed_meanwhile(folder):
+    with _loading(folder, CheckpointException, CheckpointingException), removed_meanwhile(folder):
         require_plain(folder)
         return dist_checkpointing.load(sharded_state, str(folder))
 
 
 def stored_tensors(folder: Path) -> dict[str, ShardedTensor]:
     """Names, shapes and types of all tensors, without their values. The caller has verified `folder`."""
-    with removed_meanwhile(folder):
+    with _loading(folder, Exception), removed_meanwhile(folder):
         require_plain(folder)
         return dist_checkpointing.load_tensors_metadata(str(folder))
 
@@ -50,7 +76,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
-    with removed_meanwhile(folder):
+    with _loading(folder, Exception, CheckpointException), removed_meanwhile(folder):
         verify(folder)
         return _load_weights(folder)
 
@@ -61,6 +87,20 @@ def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
     # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.
     loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
     return {key: loaded[key] for key in wanted}
+
+
+@contextlib.contextmanager
+def _loading(folder: Path, *kinds: type[BaseException]) -> Iterator[None]:
+    """One line where the libraries cannot read files whose checksums are right: another program wrote them."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except kinds as error:
+        raise UserError(
+            f"{folder}: cannot be loaded although its files are whole ({type(error).__name__}: {excerpt(error)}); use "
+            "another checkpoint, or the version that wrote it"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from megatron_kaiyuan.checkpoint.metadata_form import BackendForm, wrong_metadata
 from megatron_kaiyuan.checkpoint.verify import read_manifest
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.forms import require_form
 
-METADATA, COMMON = ".metadata", "common.pt"
+METADATA, COMMON, BACKEND = ".metadata", "common.pt", "metadata.json"
+_REMEDY = "use it only if you know where it is from"
 _DCP = "torch.distributed.checkpoint"
 _CLASSES = {
     ("collections", "OrderedDict"),
@@ -57,13 +61,9 @@ def require_plain(folder: Path) -> None:
     Raises:
         UserError: naming the file and what was found in it.
     """
-    metadata = _read_metadata(folder / METADATA)
-    listed = read_manifest(folder)["files"]
-    for index, place in (metadata.storage_data or {}).items():
-        if place.relative_path not in listed:
-            raise _refusal(folder / METADATA, f"it places {index.fqn} in {place.relative_path!r}, not in the manifest")
-        if getattr(place, "transform_descriptors", None):
-            raise _refusal(folder / METADATA, f"it wants {index.fqn} to be decoded by an extension")
+    sizes = {name: entry["bytes"] for name, entry in read_manifest(folder)["files"].items()}
+    metadata = _read_metadata(folder / METADATA, sizes)
+    require_form(folder / BACKEND, read_json(folder / BACKEND, "description of a checkpoint"), BackendForm, _REMEDY)
     _read_weights_only(folder / COMMON, folder / COMMON)
     for index, place in (metadata.storage_data or {}).items():
         if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
@@ -73,26 +73,27 @@ def require_plain(folder: Path) -> None:
                 _read_weights_only(io.BytesIO(file.read(place.length)), path)
 
 
-def _read_metadata(path: Path) -> Metadata:
+def _read_metadata(path: Path, sizes: dict[str, int]) -> Metadata:
     try:
         with open(path, "rb") as file:
             metadata = _MetadataUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError) as error:
-        raise _refusal(path, str(error)) from error
-    if not isinstance(metadata, Metadata):
-        raise _refusal(path, f"it holds a {type(metadata).__name__}")
+    # An unpickler that meets other bytes than it wrote raises nearly anything, MemoryError among it.
+    except Exception as error:
+        raise _refusal(path, f"{type(error).__name__}: {excerpt(error)}") from error
+    if (why := wrong_metadata(metadata, sizes)) is not None:
+        raise _refusal(path, excerpt(why))
     return metadata
 
 
 def _read_weights_only(source: Path | io.BytesIO, path: Path) -> None:
     try:
         torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise _refusal(path, str(error).splitlines()[0]) from error
+    except Exception as error:
+        raise _refusal(path, excerpt(str(error).partition("\n")[0] or type(error).__name__)) from error
 
 
 def _refusal(path: Path, why: str) -> UserError:
     return UserError(
-        f"{path}: is not what a checkpoint of this project holds ({why}); use it only if you know where it is from",
+        f"{path}: is not what a checkpoint of this project holds ({why}); {_REMEDY}",
         every_rank=True,
     )

@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from megatron_kaiyuan.checkpoint.layout import MANIFEST, step_folder, step_of, steps
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_sealed_json
+from megatron_kaiyuan.forms import Count, FileEntry, Form, require_form
 from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-checkpoint", 1
@@ -24,6 +27,14 @@ _ALWAYS_OPENED = (".metadata", "common.pt", "metadata.json")
 _READERS = 4
 
 Files = dict[str, dict[str, Any]]
+
+
+class _Manifest(Form):
+    step: Count | None = None
+    tokens: Count | None = None
+    scheduled: bool = True
+    averaged_steps: list[Count] = []
+    identity: str = ""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -41,8 +52,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise UserError(f"{path}: damaged, `files` does not list a size and a checksum for each file")
+    require_form(path, {name: value for name, value in manifest.items() if name != "files"}, _Manifest, "do not use it")
     for name in files:
-        if "\0" in name or not _is_inside(folder, name):
+        if "\0" in name or len(name) > 4095 or not _is_inside(folder, name):
             raise UserError(f"{path}: names {name!r}, which is not inside the checkpoint; do not use it")
     if _names_another_step(folder, manifest):
         raise UserError(
@@ -118,11 +130,15 @@ def _problem(path: Path, expected: dict[str, Any]) -> str | None:
 
 def _names_another_step(folder: Path, manifest: dict[str, Any]) -> bool:
     step = step_of(folder.name)
-    return step is not None and manifest.get("step", step) != step
+    return step is not None and isinstance(manifest.get("step", step), int) and manifest.get("step", step) != step
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("checksum"), str)
+    try:
+        FileEntry.model_validate(entry)
+    except ValidationError:
+        return False
+    return True
 
 
 def _is_inside(folder: Path, name: str) -> bool:

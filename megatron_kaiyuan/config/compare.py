@@ -129,10 +129,10 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _completed(saved: dict[str, Any]) -> dict[str, Any]:
-    optimizer = saved.get("optimizer", {})
-    if "schedule_tokens" not in optimizer:
+    optimizer, train = (saved.get(section, {}) for section in ("optimizer", "train"))
+    if isinstance(optimizer, dict) and isinstance(train, dict) and "schedule_tokens" not in optimizer:
         # Where the run was to stop used to be where its schedule ended.
-        stop = saved.get("train", {}).get("train_tokens")
+        stop = train.get("train_tokens")
         saved = {**saved, "optimizer": {**optimizer, "schedule_tokens": stop or None}}
     try:
         return RunConfig.model_validate(saved).model_dump(mode="json")

@@ -15,12 +15,13 @@ from pydantic import BaseModel, ValidationError
 from megatron_kaiyuan.config.hints import nearest_choice, unknown_field
 from megatron_kaiyuan.config.kinds import another_kind
 from megatron_kaiyuan.config.schema import RunConfig, Section
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 
 # More than an order recipe of as many datasets as a phase can have. The library's own limit is against aliases of
 # aliases, and stops at 10,000.
 _MOST_NODES = 2_000_000
-
+# Of those that one message lists.
+_MOST_PROBLEMS = 10
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -49,14 +50,19 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(_no_recipe(path)) from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; name the YAML file in it") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        # OmegaConf's own, without a number, for a file that is one number or one word.
+        why = error.strerror or f"must be a mapping of fields ({excerpt(error)})"
+        raise UserError(f"{path}: {why}") from error
+    # Brackets without end, an anchor that refers to itself, keys that are lists: each has an error of another class.
+    except Exception as error:
+        raise UserError(f"{path}: not valid YAML: {excerpt(str(error) or type(error).__name__)}") from error
     for override in overrides:
         _apply(content, override)
     try:
         plain = OmegaConf.to_container(content, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error}") from error
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: {excerpt(error)}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path}: must be a mapping of fields, not a {type(plain).__name__}")
     return plain  # type: ignore[return-value]
@@ -74,7 +80,9 @@ def parse(section: type[SectionType], values: dict[str, Any], source: str) -> Se
     except ValidationError as error:
         if kind := another_kind(section.__name__, values, source):
             raise UserError(f"{source}: {kind}") from error
-        problems = [_describe(section, problem) for problem in _without_consequences(error.errors())]
+        found = _without_consequences(error.errors())
+        problems = [_describe(section, problem) for problem in found[:_MOST_PROBLEMS]]
+        problems += [f"and {len(found) - _MOST_PROBLEMS} more"] if len(found) > _MOST_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join(problems)}") from error
 
 
@@ -87,12 +95,15 @@ def _no_recipe(path: Path) -> str:
 def _apply(content: Any, override: str) -> None:
     key, equals, _ = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: write section.field=value")
+        raise UserError(f"override {override!r}: write section.field=value, without blanks around '='")
     try:
         # Reads the value with the loader of the recipe itself: 1e4 and 1_000 mean the same in both.
         content.merge_with_dotlist([override])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"override {override!r}: {error}") from error
+        # OmegaConf's own message goes on with its full_key and object_type in further lines.
+        what = str(error).partition("\n")[0]
+        counted = "; entries are counted from 0" if "out of range" in what else ""
+        raise UserError(f"override {override!r}: {what}{counted}") from error
 
 
 def _without_consequences(problems: list[Any]) -> list[Any]:
@@ -103,16 +114,20 @@ def _without_consequences(problems: list[Any]) -> list[Any]:
 
 
 def _describe(section: type[BaseModel], problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    place = _cut(".".join(str(part) for part in problem["loc"])) or "recipe"
     kind = problem["type"]
     if kind == "extra_forbidden":
         return f"{place}: unknown field; {unknown_field(section, problem['loc'])}"
     if kind == "missing":
         return f"{place}: required field is missing"
     if kind == "value_error":
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{place}: {_cut(problem['msg'].removeprefix('Value error, '))}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{place}: write its fields below it, each in a line of its own, not {_brief(problem['input'])}"
+    if kind == "list_type":
+        return f"{place}: write a list, each entry with a dash before it or all in [], not {_brief(problem['input'])}"
+    if kind == "path_type":
+        return f"{place}: write a path, not {_brief(problem['input'])}"
     message = problem["msg"]
     hint = nearest_choice(problem["input"], _choices(problem)) if kind == "literal_error" else ""
     return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}{hint}"
@@ -125,3 +140,8 @@ def _choices(problem: Any) -> list[str]:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _cut(message: str) -> str:
+    """A message that quotes what somebody wrote, which may be a whole book."""
+    return message if len(message) <= 600 else f"{message[:500]} ... {message[-80:]}"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.nearby import near_corpus
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -55,12 +56,23 @@ class IndexHeader(NamedTuple):
 
 def bin_path(prefix: Path) -> Path:
     """The token file of a corpus. The prefix may hold dots, so no suffix is replaced."""
-    return prefix.with_name(f"{prefix.name}.bin")
+    return beside(prefix, ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
     """The index of a corpus."""
-    return prefix.with_name(f"{prefix.name}.idx")
+    return beside(prefix, ".idx")
+
+
+def beside(prefix: Path, suffix: str) -> Path:
+    """A file of a corpus.
+
+    Raises:
+        UserError: the prefix is a folder like "." or "/", which has no name that a suffix could follow.
+    """
+    if not prefix.name:
+        raise UserError(f"{prefix}: names no corpus; give the prefix of its files, without .bin or .idx")
+    return prefix.with_name(f"{prefix.name}{suffix}")
 
 
 class IndexedCorpus:
@@ -195,7 +207,8 @@ def _read_header(path: Path) -> IndexHeader:
         with open(path, "rb") as file:
             raw = file.read(HEADER.size)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: corpus index not found; give the prefix of a .bin/.idx pair") from error
+        near = near_corpus(path.with_suffix(""))
+        raise UserError(f"{path}: corpus index not found; give the prefix of a .bin/.idx pair{near}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {system_advice(error)}") from error
     if not raw.startswith(MAGIC):

@@ -16,15 +16,19 @@ own, which the ranks of a job share; and each block once more when it is read fo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.data.indexed import IndexedCorpus, map_file, share
+from megatron_kaiyuan.data.tokenizer_identity import TokenizerForm
 from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum, read_sealed_json
+from megatron_kaiyuan.forms import Count, Files, Form, PathText, require_form
+from megatron_kaiyuan.nearby import near_phase
 from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-phase", 2
@@ -35,10 +39,49 @@ MANIFEST = "manifest.json"
 PADDING_DATASET = 65535
 # Entries between two entries of tokens.bin: the most that a lookup has to walk.
 STRIDE = 256
-_FIELDS = {"name", "documents", "tokens", "stride", "corpora", "files"}
-_CORPUS_FIELDS = {"name", "path", "fingerprint", "sample", "sequences"}
-_FILES = {"order.bin", "tokens.bin", "checks.bin"}
+_FILES = ("order.bin", "tokens.bin", "checks.bin")
 _REMEDY = "build it again with kaiyuan-data curriculum"
+
+
+class _Corpus(Form):
+    name: str
+    path: PathText
+    fingerprint: str
+    sample: str
+    sequences: Count
+    documents: Count
+    tokens: Count
+    max_token_id: Annotated[int | None, Field(ge=-1, lt=1 << 31)] = None
+    missing_scores: Count = 0
+    tokenizer: TokenizerForm | None = None
+
+
+class _Packing(Form):
+    seq_length: Annotated[int, Field(ge=1, lt=1 << 31)]
+    padding_tokens: Count
+
+
+class _DatasetOfRecipe(Form):
+    corpus: str
+    missing_scores: str = ""
+
+
+class RecipeForm(Form):
+    """What readers look for in the recipe that a phase's manifest holds."""
+
+    datasets: list[_DatasetOfRecipe] = []
+
+
+class _Manifest(Form):
+    name: str
+    order: str
+    documents: Count
+    tokens: Count
+    stride: Annotated[int, Field(ge=1, lt=1 << 63)]
+    packing: _Packing | None = None
+    corpora: Annotated[list[_Corpus], Field(min_length=1, max_length=PADDING_DATASET)]
+    recipe: RecipeForm = RecipeForm()
+    files: Files
 
 
 class Phase:
@@ -69,7 +112,7 @@ class Phase:
         opened: dict[Path, IndexedCorpus] | None = None,
     ):
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         self.name: str = self.manifest["name"]
         self.documents: int = self.manifest["documents"]
         self.tokens: int = self.manifest["tokens"]
@@ -137,6 +180,8 @@ class Phase:
         """
         for name in names:
             sealed = self.manifest["files"].get(name)
+            if sealed and not (self.folder / name).is_file():
+                raise UserError(f"{self.folder / name}: not found, and listed in the manifest; {_REMEDY}")
             if sealed and checksum(self.folder / name) != sealed["checksum"]:
                 raise UserError(f"{self.folder / name}: its checksum is not the one in the manifest; {_REMEDY}")
 
@@ -177,22 +222,43 @@ class Phase:
         return identifier >> SEQUENCE_BITS, identifier & int(SEQUENCE_MASK)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a phase, every field of the right type and in agreement with the others.
+
+    Raises:
+        UserError: it is missing, is none, is of another version, or a field is wrong.
+    """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path}: not found, so {folder} is no finished phase; build it with kaiyuan-data curriculum")
+        near = near_phase(folder) or "; build it with kaiyuan-data curriculum"
+        raise UserError(f"{path}: not found, so {folder} is not a finished phase{near}")
     manifest = read_sealed_json(path, "phase manifest")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is no phase manifest; name a folder that kaiyuan-data curriculum wrote")
     if manifest.get("version") != VERSION:
         raise UserError(f"{path}: version {manifest.get('version')}, but only {VERSION} can be read; {_REMEDY}")
-    missing = _FIELDS - manifest.keys()
-    missing |= _FILES - manifest.get("files", {}).keys()
-    for entry in manifest.get("corpora", []):
-        missing |= _CORPUS_FIELDS - entry.keys()
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; {_REMEDY}")
+    _check_agreement(path, require_form(path, manifest, _Manifest, _REMEDY))
     return manifest
+
+
+def _check_agreement(path: Path, manifest: _Manifest) -> None:
+    """Compare counts and sizes that say the same thing twice."""
+    packed = manifest.packing is not None
+    for name in (*_FILES, *(["pieces.bin"] if packed else [])):
+        if name not in manifest.files:
+            raise UserError(f"{path}: lacks {name}; {_REMEDY}")
+    entries, rest = divmod(manifest.files["order.bin"].bytes, 8)
+    padding = manifest.packing.padding_tokens if manifest.packing else 0
+    stated = {
+        "documents": (manifest.documents, sum(corpus.documents for corpus in manifest.corpora)),
+        "tokens": (manifest.tokens, padding + sum(corpus.tokens for corpus in manifest.corpora)),
+        "entries of 8 bytes": (0, rest) if packed else (manifest.documents, entries),
+    }
+    for what, (one, other) in stated.items():
+        if one != other:
+            raise UserError(f"{path}: says {one} {what} in one place and {other} in another; {_REMEDY}")
+    if packed != ("pieces.bin" in manifest.files):
+        raise UserError(f"{path}: lists pieces.bin, which only packed phases have; {_REMEDY}")
 
 
 def _map(path: Path, entries: int) -> NDArray[np.uint64]:
@@ -208,6 +274,8 @@ def _map(path: Path, entries: int) -> NDArray[np.uint64]:
 
 def _open_corpus(folder: Path, entry: dict[str, Any], opened: dict[Path, IndexedCorpus]) -> IndexedCorpus:
     prefix = (folder / entry["path"]).resolve()
+    if not prefix.name:
+        raise UserError(f"{folder / MANIFEST}: the path of corpus {entry['name']!r} names no files; {_REMEDY}")
     try:
         corpus = opened.get(prefix) or opened.setdefault(prefix, IndexedCorpus(prefix, check=None))
     except UserError as error:

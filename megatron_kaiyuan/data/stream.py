@@ -148,7 +148,7 @@ def _check_largest_ids(phase: Phase, vocab_size: int) -> None:
     for corpus, entry in zip(phase.corpora, phase.manifest["corpora"], strict=True):
         largest = entry.get("max_token_id")
         if largest is not None and largest >= vocab_size:
-            raise UserError(_outside(f"{corpus.prefix} holds token id {largest}", vocab_size))
+            raise UserError(_outside(f"phase {phase.folder}: {corpus.prefix} holds token id {largest}", vocab_size))
 
 
 def _outside(found: str, vocab_size: int) -> str:

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_json
+from megatron_kaiyuan.forms import Count, Form
 
 # What a corpus manifest says of its tokenizer, without the folder: it decides which id stands for what.
 Tokenizer = Mapping[str, Any]
 _DECIDE = ("fingerprint", "vocab_size", "eod_id")
 # Files whose fingerprint is their own checksum. A tiktoken file's covers the pattern and the special tokens too.
 _FILES = ("tokenizer.json", "tokenizer.model")
+
+
+class TokenizerForm(Form):
+    """A `Tokenizer` in a file."""
+
+    file: str = ""
+    fingerprint: str
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
+    eod_id: Count
 
 
 def tokenizer_of_corpus(prefix: Path) -> Tokenizer | None:

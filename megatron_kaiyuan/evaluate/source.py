@@ -5,19 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
 from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.tokenizer_identity import difference, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.outputs import files_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from megatron_kaiyuan.evaluate.heldout import Predictor
+
+
+class _Train(Form):
+    seq_length: Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class _Config(Form):
+    train: _Train
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,10 @@ def open_source(
 def _open_checkpoint(
     source: Source, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
 ) -> Model:
-    from megatron_kaiyuan.checkpoint.load import load_common
+    from megatron_kaiyuan.checkpoint.load import load_common, model_of
     from megatron_kaiyuan.checkpoint.network import load_network
+    from megatron_kaiyuan.checkpoint.plain import COMMON
     from megatron_kaiyuan.checkpoint.verify import verify
-    from megatron_kaiyuan.config import ModelConfig
     from megatron_kaiyuan.evaluate.heldout import predictor_of_megatron
     from megatron_kaiyuan.export.loading import load_tokenizer
     from megatron_kaiyuan.export.run import check_tokenizer
@@ -124,8 +135,8 @@ def _open_checkpoint(
     if tokenizer_folder is not None:
         check_tokenizer(run.get("tokenizer"), tokenizer_folder, source.path)
         tokenizer = load_tokenizer(tokenizer_folder)
-    config = ModelConfig(**run["config"]["model"])
+    config = model_of(source.path, run)
     network = load_network(source.path, config).to(device)
     predictor = predictor_of_megatron(network, config.padded_vocab_size, device)
-    seq_length = int(run["config"]["train"]["seq_length"])
+    seq_length = require_form(source.path / COMMON, run["config"], _Config).train.seq_length
     return Model(predictor, tokenizer, seq_length, config.max_position_embeddings)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.errors import UserError, excerpt, require
+from megatron_kaiyuan.tokenizer_trial import is_panic, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,16 +46,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UserError: there is none, transformers reads it differently, or it names no end-of-text token.
     """
     transformers = require("transformers", extra="eval", purpose="loading a tokenizer")
-    tokenizers = require("tokenizers", extra="eval", purpose="loading a tokenizer")
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"{file}: tokenizer not found; name a folder with a Hugging Face tokenizer")
     try:
-        plain = tokenizers.Tokenizer.from_file(str(file))
+        plain = read_tokenizer(file, file.read_text(encoding="utf-8"))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # tokenizers raises bare Exceptions for a damaged file.
-    except Exception as error:
-        raise UserError(f"{folder}: transformers cannot load the tokenizer here ({error})") from error
+    except UserError:
+        raise
+    # tokenizers raises bare Exceptions for a damaged file, and a panic beside them.
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise UserError(f"{folder}: transformers cannot load the tokenizer here ({excerpt(error)})") from error
     for text in _PROBES:
         if tokenizer.encode(text, add_special_tokens=False) != plain.encode(text, add_special_tokens=False).ids:
             raise UserError(

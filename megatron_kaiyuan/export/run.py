@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from megatron_kaiyuan.checkpoint.find import find_checkpoint
-from megatron_kaiyuan.checkpoint.load import load_common, load_weights
+from megatron_kaiyuan.checkpoint.load import load_common, load_weights, model_of
 from megatron_kaiyuan.checkpoint.network import load_network
 from megatron_kaiyuan.checkpoint.verify import read_manifest
-from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.compare import largest_logit_difference
@@ -45,7 +44,7 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
     weights, run = load_weights(folder), load_common(folder)["run"]
     if tokenizer_folder:
         check_tokenizer(run.get("tokenizer"), tokenizer_folder, folder)
-    model = ModelConfig(**run["config"]["model"])
+    model = model_of(folder, run)
     export_model(weights, model, output, tokenizer_folder, identity, force)
     network = load_network(folder, model)
     length = min(_COMPARED_LENGTH, model.max_position_embeddings)

@@ -12,7 +12,6 @@ A folder of two files. `tensors.pt` holds tensors only, in three dictionaries:
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,8 +20,11 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch.utils.hooks import RemovableHandle
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.config import ModelConfig, parse
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import require_form
+from megatron_kaiyuan.monitor.capsule_form import CapsuleForm, require_capsule
 from megatron_kaiyuan.monitor.forensics import MicroBatches, Seen, part_weights
 
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
@@ -146,28 +148,31 @@ def write_capsule(folder: Path, manifest: dict[str, Any], tensors: Tensors) -> i
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def read_capsule(folder: Path) -> tuple[dict[str, Any], Tensors]:
-    """Manifest and tensors of a capsule, whole to the bit; nothing in it is executed.
+def read_capsule(folder: Path) -> tuple[dict[str, Any], ModelConfig, Tensors]:
+    """Manifest, model and tensors of a capsule, whole to the bit and fit for each other; nothing in it is executed.
 
     Raises:
         UserError: there is none, or it is damaged, or of another version.
     """
-    manifest = read_sealed_json(folder / _MANIFEST, "overflow capsule")
+    path, file = folder / _MANIFEST, folder / _TENSORS
+    manifest = read_sealed_json(path, "overflow capsule")
     if manifest.get("format") != _FORMAT:
-        raise UserError(f"{folder / _MANIFEST}: is no overflow capsule; name a folder RUN_DIR/overflow/step_N")
+        raise UserError(f"{path}: is no overflow capsule; name a folder RUN_DIR/overflow/step_N")
     if manifest.get("version") != _VERSION:
         raise UserError(
-            f"{folder / _MANIFEST}: has version {manifest.get('version')!r}, and this is for version {_VERSION}; "
+            f"{path}: has version {manifest.get('version')!r}, and this is for version {_VERSION}; "
             "replay it with the code that wrote it, see its 'versions'"
         )
-    file = folder / _TENSORS
+    form = require_form(path, manifest, CapsuleForm, "copy it again")
+    model = parse(ModelConfig, form.model, source=f"{path}: model")
     if not file.is_file():
         raise UserError(f"{file}: not found; copy the whole folder of the capsule")
-    if (found := checksum(file)) != manifest["tensors"]["checksum"]:
-        raise UserError(
-            f"{file}: damaged, its checksum is {found} instead of {manifest['tensors']['checksum']}; copy it again"
-        )
+    if (found := checksum(file)) != form.tensors.checksum:
+        raise UserError(f"{file}: damaged, its checksum is {found} instead of {form.tensors.checksum}; copy it again")
     try:
-        return manifest, torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    # What its unpickler meets in a file of another make has no common class.
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read ({excerpt(error)}); copy it again") from error
+    require_capsule(file, form, model, tensors)
+    return manifest, model, tensors

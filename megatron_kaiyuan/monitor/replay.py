@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from pydantic import ValidationError
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.model.build import build_model, transformer_config
 from megatron_kaiyuan.monitor.capsule import Tensors, read_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Part, Seen, TensorWatch, part_weights
 from megatron_kaiyuan.monitor.headroom import headroom_bits
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.platform.precisions import DTYPES
+
+_SMALL_LAYER = {"ffn_hidden_size": 8, "num_attention_heads": 1, "num_query_groups": 1, "kv_channels": 8}
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,10 @@ def replay(folder: Path, platform: Platform, precision: str | None) -> Replay:
     Raises:
         UserError: the capsule cannot be used, or the platform does not compute in this precision.
     """
-    manifest, tensors = read_capsule(folder)
+    manifest, model, tensors = read_capsule(folder)
     recorded = Seen(**manifest["seen"])
     precision = precision or str(manifest["precision"])
     platform.require_precision(precision)
-    try:
-        model = ModelConfig(**manifest["model"])
-    except ValidationError as error:
-        raise UserError(f"{folder}: its model is none that this version builds ({error})") from error
-
     first = FirstOutOfRange(platform.keeps_overflow)
     z_loss = float(manifest["z_loss"])
     peaks = _run(folder, model, recorded, tensors, z_loss, platform, precision, first)
@@ -116,7 +112,10 @@ def _run(
             first(named, micro_batch, tensor)
 
     TensorWatch(network, model, look)
-    torch.set_rng_state(tensors["random"]["host"])
+    try:
+        torch.set_rng_state(tensors["random"]["host"])
+    except RuntimeError as error:
+        raise UserError(f"{folder}: holds no state of the random numbers ({excerpt(error)}); copy it again") from error
     output = _forward(network, tensors["inputs"], platform, DTYPES["fp32" if model.fp32_residual else precision])
     if recorded.direction == "backward":
         gradient = tensors["inputs"]["output_gradient"].to(platform.device, output.dtype)
@@ -134,7 +133,10 @@ def _build(
     precision: str,
 ) -> GPTModel:
     """A network that has this part and nothing else, with the capsule's weights."""
-    config = transformer_config(model.model_copy(update={"num_layers": 1}), ParallelConfig(), precision)
+    # The one layer is thrown away where the part is another: let it be small.
+    sizes = {"num_layers": 1} if part == "layer" else {"num_layers": 1, **_SMALL_LAYER}
+    model = model.model_copy(update=sizes)
+    config = transformer_config(model, ParallelConfig(), precision)
     network = build_model(model, config, pre_process=part == "embedding", post_process=part == "head", z_loss=z_loss)
     if part != "layer":
         network.decoder.layers = torch.nn.ModuleList()

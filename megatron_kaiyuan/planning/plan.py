@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kaiyuan.config import RunConfig, load_run
-from megatron_kaiyuan.data.phase import MANIFEST
+from megatron_kaiyuan.data.phase import MANIFEST, read_manifest
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.planning.communication import Communication, most_sent
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
@@ -128,4 +127,4 @@ def _tokens(run: RunConfig) -> int | None:
     manifests = [phase.path / MANIFEST for phase in run.data.phases]
     if not all(path.is_file() for path in manifests):
         return None
-    return sum(read_json(path, "phase manifest")["tokens"] for path in manifests)
+    return sum(read_manifest(path.parent)["tokens"] for path in manifests)

@@ -5,17 +5,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from megatron_kaiyuan.data.phase import RecipeForm
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.forms import Count, Form, Share, require_form
 from megatron_kaiyuan.report.exposure import Appearance, exposure_table, read_appearances
 
 # The version of profile.json since which every count is exact (data_tools/curriculum/profile.py).
 _EXACT_PROFILE = 2
+_REMEDY = "build the phase again"
+
+
+class _Corpus(Form):
+    name: str
+    missing_scores: Count = 0
+    sequences: Count = 0
+
+
+class _Manifest(Form):
+    name: str
+    order: str
+    tokens: Count
+    recipe: RecipeForm = RecipeForm()
+    corpora: list[_Corpus] = []
+
+
+class _DatasetProfile(Form):
+    tokens: list[Count]
+    mean_quantile: list[Share | None]
+
+
+class _Group(Form):
+    documents: Count
+    tokens: Count
+    corpus_documents: Count
+    corpus_tokens: Count
+
+
+class _Appearance(Form):
+    score: str | None
+    groups: Annotated[list[_Group], Field(min_length=1)]
+
+
+class _Profile(Form):
+    version: int = 1
+    tokens: Annotated[list[Count], Field(min_length=1, max_length=10_000)]
+    datasets: Annotated[dict[str, _DatasetProfile], Field(min_length=1)]
+    exposure: Annotated[dict[str, _Appearance], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -61,14 +103,24 @@ def read_phases(folders: Sequence[Path]) -> list[PhaseMix]:
     """
     phases: list[PhaseMix] = []
     for folder in folders:
-        manifest = read_json(folder / "manifest.json", "phase manifest")
-        profile = read_json(folder / "profile.json", "phase profile")
-        start = phases[-1].end if phases else 0
-        try:
-            phases.append(_mix(manifest, profile, start))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder}: manifest or profile lacks a field ({error}); build the phase again") from error
+        manifest, profile = _read(folder)
+        phases.append(_mix(manifest, profile, phases[-1].end if phases else 0))
     return phases
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path, beside = folder / "profile.json", folder / "manifest.json"
+    manifest, profile = read_json(beside, "phase manifest"), read_json(path, "phase profile")
+    total = require_form(beside, manifest, _Manifest, _REMEDY).tokens
+    read = require_form(path, profile, _Profile, _REMEDY)
+    lengths = {len(read.tokens)}
+    for dataset in read.datasets.values():
+        lengths |= {len(dataset.tokens), len(dataset.mean_quantile)}
+    if lengths != {len(read.tokens)} or read.tokens[-1] != total or sorted(read.tokens) != read.tokens:
+        raise UserError(f"{path}: its buckets are not those of a phase of {total} tokens; {_REMEDY}")
+    if sum(sum(dataset.tokens) for dataset in read.datasets.values()) > total:
+        raise UserError(f"{path}: its datasets hold more than the {total} tokens of the phase; {_REMEDY}")
+    return manifest, profile
 
 
 def stream_tables(phases: Sequence[PhaseMix]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
+from megatron_kaiyuan.checkpoint.common_form import ResumableForm
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
 from megatron_kaiyuan.cluster.groups import agreed, told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
@@ -85,7 +86,7 @@ def _accept(folder: Path, identity: dict[str, Any]) -> list[Change]:
     Raises:
         UserError: the network or the data behind it are others.
     """
-    common = load_common(folder)
+    common = load_common(folder, ResumableForm)
     saved = common["run"]
     changes = compare(saved["config"], identity["config"])
     begun, ahead = _compare_phases(saved["phases"], identity["phases"], common["progress"]["tokens"])

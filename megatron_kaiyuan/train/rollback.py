@@ -6,6 +6,7 @@ import torch
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
+from megatron_kaiyuan.checkpoint.common_form import ResumableForm
 from megatron_kaiyuan.checkpoint.load import load_common
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import warn
@@ -54,7 +55,9 @@ def _roll_back(session: Session, result: StepResult) -> None:
     folder = layout.step_folder(run.run_dir, choice.step)
     tokens_per_step = run.train.tokens_per_step
     end = state.progress.tokens + tokens_per_step
-    first = max(load_common(folder)["progress"]["tokens"], end - run.faults.rollback_batches * tokens_per_step)
+    first = max(
+        load_common(folder, ResumableForm)["progress"]["tokens"], end - run.faults.rollback_batches * tokens_per_step
+    )
     # What the checkpoint had left out is among it: nothing is ever put back.
     left_out = [*state.progress.left_out, [first, end]]
     session.left_out.roll_back(session, result, left_out[-1], choice.step)

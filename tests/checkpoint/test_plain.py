@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     from megatron_kaiyuan.checkpoint.save import save_folder
 
     objects = {"state": ShardedObject("state", {"of": "an object"}, (1,), (0,))}
-    save_folder(tmp_path / "step_1", {**whole({"layer.weight": torch.ones(3)}), **objects, "run": {}})
+    save_folder(tmp_path / "step_1", {**whole({"layer.weight": torch.ones(3)}), **objects, "run": {"config": {}}})
     return tmp_path / "step_1"
 
 
@@ -73,7 +73,7 @@ def assert_refused(folder: Path, *words: str) -> None:
 def test_what_we_write_is_plain(folder: Path) -> None:
     from megatron_kaiyuan.checkpoint.load import load_common, load_weights
 
-    assert load_common(folder)["run"] == {}
+    assert load_common(folder)["run"] == {"config": {}}
     assert load_weights(folder)["layer.weight"].tolist() == [1, 1, 1]
 
 

@@ -68,7 +68,8 @@ def block_check(number: int, words: Iterable[int]) -> int:
 def write_phase(
     folder: Path, corpora: Mapping[str, Path], entries: Sequence[Entry], *, stride: int = 1024, packed: bool = False
 ) -> Path:
-    """A phase folder, version 2."""
+    """A phase folder, version 2. What an unpacked order names beside its corpora, wrongly, counts as the last one's."""
+    padding = sum(entry.tokens for entry in entries if entry.dataset == PADDING)
     folder.mkdir(parents=True)
     order = [entry.dataset << 48 | entry.sequence for entry in entries]
     pieces = [entry.tokens << 32 | entry.first for entry in entries]
@@ -90,11 +91,14 @@ def write_phase(
         "order": "shuffle",
         "seed": 0,
         "rank_by": "documents",
-        "documents": sum(entry.dataset != PADDING for entry in entries),
+        "documents": sum(not packed or entry.dataset != PADDING for entry in entries),
         "tokens": total,
         "stride": stride,
-        "packing": {"seq_length": 1, "padding_tokens": 0} if packed else None,
-        "corpora": [_corpus(name, prefix, number, entries) for number, (name, prefix) in enumerate(corpora.items())],
+        "packing": {"seq_length": 1, "padding_tokens": padding} if packed else None,
+        "corpora": [
+            _corpus(name, prefix, [entry for entry in entries if _owner(entry, len(corpora), packed) == number])
+            for number, (name, prefix) in enumerate(corpora.items())
+        ],
         "recipe": {},
         "files": {name: _seal(folder / name) for name in columns},
     }
@@ -102,9 +106,12 @@ def write_phase(
     return folder
 
 
-def _corpus(name: str, prefix: Path, number: int, entries: Sequence[Entry]) -> dict:
+def _owner(entry: Entry, corpora: int, packed: bool) -> int:
+    return entry.dataset if packed else min(entry.dataset, corpora - 1)
+
+
+def _corpus(name: str, prefix: Path, own: Sequence[Entry]) -> dict:
     opened = IndexedCorpus(prefix)
-    own = [entry for entry in entries if entry.dataset == number]
     return {
         "name": name,
         "path": str(prefix.resolve()),

@@ -113,13 +113,13 @@ def test_longer_than_the_manifest(copy):
 
 def test_manifest(copy):
     edit_manifest(copy, tokens=5)
-    assert "tokens.bin: ends at" in refusal(copy)
+    assert "manifest.json: says 5 tokens in one place and" in refusal(copy)
     edit_manifest(copy, version=3)
     assert "version 3, but only" in refusal(copy)
     edit_manifest(copy, format="kaiyuan-corpus")
     assert "is no phase manifest" in refusal(copy)
     write_sealed_json(copy / "manifest.json", {"format": "kaiyuan-phase", "version": 2, "name": "phase"})
-    assert "lacks checks.bin, corpora, documents, files, order.bin, stride, tokens, tokens.bin" in refusal(copy)
+    assert "manifest.json: a field is missing or wrong (order: field required); build it again" in refusal(copy)
     (copy / "manifest.json").write_text("{")
     assert "is not valid JSON" in refusal(copy)
     (copy / "manifest.json").unlink()

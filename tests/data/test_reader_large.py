@@ -104,13 +104,18 @@ def write_manifest(folder: Path, tokens: int) -> None:
         "sample": corpus.sample_fingerprint(),
         "sequences": DOCUMENTS,
         "documents": DOCUMENTS,
+        "tokens": tokens,
         "max_token_id": VOCAB - 1,
     }
-    files = {name: {"bytes": (folder / name).stat().st_size} for name in ("order.bin", "tokens.bin", "checks.bin")}
+    unread = f"xxh3:{0:032x}"
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "checksum": unread}
+        for name in ("order.bin", "tokens.bin", "checks.bin")
+    }
     for name in ("tokens.bin", "checks.bin"):
         files[name]["checksum"] = checksum(folder / name)
     manifest = {"format": "kaiyuan-phase", "version": 2, "name": "large", "documents": DOCUMENTS, "tokens": tokens}
-    manifest |= {"stride": STRIDE, "packing": None, "corpora": [entry], "files": files}
+    manifest |= {"order": "shuffle", "stride": STRIDE, "packing": None, "corpora": [entry], "files": files}
     write_sealed_json(folder / "manifest.json", manifest)
 
 

@@ -1,0 +1,48 @@
+"""What the part of a checkpoint that is the same on every rank says about its run, as far as readers rely on it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, JsonValue
+
+from megatron_kaiyuan.data.tokenizer_identity import TokenizerForm
+from megatron_kaiyuan.forms import Count, Form
+
+
+class _Phase(Form):
+    name: str
+    tokens: Count
+
+
+class _Run(Form):
+    config: dict[str, JsonValue]
+    phases: list[_Phase] = []
+    tokenizer: TokenizerForm | None = None
+    versions: dict[str, JsonValue] = {}
+
+
+class _Progress(Form):
+    step: Count
+    tokens: Count
+    skipped_steps: Count = 0
+    overflow_steps: Count = 0
+    left_out: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = []
+
+
+class CommonForm(Form):
+    """`common.pt`, of a run's checkpoint or of an average."""
+
+    run: _Run
+    progress: _Progress | None = None
+
+
+class _ResumableRun(_Run):
+    phases: list[_Phase]
+
+
+class ResumableForm(CommonForm):
+    """`common.pt` of a checkpoint from which training continues."""
+
+    run: _ResumableRun
+    progress: _Progress

@@ -1,0 +1,21 @@
+"""All targets."""
+
+from __future__ import annotations
+
+from tests.fuzz import (
+    capsule_targets,
+    checkpoint_targets,
+    phase_targets,
+    recipe_targets,
+    record_targets,
+    tokenizer_targets,
+)
+
+TARGETS = (
+    *recipe_targets.TARGETS,
+    *phase_targets.TARGETS,
+    *capsule_targets.TARGETS,
+    *checkpoint_targets.TARGETS,
+    *tokenizer_targets.TARGETS,
+    *record_targets.TARGETS,
+)
