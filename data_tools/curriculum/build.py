@@ -224,8 +224,8 @@ def _off_budget(phase: PhaseRecipe, tokens: int) -> list[str]:
     if phase.tokens == "all" or abs(tokens - phase.tokens) <= _TOLD * phase.tokens:
         return []
     return [
-        f"{phase.tokens:,} tokens were asked for, {tokens:,} are here ({tokens / phase.tokens - 1:+.1%}): documents are "
-        "whole, and the last one of a dataset crosses the budget; train.train_tokens may end within it"
+        f"{phase.tokens:,} tokens were asked for, {tokens:,} are here ({tokens / phase.tokens - 1:+.1%}): documents "
+        "are whole, and the last one of a dataset crosses the budget; train.train_tokens may end within it"
     ]
 
 
