@@ -7,7 +7,8 @@
 Simulated: mixtures as `kaiyuan mix` draws them for datasets of one size, and a held-out domain whose loss follows from
 one dataset's share by a curve with or without a jump, from the others by a slope; noise of .01 bits per byte. A jump is
 a fall of .2 within .06 of share. Scattered: two datasets at even shares, and a jump whose place is drawn for each run
-round .25, as small networks show it (`benchmarks.knowledge_jump`). FOLDER: as of `benchmarks.mixture_law`; each set of 64 of its 512 runs, each domain.
+round .25, as small networks show it (`benchmarks.knowledge_jump`). FOLDER: as of `benchmarks.mixture_law`; each set of
+64 of its 512 runs, each domain.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ from megatron_kaiyuan.research.queue import Run, run_all
 HIDDEN = (32, 64, 128)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 ENGLISH_VOCABULARY = 512
+# On one side of a jump, for a law of two datasets.
+ENOUGH_RUNS = 6
 DOMAINS = ("people", "exchanged", "english")
 NAMES = ["biographies", "english"]
 
@@ -209,7 +211,7 @@ def errors(shares_rd: Matrix, losses_r: Matrix, below: NDArray[np.bool_]) -> str
     others = np.sqrt(np.mean((left_out(shares_rd, losses_r, penalty) - losses_r) ** 2))
     parts = [f"leave-out error {others:.3f}"]
     for name, taken in (("above", below), ("below", ~below)):
-        if taken.sum() >= 3 and (~taken).any():
+        if taken.sum() >= ENOUGH_RUNS and (~taken).any():
             off = fit(shares_rd[taken], losses_r[taken])(shares_rd[~taken]) - losses_r[~taken]
             parts.append(f"{name} the jump, by the runs on the other side, {np.median(off):+.3f} in the median")
     return ", ".join(parts) + " bits per byte"

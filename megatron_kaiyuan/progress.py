@@ -69,6 +69,11 @@ class Progress:
         with self._lock:
             self._reach(done)
 
+    def make_room(self) -> None:
+        """Take the bar off the terminal until there is more to show."""
+        with self._lock:
+            self._bar.clear()
+
     def _reach(self, done: int) -> None:
         self._bar.update(done - self._done)
         self._done = done
@@ -112,6 +117,13 @@ def reading(title: str, total: int | None) -> Iterator[None]:
             yield
         finally:
             _reading = outer
+
+
+def say(line: str) -> None:
+    """Print a line of output inside the body of `reading`, in the place of the bar, which goes on below it."""
+    if _reading is not None:
+        _reading.make_room()
+    print(line, flush=True)
 
 
 def has_read(size: int) -> None:

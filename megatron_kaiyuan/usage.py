@@ -28,7 +28,8 @@ def describe_usage(error: Any, elsewhere: Mapping[str, str]) -> str:
         field = _field(error.option_name, error.ctx.info_name)
         if field or not error.possibilities:
             return f"{command}: {_field_not_option(error.option_name, field)}"
-    message = error.format_message().rstrip(".")
+    # Older versions of typer name a variable of the environment where there is none.
+    message = error.format_message().replace(" (env var: 'None')", "").rstrip(".")
     if type(error).__name__ in ("UsageError", "NoSuchCommand") and "No such command" in message:
         message = _other_program(message, elsewhere)
     return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"

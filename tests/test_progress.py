@@ -52,6 +52,21 @@ def test_a_bar_on_a_terminal_for_what_takes_longer(monkeypatch: pytest.MonkeyPat
     assert "slow" in sys.stderr.getvalue() and "3/10" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_line_of_output_takes_the_place_of_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "_DELAY_SECONDS", 1e-9)
+    with reading("verify", 10):
+        bar = progress._reading
+        assert bar is not None
+        bar._bar.refresh()
+        progress.say("step_25: whole")
+        shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "verify" in shown and shown.endswith("\r") and not shown.split("\r")[-2].strip()
+    assert capsys.readouterr().out == "step_25: whole\n"
+
+
 def test_without_a_title_nothing(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("", 10) as bar:
         seconds[0] = 1000.0

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READERS = {
     "json": r"(?<![\w.])json\.loads?\(",
     "orjson": r"\borjson\.loads\(",
-    "OmegaConf": r"\bOmegaConf\.(load|create)\(",
+    "OmegaConf": r"\bOmegaConf\.(load|create)\(|\.merge_with_dotlist\(",
     "yaml.safe_load": r"\byaml\.safe_load\(",
     "pickle.Unpickler": r"\bpickle\.Unpickler\b",
     "torch.load": r"\btorch\.load\(",

@@ -18,7 +18,7 @@ from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.paths import user_path
-from megatron_kaiyuan.progress import reading
+from megatron_kaiyuan.progress import reading, say
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
         for found, problems in verify_checkpoints(run_dir, step):
             results.append((found, problems))
             if not as_json:
-                print(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}", flush=True)
+                say(f"{found.name}: {'; '.join(problems) or f'whole, {megabytes(found.bytes)}'}")
     damaged = [found.name for found, problems in results if problems]
     if as_json:
         rows = [{"name": found.name, "step": found.step, "problems": problems} for found, problems in results]

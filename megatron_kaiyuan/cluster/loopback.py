@@ -7,7 +7,6 @@ to, a name that no one can resolve in many containers. Whoever reaches a rank's 
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from datetime import timedelta
 
@@ -22,13 +21,8 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address can be reached by this machine only. No name is resolved."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    """Whether an address is the one that `hold_store` listens at. No name is resolved."""
+    return address in (ADDRESS, "localhost")
 
 
 def hold_store(port: int, world_size: int, timeout: timedelta) -> torch.distributed.TCPStore:

@@ -92,7 +92,7 @@ def _document(path: Path, number: int, line: str) -> tuple[str, str]:
         row = json.loads(line)
         domain, text = row.get("domain", path.stem), row["text"]
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f'{path}, line {number}: wants a JSON object with "text" and "domain"') from error
+        raise UserError(f'{path}, line {number}: wants JSON lines: an object with "text" in each') from error
     if not isinstance(text, str) or not isinstance(domain, str):
         raise UserError(f'{path}, line {number}: "text" and "domain" must be strings')
     return domain, text

@@ -36,6 +36,18 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     return network.to(device).eval()
 
 
+def tokenizer_file(folder: Path) -> Path:
+    """The file of a Hugging Face tokenizer.
+
+    Raises:
+        UserError: there is none in the folder.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"{file}: tokenizer not found; name a folder with a Hugging Face tokenizer")
+    return file
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, checked against its own tokenizer.json.
 
@@ -46,9 +58,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UserError: there is none, transformers reads it differently, or it names no end-of-text token.
     """
     transformers = require("transformers", extra="eval", purpose="loading a tokenizer")
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(f"{file}: tokenizer not found; name a folder with a Hugging Face tokenizer")
+    file = tokenizer_file(folder)
     try:
         plain = read_tokenizer(file, file.read_text(encoding="utf-8"))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

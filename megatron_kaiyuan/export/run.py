@@ -14,6 +14,7 @@ from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.compare import largest_logit_difference
 from megatron_kaiyuan.export.huggingface import EXPORTED, FORMAT, export_model
+from megatron_kaiyuan.export.loading import tokenizer_file
 from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.outputs import Output, check, files_identity, identity_of, recorded_folder
 
@@ -63,8 +64,9 @@ def check_tokenizer(trained_on: Tokenizer | None, tokenizer_folder: Path, checkp
     """Compare a folder's tokenizer with the one of the corpora that a checkpoint was trained on; None: unknown.
 
     Raises:
-        UserError: they are two.
+        UserError: they are two, or there is none in the folder.
     """
+    tokenizer_file(tokenizer_folder)
     found = "unknown" if trained_on is None else compare_folder(trained_on, tokenizer_folder)
     if found == "other":
         assert trained_on is not None

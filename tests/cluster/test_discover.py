@@ -78,6 +78,14 @@ def test_slurm_step() -> None:
     assert discover({**SLURM, "SLURM_NODEID": "3", "SLURM_LOCALID": "0"}).local_world_size == 1
 
 
+def test_slurm_step_on_one_node_needs_no_name() -> None:
+    one_node = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    rank = discover({**one_node, "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "node007"})
+    assert (rank.local_world_size, rank.master_address) == (2, "127.0.0.1")
+    chosen = {**one_node, "SLURM_NODEID": "0", "MASTER_ADDR": "10.0.0.7"}
+    assert discover(chosen).master_address == "10.0.0.7"
+
+
 def test_slurm_batch_script_is_a_single_process() -> None:
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODELIST": "node[1-2]"}
     rank = discover(batch)

@@ -168,6 +168,9 @@ def test_export_refuses_another_tokenizer_and_reports_an_unknown_one(
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="theirs: is not the tokenizer that made the corpora of step_10"):
         check_tokenizer(tokenizer_of_corpus(corpora["one"]), folders / "theirs", checkpoint)
+    with pytest.raises(UserError, match=r"nowhere/tokenizer.json: tokenizer not found"):
+        check_tokenizer(tokenizer_of_corpus(corpora["one"]), folders / "nowhere", checkpoint)
+    assert capsys.readouterr().err == "", "it is not there, which is not to be unknown"
     check_tokenizer(None, folders / "theirs", checkpoint)
     assert "cannot be compared with the tokenizer of step_10's corpora" in capsys.readouterr().err
 

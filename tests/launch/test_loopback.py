@@ -26,7 +26,7 @@ def open_sockets(job: Job) -> dict[str, set[str]]:
             for connection in one.net_connections("inet"):
                 is_datagram = connection.status == psutil.CONN_NONE
                 if connection.laddr and (connection.status == psutil.CONN_LISTEN or is_datagram):
-                    found.setdefault(" ".join(one.cmdline()[:4]), set()).add(connection.laddr.ip)
+                    found.setdefault(" ".join(one.cmdline()[:8]), set()).add(connection.laddr.ip)
     return found
 
 
