@@ -156,6 +156,9 @@ def preprocess(
     max_row_bytes: Annotated[
         int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
     ] = MAX_ROW_BYTES,
+    held_out: Annotated[
+        float, typer.Option(help="share of the documents for {output_prefix}.heldout_{json_key}_document; 0: none")
+    ] = 0.0,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[
@@ -199,6 +202,7 @@ def preprocess(
         max_characters,
         tokenizer_engine,
         max_row_bytes,
+        held_out,
     )
     totals = write(inputs, output_prefix, settings, chosen, max_bad_rows, task_bytes, merge_only, force)
     if totals.tokenizer_engine and chosen.is_first:

@@ -34,6 +34,8 @@ from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
 from megatron_kaiyuan.progress import Progress
 
 PHASE = "a phase"
+# How far from its budget a phase may be before that is told.
+_TOLD = 0.01
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,18 @@ def _write(phase: PhaseRecipe, sources: Sequence[Source], builder: Builder, fold
     shown = phase_profile(tokens, profiles)
     write_json(temporary / "profile.json", packed_profile(shown, temporary, packing) if packing else shown)
     manifest = phase_manifest(phase, sources, kept, counts, missing, packing, folder, temporary)
-    return _Written(manifest, counts, [str(found) for found in missing if found.documents] + plan.warnings, packing)
+    notes = [str(found) for found in missing if found.documents] + plan.warnings + _off_budget(phase, tokens)
+    return _Written(manifest, counts, notes, packing)
+
+
+def _off_budget(phase: PhaseRecipe, tokens: int) -> list[str]:
+    """A line where whole documents make another number of tokens than the phase asks for."""
+    if phase.tokens == "all" or abs(tokens - phase.tokens) <= _TOLD * phase.tokens:
+        return []
+    return [
+        f"{phase.tokens:,} tokens were asked for, {tokens:,} are here ({tokens / phase.tokens - 1:+.1%}): documents "
+        "are whole, and the last one of a dataset crosses the budget; train.train_tokens may end within it"
+    ]
 
 
 def earlier_phase(output: Output) -> str | None:

@@ -21,6 +21,7 @@ from data_tools.engines.local import LocalEngine
 from data_tools.engines.ranks import Pause, claim_order
 from data_tools.engines.spark import SparkEngine
 from data_tools.engines.stage import Engine
+from data_tools.preprocessing.held_out import corpus_prefixes
 from data_tools.preprocessing.joining import (
     Done,
     are_made,
@@ -91,7 +92,8 @@ def preprocess(
     merge_only: bool = False,
     force: bool = False,
 ) -> Totals:
-    """Write the corpus `{output_prefix}_{key}_document` for each json key.
+    """Write the corpus `{output_prefix}_{key}_document` for each json key, and `{output_prefix}.heldout_{key}_document`
+    where documents are held out.
 
     Args:
         inputs: files, folders, patterns or URLs.
@@ -111,17 +113,15 @@ def preprocess(
     require_name(output_prefix, "--output-prefix")
     files = find_inputs(inputs, quiet=not engine.is_first)
     # What is in the way is found before the tokenizer is loaded and its engine proven.
-    prefixes = [output_prefix.with_name(f"{output_prefix.name}_{key}_document") for key in settings.json_keys]
+    holds = corpus_prefixes(output_prefix, settings)
+    prefixes = list(holds)
     bad_rows = Output(
         output_prefix.with_name(f"{output_prefix.name}.bad_rows.jsonl"), "a list of bad rows", "--output-prefix", "file"
     )
     check(bad_rows, "", earlier_bad_rows)
     tokenizer = TextTokenizer(settings.tokenizer, settings.eod_token, settings.tokenizer_engine)
     description = tokenizer.description()
-    identities = {
-        prefix: work_identity(files, settings, description, key)
-        for key, prefix in zip(settings.json_keys, prefixes, strict=True)
-    }
+    identities = {prefix: work_identity(files, settings, description, what) for prefix, what in holds.items()}
     groups = cut_groups(files, settings, description, task_bytes)
     for key in unscored_keys(files, settings) if engine.is_first and not merge_only else ():
         print(
@@ -150,7 +150,7 @@ def preprocess(
             joined = joined_earlier(work.shards, identities, groups)
             if joined is None:
                 done = work.collect() if merge_only else work.do()
-                _refuse_empty(files, [record for _, record in done])
+                _refuse_empty(files, settings, [record for _, record in done])
                 _refuse_unscored(settings, [record for _, record in done])
                 join(work.shards, identities, done, bad_rows.path)
                 joined = [record for _, record in done]
@@ -281,6 +281,8 @@ def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
     ):
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
+    if not 0 <= settings.held_out < 1:
+        raise UserError(f"--held-out {settings.held_out:g}: must be at least 0 and below 1, as 0.01")
     if settings.text_documents not in ("line", "file"):
         raise UserError(f"--text-documents {settings.text_documents}: is not known; use line or file")
     if settings.text_column and len(settings.json_keys) > 1:
@@ -291,7 +293,7 @@ def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
         raise UserError(f"--json-keys {odd[0]}: becomes part of a file's name, which cannot hold '/'; rename the field")
 
 
-def _refuse_empty(files: Sequence[InputFile], records: Sequence[Record]) -> None:
+def _refuse_empty(files: Sequence[InputFile], settings: Settings, records: Sequence[Record]) -> None:
     """No document is no corpus: the input is not what it was taken for.
 
     Raises:
@@ -305,6 +307,13 @@ def _refuse_empty(files: Sequence[InputFile], records: Sequence[Record]) -> None
         raise UserError(
             f"{files[0].name}{more}: no document in {rows:,} rows{left_out}; name input that holds text in the fields "
             "of --json-keys"
+        )
+    held_out = sum(record.held_out for record in records)
+    sequences = sum(record.sequences for record in records)
+    if settings.held_out and held_out in (0, sequences):
+        raise UserError(
+            f"--held-out {settings.held_out:g}: holds out {held_out:,} of {sequences:,} documents; give a larger share "
+            "of few documents, or a smaller one where it takes all"
         )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.preprocessing.encoding import Encoded, encode_rows
+from data_tools.preprocessing.held_out import split_rows
 from data_tools.preprocessing.progress import Meter
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.columns import column_rows
@@ -42,6 +43,7 @@ class Record:
         skipped: rows that are in no corpus, by reason; an empty text counts for each json key.
         bad_rows: how many of them were bad.
         missing_scores: documents without a score, by its name; over the json keys.
+        held_out: sequences that are held out, over the json keys.
     """
 
     rows: int = 0
@@ -51,6 +53,7 @@ class Record:
     skipped: Counter[str] = field(default_factory=Counter)
     bad_rows: int = 0
     missing_scores: Counter[str] = field(default_factory=Counter)
+    held_out: int = 0
 
 
 def record_from(content: dict[str, Any]) -> Record:
@@ -159,19 +162,35 @@ class ShardWriter:
             before = 0
             for number, task in enumerate(group.tasks):
                 for rows in _read(task, self.settings):
-                    encoded = encode_rows(self.tokenizer, rows, self.settings.append_eod)
-                    self._note(rows, group, number, record, bad_file)
-                    for key, writer in zip(self.settings.json_keys, writers, strict=True):
-                        self._add(key, rows, encoded[key], writer, record)
+                    self._take(rows, group, number, record, writers, bad_file)
                     self.meter.advance(before + rows.read - task.start, len(rows.domains), record.tokens)
                 require_unchanged(task.file)
                 before += task.size
             for writer in writers:
                 writer.skipped.update(record.skipped)
         record.sequences = sum(writer.sequences for writer in writers)
+        record.held_out = sum(writer.sequences for writer in writers[len(self.settings.json_keys) :])
         record.skipped["empty text"] += sum(writer.skipped["empty text"] for writer in writers)
         write_json(self.shards.record_path(group), vars(record))
         return record
+
+    def _take(
+        self,
+        rows: Rows,
+        group: Group,
+        number: int,
+        record: Record,
+        writers: Sequence[CorpusWriter],
+        bad_file: IO[str],
+    ) -> None:
+        """Encode a batch of rows of a task, and put each into the corpora of its split."""
+        splits = split_rows(rows, self.settings)
+        encoded = [encode_rows(self.tokenizer, split, self.settings.append_eod) for split in splits]
+        rows.bad = sorted(place for split in splits for place in split.bad)
+        self._note(rows, group, number, record, bad_file)
+        places = ((split, key) for split in range(len(splits)) for key in self.settings.json_keys)
+        for (split, key), writer in zip(places, writers, strict=True):
+            self._add(key, splits[split], encoded[split][key], writer, record)
 
     def _add(self, key: str, rows: Rows, encoded: Encoded, writer: CorpusWriter, record: Record) -> None:
         if not rows.texts[key]:

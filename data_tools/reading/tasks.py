@@ -44,6 +44,7 @@ class Settings:
         text_documents: what is a document in plain text, "line" or "file".
         max_characters: rows with a longer text are left out; 0 for no limit.
         tokenizer_engine: how to encode; the result does not depend on it.
+        held_out: share of the documents that go into a corpus of their own, by a hash of the text; 0 for none.
         max_row_bytes: a longer line, or row of texts in Parquet, is a bad row and is not held; 0 for no limit.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     max_characters: int = 0
     tokenizer_engine: str = "auto"
     max_row_bytes: int = MAX_ROW_BYTES
+    held_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def _check_task_bytes(files: Sequence[InputFile], settings: Settings, task_bytes
 def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     """What the content of shards depends on beside the input; the tokenizer's description stands for its settings."""
     about = {**asdict(settings), **tokenizer, "version": _SHARD_VERSION}
+    if not settings.held_out:
+        del about["held_out"]
     return {name: value for name, value in about.items() if name not in ("tokenizer", "eod_token", "tokenizer_engine")}
 
 

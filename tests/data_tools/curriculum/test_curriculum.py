@@ -238,6 +238,23 @@ def test_an_optional_dataset_may_be_absent_or_empty(corpora, tmp_path, is_there)
         build_phase(phase_recipe(absent), prefixes, tmp_path / "other", 1)
 
 
+def test_a_phase_that_whole_documents_carry_past_its_budget_is_reported(tmp_path):
+    lengths = np.array([10] * 40 + [400], np.int32)
+    prefix = large_corpus(tmp_path / "long", lengths, np.zeros(len(lengths)))
+    told = []
+    for seed in range(40):
+        recipe = phase_recipe({"corpus": "long"}, order="shuffle", seed=seed, tokens=500)
+        built = build_phase(recipe, {"long": prefix}, tmp_path / str(seed), 1)
+        assert 500 <= built.tokens < 900
+        told.append(bool(built.notes))
+        assert told[-1] == (built.tokens > 505)
+        if told[-1]:
+            assert (
+                f"500 tokens were asked for, {built.tokens} are here (+{built.tokens / 500 - 1:.1%})" in built.notes[0]
+            )
+    assert any(told) and not all(told)
+
+
 def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
     (tmp_path / "phase").mkdir()
     (tmp_path / "phase/thesis.tex").write_text("years of work")
