@@ -15,7 +15,9 @@ import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.task_selection import (
@@ -27,6 +29,7 @@ from megatron_kaiyuan.evaluate.task_selection import (
     task_manager,
 )
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.outputs import identity_of
 
 if TYPE_CHECKING:
@@ -235,6 +238,17 @@ def read_task(path: Path) -> ClozeTask:
         UserError: the file is missing, damaged or something else.
     """
     content = read_sealed_json(path, "task in cloze form")
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path}: is not a task in cloze form; give the command that made it again")
-    return ClozeTask(content["name"], tuple(Item(item["context"], item["answer"]) for item in content["items"]))
+    form = require_form(path, content, _TaskForm, "give the command that made it again")
+    return ClozeTask(form.name, tuple(Item(item.context, item.answer) for item in form.items))
+
+
+class _ItemForm(Form):
+    context: str
+    # Without a byte to divide by there is no measure.
+    answer: Annotated[str, Field(pattern=r"\S")]
+
+
+class _TaskForm(Form):
+    format: Literal["kaiyuan-cloze-task"]
+    name: str
+    items: Annotated[list[_ItemForm], Field(min_length=1)]
