@@ -15,7 +15,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -231,6 +231,17 @@ def task_path(task: ClozeTask, folder: Path) -> Path:
     return folder / f"{task.name}-{task.identity[:16]}.json"
 
 
+class _Item(Form):
+    context: str
+    # Without a byte to divide by there is no measure.
+    answer: Annotated[str, Field(pattern=r"\S")]
+
+
+class _Task(Form):
+    name: str
+    items: Annotated[list[_Item], Field(min_length=1)]
+
+
 def read_task(path: Path) -> ClozeTask:
     """A task that `write_task` wrote.
 
@@ -238,17 +249,7 @@ def read_task(path: Path) -> ClozeTask:
         UserError: the file is missing, damaged or something else.
     """
     content = read_sealed_json(path, "task in cloze form")
-    form = require_form(path, content, _TaskForm, "give the command that made it again")
-    return ClozeTask(form.name, tuple(Item(item.context, item.answer) for item in form.items))
-
-
-class _ItemForm(Form):
-    context: str
-    # Without a byte to divide by there is no measure.
-    answer: Annotated[str, Field(pattern=r"\S")]
-
-
-class _TaskForm(Form):
-    format: Literal["kaiyuan-cloze-task"]
-    name: str
-    items: Annotated[list[_ItemForm], Field(min_length=1)]
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path}: is not a task in cloze form; give the command that made it again")
+    require_form(path, content, _Task, "give the command that made it again")
+    return ClozeTask(content["name"], tuple(Item(item["context"], item["answer"]) for item in content["items"]))

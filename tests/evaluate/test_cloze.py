@@ -179,7 +179,10 @@ def test_the_same_items_are_the_same_file(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         read_task(path)
     whole = {"format": "kaiyuan-cloze-task", "name": "options", "items": [{"context": "", "answer": " a"}]}
-    for field, value in (("format", "else"), ("name", 3), ("items", []), ("items", [{"context": "", "answer": " "}])):
+    write_sealed_json(tmp_path / "other.json", {**whole, "format": "else"})
+    with pytest.raises(UserError, match=r"other\.json: is not a task in cloze form"):
+        read_task(tmp_path / "other.json")
+    for field, value in (("name", 3), ("items", []), ("items", [{"context": "", "answer": " "}])):
         write_sealed_json(tmp_path / "other.json", {**whole, field: value})
         with pytest.raises(UserError, match=rf"other\.json: a field is missing or wrong \({field}"):
             read_task(tmp_path / "other.json")
