@@ -15,7 +15,9 @@ import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.task_selection import (
@@ -231,12 +233,13 @@ def task_path(task: ClozeTask, folder: Path) -> Path:
 
 class _Item(Form):
     context: str
-    answer: str
+    # Without a byte to divide by there is no measure.
+    answer: Annotated[str, Field(pattern=r"\S")]
 
 
 class _Task(Form):
     name: str
-    items: list[_Item]
+    items: Annotated[list[_Item], Field(min_length=1)]
 
 
 def read_task(path: Path) -> ClozeTask:

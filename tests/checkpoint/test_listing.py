@@ -87,6 +87,6 @@ def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError):
             action()
     # A run means its newest step.
-    assert listing.checkpoint_named(run_dir, str(run_dir)).folder == layout.step_folder(run_dir, 10)
+    assert listing.checkpoint_named(run_dir, str(run_dir)).folder == layout.step_folder(run_dir, 20)
     assert listing.checkpoint_named(run_dir, "10").folder == layout.step_folder(run_dir, 10)
     assert listing.checkpoint_named(run_dir, str(run_dir / "checkpoints" / "step_0")).folder.name == "step_0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from megatron_kaiyuan.evaluate.heldout import predictor_of_transformers
 from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
+from megatron_kaiyuan.files import write_sealed_json
 from tests.evaluate.local_tasks import DOCUMENTS, write_tasks
 from tests.evaluate.tiny_model import write_model, write_tokenizer
 
@@ -178,6 +178,11 @@ def test_the_same_items_are_the_same_file(folder: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("number 3", "number 4"))
     with pytest.raises(UserError, match="damaged"):
         read_task(path)
-    (tmp_path / "other.json").write_text(json.dumps({"format": "else"}))
-    with pytest.raises(UserError, match=r"other\.json"):
+    whole = {"format": "kaiyuan-cloze-task", "name": "options", "items": [{"context": "", "answer": " a"}]}
+    write_sealed_json(tmp_path / "other.json", {**whole, "format": "else"})
+    with pytest.raises(UserError, match=r"other\.json: is not a task in cloze form"):
         read_task(tmp_path / "other.json")
+    for field, value in (("name", 3), ("items", []), ("items", [{"context": "", "answer": " "}])):
+        write_sealed_json(tmp_path / "other.json", {**whole, field: value})
+        with pytest.raises(UserError, match=rf"other\.json: a field is missing or wrong \({field}"):
+            read_task(tmp_path / "other.json")
