@@ -42,13 +42,25 @@ from megatron_kaiyuan.research.mixture.reach import Jump, jumps
 from megatron_kaiyuan.research.queue import Run, run_all
 
 HIDDEN = (32, 64, 128)
-SHARES = (*(round(0.05 + 0.025 * at, 3) for at in range(18)), 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 ENGLISH_VOCABULARY = 512
 DOMAINS = ("people", "exchanged", "english")
 NAMES = ["biographies", "english"]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    given, began = parse(arguments), time.time()
+    with tempfile.TemporaryDirectory() as name:
+        table = train(given.folder or Path(name), given)
+    by_size = [[row for row in table if row["hidden"] == hidden] for hidden in given.hidden]
+    places = [report(rows) for rows in by_size]
+    for smaller, larger in pairwise(by_size):
+        print(differences(smaller, larger))
+    print(moves([rows[0]["parameters"] for rows in by_size], places))
+    print(f"{len(table)} runs; {time.time() - began:.0f} s, load {os.getloadavg()[0]:.0f}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="sizes of the networks' layers")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the biographies")
@@ -56,14 +68,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=262_144, help="of each run")
     parser.add_argument("--slots", type=int, help="runs at the same time; default: one a core")
     parser.add_argument("--folder", type=Path, help="keep all of it there, and continue")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        began = time.time()
-        table = train(given.folder or Path(name), given)
-        by_size = [[row for row in table if row["hidden"] == hidden] for hidden in given.hidden]
-        places = [report(rows) for rows in by_size]
-        print(moves([rows[0]["parameters"] for rows in by_size], places))
-        print(f"{len(table)} runs; {time.time() - began:.0f} s, load {os.getloadavg()[0]:.0f}")
+    return parser.parse_args(arguments)
 
 
 def train(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -73,7 +78,7 @@ def train(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     runs = []
     for hidden in given.hidden:
         recipe = folder / f"network_{hidden}.yaml"
-        recipe.write_text(yaml.safe_dump(network(hidden, vocabulary)))
+        recipe.write_text(yaml.safe_dump(network(hidden, vocabulary, given.tokens)))
         for share in given.shares:
             phase = build(folder, share, given.tokens)
             runs.append(
@@ -140,7 +145,7 @@ def build(folder: Path, share: float, tokens: int) -> Path:
     return build_phase(phase, corpora, folder / "phases" / name, 1).folder
 
 
-def network(hidden: int, vocabulary: int) -> dict[str, Any]:
+def network(hidden: int, vocabulary: int, tokens: int) -> dict[str, Any]:
     """A recipe of two layers. Sub-layers begin at full size: so short a run would not wait for their gains to grow."""
     shape = {"hidden_size": hidden, "ffn_hidden_size": 3 * hidden, "kv_channels": max(hidden // 4, 8)}
     decay = {"final_lr": 5e-4, "decay_fraction": 0.5, "decay_shape": "linear"}
@@ -158,7 +163,7 @@ def network(hidden: int, vocabulary: int) -> dict[str, Any]:
         },
         "data": {"phases": [{"path": "unused", "peak_lr": 1e-2, **decay}]},
         "train": {"seq_length": 128, "micro_batch_size": 4, "global_batch_size": 4},
-        "optimizer": {"warmup_tokens": 8192, "weight_decay": 0.0},
+        "optimizer": {"warmup_tokens": tokens // 32, "weight_decay": 0.0},
         "monitor": {"activations_every_steps": 0, "log_every_steps": 20},
     }
 
@@ -208,6 +213,16 @@ def errors(shares_rd: Matrix, losses_r: Matrix, below: NDArray[np.bool_]) -> str
             off = fit(shares_rd[taken], losses_r[taken])(shares_rd[~taken]) - losses_r[~taken]
             parts.append(f"{name} the jump, by the runs on the other side, {np.median(off):+.3f} in the median")
     return ", ".join(parts) + " bits per byte"
+
+
+def differences(smaller: Sequence[dict[str, Any]], larger: Sequence[dict[str, Any]]) -> str:
+    """What the larger network gains on each domain: the same at all shares, or much more where it alone has jumped."""
+    parts = []
+    for domain in ("people", "english"):
+        gains = [(small[domain] - large[domain], small["share"]) for small, large in zip(smaller, larger, strict=True)]
+        (least, at_least), (most, at_most) = min(gains), max(gains)
+        parts.append(f"{domain} {least:+.3f} (share {at_least:g}) to {most:+.3f} (share {at_most:g})")
+    return f"hidden {larger[0]['hidden']} gains on {smaller[0]['hidden']}, bits per byte: {', '.join(parts)}"
 
 
 def moves(sizes: Sequence[int], places: Sequence[float | None]) -> str:

@@ -197,7 +197,10 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="documents of each of --tasks; default: all")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each of --tasks; default: all"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
     ] = None,

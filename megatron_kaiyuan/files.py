@@ -210,7 +210,11 @@ def remove_leftovers(target: Path) -> None:
 
 def _finish(journal: Path) -> None:
     folder = journal.parent
-    listed = read_sealed_json(journal, "journal of names")["publish"]
+    listed = read_sealed_json(journal, "journal of names").get("publish")
+    if listed is None or not _are_names(listed):
+        raise UserError(
+            f"{journal}: is no journal of names; move it away, and look which of the files beside it are new"
+        )
     triples = [(folder / new, folder / final, folder / old) for new, final, old in listed]
     left = [triple for triple in triples if os.path.lexists(triple[0])]  # the others got their names before a kill
     for _, final, old in reversed(left):
@@ -228,6 +232,16 @@ def _finish(journal: Path) -> None:
     fsync_path(folder)
     for _, _, old in triples:
         remove(old)
+
+
+def _are_names(listed: Any) -> bool:
+    """Whether a journal holds what `publish` writes: names of files in its folder, three by three."""
+    if not isinstance(listed, list) or not all(isinstance(names, list) and len(names) == 3 for names in listed):
+        return False
+    names = [name for triple in listed for name in triple]
+    return all(isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names) and not (
+        "\0" in "".join(names) or len(set(names)) < len(names)
+    )
 
 
 def _take_back(journal: Path, triples: Sequence[tuple[Path, Path, Path]]) -> None:
@@ -271,10 +285,33 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(second))
 
 
+def require_utf8(path: str | Path) -> None:
+    """Refuse a path that no record can hold.
+
+    Raises:
+        UserError: its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = _shown(str(path))
+        raise UserError(f"{name}: its name is not UTF-8, so that no manifest can record it; rename it") from None
+
+
+def _shown(path: str) -> str:
+    # Bytes that are not UTF-8 are halves of surrogate pairs in Python's paths.
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def write_text(target: Path, text: str) -> None:
     """Write a whole text file atomically."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        part = text[max(error.start - 40, 0) : error.end].rpartition('"')[2]
+        raise UserError(f"{target}: cannot record {_shown(part)}..., which is not UTF-8; rename it") from error
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(target: Path, content: Any) -> None:

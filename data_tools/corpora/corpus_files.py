@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megatron_kaiyuan.data.indexed import bin_path, idx_path
+from megatron_kaiyuan.data.indexed import beside, bin_path, idx_path
 from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, settle, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, journal_of, require_name
@@ -29,12 +29,12 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 def metadata_path(prefix: Path) -> Path:
     """The per-sequence metadata of a corpus."""
-    return prefix.with_name(f"{prefix.name}.meta.parquet")
+    return beside(prefix, ".meta.parquet")
 
 
 def manifest_path(prefix: Path) -> Path:
     """The manifest of a corpus, its last written file."""
-    return prefix.with_name(f"{prefix.name}.manifest.json")
+    return beside(prefix, ".manifest.json")
 
 
 def sealed_paths(prefix: Path) -> list[Path]:

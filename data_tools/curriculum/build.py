@@ -23,7 +23,7 @@ from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
-from data_tools.curriculum.source import Source
+from data_tools.curriculum.source import Source, check_dataset
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path, map_lengths
 from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
@@ -114,6 +114,10 @@ def build_phases(
         UserError: as `build_phase`, or two tokenizers made the corpora.
     """
     _check_tokenizers(corpora, phases)
+    for phase in phases:
+        # Of all of them now, not after hours of building those before it.
+        for dataset in _present(phase, corpora):
+            check_dataset(dataset, corpora[dataset.corpus])
     with ExitStack() as claims:
         # All at once, so that of two recipes built into one folder at the same time one gets every phase, and always
         # in the order of their names, so that neither waits for the other.

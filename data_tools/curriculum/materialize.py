@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools import _index
-from data_tools.corpora.corpus_files import manifest_path, write_errors
+from data_tools.corpora.corpus_files import manifest_path, read_manifest, write_errors
 from data_tools.curriculum.recipe import PhaseRecipe, load_order
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import publish, read_json, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.files import publish, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
 from megatron_kaiyuan.progress import Progress
 
@@ -172,11 +173,11 @@ def _dtype_name(prefix: Path) -> str:
 
 
 def _tokenizer(prefix: Path) -> str:
-    manifest = read_json(manifest_path(prefix), "corpus manifest")
-    try:
-        return str(manifest["tokenizer"]["fingerprint"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{manifest_path(prefix)}: names no tokenizer; make the corpus again") from error
+    return str(read_manifest(prefix)["tokenizer"]["fingerprint"])
+
+
+class _Record(Form):
+    identity: str
 
 
 def _record_path(output: Path) -> Path:
@@ -193,4 +194,4 @@ def _earlier(output: Output) -> str | None:
         content = {}
     if content.get("format") != _FORMAT:
         raise output.in_the_way(there[0])
-    return str(content["identity"])
+    return require_form(_record_path(output.path), content, _Record, "move it away, or name another --output").identity

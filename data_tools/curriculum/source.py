@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_tools import _index
-from data_tools.corpora.corpus import manifest_path, metadata_path
+from data_tools.corpora.corpus_files import manifest_path, metadata_path, read_manifest
 from data_tools.curriculum.recipe import DatasetRecipe, nearest
 from megatron_kaiyuan.data.indexed import HEADER, IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.tokenizer_identity import tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import read_json
 
 # Rows read at a time: the lengths and scores of one piece are 3 MB.
 _ROWS = 1 << 18
@@ -47,7 +46,7 @@ class Source:
         except ValueError as error:
             raise UserError(f"{self._index}: {error}; make the corpus again") from error
         if recipe.score is not None:
-            self._check_scores(metadata_path(prefix), recipe.score)
+            _check_scores(self.corpus, recipe.score)
 
     @property
     def name(self) -> str:
@@ -65,8 +64,8 @@ class Source:
 
     def max_token_id(self) -> int | None:
         """From the corpus manifest; a stock Megatron corpus has none, and scanning its tokens would take hours."""
-        path = manifest_path(self.corpus.prefix)
-        return read_json(path, "corpus manifest").get("max_token_id") if path.is_file() else None
+        prefix = self.corpus.prefix
+        return read_manifest(prefix)["max_token_id"] if manifest_path(prefix).is_file() else None
 
     def _sizes(self) -> Iterator[tuple[None, int]]:
         for first in range(0, len(self.corpus), _ROWS):
@@ -82,24 +81,43 @@ class Source:
         except (OSError, ValueError) as error:  # pyarrow's errors derive from these
             raise _unreadable(path, error) from error
 
-    def _check_scores(self, path: Path, column: str) -> None:
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, rows = file.schema_arrow, file.metadata.num_rows
-        except FileNotFoundError as error:
-            message = f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess"
-            raise UserError(message) from error
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
-        if column not in schema.names:
-            known = [field.name for field in schema if pa.types.is_floating(field.type)]
-            raise UserError(f"{path}: unknown score column {column!r}; {nearest(column, known)}")
-        kind = schema.field(column).type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise UserError(f"{path}: column {column!r} holds no numbers; name a score column")
-        if rows != len(self.corpus):
-            raise UserError(f"{path}: {rows} rows for {len(self.corpus)} sequences; make the corpus again")
-
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be read as Parquet ({error}); make the corpus again")
+
+
+def check_dataset(recipe: DatasetRecipe, prefix: Path) -> None:
+    """What a phase needs of a corpus, as far as headers tell: that it is there, and its score.
+
+    Raises:
+        UserError: the corpus is missing or damaged, or has no such score.
+    """
+    corpus = IndexedCorpus(prefix, check=None)
+    if recipe.score is not None:
+        _check_scores(corpus, recipe.score)
+
+
+def _check_scores(corpus: IndexedCorpus, column: str) -> None:
+    path = metadata_path(corpus.prefix)
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except FileNotFoundError as error:
+        message = f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess"
+        raise UserError(message) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if column not in schema.names:
+        known = [field.name for field in schema if pa.types.is_floating(field.type)]
+        add = nearest(column, known)
+        if not known:
+            add = (
+                f"it has none: name the field of the text to preprocess, as --score-keys {column}, or add a score with "
+                "kaiyuan-data score --corpus"
+            )
+        raise UserError(f"{path}: unknown score column {column!r}; {add}")
+    kind = schema.field(column).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise UserError(f"{path}: column {column!r} holds no numbers; name a score column")
+    if rows != len(corpus):
+        raise UserError(f"{path}: {rows} rows for {len(corpus)} sequences; make the corpus again")

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from data_tools.dedup.scopes import SignedShard
 from data_tools.dedup.signing import SUFFIXES, Sign
@@ -22,13 +24,54 @@ from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile
 from data_tools.reading.tasks import Settings, Task
 from data_tools.steps.folder import link
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import atomic_path, read_sealed_json
+from megatron_kaiyuan.forms import Count, FileName, Form, PathText, Recorded, require_form
 from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder, write_record
 
 FORMAT = "kaiyuan-dedup-index"
 _COUNTS = ("documents", "signed", "hashed")
 _READING = ("json_keys", "text_column", "text_documents", "max_characters")
+
+
+class _InputFile(Form):
+    model_config = ConfigDict(extra="forbid")
+    name: PathText
+    format: Literal["json", "parquet", "text"]
+    packing: str
+    size: Count
+    version: str
+
+
+class _Task(Form):
+    model_config = ConfigDict(extra="forbid")
+    start: Count
+    stop: Count
+    name: FileName
+
+
+class _Shard(Form):
+    dataset: Annotated[Count, Field(lt=100_000)]
+    number: Count
+    name: str
+    file: _InputFile
+    task: _Task
+    documents: Count
+    signed: Count
+    hashed: Count
+
+
+class _Reading(Form):
+    json_keys: list[str]
+    text_column: str | None
+    text_documents: str
+    max_characters: Count
+
+
+class _Manifest(Recorded):
+    recipe: Annotated[list[Any], Field(min_length=6, max_length=6)]
+    reading: _Reading
+    shards: list[_Shard]
 
 
 @contextmanager
@@ -114,6 +157,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_sealed_json(folder / RECORD, "index of deduplication")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder}: is no index of deduplication; name a folder that dedup --index wrote")
+    require_form(folder / RECORD, manifest, _Manifest, "copy it again, or make the index again")
     return manifest
 
 
@@ -121,17 +165,20 @@ def _require_same_recipe(folder: Path, manifest: dict[str, Any], sign: Sign) -> 
     # The score is of no account: what an index holds stays anyway.
     def compared(identity: Sequence[Any]) -> list[Any]:
         version, recipe_version, recipe, _, exact_only, _ = identity
-        return [version, recipe_version, None if exact_only else recipe, exact_only]
+        return [version, recipe_version, None if exact_only or not isinstance(recipe, dict) else recipe, exact_only]
 
     there, here = compared(manifest["recipe"]), compared(sign.identity())
     if there[:2] != here[:2]:
         raise UserError(f"{folder}: was made by another version of this program; make the index again")
     if there[3] != here[3]:
         raise UserError(f"{folder}: was made {'with' if there[3] else 'without'} --exact-only; use the same here")
-    differing = [name for name in here[2] or () if there[2].get(name) != here[2][name]]
+    theirs = there[2] or {}
+    differing = [name for name in here[2] or () if theirs.get(name) != here[2][name]]
     if differing:
         name = differing[0]
-        raise UserError(f"{folder}: was made with --{name} {there[2].get(name)}, not {here[2][name]}; use the same")
+        raise UserError(
+            f"{folder}: was made with --{name} {excerpt(theirs.get(name))}, not {here[2][name]}; use the same"
+        )
 
 
 def _reading(settings: Settings) -> dict[str, Any]:

@@ -28,7 +28,15 @@ from data_tools.scores.parse import parse_scorers
 from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
 from data_tools.scores.steps import FilterStep, MaskStep, NumbersStep, ScoreStep, add_column
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
-from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, stage_of, summary, workplace
+from data_tools.steps.folder import (
+    Workplace,
+    publish_documents,
+    refuse_bad_rows,
+    refuse_empty,
+    stage_of,
+    summary,
+    workplace,
+)
 from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import DOCUMENTS, LEFT_OUT, ApplySteps, ShardFile
 from data_tools.steps.step import DROPPED, Step, column_list, steps_identity
@@ -90,6 +98,7 @@ def score_documents(
             stage = stage_of(place, "score", ApplySteps(plan.steps, settings, options.max_bad_rows), shards)
             records = engine.run(stage)
             refuse_bad_rows(shards, records, options.max_bad_rows)
+            refuse_empty(shards, records)
             if plan.quantiles:
                 stage, records = _add_quantiles(plan, place, stage, records, engine)
             stage, records = one_schema(place, stage, records, engine)

@@ -14,6 +14,7 @@ from data_tools.scores.train_linear import check_settings, train_linear
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.forms import FileEntry, Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of
 
 _FORMAT = "kaiyuan-linear-scorer"
@@ -92,6 +93,11 @@ def _record_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
+class _Record(Form):
+    identity: str
+    file: FileEntry
+
+
 def _earlier(output: Output) -> str | None:
     """Recognises a classifier by the record beside it, see `outputs.Earlier`."""
     model, record = output.files
@@ -103,9 +109,10 @@ def _earlier(output: Output) -> str | None:
         raise output.in_the_way(model if model.exists() else record) from None
     if about.get("format") != _FORMAT:
         raise output.in_the_way(record)
-    if model.exists() and checksum(model) != about["file"]["checksum"]:
+    recorded = require_form(record, about, _Record, "move it away, or name another --output")
+    if model.exists() and checksum(model) != recorded.file.checksum:
         raise output.in_the_way(model, "was changed after it was written")
-    return str(about["identity"])
+    return recorded.identity
 
 
 def _texts(datasets: Sequence[Dataset], settings: Settings) -> Iterator[str]:

@@ -24,6 +24,7 @@ from data_tools.reading.text import BadPlace
 from data_tools.steps.shards import COLUMNS, DOCUMENTS, LEFT_OUT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Count, Form, Recorded, require_form
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import RECORD, Earlier, Output, check, claim, recorded_folder
 
@@ -157,6 +158,22 @@ def refuse_bad_rows(shards: Sequence[Shard], records: Sequence[Record], max_bad_
                 raise too_many(shard.task, BadPlace(**bad), count, max_bad_rows)
 
 
+def refuse_empty(shards: Sequence[Shard], records: Sequence[Record]) -> None:
+    """Stop when no shard has a document: the input is not what it was taken for.
+
+    Raises:
+        UserError: naming the first file.
+    """
+    rows, bad = sum(record["rows"] for record in records), sum(len(record["bad"]) for record in records)
+    if rows == bad:
+        more = f" and {len(shards) - 1:,} more" if len(shards) > 1 else ""
+        wrong = f", all of them bad rows ({records[0]['bad'][0]['reason']})" if records[0]["bad"] else ""
+        raise UserError(
+            f"{shards[0].task.file.name}{more}: no document in {rows:,} rows{wrong}; name input that holds text in the "
+            "field of --json-key"
+        )
+
+
 def publish_documents(
     place: Workplace, stage: Stage, records: Sequence[Record], about: dict[str, Any], extra: Sequence[Path] = ()
 ) -> dict[str, Any]:
@@ -190,6 +207,16 @@ def publish_documents(
     return manifest
 
 
+class _Dataset(Form):
+    rows: Count
+    documents: Count
+    dropped: dict[str, Count]
+
+
+class _Manifest(Recorded):
+    datasets: dict[str, _Dataset]
+
+
 def is_documents(path: Path) -> bool:
     """Whether a path is a folder that `publish_documents` wrote, by its look."""
     return (path / RECORD).is_file() and (path / FOLDERS[DOCUMENTS]).is_dir()
@@ -204,6 +231,7 @@ def read_documents_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_sealed_json(folder / RECORD, "manifest of documents")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder / RECORD}: is no manifest of documents; name a folder that this program wrote")
+    require_form(folder / RECORD, manifest, _Manifest, "copy it again, or make the folder again")
     return manifest
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.tokenizers.tokenizer_formats import Reference
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<EOD>")
@@ -44,7 +44,7 @@ def named_end(tokenizer: Path, wanted: str | None) -> NamedEnd | None:
         if value is None:
             continue
         if not isinstance(token, str):
-            raise UserError(f"{path}: 'eos_token' is {value!r}, not a token; {_REMEDY}")
+            raise UserError(f"{path}: 'eos_token' is {excerpt(repr(value))}, not a token; {_REMEDY}")
         found = _agreed(found, NamedEnd(token, str(path)))
     return found
 
@@ -62,8 +62,8 @@ def find_end(reference: Reference, named: NamedEnd | None) -> str:
     end = next((token for token in candidates if token in reference.vocabulary), None)
     if end is None and named and not wanted:
         raise UserError(
-            f"{named.source}: names {named.token!r} as the end of a document, which {reference.path} does not have; "
-            f"{_REMEDY}"
+            f"{named.source}: names {excerpt(repr(named.token))} as the end of a document, which "
+            f"{reference.path} does not have; {_REMEDY}"
         )
     if end is None:
         raise UserError(
@@ -78,7 +78,8 @@ def find_end(reference: Reference, named: NamedEnd | None) -> str:
 def _agreed(one: NamedEnd | None, other: NamedEnd) -> NamedEnd:
     if one and one.token != other.token:
         raise UserError(
-            f"{one.source}: names {one.token!r} as the end of a document, and {other.source} {other.token!r}; {_REMEDY}"
+            f"{one.source}: names {excerpt(repr(one.token))} as the end of a document, and {other.source} "
+            f"{excerpt(repr(other.token))}; {_REMEDY}"
         )
     return one or other
 
@@ -90,7 +91,7 @@ def _check_id(reference: Reference, end: str, source: str) -> None:
         if token_id not in ids:
             raise UserError(
                 f"{source}: names {end!r} as the end of a document, the id {token_id} of {reference.path}, and {path} "
-                f"the id {' or '.join(map(str, ids))}; {_REMEDY}"
+                f"the id {excerpt(' or '.join(map(str, ids)))}; {_REMEDY}"
             )
 
 
@@ -119,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); mend it, or name the right token with {_OPTION}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object; mend it, or name the right token with {_OPTION}")

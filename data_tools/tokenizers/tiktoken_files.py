@@ -126,4 +126,13 @@ def _ranks(path: Path) -> dict[bytes, int]:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except (ValueError, binascii.Error):
                 raise UserError(f"{path}:{number}: not a base64 token and its rank; copy the file again") from None
+    _check_ranks(path, ranks)
     return ranks
+
+
+def _check_ranks(path: Path, ranks: dict[bytes, int]) -> None:
+    """Refuse what makes the library panic."""
+    if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise UserError(f"{path}: has no token for {len(lacking)} bytes, such as {lacking[0]}; copy it again")
+    if len(set(ranks.values())) < len(ranks) or not all(0 <= rank < 1 << 31 for rank in ranks.values()):
+        raise UserError(f"{path}: two tokens have one rank, or a rank is not from 0 to 2^31 - 1; copy it again")

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from data_tools.reading.listing import require_utf8
+from data_tools.reading.listing import require_regular
 from data_tools.tokenizers.byte_level import LETTERS
 from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
 from data_tools.tokenizers.unicode_tables import has_unassigned
 from megatron_kaiyuan.errors import UserError, excerpt, install_command
-from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.files import checksum, require_utf8
 from megatron_kaiyuan.forms import Form, require_form
-from megatron_kaiyuan.tokenizer_trial import read_tokenizer
+from megatron_kaiyuan.tokenizer_trial import is_panic, read_tokenizer
 
 # The ids of all texts, one after another, and how many each text has.
 Ids = tuple[NDArray[np.uint32], NDArray[np.int32]]
@@ -210,7 +210,9 @@ class Tiktoken:
                 mergeable_ranks=self.file.ranks,
                 special_tokens=self.file.special_tokens,
             )
-        except Exception as error:  # a pattern its engine cannot compile, or ranks without the 256 bytes
+        except BaseException as error:  # a pattern its engine cannot compile, or a panic
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise UserError(
                 f"{path}: tiktoken refuses its ranks or pattern ({excerpt(error)}); check the files"
             ) from error
@@ -298,6 +300,7 @@ def tokenizer_file(path: Path) -> Path:
     for file in found:
         if file.exists():
             require_utf8(str(file))
+            require_regular(str(file), file.stat().st_mode)
             return file
     raise UserError(f"{found[0]}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
 

@@ -29,6 +29,7 @@ from megatron_kaiyuan.files import (
     write_json,
     write_sealed_json,
 )
+from megatron_kaiyuan.forms import Checksum, FileName, Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
 from megatron_kaiyuan.progress import counted
 
@@ -144,6 +145,11 @@ def _files(output: Path) -> tuple[Path, Path, Path]:
     return output.with_name("tokenizer_config.json"), output, output.with_name(f"{output.stem}.manifest.json")
 
 
+class _Record(Form):
+    identity: str
+    files: dict[FileName, Checksum]
+
+
 def _earlier(output: Output) -> str | None:
     *files, record = output.files
     there = [path for path in output.files if path.exists()]
@@ -155,10 +161,11 @@ def _earlier(output: Output) -> str | None:
         content = {}
     if content.get("format") != _FORMAT:
         raise output.in_the_way(there[0], "exists, and no record beside it says that this command wrote it")
+    recorded = require_form(record, content, _Record, "move it away, or name another --output")
     for path in files:
-        if path.exists() and checksum(path) != content["files"].get(path.name):
+        if path.exists() and checksum(path) != recorded.files.get(path.name):
             raise output.in_the_way(path, "was changed after it was written")
-    return str(content["identity"])
+    return recorded.identity
 
 
 def _alphabet_size(texts: Iterable[str], largest: int) -> int:

@@ -56,12 +56,23 @@ class IndexHeader(NamedTuple):
 
 def bin_path(prefix: Path) -> Path:
     """The token file of a corpus. The prefix may hold dots, so no suffix is replaced."""
-    return prefix.with_name(f"{prefix.name}.bin")
+    return beside(prefix, ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
     """The index of a corpus."""
-    return prefix.with_name(f"{prefix.name}.idx")
+    return beside(prefix, ".idx")
+
+
+def beside(prefix: Path, suffix: str) -> Path:
+    """A file of a corpus.
+
+    Raises:
+        UserError: the prefix is a folder like "." or "/", which has no name that a suffix could follow.
+    """
+    if not prefix.name:
+        raise UserError(f"{prefix}: names no corpus; give the prefix of its files, without .bin or .idx")
+    return prefix.with_name(f"{prefix.name}{suffix}")
 
 
 class IndexedCorpus:

@@ -27,6 +27,7 @@ from megatron_kaiyuan.evaluate.task_selection import (
     task_manager,
 )
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.outputs import identity_of
 
 if TYPE_CHECKING:
@@ -228,6 +229,16 @@ def task_path(task: ClozeTask, folder: Path) -> Path:
     return folder / f"{task.name}-{task.identity[:16]}.json"
 
 
+class _Item(Form):
+    context: str
+    answer: str
+
+
+class _Task(Form):
+    name: str
+    items: list[_Item]
+
+
 def read_task(path: Path) -> ClozeTask:
     """A task that `write_task` wrote.
 
@@ -237,4 +248,5 @@ def read_task(path: Path) -> ClozeTask:
     content = read_sealed_json(path, "task in cloze form")
     if content.get("format") != FORMAT:
         raise UserError(f"{path}: is not a task in cloze form; give the command that made it again")
+    require_form(path, content, _Task, "give the command that made it again")
     return ClozeTask(content["name"], tuple(Item(item["context"], item["answer"]) for item in content["items"]))

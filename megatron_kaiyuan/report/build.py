@@ -14,6 +14,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.run import RESULT
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
@@ -26,6 +27,22 @@ from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
 GENERATOR = "kaiyuan report"
 # Told in other places of the page.
 _NOT_LISTED = ("checkpoint", "loss_scale")
+
+
+class _HeldOut(Form):
+    nats_per_token: float
+    unigram_entropy: float
+    domains: dict[str, dict[str, float | None]] = {}
+
+
+class _Measured(Form):
+    held_out: _HeldOut | None
+    tasks: dict[str, dict[str, float | str | None]]
+
+
+class _Evaluation(Form):
+    model: _Measured
+    baseline: _Measured | None
 
 
 def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
@@ -107,17 +124,12 @@ def _read_evaluation(run_dir: Path, missing: list[str]) -> dict[str, Any] | None
         missing.append(f"Held-out results: {RESULT} is not there; run kaiyuan eval {run_dir}")
         return None
     try:
-        evaluation = read_json(path, "evaluation")
-        _held_out_rows(evaluation)
-        _references(evaluation)
-        _task_rows(evaluation)
+        evaluation: dict[str, Any] = read_json(path, "evaluation")
+        require_form(path, evaluation, _Evaluation, "run kaiyuan eval again")
     except UserError as error:
         missing.append(f"Held-out results: {error}")
-    except (KeyError, TypeError) as error:
-        missing.append(f"Held-out results: {path} lacks a field ({error}); run kaiyuan eval again")
-    else:
-        return evaluation
-    return None
+        return None
+    return evaluation
 
 
 def _held_out(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -152,7 +164,8 @@ def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] |
         tiles.append(("parameters", _short(count_parameters(run.model))))
     if history.monitored:
         tiles.append(("bits of headroom, least", f"{least_headroom(history):.1f}"))
-    skipped = last.get("skipped_steps", 0)
+    skipped = last.get("skipped_steps")
+    skipped = skipped if isinstance(skipped, int) else 0
     return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", f"{skipped:,}")]
 
 
@@ -198,7 +211,8 @@ def _task_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
 def _event(event: dict[str, Any]) -> dict[str, Any]:
     seconds = event.get("time")
     when = ""
-    if isinstance(seconds, int | float) and math.isfinite(seconds):
+    # The end of year 9999.
+    if isinstance(seconds, int | float) and 0 <= seconds < 253_402_300_800:
         when = f"{datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
     return {"name": event["event"], "step": event.get("step"), "when": when}
 

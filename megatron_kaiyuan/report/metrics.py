@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.forms import Count, Form
 from megatron_kaiyuan.nearby import near_run
 
 # Events after which the steps beyond theirs are trained again.
@@ -106,6 +108,10 @@ def read_history(path: Path) -> History:
         raise UserError(f"{path}: holds no training step; train first")
     history.rows = [by_step[step] for step in sorted(by_step)]
     history.monitored = [monitored[step] for step in sorted(monitored)]
+    # What is watched may change when a run is resumed; figures are of what is watched now.
+    alike = [row for row in history.monitored if _shape(row) == _shape(history.monitored[-1])]
+    history.unreadable += len(history.monitored) - len(alike)
+    history.monitored = alike
     history.repeated = written - len(by_step)
     return history
 
@@ -113,14 +119,46 @@ def read_history(path: Path) -> History:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or not isinstance(row.get("event", ""), str):
         return None
-    if "event" in row:
-        return row
-    return row if isinstance(row.get("step"), int) and isinstance(row.get("tokens"), int) else None
+    if "event" not in row:
+        return row if _is_count(row.get("step")) and _is_count(row.get("tokens")) else None
+    return row if row["event"] != "monitor" or _is_monitors(row) else None
+
+
+class _MonitorRow(Form):
+    step: Count
+    tokens: Count
+    activations: dict[str, dict[str, list[float | None]]]
+    gradients: dict[str, dict[str, list[float | None]]]
+    update_to_weight: dict[str, list[float | None]] | None
+
+
+def _is_monitors(row: dict[str, Any]) -> bool:
+    try:
+        found = _MonitorRow.model_validate(row)
+    except ValidationError:
+        return False
+    wanted = {name: {"headroom_bits"} for name in found.activations} | {"embedding": {"l1"}, "residual": {"l1"}}
+    activations = all(figures <= found.activations.get(name, {}).keys() for name, figures in wanted.items())
+    updates = found.update_to_weight
+    return activations and (updates is None or found.gradients.keys() <= updates.keys())
+
+
+def _shape(row: dict[str, Any]) -> Any:
+    """Tensors, figures and places of a monitor's row."""
+    places = [(name, figure, len(values)) for name, of in row["activations"].items() for figure, values in of.items()]
+    return sorted(places), sorted(row["gradients"])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan

@@ -205,7 +205,7 @@ def _as_written(event: dict[str, Any]) -> dict[str, Any]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
@@ -219,7 +219,7 @@ def _device_hours(events: list[dict[str, Any]], row_time: float | None) -> float
             continue
         if event["event"] in _STARTS:
             seconds += devices * (max(alive, event["row_time"] or 0.0, begun) - begun)
-            begun, devices = when, int(event.get("world_size") or 1)
+            begun, devices = when, int(_number(event.get("world_size")) or 1)
         alive = when
     return (seconds + devices * (max(alive, row_time or 0.0, begun) - begun)) / 3600
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from tests.fuzz import capsule_targets, checkpoint_targets, phase_targets, recipe_targets, tokenizer_targets
+from tests.fuzz import (
+    capsule_targets,
+    checkpoint_targets,
+    phase_targets,
+    recipe_targets,
+    record_targets,
+    tokenizer_targets,
+)
 
 TARGETS = (
     *recipe_targets.TARGETS,
@@ -10,4 +17,5 @@ TARGETS = (
     *capsule_targets.TARGETS,
     *checkpoint_targets.TARGETS,
     *tokenizer_targets.TARGETS,
+    *record_targets.TARGETS,
 )

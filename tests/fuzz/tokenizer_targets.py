@@ -92,7 +92,7 @@ def _written(tokenizer: Any, folder: Path) -> Path:
     configuration = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": _END,
-        "added_tokens_decoder": {"0": {"content": _END, "special": True}},
+        "added_tokens_decoder": {str(tokenizer.token_to_id(_END)): {"content": _END, "special": True}},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(configuration))
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": _END}}))

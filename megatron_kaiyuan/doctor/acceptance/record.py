@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan.doctor.acceptance.check import Result
+from pydantic import ConfigDict
+
+from megatron_kaiyuan.doctor.acceptance.check import Result, State
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json, write_text
+from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.outputs import Earlier, Output, claim, identity_of
 from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.versions import git_state, source_fingerprint, versions
@@ -24,6 +27,24 @@ _VARIABLES = (
     *("ACL_", "ASCEND_", "CPU_AFFINITY_CONF", "CUDA_", "HCCL_", "INF_NAN_MODE", "LD_LIBRARY_PATH", "NCCL_", "NPU_"),
     *("OMP_", "PYTORCH_", "RANK_TABLE_FILE", "TASK_QUEUE_ENABLE", "TORCH_"),
 )
+_AWAY = "move it away, or name another --output"
+
+
+class _Entry(Form):
+    model_config = ConfigDict(extra="forbid")
+    number: Count
+    name: str
+    title: str
+    state: State
+    figure: str
+    seconds: float
+    output: str = ""
+    facts: dict[str, Any] = {}
+
+
+class _Record(Form):
+    identity: str
+    checks: list[_Entry]
 
 
 class Record:
@@ -41,9 +62,10 @@ class Record:
         self._lines = folder / "acceptance.txt"
         self._about = {"format": _FORMAT, "version": 1, "identity": identity, "platform": platform}
         if self.file.exists():
-            for entry in read_sealed_json(self.file, "record of an acceptance")["checks"]:
-                self._numbers[entry["name"]] = entry.pop("number")
-                self.results[entry["name"]] = Result(**entry)
+            content = read_sealed_json(self.file, "record of an acceptance")
+            for entry in require_form(self.file, content, _Record, _AWAY).checks:
+                self._numbers[entry.name] = entry.number
+                self.results[entry.name] = Result(**entry.model_dump(exclude={"number"}))
 
     def add(self, number: int, result: Result) -> None:
         """Put a result in place of an earlier one of the same check, and write both files."""
@@ -90,7 +112,7 @@ def _earlier(identity: str) -> Earlier:
             record = {}
         if record.get("format") != _FORMAT:
             raise output.in_the_way(folder)
-        if record["identity"] != identity:
+        if require_form(folder / _FILE, record, _Record, _AWAY).identity != identity:
             raise UserError(
                 f"{folder}: holds the record of another --platform, another --recipe or another version of the code; "
                 "name another --output"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from megatron_kaiyuan.data.indexed import idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of
 from megatron_kaiyuan.research.queue.slurm import Array
 
@@ -20,6 +21,10 @@ FORMAT = "kaiyuan-mix"
 RECORD = "study.json"
 # Fields that may change without making the runs others: how many there are, and what is asked of them.
 _ASKED = {"runs", "objective", "smallest", "confirm", "level"}
+
+
+class _Record(Form):
+    identity: str
 
 
 def mix(
@@ -98,7 +103,7 @@ def _earlier(output: Output) -> str | None:
         record = {}
     if record.get("format") != FORMAT:
         raise output.in_the_way(folder)
-    return str(record["identity"])
+    return require_form(folder / RECORD, record, _Record, "move it away, or name another folder").identity
 
 
 def _words(answer: Answer, recipe: MixRecipe, order: Path) -> str:

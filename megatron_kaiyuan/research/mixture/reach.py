@@ -20,6 +20,8 @@ from megatron_kaiyuan.research.mixture.law import Law, Matrix, fit
 ENOUGH_RUNS_A_DATASET = 3
 # Below, a convex curve with a bend passes through almost any losses.
 FEWEST_RUNS_FOR_JUMPS = 10
+# Below, most jumps are missed: benchmarks/jump_alarms.py.
+ENOUGH_RUNS_FOR_JUMPS = 24
 _SIMULATIONS = 200
 # Quantiles of a dataset's drawn shares at which the curve may bend; it may jump where runs lie on both sides.
 _KNOTS = np.arange(1, 10) / 10
@@ -32,7 +34,7 @@ class Jump:
 
     Attributes:
         share: from where on.
-        below, above: slope of the loss there, in its unit a unit of share, on each side.
+        below, above: slope of the fitted line next to it, in the loss's unit a unit of share.
         p_value: how often runs without a jump show as large a change.
     """
 
@@ -53,6 +55,16 @@ def check_runs(runs: int, datasets: int) -> str | None:
         raise UserError(f"{runs} runs cannot tell a law of {datasets} datasets; give at least {datasets + 2}")
     wanted = ENOUGH_RUNS_A_DATASET * datasets
     return f"{runs} runs for {datasets} datasets: below {wanted} the ranking suffers" if runs < wanted else None
+
+
+def check_jumps(runs: int) -> str | None:
+    """A warning where runs are too few to see a jump; None where they are enough."""
+    if runs >= ENOUGH_RUNS_FOR_JUMPS:
+        return None
+    return (
+        f"{runs} runs: below {ENOUGH_RUNS_FOR_JUMPS} a corpus whose knowledge is learned only from some share on is "
+        "mostly not noticed"
+    )
 
 
 def drawn_range(shares_rd: Matrix) -> tuple[Matrix, Matrix]:
@@ -86,8 +98,8 @@ def jumps(names: Sequence[str], shares_rd: Matrix, losses_r: Matrix, level: floa
     null, found = _Null(shares_rd, losses_r, law, curves[order[0]], seed), []
     for dataset in order:
         curve = curves[dataset]
-        # The mirror image of a jump, of a dataset that gives way to the one that jumps, does not fall above it.
-        if curve.above < min(curve.below, 0):
+        # A dataset that gives way to the one that jumps has its mirror image: the loss is higher above the bend.
+        if curve.fall > 0:
             p_value = null.p_value(curve.gain, level)
             if p_value > level:
                 break
@@ -101,11 +113,13 @@ class _Curve:
 
     Attributes:
         gain: part of the squares about the convex line that a bend the other way explains.
+        fall: how much lower the losses are above the bend than below it, on average.
         share, below, above: see `Jump`.
         residuals_r: of the convex line.
     """
 
     gain: float
+    fall: float
     share: float
     below: float
     above: float
@@ -147,7 +161,7 @@ def _curve(shares_rd: Matrix, losses_r: Matrix, law: Law, dataset: int) -> _Curv
     line_r4 = np.column_stack([np.ones_like(shares_r), -np.ones_like(shares_r), shares_r, -shares_r])
     convex = np.hstack([line_r4, hinges_rk])
     coefficients, distance = nnls(convex, values_r)
-    best = _Curve(0.0, float("nan"), 0.0, 0.0, values_r - convex @ coefficients)
+    best = _Curve(0.0, 0.0, float("nan"), 0.0, 0.0, values_r - convex @ coefficients)
     for at, knot in enumerate(knots_k):
         if np.sum(shares_r <= knot) < _FEWEST_BELOW or np.sum(shares_r > knot) < _FEWEST_ABOVE:
             continue
@@ -155,7 +169,9 @@ def _curve(shares_rd: Matrix, losses_r: Matrix, law: Law, dataset: int) -> _Curv
         gain = 1 - (other / distance) ** 2 if distance > 0 else 0.0
         if gain > best.gain:
             below = bent[2] - bent[3] + bent[4 : 4 + at].sum()
-            best = _Curve(gain, float(knot), float(below), float(below + bent[4 + at] - bent[-1]), best.residuals_r)
+            above = below + bent[4 + at] - bent[-1]
+            fall = values_r[shares_r <= knot].mean() - values_r[shares_r > knot].mean()
+            best = _Curve(gain, float(fall), float(knot), float(below), float(above), best.residuals_r)
     return best
 
 

@@ -12,17 +12,33 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.keep import Keep
 from data_tools.curriculum.recipe import OrderRecipe, PhaseRecipe, load_order
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json
+from megatron_kaiyuan.forms import Count, FileName, Form, Share, require_form
 from megatron_kaiyuan.research.probes.window import Window
 
 _FORMAT, _VERSION = "kaiyuan-windows", 1
 _ORDER = "order.yaml"
+
+
+class _Entry(Form):
+    name: FileName
+    dataset: str
+    asked: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    phase: FileName
+    phase_tokens: Annotated[Count, Field(ge=1)]
+    portrait: dict[str, Any] | None
+
+
+class _Listed(Form):
+    windows: list[_Entry]
 
 
 def read_windows(listed: Path) -> list[Window]:
@@ -34,7 +50,8 @@ def read_windows(listed: Path) -> list[Window]:
     content = read_sealed_json(listed, "list of windows")
     if content.get("format") != _FORMAT or content.get("version") != _VERSION:
         raise UserError(f"{listed}: is not a list of windows; name the windows.json that kaiyuan-data quantile wrote")
-    return [_window(listed, entry) for entry in content["windows"]]
+    found = require_form(listed, content, _Listed, "cut the windows again")
+    return [_window(listed, entry) for entry in found.windows]
 
 
 def split(window: Window, seeds: int, folder: Path) -> Window:
@@ -70,14 +87,14 @@ def build(windows: Sequence[Window], force: bool = False) -> None:
             build_phase(phase, order.corpora, place, os.cpu_count() or 1, force=force)
 
 
-def _window(listed: Path, entry: dict[str, Any]) -> Window:
+def _window(listed: Path, entry: _Entry) -> Window:
     return Window(
-        name=entry["name"],
-        dataset=entry["dataset"],
-        quantile=entry["asked"][0],
-        parts=(listed.parent / entry["phase"],),
-        part_tokens=entry["phase_tokens"],
-        portrait=entry["portrait"] or {},
+        name=entry.name,
+        dataset=entry.dataset,
+        quantile=entry.asked[0],
+        parts=(listed.parent / entry.phase,),
+        part_tokens=entry.phase_tokens,
+        portrait=entry.portrait or {},
         listed=listed,
     )
 

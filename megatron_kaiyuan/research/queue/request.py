@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Count, Form, PathText, require_form
 from megatron_kaiyuan.outputs import identity_of
 
 FORMAT = "kaiyuan-run-list"
@@ -17,6 +18,21 @@ COLUMNS = ("name", "fingerprint", "steps", "tokens", "parameters", "seconds", "t
 BITS_PER_BYTE = "bits_per_byte/"
 # Before the name of a task, where measures of domains and of tasks stand together.
 TASK = "task:"
+
+
+class _Row(Form):
+    name: str
+    recipe: PathText
+    overrides: list[str]
+    labels: dict[str, str | int | float | bool | None]
+    held_out: dict[str, PathText]
+    held_out_tokens: Count | None
+    tasks: dict[str, PathText] = {}
+    tokenizer: PathText | None = None
+
+
+class _List(Form):
+    runs: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,7 @@ def read_list(path: Path) -> list[Run]:
     listed = read_sealed_json(path, "list of runs")
     if listed.get("format") != FORMAT:
         raise UserError(f"{path}: is not a list of runs; name a file in the folder `lists` of a queue")
+    require_form(path, listed, _List, "write the list again")
     return [
         Run(
             name=row["name"],

@@ -16,6 +16,7 @@ from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.cloze import read_task
 from megatron_kaiyuan.files import checksum, read_sealed_json, remove
+from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.outputs import files_identity, identity_of
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE, COLUMNS, Run
 from megatron_kaiyuan.versions import versions
@@ -36,6 +37,15 @@ _CHECKPOINTS = (
 # What decides which ids a text becomes.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _LEFT_OUT = ("run_dir", "platform", "init_from", "data", "checkpoint", "monitor")
+
+
+class _Result(Form):
+    bits_per_byte: dict[str, float]
+    steps: Count | None = None
+    tokens: Count | None = None
+    parameters: Count | None = None
+    seconds: float | None = None
+    training_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class Task:
         result = read_sealed_json(path, "result of a run")
         if result.get("format") != FORMAT or result.get("fingerprint") != self.fingerprint:
             raise UserError(f"{path}: is not the result of this run; move {self.folder} away, and it is trained again")
+        require_form(path, result, _Result, f"move {self.folder} away, and it is trained again")
         return result
 
     @property

@@ -347,3 +347,18 @@ def test_the_command(corpora, tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: {recipe}: no phase 'frist'; did you mean 'first'?"
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"score": "qualty"}, {"corpus": "gone"}])
+def test_a_mistake_in_a_later_phase_is_found_before_the_first_is_built(corpora, tmp_path, wrong):
+    name = next(iter(corpora))
+    named = {**{key: str(prefix) for key, prefix in corpora.items()}, "gone": str(tmp_path / "gone")}
+    phases = [
+        {"name": "first", "order": "shuffle", "datasets": [{"corpus": name}]},
+        {"name": "second", "order": "curriculum", "datasets": [{"corpus": name, **wrong}]},
+    ]
+    recipe = tmp_path / "order.yaml"
+    recipe.write_text(yaml.safe_dump({"corpora": named, "phases": phases}))
+    with pytest.raises(UserError, match=r"unknown score column .qualty.|gone.idx: corpus index not found"):
+        build_recipe(recipe, [], tmp_path / "phases", None, 1)
+    assert not (tmp_path / "phases" / "first").exists()

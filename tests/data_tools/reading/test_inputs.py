@@ -67,7 +67,7 @@ def test_wrong_inputs_are_told_by_name(tmp_path: Path):
         ([tmp_path / "b.parquet.gz"], "packed once more"),
         ([tmp_path / "c.jsonl", tmp_path / "c.json*"], "is named twice"),
         ([tmp_path / "d.jsonl"], r"d\.jsonl: is packed as zip, which cannot be read"),
-        ([tmp_path / "pipe"], "is a pipe or a device"),
+        ([tmp_path / "pipe"], "is a pipe and no file; files are read again"),
         ([tmp_path / "nowhere.jsonl"], r"is a link to gone\.jsonl, which leads nowhere"),
         ([tmp_path / "now*.jsonl"], r"is a link to gone\.jsonl, which leads nowhere"),
         (["memory://nowhere/a.jsonl"], "memory://nowhere/a.jsonl: input not found"),

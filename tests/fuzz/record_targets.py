@@ -1,0 +1,285 @@
+"""Records that commands leave for themselves: lists, results, indexes, journals; and what `report` reads of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_json, write_sealed_json
+from megatron_kaiyuan.outputs import Output, recorded_folder, write_record
+from tests.fuzz import json_damage
+from tests.fuzz.target import Target
+
+_SUM = f"xxh3:{0:032x}"
+
+
+def _written(name: str, content: dict[str, Any], *beside: str) -> Callable[[Path], Path]:
+    """A sealed file of this content, and empty files beside it."""
+
+    def make(folder: Path) -> Path:
+        (folder / "made").mkdir()
+        for other in beside:
+            (folder / "made" / other).write_bytes(b"")
+        write_sealed_json(folder / "made" / name, content)
+        return folder / "made" / name
+
+    return make
+
+
+def _documents(folder: Path) -> Path:
+    from data_tools.steps.folder import FORMAT
+
+    (folder / "made" / "documents").mkdir(parents=True)
+    (folder / "made" / "documents" / "a.parquet").write_bytes(b"abc")
+    datasets = {"web": {"files": ["a.jsonl"], "rows": 3, "documents": 2, "dropped": {"short": 1}}}
+    write_record(folder / "made", FORMAT, "identity", datasets=datasets)
+    return folder / "made" / "manifest.json"
+
+
+def _read_documents(path: Path) -> Any:
+    from data_tools.steps.folder import FORMAT, read_documents_manifest, summary
+    from data_tools.steps.verify import verify_documents
+
+    recorded_folder(FORMAT)(Output(path.parent, "documents"))
+    found = verify_documents(path.parent).documents
+    summary(read_documents_manifest(path.parent))
+    return None if found == 2 else "accepted with another number"
+
+
+def _index(folder: Path) -> Path:
+    from data_tools.dedup.index import FORMAT
+    from data_tools.dedup.signing import SUFFIXES
+
+    (folder / "made").mkdir()
+    for suffix in SUFFIXES:
+        (folder / "made" / f"00000-000000{suffix}").write_bytes(b"\0" * 8)
+    file = {"name": "/data/a.jsonl", "format": "json", "packing": "", "size": 9, "version": "1"}
+    row = {"dataset": 0, "number": 0, "name": "web", "file": file, "task": {"start": 0, "stop": 9, "name": "a-0"}}
+    reading = {"json_keys": ["text"], "text_column": None, "text_documents": "line", "max_characters": 0}
+    rows = [{**row, "documents": 1, "signed": 1, "hashed": 1}]
+    write_record(folder / "made", FORMAT, "i", recipe=_sign().identity(), reading=reading, shards=rows)
+    return folder / "made" / "manifest.json"
+
+
+def _sign() -> Any:
+    from data_tools.dedup.kaiyuan import Recipe
+
+    from data_tools.dedup.signing import Sign
+    from data_tools.reading.tasks import Settings
+
+    return Sign(Recipe(), None, False, Settings(Path()), 0)
+
+
+def _open_index(path: Path) -> Any:
+    from data_tools.dedup.index import open_indexes
+
+    open_indexes([path.parent], _sign())
+
+
+def _list(path: Path) -> Any:
+    from megatron_kaiyuan.research.queue.request import read_list
+
+    read_list(path)
+
+
+def _result(path: Path) -> Any:
+    from megatron_kaiyuan.research.queue.request import Run
+    from megatron_kaiyuan.research.queue.table import write_table
+    from megatron_kaiyuan.research.queue.task import Task, row_of
+
+    run = Run("one", Path("recipe.yaml"), labels={"seed": 1})
+    task = Task(run, "cpu", "f", None, path.parent)  # type: ignore[arg-type]
+    if (result := task.result()) is not None:
+        write_table(path.parent, [row_of(task, result)])
+
+
+def _windows(path: Path) -> Any:
+    from megatron_kaiyuan.research.probes.parts import read_windows
+
+    for window in read_windows(path):
+        assert window.parts[0].parent == path.parent
+        json.dumps(window.portrait)
+
+
+def _earlier(
+    module: str, name: str = "_earlier", place: Callable[[Path], Output] | None = None
+) -> Callable[[Path], Any]:
+    """How a command recognises its own earlier product."""
+
+    def read(path: Path) -> Any:
+        import importlib
+
+        recognise = getattr(importlib.import_module(module), name)
+        recognise(place(path) if place else Output(path.parent, "a product"))
+
+    return read
+
+
+def _materialized(path: Path) -> Output:
+    prefix = path.with_name(path.name.removesuffix(".phase.json"))
+    return Output(prefix, "a phase", kind="prefix", files=(path,))
+
+
+def _classifier(path: Path) -> Output:
+    return Output(path.with_name("model.bin"), "a classifier", kind="file", files=(path.with_name("model.bin"), path))
+
+
+def _trained(path: Path) -> Output:
+    names = ("tokenizer_config.json", "tokenizer.json", path.name)
+    return Output(path.with_name("tokenizer.json"), "a", kind="file", files=tuple(path.with_name(n) for n in names))
+
+
+def _acceptance(path: Path) -> Any:
+    from megatron_kaiyuan.doctor.acceptance.record import Record, _earlier
+
+    _earlier("i")(Output(path.parent, "a record"))
+    record = Record(path.parent, "i", "cpu")
+    for result in record.passed().values():
+        json.dumps(result.as_json()), result.line
+
+
+def _journal(folder: Path) -> Path:
+    (folder / "made").mkdir()
+    (folder / "made" / "new").write_bytes(b"new")
+    path = folder / "made" / "x.publishing.json"
+    write_sealed_json(path, {"publish": [["new", "final", "old"], ["new2", "final2", "old2"]]})
+    return path
+
+
+def _settle(path: Path) -> Any:
+    from megatron_kaiyuan.files import settle
+
+    (path.parent / "new").write_bytes(b"new")
+    whole = path.read_bytes()
+    try:
+        settle(path)
+    finally:
+        path.write_bytes(whole)
+    outside = [other for other in path.parent.parent.iterdir() if other != path.parent]
+    return None if not outside else f"wrote {outside}"
+
+
+def _metrics(folder: Path) -> Path:
+    from tests.report.sample_run import write_metrics
+
+    write_metrics(folder / "run")
+    path = folder / "run" / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    monitored = [line for line in lines if '"monitor"' in line][-3:]
+    path.write_text("\n".join([*lines[:9], *monitored, *lines[-3:]]))
+    return path
+
+
+def _history(path: Path) -> Any:
+    from megatron_kaiyuan.report.build import _event, _tiles
+    from megatron_kaiyuan.report.metrics import read_history
+    from megatron_kaiyuan.report.monitored import _layers, _median
+
+    history = read_history(path)
+    history.column("loss"), history.tokens_at(3), history.restarts
+    _tiles(history, None, None)
+    [_event(event) for event in history.events]
+    for row in history.monitored:
+        for name in row["activations"]:
+            _layers(history.monitored, name, "headroom_bits")
+        for kind in history.monitored[-1]["gradients"]:
+            _median(row["update_to_weight"], kind)
+
+
+def _evaluation(folder: Path) -> Path:
+    from megatron_kaiyuan.report import build
+    from tests.report.sample_run import evaluation
+
+    (folder / "run").mkdir()
+    write_json(folder / "run" / build.RESULT, evaluation())
+    return folder / "run" / build.RESULT
+
+
+def _read_evaluation(path: Path) -> Any:
+    from megatron_kaiyuan.report import build
+
+    missing: list[str] = []
+    found = build._read_evaluation(path.parent, missing)
+    build._held_out_rows(found), build._references(found), build._task_rows(found)
+    if missing:
+        raise UserError(missing[0])
+
+
+def _left_out(path: Path) -> Any:
+    from megatron_kaiyuan.train.left_out import _read
+
+    _read(path, is_new=False)
+
+
+_WINDOW = {
+    **{"name": "edu_0", "dataset": "edu", "asked": [0.0, 0.1], "bounds": [0, 0.1], "documents": 3, "tokens": 9},
+    **{"phase": "edu_0", "phase_documents": 3, "phase_tokens": 9, "repeat": 1.0, "portrait": {"words": 3, "x": [1]}},
+}
+_RUN = {
+    **{"name": "a", "recipe": "r.yaml", "overrides": ["train.seed=1"], "labels": {"seed": 1, "of": None}},
+    **{"held_out": {"web": "h/web"}, "held_out_tokens": 100, "tasks": {"t": "t.json"}, "tokenizer": "tok"},
+}
+_REACHED = {
+    **{"fingerprint": "f", "steps": 3, "tokens": 9, "parameters": 7},
+    **{"seconds": 1.5, "training_seconds": 1.0, "bits_per_byte": {"web": 1.25}},
+}
+_CHECK = {"number": 1, "name": "devices", "title": "t", "state": "ok", "figure": "1", "seconds": 1.0, "facts": {"a": 1}}
+_LEFT = [{"action": "skip", "step": 3, "tokens": [1, 5], "reason": "loss", "overflow": False}]
+
+
+def _sealed(name: str, make: Callable[[Path], Path], read: Callable[[Path], Any]) -> Target:
+    return Target(f"record-{name}", make, json_damage.sealed, [read])
+
+
+def _left_out_file(folder: Path) -> Path:
+    (folder / "run").mkdir()
+    write_json(folder / "run" / "left_out.json", _LEFT)
+    return folder / "run" / "left_out.json"
+
+
+def _named(name: str, format_module: str, content: dict[str, Any], constant: str = "_FORMAT") -> Callable[[Path], Path]:
+    """A record whose format is a constant of the module that reads it."""
+
+    def make(folder: Path) -> Path:
+        import importlib
+
+        found = getattr(importlib.import_module(format_module), constant)
+        return _written(name, {"format": found, "version": 1, **content})(folder)
+
+    return make
+
+
+_MIXTURE, _ORDER = "megatron_kaiyuan.research.mixture.command", "data_tools.curriculum.materialize"
+_LINEAR, _TOKENIZER = "data_tools.scores.training", "data_tools.tokenizers.train_tokenizer"
+_ACCEPTANCE = "megatron_kaiyuan.doctor.acceptance.record"
+_LISTS, _RESULTS = "megatron_kaiyuan.research.queue.request", "megatron_kaiyuan.research.queue.task"
+
+TARGETS = (
+    _sealed("documents", _documents, _read_documents),
+    _sealed("dedup", _index, _open_index),
+    _sealed(
+        "windows", _named("windows.json", "megatron_kaiyuan.research.probes.parts", {"windows": [_WINDOW]}), _windows
+    ),
+    _sealed("runs", _named("list.json", _LISTS, {"runs": [_RUN]}, "FORMAT"), _list),
+    _sealed("result", _named("result.json", _RESULTS, {**_REACHED}, "FORMAT"), _result),
+    _sealed("mixture", _named("study.json", _MIXTURE, {"identity": "i"}, "FORMAT"), _earlier(_MIXTURE)),
+    _sealed("materialized", _named("x.phase.json", _ORDER, {"identity": "i"}), _earlier(_ORDER, place=_materialized)),
+    _sealed(
+        "classifier",
+        _named("model.bin.json", _LINEAR, {"identity": "i", "file": {"bytes": 3, "checksum": _SUM}}),
+        _earlier(_LINEAR, place=_classifier),
+    ),
+    _sealed(
+        "trained-tokenizer",
+        _named("tokenizer.manifest.json", _TOKENIZER, {"identity": "i", "files": {"tokenizer.json": _SUM}}),
+        _earlier(_TOKENIZER, place=_trained),
+    ),
+    _sealed("acceptance", _named("acceptance.json", _ACCEPTANCE, {"identity": "i", "checks": [_CHECK]}), _acceptance),
+    _sealed("journal", _journal, _settle),
+    Target("record-metrics", _metrics, json_damage.rows, [_history]),
+    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
+    Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),
+)
