@@ -176,9 +176,8 @@ def _require_same_recipe(folder: Path, manifest: dict[str, Any], sign: Sign) -> 
     differing = [name for name in here[2] or () if theirs.get(name) != here[2][name]]
     if differing:
         name = differing[0]
-        raise UserError(
-            f"{folder}: was made with --{name} {excerpt(theirs.get(name))}, not {here[2][name]}; use the same"
-        )
+        was = excerpt(theirs.get(name))
+        raise UserError(f"{folder}: was made with --{name} {was}, not {here[2][name]}; use the same")
 
 
 def _reading(settings: Settings) -> dict[str, Any]:
