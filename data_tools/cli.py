@@ -12,6 +12,7 @@ import typer
 from data_tools.cli_documents import app as documents_app
 from data_tools.cli_order import app as order_app
 from data_tools.engines.choose import HELP as ENGINE_HELP
+from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
 from megatron_kaiyuan.command_line import (
     Force,
     SeveralValuesCommand,
@@ -21,6 +22,7 @@ from megatron_kaiyuan.command_line import (
     run_app,
     size_option,
 )
+from megatron_kaiyuan.nearby import corpus_argument
 from megatron_kaiyuan.paths import path_word
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.", root=True)
@@ -62,7 +64,7 @@ app.add_typer(documents_app)
 def tokenizer_train(
     inputs: Annotated[
         list[str],
-        typer.Option("--input", parser=path_word, metavar="PATH", help="JSON lines; files, folders, 'patterns*', URLs"),
+        typer.Option("--input", parser=path_word, metavar="PATH", help="text, as --input of preprocess"),
     ],
     output: Annotated[Path, typer.Option("--output", help="the tokenizer.json to write")],
     vocab_size: Annotated[
@@ -71,7 +73,7 @@ def tokenizer_train(
             parser=size_option, metavar="NUMBER", help="ids in all, the 256 bytes and the end of a document included"
         ),
     ],
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
     force: Force = False,
 ) -> None:
     """Train a byte-fallback BPE tokenizer; any text comes back unchanged.
@@ -88,9 +90,9 @@ def tokenizer_inspect(
     tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, sentencepiece .model, .tiktoken, or their folder")],
     inputs: Annotated[
         list[str],
-        typer.Argument(parser=path_word, metavar="PATH", help="JSON lines; files, folders, 'patterns*', URLs"),
+        typer.Argument(parser=path_word, metavar="PATH", help="text, as --input of preprocess"),
     ],
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
     eod_token: Annotated[str | None, typer.Option(help="the token that ends a document, as for preprocess")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -145,6 +147,9 @@ def preprocess(
             parser=count_option, metavar="NUMBER", help="rows without valid JSON or fields that may be left out"
         ),
     ] = 0,
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[
@@ -187,6 +192,7 @@ def preprocess(
         text_documents,
         max_characters,
         tokenizer_engine,
+        max_row_bytes,
     )
     totals = write(inputs, output_prefix, settings, chosen, max_bad_rows, task_bytes, merge_only, force)
     if totals.tokenizer_engine and chosen.is_first:
@@ -198,12 +204,17 @@ def preprocess(
 
 @app.command()
 def merge(
-    prefixes: Annotated[list[Path], typer.Argument(help="corpora, without .bin or .idx, in the order to join them")],
+    prefixes: Annotated[
+        list[Path],
+        typer.Argument(parser=corpus_argument, metavar="PREFIX", help="corpora, in the order to join them"),
+    ],
     output_prefix: Annotated[Path, typer.Option(help="the joined corpus, without .bin or .idx")],
     threads: Annotated[int, typer.Option(min=0, help="0: every core; the result is the same for any number")] = 0,
     force: Force = False,
 ) -> None:
     """Join corpora of one tokenizer: the bytes are those of one writer for all documents. Memory does not grow.
+
+    Pairs that Megatron's tools wrote are joined to such a pair, without metadata.
 
     Example: kaiyuan-data merge runs/part_0_text_document runs/part_1_text_document --output-prefix runs/all
     """
@@ -215,7 +226,12 @@ def merge(
 @app.command()
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="corpora, without .bin or .idx, and folders of phases or documents")
+        list[Path],
+        typer.Argument(
+            parser=corpus_argument,
+            metavar="PATH",
+            help="corpora, without .bin or .idx, and folders of phases or documents",
+        ),
     ],
     fast: Annotated[bool, typer.Option("--fast", help="headers, sizes and samples only")] = False,
     threads: Annotated[int, typer.Option(min=0, help="0: every core")] = 0,
@@ -223,7 +239,8 @@ def verify(
 ) -> None:
     """Read every byte of corpora, phases or documents and compare it with their manifests; the first fault is named.
 
-    A phase is compared with the indexes of its corpora; their tokens are checked when they are named themselves.
+    A phase is compared with the indexes of its corpora; their tokens are checked when they are named themselves. Pairs
+    that Megatron's tools wrote have no manifest: of these it is checked that every sequence lies inside the .bin.
 
     Example: kaiyuan-data verify runs/code_text_document runs/phases/first
     """
@@ -234,12 +251,14 @@ def verify(
     from megatron_kaiyuan.progress import reading
 
     threads = threads or os.cpu_count() or 1
+    paths = list(dict.fromkeys(paths))
     with reading("verify", None):
         documents = [verify_documents(path, fast) for path in paths if is_documents(path)]
         phases = [verify_phase(path, fast, threads) for path in paths if is_phase(path) and not is_documents(path)]
         corpora = [verify_corpus(path, fast, threads) for path in paths if not is_phase(path)]
     counts = {
         "corpora": len(corpora),
+        "stock_pairs": sum(corpus.is_stock for corpus in corpora),
         "sequences": sum(map(len, corpora)),
         "tokens": sum(corpus.tokens for corpus in corpora),
         "phases": len(phases),
@@ -255,7 +274,8 @@ def verify(
     found = []
     if corpora:
         subject = "1 corpus is" if len(corpora) == 1 else f"{len(corpora)} corpora are"
-        found.append(f"{subject} {state}, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens")
+        stock = f" ({counts['stock_pairs']} of them without a manifest)" if counts["stock_pairs"] else ""
+        found.append(f"{subject} {state}{stock}, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens")
     if phases:
         subject = "1 phase is" if len(phases) == 1 else f"{len(phases)} phases are"
         found.append(f"{subject} {state}, {counts['phase_documents']:,} documents, {counts['phase_tokens']:,} tokens")
@@ -267,7 +287,9 @@ def verify(
 
 @app.command()
 def inspect(
-    prefix: Annotated[Path, typer.Argument(help="a corpus, without .bin or .idx")],
+    prefix: Annotated[
+        Path, typer.Argument(parser=corpus_argument, metavar="PREFIX", help="a corpus, without .bin or .idx")
+    ],
     sequence: Annotated[int, typer.Option(help="the sequence to show")] = 0,
     tokenizer_model: Annotated[Path | None, typer.Option(help="tokenizer, if not where the manifest says")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from data_tools.engines.choose import HELP as ENGINE_HELP
+from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, count_option, make_app, size_option
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.nearby import corpus_word
 from megatron_kaiyuan.paths import path_word
 
 app = make_app()
@@ -80,6 +82,9 @@ def dedup(
             parser=count_option, metavar="NUMBER", help="rows without valid JSON or text that may be left out"
         ),
     ] = 0,
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
     force: Force = False,
 ) -> None:
@@ -106,7 +111,12 @@ def dedup(
     lines = run(
         preset,
         recipe,
-        reading={"json_key": json_key, "text_column": text_column, "text_documents": text_documents},
+        reading={
+            "json_key": json_key,
+            "text_column": text_column,
+            "text_documents": text_documents,
+            "max_row_bytes": max_row_bytes,
+        },
         engine=(engine, workers),
         rules={"across": across, "direct": keeper, "max_cluster": max_cluster},
         as_json=as_json,
@@ -140,7 +150,7 @@ def score(
     corpora: Annotated[
         list[str],
         typer.Option(
-            "--corpus", parser=path_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
+            "--corpus", parser=corpus_word, metavar="PATH", help="corpora to add columns to, as PREFIX or NAME=PREFIX"
         ),
     ] = [],  # noqa: B006
     scorers: Annotated[
@@ -173,6 +183,9 @@ def score(
             parser=count_option, metavar="NUMBER", help="rows without valid JSON or text that may be left out"
         ),
     ] = 0,
+    max_row_bytes: Annotated[
+        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
+    ] = MAX_ROW_BYTES,
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
     workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
     task_bytes: Annotated[
@@ -206,7 +219,7 @@ def score(
         if output is None:
             raise UserError("score: name the folder to write with --output")
         options = ScoreOptions(scorers, filters, quantiles, mask, seed, max_bad_rows)
-        settings = reading_settings(json_key, text_column, text_documents, max_characters)
+        settings = reading_settings(json_key, text_column, text_documents, max_characters, max_row_bytes)
         lines = score_documents(inputs, output, options, settings, chosen, task_bytes, force)
     print(*(f"score: {line}" for line in lines), sep="\n")
 
@@ -216,7 +229,7 @@ def audit(
     subjects: Annotated[
         list[str],
         typer.Argument(
-            parser=path_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
+            parser=corpus_word, metavar="PATH", help="corpora, without .bin or .idx; or documents, as for score"
         ),
     ],
     scores: Annotated[list[str], typer.Option("--score", help="columns to look at")],

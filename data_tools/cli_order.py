@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, optional_value
-from megatron_kaiyuan.paths import path_word
+from megatron_kaiyuan.nearby import corpus_word
 
 app = make_app()
 
@@ -35,7 +35,7 @@ def curriculum(
 ) -> None:
     """Build the document order of each phase: shuffled, or quality ascending (Algorithm 1).
 
-    Example: kaiyuan-data curriculum launch/recipes/quickstart/order.yaml --output runs/phases --memory 4G
+    Example: kaiyuan-data curriculum mine/order.yaml --output mine/phases --memory 4G
 
     A phase that does not fit the memory is sorted with files beside it, of up to about 60 bytes a document. With
     --materialize stock Megatron opens OUTPUT/PHASE_text_document: the documents of the phase in its order.
@@ -57,7 +57,7 @@ def quantile(
     corpora: Annotated[
         list[str],
         typer.Argument(
-            parser=path_word, metavar="PATH", help="corpora, without .bin or .idx, as PREFIX or NAME=PREFIX"
+            parser=corpus_word, metavar="PATH", help="corpora, without .bin or .idx, as PREFIX or NAME=PREFIX"
         ),
     ],
     scores: Annotated[list[str], typer.Option("--score", help="column of all of them, or NAME=COLUMN for each")],
@@ -127,7 +127,7 @@ def report(
 ) -> None:
     """Show what built phases hold: shares and quality along the tokens, and how often each quality decile is seen.
 
-    Example: kaiyuan-data report launch/recipes/quickstart/order.yaml --phases runs/quickstart/phases
+    Example: kaiyuan-data report mine/order.yaml --phases mine/phases
     """
     from data_tools.curriculum.report import report_order
 

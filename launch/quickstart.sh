@@ -16,6 +16,8 @@ tokens, order, training with an interruption half-way, averaging, export, evalua
 
 A stage is reused when its command and its recipe are the same as last time, its artefact is there, and no stage before
 it was done again. After a change to the code, start over. Logs: runs/quickstart/logs.
+ctrl-C, SIGTERM or a lost terminal lets the stage at work save what it has; the same command continues, training too.
+Exit code: 0 when all is done, 130, 143 or 129 after these signals, else that of the stage that failed.
 END
 }
 
@@ -42,16 +44,26 @@ last_step() {
     grep -o '"step": *[0-9]*' "$RUN/train/metrics.jsonl" 2>/dev/null | tail -n 1 | grep -o '[0-9]*$' || echo 0
 }
 
+# The user's own stop of the launcher that runs in the background: it saves, and the stage is not done.
+stop_training() { # PROCESS SIGNAL
+    kill -TERM "$1" 2>/dev/null || true
+    while kill -0 "$1" 2>/dev/null; do wait "$1" 2>/dev/null || true; done
+    exit "$(exit_code_of "$2")"
+}
+
 # A pre-emption as a cluster does it: SIGTERM to the launcher, here after half of the steps.
 train_until_preempted() { # RECIPE
-    local check steps launcher status=0
-    rm -rf "$RUN/train"
+    local check steps launcher signal status=0
+    # shellcheck disable=SC2154 # stages.sh sets it
+    [[ -n $continues ]] || rm -rf "$RUN/train"
     check="$(kaiyuan train "$1" --check --world-size 2)" || return
     steps="$(grep -o '[0-9,]* steps' <<<"$check" | tr -cd '0-9')"
     launch/torchrun.sh --nproc-per-node 2 "$1" &
     launcher=$!
-    trap 'kill -TERM "$launcher" 2>/dev/null; exit 143' INT TERM HUP
-    until (($(last_step) * 2 >= steps)); do
+    # shellcheck disable=SC2064
+    for signal in INT TERM HUP; do trap "stop_training $launcher $signal" "$signal"; done
+    # What an earlier start has written does not count: this one may still be on its way to its first step.
+    until [[ $RUN/train/metrics.jsonl -nt $RUN/stages/.train.begun ]] && (($(last_step) * 2 >= steps)); do
         if ! kill -0 "$launcher" 2>/dev/null; then
             wait "$launcher" || status=$?
             echo "training ended with exit code $status before half of its $steps steps"
@@ -107,7 +119,7 @@ stage untrained "$RUN/export/untrained" \
 stage eval "$RUN/train/evaluation.json" \
     kaiyuan eval "$RUN/export/averaged" --baseline "$RUN/export/untrained" \
     --held-out "$RUN"/corpora/*.heldout_text_document.idx --held-out-text "$RUN"/text/*.heldout.jsonl \
-    --seq-length 256 --output "$RUN/train/evaluation.json" --force
+    --seq-length 256 --device cpu --output "$RUN/train/evaluation.json" --force
 stage report "$RUN/report.html" kaiyuan report "$RUN/train" --output "$RUN/report.html" --force
 
 show_table

@@ -63,7 +63,7 @@ shift
 [[ -z $master ]] || options=(--master "$master" "${options[@]}")
 
 use_project_environment
-python -c 'import pyspark' 2>/dev/null || fail "this Python has no pyspark: pip install -e '.[spark]'"
+python -c 'import pyspark' 2>/dev/null || fail "this Python has no pyspark: pip install 'pyspark>=4,<5'"
 # PySpark starts spark-submit with these; so the command itself is the driver, with its own output, signals and exit code.
 PYSPARK_SUBMIT_ARGS="$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "${options[@]}" pyspark-shell)"
 PYSPARK_PYTHON="${PYSPARK_PYTHON:-$(command -v python)}"

@@ -20,7 +20,7 @@ Starts a training recipe on the processes of this node, after checking the recip
                                checkpoint in between, at most 600 (RESTART_DELAY; default 10)
   --dry-run                    check the recipe and print the command, start nothing
 
-Example: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+Example: launch/torchrun.sh --nproc-per-node 2 train.yaml train.seed=7
 
 SIGTERM, SIGHUP (a lost terminal; not under nohup), SIGUSR1 or ctrl-C lets the workers save a checkpoint; the same command
 resumes it. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds for it (default 120). Lost output stops nothing.

@@ -9,7 +9,7 @@ Trains a recipe with what is there: all accelerators of this machine, or its pro
 
   launch/train.sh [options of launch/torchrun.sh] RECIPE [key=value ...]
 
-Example: launch/train.sh launch/recipes/quickstart/train.yaml train.seed=7
+Example: launch/train.sh train.yaml train.seed=7
 
 On one node it is launch/torchrun.sh. Started by srun, mpirun or msrun as one of several tasks, it is that rank. For several
 nodes see launch/slurm.sbatch, launch/torchrun.sh --nnodes, launch/mpirun.sh --hosts, launch/msrun.sh --nnodes and

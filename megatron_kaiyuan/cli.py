@@ -16,6 +16,7 @@ from megatron_kaiyuan import cli_research
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
+from megatron_kaiyuan.paths import path_word
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.platform import Platform
@@ -29,6 +30,30 @@ cli_research.add_commands(app)
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Precision = Literal["fp32", "bf16", "fp16"]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
+
+
+@app.command(cls=SeveralValuesCommand)
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write")],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=path_word, metavar="NAME=PREFIX", help="corpora to train on; default: one that is to be made"
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="the network: kaiyuan-tiny or kaiyuan-2b")] = "kaiyuan-tiny",
+    score: Annotated[str, typer.Option(help="column of a corpus that ranks its documents, where it has it")] = "score",
+) -> None:
+    """Write a folder to begin in: order.yaml and train.yaml, launch/ with the scripts that start jobs, docs/.
+
+    Example: kaiyuan init mine --corpus web=corpora/web_text_document books=corpora/books_text_document
+
+    With corpora named, batch, warm-up and vocabulary fit them. Files that are there already with another content are
+    never replaced.
+    """
+    from megatron_kaiyuan.starter.init import init as write_folder
+
+    print(write_folder(folder, corpus or [], preset, score))
 
 
 @app.command()
@@ -50,9 +75,10 @@ def train(
 ) -> None:
     """Train a recipe; resumes by itself when the run folder holds a checkpoint.
 
-    Example: kaiyuan train launch/recipes/quickstart/train.yaml
+    Example: kaiyuan train mine/train.yaml
 
-    Several processes: launch/torchrun.sh --nproc-per-node 2 launch/recipes/quickstart/train.yaml train.seed=7
+    Several processes: mine/launch/torchrun.sh --nproc-per-node 2 mine/train.yaml train.seed=7. `kaiyuan init mine`
+    writes both files, and the pages that help names (docs/); a checkout of the project has them in launch/ and docs/.
 
     Exit code 0 only when the run has come to its end. SIGTERM, SIGHUP, SIGUSR1 and ctrl-C save it first; the codes are
     143, 129, 138 and 130 then, 2 after a mistake, 1 after any other failure (docs/launch.md).
@@ -97,7 +123,7 @@ def plan(
 ) -> None:
     """Memory, FLOPs, days and cost of every legal layout of a recipe, best first; needs neither devices nor torch.
 
-    Example: kaiyuan plan launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2_200_000_000_000
+    Example: kaiyuan plan mine/launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2.2T
     """
     from megatron_kaiyuan.planning import show
     from megatron_kaiyuan.planning.plan import make_plan
@@ -171,7 +197,10 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="documents of each of --tasks; default: all")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each of --tasks; default: all"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -96,7 +97,14 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
         elsewhere: other programs of this project and the modules that hold their `app`, to point to where a command
             is one of theirs.
     """
+    # Names of processor masks, clocks and /proc are Linux's own, in all rooms.
+    if sys.platform != "linux":
+        fail(f"this project runs on Linux only, and this is {sys.platform}")
     survive_lost_output()
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file that the terminal's encoding cannot show is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
         if code:

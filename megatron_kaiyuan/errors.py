@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import importlib.metadata
 import os
 import re
+import shlex
 from typing import Any
 
 from megatron_kaiyuan.redaction import redact
@@ -39,11 +42,20 @@ def describe(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
         message = str(error)
     else:
-        message = redact(f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()))
+        told = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        advice = system_advice(error, "")
+        message = redact(f"{told}; {advice}" if advice else told)
     absent = _ABSENT.match(message)
     if absent is None or os.path.isabs(absent["path"]) or os.path.lexists(absent["path"]):
         return message
     return f"{absent[0]} (relative to {os.getcwd()}){message[absent.end() :]}"
+
+
+def system_advice(error: OSError, otherwise: str = "check the path and its permissions") -> str:
+    """What to do where the system refuses a file; it may have nothing to do with the file."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files, as with `ulimit -n 65536`, or take fewer at once"
+    return otherwise
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:
@@ -72,5 +84,19 @@ def require(module: str, extra: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs the package {module!r}, which cannot be imported ({error}): pip install -e '.[{extra}]'"
+            f"{purpose} needs the package {module!r}, which cannot be imported ({error}): {install_command(extra)}"
         ) from error
+
+
+def install_command(extra: str) -> str:
+    """What installs the packages of an extra of this project, in a checkout or beside an installed wheel.
+
+    The packages are named themselves: an index may hold a stranger's package under this project's name.
+    """
+    marker = f'extra == "{extra}"'
+    try:
+        lines = [line.partition(";") for line in importlib.metadata.requires("megatron-kaiyuan") or []]
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    packages = [shlex.quote(package.strip()) for package, _, condition in lines if condition.strip() == marker]
+    return f"pip install {' '.join(packages)}" if packages else f"pip install -e '.[{extra}]' in the project's folder"

@@ -285,10 +285,33 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(second))
 
 
+def require_utf8(path: str | Path) -> None:
+    """Refuse a path that no record can hold.
+
+    Raises:
+        UserError: its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = _shown(str(path))
+        raise UserError(f"{name}: its name is not UTF-8, so that no manifest can record it; rename it") from None
+
+
+def _shown(path: str) -> str:
+    # Bytes that are not UTF-8 are halves of surrogate pairs in Python's paths.
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def write_text(target: Path, text: str) -> None:
     """Write a whole text file atomically."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        part = text[max(error.start - 40, 0) : error.end].rpartition('"')[2]
+        raise UserError(f"{target}: cannot record {_shown(part)}..., which is not UTF-8; rename it") from error
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(target: Path, content: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +21,13 @@ from typing import Any, Literal
 import xxhash
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum, read_sealed_json, remove_leftovers, settle, write_sealed_json
+from megatron_kaiyuan.files import checksum, read_sealed_json, remove_leftovers, require_utf8, settle, write_sealed_json
 from megatron_kaiyuan.forms import Recorded, require_form
 from megatron_kaiyuan.locks import lock
 
 RECORD = "manifest.json"
+# As a path, which holds no two slashes one after another.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")
 _AWAY = "move it away, or name another place"
 # What network file systems and desktops add by themselves.
 _NOBODYS = (".nfs", ".DS_Store")
@@ -185,13 +188,16 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
 
 
 def require_name(path: Path, option: str) -> None:
-    """Refuse `.`, `..` and `/`, beside which no name can be made.
+    """Refuse `.`, `..` and `/`, beside which no name can be made, URLs, and names that no record can hold.
 
     Raises:
         UserError: naming the option.
     """
     if path.name in ("", ".."):
         raise UserError(f"{option} {path}: names no file or folder of its own; name one, as {path / 'new'}")
+    if _URL.match(str(path)):
+        raise UserError(f"{option} {path}: is a URL, and only mounted file systems are written to; name a path")
+    require_utf8(path)
 
 
 def journal_of(path: Path) -> Path:

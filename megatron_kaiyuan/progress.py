@@ -38,6 +38,8 @@ class Progress:
     def __init__(self, title: str, total: int | None, unit: str = "tasks", done: int = 0):
         self._title, self._total, self._unit, self._done = title, total, unit, done
         self._lock = threading.Lock()
+        # Where a library's messages are turned away from `sys.stderr` meanwhile, lines still go here.
+        self._stream = sys.stderr
         terminal = sys.stderr.isatty()
         self._bar: Any = _Bar(
             total=total,
@@ -72,7 +74,7 @@ class Progress:
         self._done = done
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_SECONDS
-            print(f"{self._title}: {self._words()}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {self._words()}", file=self._stream, flush=True)
 
     def _words(self) -> str:
         of = "" if self._total is None else f" of {self._total:,}"

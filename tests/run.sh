@@ -6,7 +6,7 @@
 #   bash tests/run.sh tests/cluster -k slurm
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-KAIYUAN_REQUIREMENTS=requirements-dev.txt source launch/setup_env.sh
+source launch/setup_env.sh --dev
 # Distributed tests start up to four processes of their own; one thread each keeps two cores from thrashing.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Tests start hundreds of interpreters; without this each of them compiles the project again.
@@ -26,6 +26,8 @@ check ruff check .
 check ruff format --check .
 check mypy
 check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/run.sh .ci/run
+# A minute; the whole of it takes too long for every change.
+check bash csrc/sanitize.sh --fast
 # In the order of tests/conftest.py, which begins with the longest file.
 check python -m pytest -m "not slow and not gpu and not root" -n "${TEST_PROCESSES:-2}" \
     --dist loadfile --no-loadscope-reorder --durations=30

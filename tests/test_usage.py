@@ -83,12 +83,12 @@ RELATIVE = {
     "kaiyuan report r": "r/metrics.jsonl: metrics cannot be read (No such file or directory)",
     "kaiyuan-data curriculum r.yaml --output x": "r.yaml: recipe not found",
     "kaiyuan-data quantile r --score s --output x": "r.idx: not found",
-    "kaiyuan-data verify r": "not found",
-    "kaiyuan-data inspect r": "r.idx: corpus index not found",
-    "kaiyuan-data merge r s --output-prefix x": "not found",
+    "kaiyuan-data verify r": "r: corpus not found",
+    "kaiyuan-data inspect r": "r: corpus not found",
+    "kaiyuan-data merge r s --output-prefix x": "r: corpus not found",
     "kaiyuan-data score --corpus r --scorer rules": "r.idx: not found",
     "kaiyuan-data dedup --input r.jsonl --output x": "r.jsonl: input not found",
-    "kaiyuan-data tokenizer train --input r.jsonl --output x --vocab-size 600": "r.jsonl: input not found",
+    "kaiyuan-data tokenizer train --input r.jsonl --output x.json --vocab-size 600": "r.jsonl: input not found",
     "kaiyuan-data preprocess --input r.jsonl --output-prefix x --tokenizer-model r": "not found",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megatron_kaiyuan.data.indexed import bin_path, idx_path
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.data.indexed import beside, bin_path, idx_path
+from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, settle, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, journal_of, require_name
 
@@ -28,12 +29,12 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 def metadata_path(prefix: Path) -> Path:
     """The per-sequence metadata of a corpus."""
-    return prefix.with_name(f"{prefix.name}.meta.parquet")
+    return beside(prefix, ".meta.parquet")
 
 
 def manifest_path(prefix: Path) -> Path:
     """The manifest of a corpus, its last written file."""
-    return prefix.with_name(f"{prefix.name}.manifest.json")
+    return beside(prefix, ".manifest.json")
 
 
 def sealed_paths(prefix: Path) -> list[Path]:
@@ -212,12 +213,29 @@ def earlier_corpus(output: Output) -> str | None:
     return str(manifest.get("identity", ""))
 
 
+def require_space(output: Path, needed: int) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    with write_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise UserError(
+            f"{output}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} are free; free some, or go elsewhere"
+        )
+
+
 @contextmanager
 def write_errors(prefix: Path) -> Iterator[None]:
     """Turn what the system says while a corpus is written, often without a file name, into one line."""
     try:
         yield
     except OSError as error:
-        advice = "free some space, or write elsewhere" if error.errno in _NO_SPACE else "check the folder and the disk"
+        is_full = error.errno in _NO_SPACE
+        otherwise = "free some space, or write elsewhere" if is_full else "check the folder and the disk"
+        advice = system_advice(error, otherwise)
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"{prefix}: cannot be written ({reason}); {advice}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,11 @@ from data_tools.corpora.corpus_files import (
     metadata_path,
     read_manifest,
     replace_corpus,
+    require_space,
     write_errors,
 )
 from data_tools.corpora.sidecar import SidecarWriter, sidecar_rows, sidecar_schema
+from data_tools.corpora.stock import is_stock, merge_stock
 from data_tools.corpora.verify import check_sealed_index
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
@@ -55,13 +56,25 @@ class Part:
 def merge_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, force: bool = False) -> str:
     """`kaiyuan-data merge`: as `join_corpora`, into a new corpus or an earlier one of the same inputs.
 
+    Pairs that Megatron's tools wrote are joined to a pair of that kind, see `merge_stock`.
+
     Args:
         force: a corpus of other inputs may be replaced.
 
     Raises:
         UserError: as `join_corpora`, or `output` holds something else.
     """
-    parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
+    prefixes = [Path(prefix) for prefix in inputs]
+    if stock := [prefix for prefix in prefixes if is_stock(prefix)]:
+        _check_places(prefixes, Path(output))
+        if len(stock) < len(prefixes):
+            other = next(prefix for prefix in prefixes if prefix not in stock)
+            raise UserError(
+                f"{stock[0]}: is a stock pair, without manifest and metadata, and {other} is not; join stock pairs "
+                "with stock pairs, and corpora with corpora"
+            )
+        return merge_stock(prefixes, Path(output), threads, force)
+    parts = _open_parts(prefixes, Path(output))
     identity = identity_of("merge", [part.manifest["seal"] for part in parts])
     with claim(corpus_output(Path(output)), identity, earlier_corpus, force=force):
         return join_corpora(inputs, output, threads, identity)
@@ -84,7 +97,7 @@ def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identit
     """
     parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
     _check_alike(parts)
-    _check_space(parts, output)
+    require_space(output, sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values()))
     for part in parts:
         _check_small_files(part)
     with replace_corpus(Path(output)) as new:
@@ -97,6 +110,11 @@ def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identit
 
 
 def _open_parts(inputs: Sequence[Path], output: Path) -> list[Part]:
+    _check_places(inputs, output)
+    return [Part(prefix, read_manifest(prefix)) for prefix in inputs]
+
+
+def _check_places(inputs: Sequence[Path], output: Path) -> None:
     if not inputs:
         raise UserError("merge: name at least one corpus to join")
     seen = set()
@@ -107,7 +125,6 @@ def _open_parts(inputs: Sequence[Path], output: Path) -> list[Part]:
         if place in seen:
             raise UserError(f"{prefix}: is named twice; name each corpus once")
         seen.add(place)
-    return [Part(prefix, read_manifest(prefix)) for prefix in inputs]
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
@@ -127,17 +144,6 @@ def _check_alike(parts: Sequence[Part]) -> None:
                     f"{manifest_path(part.prefix)}: has the {field} {', '.join(ours) or 'none'}, but {first.prefix} "
                     f"has {', '.join(theirs) or 'none'}; make both with the same"
                 )
-
-
-def _check_space(parts: Sequence[Part], output: Path) -> None:
-    needed = sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values())
-    with write_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output.parent).free
-    if free < needed:
-        raise UserError(
-            f"{output}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} are free; free some, or go elsewhere"
-        )
 
 
 def _check_small_files(part: Part) -> None:

@@ -21,6 +21,7 @@ from data_tools.corpora.corpus_files import (
     token_dtype,
 )
 from data_tools.corpora.sidecar import check_sidecar, open_sidecar, sidecar_schema
+from data_tools.corpora.stock import is_stock, verify_stock
 from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -32,18 +33,23 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class VerifiedCorpus:
-    """What a corpus holds that was found to be whole."""
+    """What a corpus holds that was found to be whole.
+
+    Attributes:
+        is_stock: it is a pair of Megatron's, without a manifest to compare it with.
+    """
 
     prefix: Path
     sequences: int
     tokens: int
+    is_stock: bool = False
 
     def __len__(self) -> int:
         return self.sequences
 
 
 def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus:
-    """Compare a corpus with what its manifest says.
+    """Compare a corpus with what its manifest says; of a stock pair, which has none, see `verify_stock`.
 
     Args:
         fast: look at headers and sizes only, which takes milliseconds for any size. Otherwise every byte is read:
@@ -54,6 +60,8 @@ def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus
         UserError: the first thing that is wrong.
     """
     prefix = Path(prefix)
+    if is_stock(prefix):
+        return VerifiedCorpus(prefix, *verify_stock(prefix, fast, threads), is_stock=True)
     manifest = read_manifest(prefix)
     _check_sizes(prefix, manifest["files"])
     check_header(prefix, manifest)

@@ -23,8 +23,8 @@ from data_tools.curriculum.packing import Packing, pack_phase, packed_profile
 from data_tools.curriculum.profile import BUCKETS, DatasetProfile, phase_profile
 from data_tools.curriculum.proportions import Bernoulli, Copies, Kept, Tokens, plan_copies
 from data_tools.curriculum.recipe import DatasetRecipe, PhaseRecipe, load_order, nearest
-from data_tools.curriculum.source import Source
-from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
+from data_tools.curriculum.source import Source, check_dataset
+from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path, map_lengths
 from megatron_kaiyuan.data.phase import FORMAT, MANIFEST, VERSION
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
@@ -44,7 +44,7 @@ class BuiltPhase:
         tokens: of the stream, padding of packs included.
         datasets: for each dataset its name, documents and tokens in the phase with every copy, and sequences in its
             corpus.
-        notes: optional datasets that do not exist, missing scores, and what the recipe should be looked at for.
+        notes: optional datasets that are left out, missing scores, and what the recipe should be looked at for.
         packing: how documents were packed, or None.
     """
 
@@ -114,6 +114,10 @@ def build_phases(
         UserError: as `build_phase`, or two tokenizers made the corpora.
     """
     _check_tokenizers(corpora, phases)
+    for phase in phases:
+        # Of all of them now, not after hours of building those before it.
+        for dataset in _present(phase, corpora):
+            check_dataset(dataset, corpora[dataset.corpus])
     with ExitStack() as claims:
         # All at once, so that of two recipes built into one folder at the same time one gets every phase, and always
         # in the order of their names, so that neither waits for the other.
@@ -173,7 +177,9 @@ def _build(
             written = _write(phase, sources, builder, folder, temporary)
             write_sealed_json(temporary / MANIFEST, {**written.manifest, "identity": identity})
     notes = [
-        f"{d.corpus} left out: optional, and its corpus does not exist" for d in phase.datasets if d not in present
+        f"{d.corpus} left out: optional, and its corpus is empty or does not exist"
+        for d in phase.datasets
+        if d not in present
     ]
     datasets = [
         (source.name, *count, len(source.corpus)) for source, count in zip(sources, written.counts, strict=True)
@@ -238,14 +244,16 @@ def _identity(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> str:
 
 
 def _present(phase: PhaseRecipe, corpora: Mapping[str, Path]) -> list[DatasetRecipe]:
-    """The datasets whose corpora are there; an optional one may be absent.
+    """The datasets whose corpora hold documents; an optional one may be absent or empty.
 
     Raises:
         UserError: none is there.
     """
-    present = [dataset for dataset in phase.datasets if not (dataset.optional and _absent(corpora[dataset.corpus]))]
+    present = [
+        dataset for dataset in phase.datasets if not (dataset.optional and _holds_nothing(corpora[dataset.corpus]))
+    ]
     if not present:
-        raise UserError(f"phase {phase.name}: all its corpora are optional and none exists; make one first")
+        raise UserError(f"phase {phase.name}: all its corpora are optional and none holds a document; make one first")
     return present
 
 
@@ -256,8 +264,10 @@ def _check_tokenizers(corpora: Mapping[str, Path], phases: Sequence[PhaseRecipe]
     only_tokenizer(named, "tokenize all corpora of a recipe with one tokenizer")
 
 
-def _absent(prefix: Path) -> bool:
-    return not (bin_path(prefix).exists() or idx_path(prefix).exists())
+def _holds_nothing(prefix: Path) -> bool:
+    if not idx_path(prefix).exists():
+        return not bin_path(prefix).exists()
+    return len(map_lengths(idx_path(prefix))) == 0
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class DatasetRecipe(Section):
     missing_scores: Annotated[
         Literal["refuse", "drop", "lowest"], Field(description="what becomes of documents whose score is NaN or null")
     ] = "refuse"
-    optional: Annotated[bool, Field(description="leave the dataset out when its corpus does not exist")] = False
+    optional: Annotated[bool, Field(description="leave the dataset out when its corpus is empty or absent")] = False
 
     @model_validator(mode="before")
     @classmethod

@@ -46,7 +46,7 @@ class Source:
         except ValueError as error:
             raise UserError(f"{self._index}: {error}; make the corpus again") from error
         if recipe.score is not None:
-            self._check_scores(metadata_path(prefix), recipe.score)
+            _check_scores(self.corpus, recipe.score)
 
     @property
     def name(self) -> str:
@@ -81,24 +81,43 @@ class Source:
         except (OSError, ValueError) as error:  # pyarrow's errors derive from these
             raise _unreadable(path, error) from error
 
-    def _check_scores(self, path: Path, column: str) -> None:
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, rows = file.schema_arrow, file.metadata.num_rows
-        except FileNotFoundError as error:
-            message = f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess"
-            raise UserError(message) from error
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
-        if column not in schema.names:
-            known = [field.name for field in schema if pa.types.is_floating(field.type)]
-            raise UserError(f"{path}: unknown score column {column!r}; {nearest(column, known)}")
-        kind = schema.field(column).type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise UserError(f"{path}: column {column!r} holds no numbers; name a score column")
-        if rows != len(self.corpus):
-            raise UserError(f"{path}: {rows} rows for {len(self.corpus)} sequences; make the corpus again")
-
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be read as Parquet ({error}); make the corpus again")
+
+
+def check_dataset(recipe: DatasetRecipe, prefix: Path) -> None:
+    """What a phase needs of a corpus, as far as headers tell: that it is there, and its score.
+
+    Raises:
+        UserError: the corpus is missing or damaged, or has no such score.
+    """
+    corpus = IndexedCorpus(prefix, check=None)
+    if recipe.score is not None:
+        _check_scores(corpus, recipe.score)
+
+
+def _check_scores(corpus: IndexedCorpus, column: str) -> None:
+    path = metadata_path(corpus.prefix)
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except FileNotFoundError as error:
+        message = f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess"
+        raise UserError(message) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if column not in schema.names:
+        known = [field.name for field in schema if pa.types.is_floating(field.type)]
+        add = nearest(column, known)
+        if not known:
+            add = (
+                f"it has none: name the field of the text to preprocess, as --score-keys {column}, or add a score with "
+                "kaiyuan-data score --corpus"
+            )
+        raise UserError(f"{path}: unknown score column {column!r}; {add}")
+    kind = schema.field(column).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise UserError(f"{path}: column {column!r} holds no numbers; name a score column")
+    if rows != len(corpus):
+        raise UserError(f"{path}: {rows} rows for {len(corpus)} sequences; make the corpus again")

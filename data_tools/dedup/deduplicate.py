@@ -22,7 +22,7 @@ from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.reading.documents import Shard
 from data_tools.reading.tasks import Settings
 from data_tools.steps.datasets import datasets_identity, find_datasets
-from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, stage_of, workplace
+from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, refuse_empty, stage_of, workplace
 from data_tools.steps.schemas import one_schema
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
@@ -83,6 +83,7 @@ class _Run:
         stage = replace(stage_of(self._place, "sign", sign, shards), folder=self._signing)
         records = self._engine.run(stage)
         refuse_bad_rows(shards, records, self._request.max_bad_rows)
+        refuse_empty(shards, records)
         self._bad_rows = sum(len(record["bad"]) for record in records)
         self._require_scores(records)
         return [

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from data_tools._dedup import band_keys, sort_run
 from data_tools.dedup.signatures import Recipe, text_memory
 from data_tools.engines.stage import Record, Target
+from data_tools.reading.arrow_values import is_number, to_doubles
 from data_tools.reading.bad_rows import too_many
-from data_tools.reading.documents import DOCUMENT_ID, TEXT, Batch, Shard, document_batches
+from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, TEXT, Batch, Shard, document_batches
 from data_tools.reading.inputs import require_unchanged
 from data_tools.reading.tasks import Settings
 from data_tools.reading.text import BadPlace
@@ -94,12 +95,10 @@ class Sign:
                 raise UserError(f"{shard.task.file.name}: has no column {self.score!r}; give another --score")
             return np.full(len(documents), np.nan)
         column = documents.column(self.score)
-        if pa.types.is_null(column.type):
-            return np.full(len(documents), np.nan)
-        if not _is_number(column.type):
+        if not is_number(column.type):
             name = shard.task.file.name
             raise UserError(f"{name}: --score {self.score}: is {column.type}, not numbers; name another column")
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return to_doubles(column).to_numpy(zero_copy_only=False)
 
 
 def _refuse_written(schema: pa.Schema, shard: Shard) -> None:
@@ -110,7 +109,7 @@ def _refuse_written(schema: pa.Schema, shard: Shard) -> None:
     """
     at = schema.get_field_index(DUPLICATE_COUNT)
     wrong = [name for name in WRITTEN if name in schema.names]
-    if at >= 0 and not (_is_number(schema.field(at).type) or pa.types.is_null(schema.field(at).type)):
+    if at >= 0 and not is_number(schema.field(at).type):
         wrong.append(DUPLICATE_COUNT)
     if wrong:
         raise UserError(
@@ -170,9 +169,5 @@ def copies(documents: pa.RecordBatch) -> NDArray[np.int64]:
     at = documents.schema.get_field_index(DUPLICATE_COUNT)
     if at < 0:
         return np.ones(len(documents), np.int64)
-    values = pc.fill_null(documents.column(at).cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False)
-    return np.maximum(np.nan_to_num(values, nan=1.0), 1.0).astype(np.int64)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    values = pc.fill_null(to_doubles(documents.column(at)), 1.0).to_numpy(zero_copy_only=False)
+    return np.clip(np.nan_to_num(values, nan=1.0), 1, MOST_DOCUMENTS).astype(np.int64)

@@ -27,7 +27,7 @@ class LocalEngine:
         with ExitStack() as stack:
             # The pool before the bar, whose thread would keep it from forking.
             pool = stack.enter_context(Pool(_Finisher(stage), workers)) if workers > 1 else None
-            progress = stack.enter_context(Progress(stage.title, len(stage.tasks), len(stage.tasks) - len(left)))
+            progress = stack.enter_context(Progress(stage.title, len(stage.tasks), done=len(stage.tasks) - len(left)))
             if pool is None:
                 for number in left:
                     records[number] = stage.finish(number)

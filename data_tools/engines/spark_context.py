@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from data_tools.reading.tasks import KEPT
-from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.errors import UserError, install_command, require
 
 OLDEST = 4
 _JAVA = "Spark needs Java 17 or 21: install it (Debian: openjdk-17-jre-headless) and set JAVA_HOME"
@@ -50,7 +50,7 @@ def spark_context() -> Any:
         warnings.simplefilter("ignore")
         pyspark = require("pyspark", "spark", "--engine spark")
     if int(pyspark.__version__.split(".")[0]) < OLDEST:
-        raise UserError(f"--engine spark: PySpark {pyspark.__version__} is too old: pip install -e '.[spark]'")
+        raise UserError(f"--engine spark: PySpark {pyspark.__version__} is too old: {install_command('spark')}")
     if (context := pyspark.SparkContext._active_spark_context) is not None:
         return context
     if "PYSPARK_GATEWAY_PORT" not in os.environ and not _java_is_there():

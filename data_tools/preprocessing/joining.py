@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data_tools.corpora.merge import join_corpora
 from data_tools.preprocessing.progress import METERS
 from data_tools.preprocessing.shards import Record, Shards, is_there, record_from
 from data_tools.reading.bad_rows import too_many
-from data_tools.reading.tasks import Task
+from data_tools.reading.tasks import Group, Task
 from data_tools.reading.text import BadPlace
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_json, write_json
@@ -27,7 +28,7 @@ _JOINED = "joined.json"
 # What shards are called, and what lies beside them.
 _OURS = re.compile(r"[0-9a-f]{32}\.|joined\.json|run\.lock$")
 
-Done = tuple[Task, Record]
+Done = tuple[Group, Record]
 
 
 def within_limit(shards: Shards, done: Iterable[Done], max_bad_rows: int) -> Iterator[Done]:
@@ -37,27 +38,27 @@ def within_limit(shards: Shards, done: Iterable[Done], max_bad_rows: int) -> Ite
         UserError: together they have more bad rows than are allowed; the message names the first one beyond.
     """
     count = 0
-    for task, record in done:
+    for group, record in done:
         if count + record.bad_rows > max_bad_rows:
-            place = next(place for i, place in enumerate(_bad_places(shards, task)) if i == max_bad_rows - count)
+            task, place = next(islice(_bad_places(shards, group), max_bad_rows - count, None))
             raise too_many(task, place, count + record.bad_rows, max_bad_rows)
         count += record.bad_rows
-        yield task, record
+        yield group, record
 
 
-def finished_tasks(shards: Shards, tasks: Sequence[Task]) -> list[Done]:
-    """All tasks with their records.
+def finished_groups(shards: Shards, groups: Sequence[Group]) -> list[Done]:
+    """All groups with their records.
 
     Raises:
         UserError: one is not finished.
     """
-    found = [(task, shards.finished(task)) for task in tasks]
-    done = [(task, record) for task, record in found if record]
-    if len(done) < len(tasks):
-        first = next(task for task, record in found if record is None)
+    found = [(group, shards.finished(group)) for group in groups]
+    done = [(group, record) for group, record in found if record]
+    if len(done) < len(groups):
+        first = next(group for group, record in found if record is None)
         raise UserError(
-            f"--merge-only: {len(tasks) - len(done)} of {len(tasks)} shards are not finished, the first is of "
-            f"{first.file.name}; run the ranks again with the same arguments"
+            f"--merge-only: {len(groups) - len(done)} of {len(groups)} shards are not finished, the first is of "
+            f"{first.tasks[0].file.name}; run the ranks again with the same arguments"
         )
     return done
 
@@ -69,14 +70,14 @@ def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_
         outputs: the identity of the corpus at each prefix.
     """
     for i, (prefix, identity) in enumerate(outputs.items()):
-        join_corpora([shards.corpora(task)[i] for task, _ in done], prefix, identity=identity)
+        join_corpora([shards.corpora(group)[i] for group, _ in done], prefix, identity=identity)
     _write_bad_rows(shards, done, bad_rows)
     records = [vars(record) for _, record in done]
-    write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(task for task, _ in done), "records": records})
+    write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(group for group, _ in done), "records": records})
 
 
-def joined_earlier(shards: Shards, outputs: Mapping[Path, str], tasks: Sequence[Task]) -> list[Record] | None:
-    """The records of the same tasks, when a run that was killed while it removed its shards had joined them.
+def joined_earlier(shards: Shards, outputs: Mapping[Path, str], groups: Sequence[Group]) -> list[Record] | None:
+    """The records of the same groups, when a run that was killed while it removed its shards had joined them.
 
     Args:
         outputs: the identity of the corpus at each prefix; another one may have taken its place since.
@@ -86,7 +87,7 @@ def joined_earlier(shards: Shards, outputs: Mapping[Path, str], tasks: Sequence[
         records = [record_from(record) for record in note["records"]]
     except (UserError, KeyError, TypeError):
         return None
-    return records if note.get("work") == _fingerprint(tasks) and are_made(outputs) else None
+    return records if note.get("work") == _fingerprint(groups) and are_made(outputs) else None
 
 
 def are_made(outputs: Mapping[Path, str]) -> bool:
@@ -118,14 +119,15 @@ def tidy(shards: Shards) -> None:
         remove(shards)
 
 
-def _fingerprint(tasks: Iterable[Task]) -> str:
-    return xxhash.xxh3_128_hexdigest("\n".join(task.name for task in tasks).encode())
+def _fingerprint(groups: Iterable[Group]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(group.name for group in groups).encode())
 
 
-def _bad_places(shards: Shards, task: Task) -> Iterator[BadPlace]:
-    with open(shards.bad_rows_path(task), encoding="utf-8") as file:
+def _bad_places(shards: Shards, group: Group) -> Iterator[tuple[Task, BadPlace]]:
+    with open(shards.bad_rows_path(group), encoding="utf-8") as file:
         for line in file:
-            yield BadPlace(**json.loads(line))
+            content = json.loads(line)
+            yield group.tasks[content.pop("task")], BadPlace(**content)
 
 
 def earlier_bad_rows(output: Output) -> str | None:
@@ -149,11 +151,12 @@ def _write_bad_rows(shards: Shards, done: Sequence[Done], path: Path) -> None:
         return
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         name, before = "", 0
-        for task, record in done:
-            name, before = task.file.name, before if task.file.name == name else 0
-            for place in _bad_places(shards, task):
+        for group, record in done:
+            # Of several files all begin in their group; a file that is cut into parts has a group for each.
+            before = before if group.tasks[0].file.name == name else 0
+            for task, place in _bad_places(shards, group):
                 file.write(json.dumps(_entry(task, place, before), ensure_ascii=False) + "\n")
-            before += record.rows
+            name, before = group.tasks[0].file.name, before + record.rows
 
 
 def _entry(task: Task, place: BadPlace, before: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizers.tokenizer import TextTokenizer
+from data_tools.tokenizers.tokenizer import CannotEncode, TextTokenizer
 
 PIECE_CHARACTERS = 1 << 18
 # Text on both sides of a cut that is encoded to check it, at least: some words to settle in.
@@ -31,10 +31,19 @@ def encode_texts(
 
     Args:
         piece: characters that are encoded at once, about.
+
+    Raises:
+        CannotEncode: the tokenizer's library gives up on a text; its `number` is that in `texts`.
     """
     if max(map(len, texts), default=0) <= 2 * piece:
         return tokenizer.encode_flat(texts, append_eod)
-    parts = [_encode_one(tokenizer, text, append_eod, piece) for text in texts]
+    parts = []
+    for number, text in enumerate(texts):
+        try:
+            parts.append(_encode_one(tokenizer, text, append_eod, piece))
+        except CannotEncode as error:
+            error.number = number
+            raise
     lengths = np.array([len(part) for part in parts], np.int32)
     return np.concatenate(parts), lengths
 

@@ -25,7 +25,7 @@ from data_tools.preprocessing.joining import (
     Done,
     are_made,
     earlier_bad_rows,
-    finished_tasks,
+    finished_groups,
     join,
     joined_earlier,
     remove,
@@ -36,8 +36,8 @@ from data_tools.preprocessing.progress import Bar, forget
 from data_tools.preprocessing.sample import sample_texts, unscored_keys
 from data_tools.preprocessing.shards import Record, Shards
 from data_tools.preprocessing.workers import Job, Worker, WriterPool
-from data_tools.reading.inputs import find_inputs
-from data_tools.reading.tasks import Settings, Task, cut_tasks, work_identity
+from data_tools.reading.inputs import InputFile, find_inputs
+from data_tools.reading.tasks import Group, Settings, cut_groups, work_identity
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
@@ -122,14 +122,19 @@ def preprocess(
         prefix: work_identity(files, settings, description, key)
         for key, prefix in zip(settings.json_keys, prefixes, strict=True)
     }
-    tasks = cut_tasks(files, settings, description, task_bytes)
+    groups = cut_groups(files, settings, description, task_bytes)
     for key in unscored_keys(files, settings) if engine.is_first and not merge_only else ():
         print(
             f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
             file=sys.stderr,
         )
     work = _Work(
-        tasks, Shards(prefixes), Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows), tokenizer, engine
+        groups,
+        files,
+        Shards(prefixes),
+        Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows),
+        tokenizer,
+        engine,
     )
     # Ranks may start when others have ended, as elements of an array do.
     if engine.place.world > 1 and not merge_only and are_made(identities):
@@ -142,9 +147,10 @@ def preprocess(
         # Shared by runs of one prefix and other json keys; and what a killed one left of it is removed.
         claims.enter_context(claim(bad_rows, "", earlier_bad_rows))
         with lock(work.shards.lock_path, shared=True):
-            joined = joined_earlier(work.shards, identities, tasks)
+            joined = joined_earlier(work.shards, identities, groups)
             if joined is None:
                 done = work.collect() if merge_only else work.do()
+                _refuse_empty(files, [record for _, record in done])
                 _refuse_unscored(settings, [record for _, record in done])
                 join(work.shards, identities, done, bad_rows.path)
                 joined = [record for _, record in done]
@@ -188,7 +194,8 @@ def _remove(shards: Shards) -> None:
 class _Work:
     """One rank's part of the run."""
 
-    tasks: Sequence[Task]
+    groups: Sequence[Group]
+    files: Sequence[InputFile]
     shards: Shards
     job: Job
     tokenizer: TextTokenizer
@@ -206,70 +213,71 @@ class _Work:
             raise
 
     def _do(self) -> list[Done]:
-        found = [(task, self.shards.finished(task)) for task in self.tasks]
-        earlier = [(task, record) for task, record in found if record]
+        found = [(group, self.shards.finished(group)) for group in self.groups]
+        earlier = [(group, record) for group, record in found if record]
         # From the largest to the smallest, so that no worker is left with a long one at the end.
-        left = sorted((task for task, record in found if not record), key=lambda task: -task.size)
+        left = sorted((group for group, record in found if not record), key=lambda group: -group.size)
         left = claim_order(left, self.engine.place.rank, self.engine.place.world)
         # The pool before the bar, whose thread would keep it from forking. All is closed at once on an error, so that
         # no worker still writes when this returns.
         with self._pool(left) as pool, self._bar(), closing(self._write(left, pool)) as written:
             done = within_limit(self.shards, chain(earlier, written), self.job.max_bad_rows)
-            records = {task.name: record for task, record in done}
-        return [(task, records[task.name]) for task in self.tasks]
+            records = {group.name: record for group, record in done}
+        return [(group, records[group.name]) for group in self.groups]
 
     def collect(self) -> list[Done]:
         """All tasks with the records that the ranks have left."""
-        return list(within_limit(self.shards, finished_tasks(self.shards, self.tasks), self.job.max_bad_rows))
+        return list(within_limit(self.shards, finished_groups(self.shards, self.groups), self.job.max_bad_rows))
 
-    def _pool(self, tasks: Sequence[Task]) -> AbstractContextManager[WriterPool | None]:
-        workers = min(self.engine.workers, len(tasks))
+    def _pool(self, groups: Sequence[Group]) -> AbstractContextManager[WriterPool | None]:
+        workers = min(self.engine.workers, len(groups))
         return WriterPool(self.job, workers, self.tokenizer) if workers > 1 else nullcontext()
 
-    def _write(self, tasks: Sequence[Task], pool: WriterPool | None) -> Generator[Done, None, None]:
-        if not tasks:
+    def _write(self, groups: Sequence[Group], pool: WriterPool | None) -> Generator[Done, None, None]:
+        if not groups:
             return
-        sample = sample_texts(list(dict.fromkeys(task.file for task in self.tasks)), self.job.settings)
+        sample = sample_texts(self.files, self.job.settings)
         self.tokenizer_engine = self.tokenizer.prove(sample, pool.difference if pool else None)
         if isinstance(self.engine, SparkEngine):
-            calls = [(task, self.tokenizer.engine) for task in tasks]
+            calls = [(group, self.tokenizer.engine) for group in groups]
             for number, record in self.engine.call(Worker(self.job), "write", calls, self.shards.folders[0]):
-                yield tasks[number], record
+                yield groups[number], record
             return
-        pause, left = Pause(), tasks
+        pause, left = Pause(), groups
         while left:
             busy = []
-            for task, record in self._claim(left, pool):
+            for group, record in self._claim(left, pool):
                 if record is None:
-                    busy.append(task)
+                    busy.append(group)
                 else:
-                    yield task, record
+                    yield group, record
             pause(len(busy) == len(left))
             left = busy
 
     def _claim(
-        self, tasks: Sequence[Task], pool: WriterPool | None
-    ) -> Generator[tuple[Task, Record | None], None, None]:
+        self, groups: Sequence[Group], pool: WriterPool | None
+    ) -> Generator[tuple[Group, Record | None], None, None]:
         """Do the tasks that no other process is doing; those come with None."""
         if pool:
-            yield from pool.write(tasks, self.tokenizer.engine)
+            yield from pool.write(groups, self.tokenizer.engine)
             return
         writer = self.job.writer(self.tokenizer)
-        yield from ((task, writer.write(task, wait=False)) for task in tasks)
+        yield from ((group, writer.write(group, wait=False)) for group in groups)
 
     def _bar(self) -> AbstractContextManager[object]:
         folder, place = self.shards.folders[0], self.engine.place
         forget(folder, place.rank)
         if place.rank:
             return nullcontext()
-        done = sum(task.size for task in self.tasks if self.shards.record_path(task).exists())
-        return Bar(folder, sum(task.size for task in self.tasks), done, place.world)
+        done = sum(group.size for group in self.groups if self.shards.record_path(group).exists())
+        return Bar(folder, sum(group.size for group in self.groups), done, place.world)
 
 
 def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
     for name, value, least in (
         ("--max-bad-rows", max_bad_rows, 0),
         ("--max-characters", settings.max_characters, 0),
+        ("--max-row-bytes", settings.max_row_bytes, 0),
     ):
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
@@ -281,6 +289,23 @@ def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
         raise UserError("--json-keys: name at least one field, and each once")
     if odd := [key for key in settings.json_keys if "/" in key or "\0" in key]:
         raise UserError(f"--json-keys {odd[0]}: becomes part of a file's name, which cannot hold '/'; rename the field")
+
+
+def _refuse_empty(files: Sequence[InputFile], records: Sequence[Record]) -> None:
+    """No document is no corpus: the input is not what it was taken for.
+
+    Raises:
+        UserError: naming the input, and what became of its rows.
+    """
+    if not any(record.sequences for record in records):
+        reasons = sum((Counter(record.skipped) for record in records), Counter[str]())
+        rows = sum(record.rows for record in records)
+        left_out = "".join(f"; left out: {count:,} {reason}" for reason, count in sorted(reasons.items()) if count)
+        more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
+        raise UserError(
+            f"{files[0].name}{more}: no document in {rows:,} rows{left_out}; name input that holds text in the fields "
+            "of --json-keys"
+        )
 
 
 def _refuse_unscored(settings: Settings, records: Sequence[Record]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import IO, Any
 import numpy as np
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
-from data_tools.preprocessing.long_text import encode_texts
+from data_tools.preprocessing.encoding import Encoded, encode_rows
 from data_tools.preprocessing.progress import Meter
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.columns import column_rows
 from data_tools.reading.inputs import require_unchanged
-from data_tools.reading.tasks import KEPT, Settings, Task
+from data_tools.reading.tasks import KEPT, Group, Settings, Task
 from data_tools.reading.text import Rows, line_rows
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
@@ -34,7 +34,7 @@ from megatron_kaiyuan.locks import lock
 
 @dataclass
 class Record:
-    """What a finished task tells.
+    """What a finished group of tasks tells.
 
     Attributes:
         rows: lines or Parquet rows that were read.
@@ -44,9 +44,6 @@ class Record:
         missing_scores: documents without a score, by its name; over the json keys.
     """
 
-    file: str
-    start: int
-    stop: int
     rows: int = 0
     sequences: int = 0
     tokens: int = 0
@@ -77,25 +74,25 @@ class Shards:
     def __init__(self, prefixes: Sequence[Path]):
         self.folders = [prefix.with_name(f"{prefix.name}.shards") for prefix in prefixes]
 
-    def corpora(self, task: Task) -> list[Path]:
-        """Prefix of the task's corpus for each json key."""
-        return [folder / task.name for folder in self.folders]
+    def corpora(self, group: Group) -> list[Path]:
+        """Prefix of the group's corpus for each json key."""
+        return [folder / group.name for folder in self.folders]
 
     @property
     def lock_path(self) -> Path:
         """Shared by the ranks that write shards; held by one process alone while it joins them."""
         return self.folders[0] / "run.lock"
 
-    def bad_rows_path(self, task: Task) -> Path:
-        return self.folders[0] / f"{task.name}.bad_rows.jsonl"
+    def bad_rows_path(self, group: Group) -> Path:
+        return self.folders[0] / f"{group.name}.bad_rows.jsonl"
 
-    def record_path(self, task: Task) -> Path:
-        return self.folders[0] / f"{task.name}.task.json"
+    def record_path(self, group: Group) -> Path:
+        return self.folders[0] / f"{group.name}.task.json"
 
-    def finished(self, task: Task) -> Record | None:
+    def finished(self, group: Group) -> Record | None:
         """The record of the task, when it was done before and its corpora are still there."""
-        path = self.record_path(task)
-        if not path.exists() or not all(is_there(prefix) for prefix in self.corpora(task)):
+        path = self.record_path(group)
+        if not path.exists() or not all(is_there(prefix) for prefix in self.corpora(group)):
             return None
         try:
             return record_from(read_json(path, "record of a shard"))
@@ -122,23 +119,23 @@ class ShardWriter:
         self._description = self.tokenizer.description()
         self._max_bad_rows = max_bad_rows
 
-    def write(self, task: Task, *, wait: bool = True) -> Record | None:
-        """Do a task, unless it is finished.
+    def write(self, group: Group, *, wait: bool = True) -> Record | None:
+        """Do the tasks of a group, unless they are finished.
 
         Args:
-            wait: for a process that is doing the task; else None is returned.
+            wait: for a process that is doing them; else None is returned.
 
         Raises:
             UserError: the input cannot be read, has too many bad rows, or the shard cannot be written.
         """
-        if (record := self.shards.finished(task)) is not None:
+        if (record := self.shards.finished(group)) is not None:
             return record
         try:
-            with lock(self.shards.folders[0] / f"{task.name}.lock", seconds=None if wait else 0, keep=False):
-                record = self.shards.finished(task)
+            with lock(self.shards.folders[0] / f"{group.name}.lock", seconds=None if wait else 0, keep=False):
+                record = self.shards.finished(group)
                 if record is None:
-                    record = self._write(task)
-                    self.meter.finish(task.size)
+                    record = self._write(group)
+                    self.meter.finish(group.size)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -146,36 +143,40 @@ class ShardWriter:
             raise UserError(f"{self.shards.folders[0]}: cannot be written ({reason}); make room, {KEPT}") from error
         return record
 
-    def _write(self, task: Task) -> Record:
+    def _write(self, group: Group) -> Record:
         # Before the corpora change, so that there is never a record of others than are there.
-        self.shards.record_path(task).unlink(missing_ok=True)
-        record = Record(task.file.name, task.start, task.stop)
+        self.shards.record_path(group).unlink(missing_ok=True)
+        record = Record()
         with ExitStack() as stack:
-            bad_rows = stack.enter_context(atomic_path(self.shards.bad_rows_path(task)))
+            bad_rows = stack.enter_context(atomic_path(self.shards.bad_rows_path(group)))
             bad_file = stack.enter_context(open(bad_rows, "w", encoding="utf-8"))
-            columns = self.settings.score_keys, [task.file.name], self.settings.meta_keys
+            names = list(dict.fromkeys(task.file.name for task in group.tasks))
+            columns = self.settings.score_keys, names, self.settings.meta_keys
             writers = [
                 stack.enter_context(CorpusWriter(prefix, self._description, *columns))
-                for prefix in self.shards.corpora(task)
+                for prefix in self.shards.corpora(group)
             ]
-            read = column_rows if task.file.format == "parquet" else line_rows
-            for rows in read(task, self.settings):
-                self._note(rows, task, record, bad_file)
-                for key, writer in zip(self.settings.json_keys, writers, strict=True):
-                    self._add(key, rows, writer, record)
-                self.meter.advance(rows.read - task.start, len(rows.domains), record.tokens)
-            require_unchanged(task.file)
+            before = 0
+            for number, task in enumerate(group.tasks):
+                for rows in _read(task, self.settings):
+                    encoded = encode_rows(self.tokenizer, rows, self.settings.append_eod)
+                    self._note(rows, group, number, record, bad_file)
+                    for key, writer in zip(self.settings.json_keys, writers, strict=True):
+                        self._add(key, rows, encoded[key], writer, record)
+                    self.meter.advance(before + rows.read - task.start, len(rows.domains), record.tokens)
+                require_unchanged(task.file)
+                before += task.size
             for writer in writers:
                 writer.skipped.update(record.skipped)
         record.sequences = sum(writer.sequences for writer in writers)
         record.skipped["empty text"] += sum(writer.skipped["empty text"] for writer in writers)
-        write_json(self.shards.record_path(task), vars(record))
+        write_json(self.shards.record_path(group), vars(record))
         return record
 
-    def _add(self, key: str, rows: Rows, writer: CorpusWriter, record: Record) -> None:
+    def _add(self, key: str, rows: Rows, encoded: Encoded, writer: CorpusWriter, record: Record) -> None:
         if not rows.texts[key]:
             return
-        tokens, lengths = encode_texts(self.tokenizer, rows.texts[key], self.settings.append_eod)
+        tokens, lengths = encoded
         labels = rows.domains, rows.sources, rows.scores, rows.meta
         writer.add(Documents(tokens, lengths, rows.text_bytes[key], *labels))
         for name, scores in rows.scores.items():
@@ -183,15 +184,19 @@ class ShardWriter:
         record.tokens += len(tokens)
         record.text_bytes += sum(rows.text_bytes[key])
 
-    def _note(self, rows: Rows, task: Task, record: Record, bad_file: IO[str]) -> None:
+    def _note(self, rows: Rows, group: Group, number: int, record: Record, bad_file: IO[str]) -> None:
         record.rows += rows.count
         record.skipped.update(rows.left_out)
         for place in rows.bad:
             record.bad_rows += 1
             record.skipped[place.reason] += 1
-            bad_file.write(json.dumps(place._asdict(), ensure_ascii=False) + "\n")
+            bad_file.write(json.dumps({"task": number, **place._asdict()}, ensure_ascii=False) + "\n")
             if record.bad_rows > self._max_bad_rows:
-                raise too_many(task, place, record.bad_rows, self._max_bad_rows)
+                raise too_many(group.tasks[number], place, record.bad_rows, self._max_bad_rows)
+
+
+def _read(task: Task, settings: Settings) -> Iterator[Rows]:
+    return (column_rows if task.file.format == "parquet" else line_rows)(task, settings)
 
 
 def is_there(prefix: Path) -> bool:

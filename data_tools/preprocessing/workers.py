@@ -12,7 +12,7 @@ from typing import Any
 from data_tools.engines.pool import Pool
 from data_tools.preprocessing.progress import Meter, meter_path
 from data_tools.preprocessing.shards import Record, Shards, ShardWriter
-from data_tools.reading.tasks import Settings, Task
+from data_tools.reading.tasks import Group, Settings
 from data_tools.tokenizers.tokenizer import TextTokenizer
 
 
@@ -59,10 +59,10 @@ class Worker:
         """What `TextTokenizer.difference` says."""
         return self._tokenizer.difference(engine, texts, before)
 
-    def write(self, task: Task, engine: str, wait: bool = True) -> Record | None:
+    def write(self, group: Group, engine: str, wait: bool = True) -> Record | None:
         """What `ShardWriter.write` does, with that engine of the tokenizer."""
         self._tokenizer.use(engine)
-        return self._writer.write(task, wait=wait)
+        return self._writer.write(group, wait=wait)
 
 
 class WriterPool(Pool):
@@ -82,11 +82,12 @@ class WriterPool(Pool):
         found = dict(self.run("difference", calls))
         return next((found[i] for i in sorted(found) if found[i] is not None), None)
 
-    def write(self, tasks: Sequence[Task], engine: str) -> Iterator[tuple[Task, Record | None]]:
-        """Do tasks; each comes with its record when it is done, in any order; with None while another process does it.
+    def write(self, groups: Sequence[Group], engine: str) -> Iterator[tuple[Group, Record | None]]:
+        """Do the tasks of groups. Each group comes with its record when it is done, in any order; with None while
+        another process does it.
 
         Raises:
             UserError: the first failing task's error.
         """
-        for number, record in self.run("write", [(task, engine, False) for task in tasks]):
-            yield tasks[number], record
+        for number, record in self.run("write", [(group, engine, False) for group in groups]):
+            yield groups[number], record

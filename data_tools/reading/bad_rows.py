@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from data_tools.reading.columns import rows_before
+from data_tools.reading.lines import lines_before
 from data_tools.reading.tasks import KEPT, Task
-from data_tools.reading.text import BadPlace, lines_before
+from data_tools.reading.text import BadPlace
 from megatron_kaiyuan.errors import UserError
 
 

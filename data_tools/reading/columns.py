@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.reading.arrow_values import is_number, plain_values, stored_type, to_doubles
 from data_tools.reading.inputs import InputFile, open_stored
+from data_tools.reading.packing import advice
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import Rows
 from megatron_kaiyuan.errors import UserError, excerpt
@@ -19,6 +21,7 @@ from megatron_kaiyuan.errors import UserError, excerpt
 _ROWS_AT_ONCE = 128
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _LABELS = ("domain", "source")
+_NOT_TEXT = object()
 
 
 def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
@@ -78,7 +81,7 @@ def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
         with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
             yield parquet
     except pa.ArrowException as error:
-        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); check or copy the file again") from error
+        raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); {advice(error)}") from error
 
 
 def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:
@@ -114,38 +117,43 @@ def _fields(file: InputFile, schema: pa.Schema, settings: Settings) -> dict[str,
         if (count := schema.names.count(column)) > 1:
             raise UserError(f"{file.name}: has {count} columns {column!r}; rename or drop all but one")
         found = schema.field(column).type
-        if wanted and not (_is_text(found) if key in settings.json_keys else _is_number(found)):
+        if wanted and not (_is_text(found) if key in settings.json_keys else is_number(found)):
             kind = "text" if key in settings.json_keys else "numbers"
             raise UserError(f"{file.name}: column {column!r} is {found}, not {kind}; name another one")
     return fields
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = stored_type(kind)
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    # A column of type null holds missing scores only.
-    return (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
-    )
 
 
 def _rows(
     batch: pa.RecordBatch, fields: Mapping[str, tuple[str, pa.DataType | None]], settings: Settings, first: int
 ) -> Rows:
-    columns = {
-        name: batch.column(column).cast(kind) if kind else batch.column(column)
-        for name, (column, kind) in fields.items()
-    }
-    table = pa.RecordBatch.from_pydict(columns)
+    columns = {}
+    for name, (column, kind) in fields.items():
+        values = batch.column(column)
+        columns[name] = _values(to_doubles(values) if kind == pa.float64() else values)
     rows = Rows.empty(settings)
-    for number in range(len(table)):
-        try:
-            row = table.slice(number, 1).to_pylist()[0]
-        except UnicodeDecodeError:
-            rows.add_bad((first + number, None), "not text in UTF-8")
+    for number, values in enumerate(zip(*columns.values(), strict=True), first):
+        if any(value is _NOT_TEXT for value in values):
+            rows.add_bad((number, None), "not text in UTF-8")
         else:
-            rows.add(row, settings, (first + number, None))
+            rows.add(dict(zip(columns, values, strict=True)), settings, (number, None))
     return rows
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column, `_NOT_TEXT` where one is not in UTF-8."""
+    try:
+        return plain_values(column)
+    except UnicodeDecodeError:
+        return [_value(column.slice(row, 1)) for row in range(len(column))]
+
+
+def _value(column: pa.Array) -> Any:
+    try:
+        return plain_values(column)[0]
+    except UnicodeDecodeError:
+        return _NOT_TEXT

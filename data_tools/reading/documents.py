@@ -7,7 +7,7 @@ double; where they have several, are lists or objects, or would be rounded, each
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from data_tools.reading import columns
 from data_tools.reading.tasks import Settings, Task
-from data_tools.reading.text import BadPlace, BadRow, JsonRows, LeftOut, as_text, check_row, json_rows
+from data_tools.reading.text import BadPlace, JsonRows, check_row, json_rows
+from data_tools.reading.values import BadRow, LeftOut, as_text
 from megatron_kaiyuan.errors import UserError
 
 TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
@@ -110,32 +111,38 @@ def _json_batches(shard: Shard, settings: Settings) -> Iterator[Batch]:
         raise _two_texts(shard, key) if key in kinds else _no_text(shard, key, kinds)
     kinds.pop(key, None)
     for lines in json_rows(shard.task, settings):
-        good: list[dict[str, Any]] = []
-        numbers: list[int] = []
-        batch = Batch(pa.record_batch([]), lines.bad, [], len(lines.rows) + len(lines.bad))
-        for place, row in lines.rows:
-            try:
-                check_row(row, settings)
-            except BadRow as error:
-                batch.bad.append(BadPlace(*place, str(error)))
-            except LeftOut as error:
-                batch.left_out.append(str(error))
-            else:
-                good.append(row)
-                numbers.append(place[0] - 1)
-        arrays = {
-            DOCUMENT_ID: shard.document_ids(numbers),
-            TEXT: pa.array([row[key] for row in good], pa.large_string()),
-        }
-        for name, kind in kinds.items():
-            convert = as_text if kind == pa.string() else lambda value: value
-            values = [convert(row.get(name)) for row in good]
-            arrays[name] = pa.array(values, kind)
-        if DOCUMENT_ID in kinds:
-            arrays[DOCUMENT_ID] = _earlier_ids(arrays[DOCUMENT_ID], shard)
-        batch.documents = pa.RecordBatch.from_pydict(arrays)
-        batch.bad.sort()
-        yield batch
+        yield _json_batch(lines, shard, settings, kinds)
+
+
+def _json_batch(lines: JsonRows, shard: Shard, settings: Settings, kinds: Mapping[str, pa.DataType]) -> Batch:
+    texts: list[str] = []
+    numbers: list[int] = []
+    values: dict[str, list[Any]] = {name: [] for name in kinds}
+    batch = Batch(pa.record_batch([]), list(lines.bad), [], len(lines.rows) + len(lines.bad))
+    for place, row in lines.rows:
+        try:
+            check_row(row, settings)
+            fields = {name: _in_column(row.get(name), name, kind) for name, kind in kinds.items()}
+        except BadRow as error:
+            batch.bad.append(BadPlace(*place, str(error)))
+        except LeftOut as error:
+            batch.left_out.append(str(error))
+        else:
+            texts.append(row[settings.json_keys[0]])
+            numbers.append(place[0] - 1)
+            for name, value in fields.items():
+                values[name].append(value)
+    arrays = {DOCUMENT_ID: shard.document_ids(numbers), TEXT: pa.array(texts, pa.large_string())}
+    arrays |= {name: pa.array(values[name], kind) for name, kind in kinds.items()}
+    if DOCUMENT_ID in kinds:
+        arrays[DOCUMENT_ID] = _earlier_ids(arrays[DOCUMENT_ID], shard)
+    batch.documents = pa.RecordBatch.from_pydict(arrays)
+    batch.bad.sort()
+    return batch
+
+
+def _in_column(value: Any, name: str, kind: pa.DataType) -> Any:
+    return as_text(value, name) if kind == pa.string() else value
 
 
 def first_fields(shard: Shard, settings: Settings) -> pa.Schema:
@@ -167,7 +174,6 @@ def _types_of(batches: Iterable[JsonRows], shard: Shard, settings: Settings) -> 
                 f"{shard.task.file.name}: its rows have more than {_MOST_FIELDS} different fields; put what is data "
                 "into the values of a few fields"
             )
-    _refuse_names(shard, found)
     return {name: _column_type(kinds) for name, kinds in found.items()}
 
 
@@ -185,20 +191,6 @@ def _column_type(kinds: set[str]) -> pa.DataType:
     if kinds <= {"int", "int64"}:
         return pa.int64()
     return pa.float64() if kinds <= {"int", "float"} else pa.string()
-
-
-def _refuse_names(shard: Shard, names: Iterable[str]) -> None:
-    """Refuse names of fields that have no UTF-8 form, and so can be no column's.
-
-    Raises:
-        UserError: naming the first one.
-    """
-    for name in names:
-        if as_text(name) != name:
-            raise UserError(
-                f"{shard.task.file.name}: the name {as_text(name)} of a field holds half of a surrogate pair, so no "
-                "column can have it; rename or drop the field"
-            )
 
 
 def _parquet_batches(shard: Shard, settings: Settings, others: Collection[str] | None) -> Iterator[Batch]:
@@ -261,7 +253,8 @@ def _all_sound(texts: pa.Array, settings: Settings) -> bool:
         texts.validate(full=True)
     except pa.ArrowInvalid:
         return False
-    return True
+    longest = pc.max(pc.binary_length(texts)).as_py() or 0
+    return not 0 < settings.max_row_bytes < longest
 
 
 def _no_text(shard: Shard, key: str, names: Iterable[str]) -> UserError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from data_tools.reading.listing import (
     identity,
     list_folder,
     list_pattern,
-    require_utf8,
+    require_regular,
     state_of,
 )
 from data_tools.reading.packing import (
@@ -41,6 +40,7 @@ from data_tools.reading.packing import (
 )
 from data_tools.reading.unicode_marks import refuse_other_encodings
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import require_utf8
 from megatron_kaiyuan.redaction import redact
 
 Format = Literal["json", "parquet", "text"]
@@ -277,8 +277,7 @@ def _beginning(name: str) -> bytes:
 
 def _local_state(name: str) -> tuple[int, str]:
     state = state_of(name)
-    if not stat.S_ISREG(state.st_mode):
-        raise UserError(f"{name}: is a pipe or a device, and is read more than once; write what it gives to a file")
+    require_regular(name, state.st_mode)
     return state.st_size, str(state.st_mtime_ns)
 
 

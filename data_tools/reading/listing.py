@@ -107,17 +107,18 @@ def state_of(path: str) -> os.stat_result:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def require_utf8(path: str) -> None:
-    """Refuse a path that no manifest can record.
+def require_regular(path: str, mode: int) -> None:
+    """Refuse what gives its bytes once: a pipe, as of `<(command)` or /dev/stdin, a socket, a device.
 
     Raises:
-        UserError: its bytes are not UTF-8.
+        UserError: it is one.
     """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise UserError(f"{shown}: its name is not UTF-8, so that no manifest can record it; rename it") from None
+    if not stat.S_ISREG(mode):
+        kind = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: "folder"}.get(stat.S_IFMT(mode), "device")
+        raise UserError(
+            f"{path}: is a {kind} and no file; files are read again by several processes, and after a kill: write what "
+            "it gives to a file"
+        )
 
 
 def identity(state: os.stat_result) -> Identity:

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from megatron_kaiyuan.errors import UserError
+from data_tools.reading.zstd_file import ZstdFile
+from megatron_kaiyuan.errors import UserError, system_advice
 
 # By suffix, Arrow's name where Arrow has one.
 PACKINGS = {
@@ -98,12 +99,16 @@ def unpacked(packing: str, stored: BinaryIO) -> BinaryIO:
         return io.BufferedReader(gzip.GzipFile(fileobj=stored), 1 << 20)  # type: ignore[type-var]
     if packing == "xz":
         return io.BufferedReader(lzma.LZMAFile(stored), 1 << 20)  # type: ignore[type-var]
-    # Arrow's streams refuse a truncated file; fsspec with zstandard stops in silence.
+    if packing == "zstd":
+        return io.BufferedReader(ZstdFile(stored), 1 << 20)
+    # Arrow's streams refuse a truncated file.
     return io.BufferedReader(pa.CompressedInputStream(stored, packing), 1 << 20)  # type: ignore[type-var]
 
 
 def advice(error: BaseException) -> str:
     """What to do about a file whose bytes could not be read or unpacked."""
-    if "too much memory" in str(error):
-        return "it was packed with a long window: unpack it with `zstd -d --long=31`"
-    return "check or copy the file again"
+    # What the Parquet library does not know, as another compression, is no damage.
+    if isinstance(error, NotImplementedError) or "deeply nested" in str(error):
+        return "write it in another way, or drop a column"
+    again = "check or copy the file again"
+    return system_advice(error, again) if isinstance(error, OSError) else again

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from data_tools.reading.inputs import InputFile
+from data_tools.reading.limits import MAX_ROW_BYTES
 from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.outputs import identity_of
 
@@ -18,11 +19,13 @@ from megatron_kaiyuan.outputs import identity_of
 KEPT = "finished shards are kept: run the command again"
 
 # Goes up when a shard of the same input and settings would get other content than before.
-_SHARD_VERSION = 3
+_SHARD_VERSION = 4
 # Some thousand tasks for a large run: few enough for one folder, enough for any number of processes.
 _TASKS, _SMALLEST_TASK, _LARGEST_TASK = 4096, 8 << 20, 2 << 30
 # What a Parquet file stores in a byte is several bytes of text, and a task without a row group is wasted.
 _PARQUET_FACTOR = 8
+# What a file costs besides its bytes (to look at, to open, to look at again), in bytes that are tokenized meanwhile.
+_FILE_COST = 8 << 10
 # A document's id has 20 bits for its task. Each task is a file or more, and small ones are most of their own cost.
 _SMALL_TASK, _MOST_SMALL_TASKS, _MOST_TASKS = 1 << 20, 1 << 16, 1 << 20
 
@@ -41,6 +44,7 @@ class Settings:
         text_documents: what is a document in plain text, "line" or "file".
         max_characters: rows with a longer text are left out; 0 for no limit.
         tokenizer_engine: how to encode; the result does not depend on it.
+        max_row_bytes: a longer line, or row of texts in Parquet, is a bad row and is not held; 0 for no limit.
     """
 
     tokenizer: Path
@@ -53,6 +57,7 @@ class Settings:
     text_documents: str = "line"
     max_characters: int = 0
     tokenizer_engine: str = "auto"
+    max_row_bytes: int = MAX_ROW_BYTES
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,7 @@ def cut_tasks(
         UserError: `task_bytes` is negative, or makes too many tasks.
     """
     _check_task_bytes(files, settings, task_bytes)
-    total = sum(file.size for file in files)
-    wanted = task_bytes or min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
+    wanted = _wanted(files, task_bytes)
     about = _about(settings, tokenizer)
     tasks = []
     for file in files:
@@ -101,6 +105,45 @@ def cut_tasks(
     return tasks
 
 
+@dataclass(frozen=True)
+class Group:
+    """Tasks that are done one after another and leave one shard: a part of a file, or several small files.
+
+    Attributes:
+        name: fingerprint of all of them.
+    """
+
+    tasks: tuple[Task, ...]
+    name: str
+
+    @property
+    def size(self) -> int:
+        return sum(task.size for task in self.tasks)
+
+
+def cut_groups(
+    files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], task_bytes: int = 0
+) -> list[Group]:
+    """As `cut_tasks`, with small files in groups of about the size of a task: a shard costs more than a small file.
+
+    Raises:
+        UserError: as `cut_tasks`.
+    """
+    wanted = _wanted(files, task_bytes)
+    groups: list[list[Task]] = []
+    room = 0
+    for task in cut_tasks(files, settings, tokenizer, task_bytes):
+        whole = (task.start, task.stop) == (0, task.file.size)
+        cost = task.size + _FILE_COST
+        if not (groups and whole and cost <= room):
+            groups.append([])
+            # Nothing follows a part of a file, so that a shard has rows of one file only or of whole files.
+            room = wanted if whole else 0
+        groups[-1].append(task)
+        room -= cost
+    return [Group(tuple(tasks), _group_name(tasks)) for tasks in groups]
+
+
 def work_identity(files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], key: str) -> str:
     """Fingerprint of all that the corpus of one json key is made from, however it is cut into tasks."""
     return identity_of("preprocess", key, [file.identity() for file in files], _about(settings, tokenizer))
@@ -109,6 +152,11 @@ def work_identity(files: Sequence[InputFile], settings: Settings, tokenizer: Map
 def is_whole(file: InputFile, settings: Settings) -> bool:
     """Whether a file can only be read from its beginning to its end."""
     return bool(file.packing) or (file.format == "text" and settings.text_documents == "file")
+
+
+def _wanted(files: Sequence[InputFile], task_bytes: int) -> int:
+    total = sum(file.size for file in files)
+    return task_bytes or min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
 
 
 def _check_task_bytes(files: Sequence[InputFile], settings: Settings, task_bytes: int) -> None:
@@ -133,3 +181,9 @@ def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
 def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:
     content = json.dumps([file.identity(), start, stop, about], sort_keys=True)
     return xxhash.xxh3_128_hexdigest(content.encode())
+
+
+def _group_name(tasks: Sequence[Task]) -> str:
+    if len(tasks) == 1:
+        return tasks[0].name
+    return xxhash.xxh3_128_hexdigest("\n".join(task.name for task in tasks).encode())

@@ -5,31 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
-from data_tools.reading.inputs import find_inputs, open_stored, unpack
+from data_tools.reading.lines import line_batches, read_whole
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.unicode_marks import without_mark, without_marks
-from megatron_kaiyuan.errors import UserError
+from data_tools.reading.values import BadRow, LeftOut, as_number, as_text, is_missing, may_be_rounded, text_bytes
 
-BATCH_BYTES = 1 << 20
 # Lengths in the index and sizes in the metadata are 32-bit.
 _LONGEST_TEXT = (1 << 31) - 1
-_BLOCK_BYTES = 1 << 20
-
-
-class BadRow(ValueError):
-    """A row that cannot become a document; the message is the reason, short enough to count by."""
-
-
-class LeftOut(ValueError):
-    """A row that is sound but was not asked for; the message is the reason."""
 
 
 class BadPlace(NamedTuple):
@@ -54,6 +42,7 @@ class Rows:
         scores: for each name, a number of each row, NaN for a missing score.
         meta: for each name, a value of each row.
         left_out: rows that are neither here nor bad, by reason.
+        places: of each row, its number in the task and the offset of its line, as in `BadPlace`.
         count: lines or Parquet rows that were read, whatever became of them.
         read: bytes of the file as stored that were read so far.
     """
@@ -66,6 +55,7 @@ class Rows:
     sources: list[str] = field(default_factory=list)
     bad: list[BadPlace] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    places: list[tuple[int, int | None]] = field(default_factory=list)
     count: int = 0
     read: int = 0
 
@@ -83,6 +73,7 @@ class Rows:
         self.count += 1
         try:
             sizes = check_row(row, settings)
+            meta = {key: as_text(row.get(key), key) for key in self.meta}
         except BadRow as error:
             self.bad.append(BadPlace(*place, str(error)))
         except LeftOut as error:
@@ -92,11 +83,12 @@ class Rows:
                 self.texts[key].append(row[key])
                 self.text_bytes[key].append(size)
             for key, scores in self.scores.items():
-                scores.append(math.nan if is_missing(row.get(key)) else float(row[key]))
-            for key, values in self.meta.items():
-                values.append(as_text(row.get(key)))
-            self.domains.append(_label(row, "domain"))
-            self.sources.append(_label(row, "source"))
+                scores.append(as_number(row.get(key)))
+            for key, value in meta.items():
+                self.meta[key].append(value)
+            self.places.append(place)
+            self.domains.append(label(row, "domain"))
+            self.sources.append(label(row, "source"))
 
     def add_bad(self, place: tuple[int, int | None], reason: str) -> None:
         self.count += 1
@@ -109,23 +101,21 @@ def line_rows(task: Task, settings: Settings) -> Iterator[Rows]:
     Raises:
         UserError: the file cannot be read or unpacked.
     """
-    if task.file.format == "text" and settings.text_documents == "file":
+    if _is_one_text(task, settings):
         yield from _whole_text(task, settings)
         return
-    add = _add_text if task.file.format == "text" else _add_json
     first = 1
-    for offset, lines, read in _line_batches(task):
+    for lines in line_batches(task, settings.max_row_bytes):
         rows = Rows.empty(settings)
-        rows.read = read
-        for number, line in enumerate(lines, first):
-            row = without_mark(line)
+        rows.read = lines.read
+        for place, line in lines.placed(first):
+            row = None if line is None else without_mark(line)
             # Blank lines are common at the end of a file and are not rows.
-            if _is_blank(row):
+            if row is not None and _is_blank(row):
                 rows.count += 1
             else:
-                add(rows, row, settings, (number, offset))
-            offset += len(line)
-        first += len(lines)
+                _add(rows, row, settings, place, task)
+        first += len(lines.contents)
         yield rows
 
 
@@ -150,33 +140,44 @@ def json_rows(task: Task, settings: Settings) -> Iterator[JsonRows]:
         UserError: the file cannot be read or unpacked.
     """
     yield JsonRows()
-    is_text = task.file.format == "text"
-    if is_text and settings.text_documents == "file":
-        with open_stored(task.file) as stored:
-            content = unpack(task.file, stored).read()
+    if _is_one_text(task, settings):
         batch = JsonRows(count=1)
-        _take(batch, without_marks(content), settings, (1, 0), is_text)
+        content = read_whole(task, settings.max_row_bytes)
+        _take(batch, None if content is None else without_marks(content), settings, (1, 0), task)
         yield batch
         return
     first = 1
-    for offset, lines, _ in _line_batches(task):
-        batch = JsonRows(count=len(lines))
-        for number, line in enumerate(lines, first):
-            row = without_mark(line)
-            if not _is_blank(row):
-                _take(batch, row, settings, (number, offset), is_text)
-            offset += len(line)
-        first += len(lines)
+    for lines in line_batches(task, settings.max_row_bytes):
+        batch = JsonRows(count=len(lines.contents))
+        for place, line in lines.placed(first):
+            row = None if line is None else without_mark(line)
+            if row is None or not _is_blank(row):
+                _take(batch, row, settings, place, task)
+        first += len(lines.contents)
         yield batch
 
 
-def _take(batch: JsonRows, line: bytes, settings: Settings, place: tuple[int, int | None], is_text: bool) -> None:
+def _take(batch: JsonRows, line: bytes | None, settings: Settings, place: tuple[int, int | None], task: Task) -> None:
     try:
-        row = {settings.json_keys[0]: decode_text(line, settings)} if is_text else parse_row(line)
+        row = _fields(line, settings, task, None)
+        check_names(row)
     except BadRow as error:
         batch.bad.append(BadPlace(*place, str(error)))
     else:
         batch.rows.append((place, row))
+
+
+def _fields(line: bytes | None, settings: Settings, task: Task, exact: Collection[str] | None) -> dict[str, Any]:
+    """The fields of a row from its line, or from the bytes of a whole text; None: it is too long.
+
+    Raises:
+        BadRow: it holds none.
+    """
+    if line is None:
+        raise BadRow(too_long(settings))
+    if task.file.format == "text":
+        return dict.fromkeys(settings.json_keys, decode_text(line, settings))
+    return parse_row(line, exact)
 
 
 def decode_text(line: bytes, settings: Settings) -> str:
@@ -193,8 +194,11 @@ def decode_text(line: bytes, settings: Settings) -> str:
         raise BadRow("not text in UTF-8") from None
 
 
-def parse_row(line: bytes) -> dict[str, Any]:
+def parse_row(line: bytes, exact: Collection[str] | None = None) -> dict[str, Any]:
     """One JSON object.
+
+    Args:
+        exact: fields whose whole numbers are wanted as they are written, beyond 64 bits too; None: all.
 
     Raises:
         BadRow: it is not that.
@@ -205,131 +209,46 @@ def parse_row(line: bytes) -> dict[str, Any]:
         row = _parse_leniently(line)
     if not isinstance(row, dict):
         raise BadRow("not a JSON object")
+    if any(may_be_rounded(row.get(name)) for name in (row if exact is None else exact)):
+        row = _parse_leniently(line)
     return row
-
-
-def texts(paths: Sequence[str | Path], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The text and the whole row of each JSON line.
-
-    Raises:
-        UserError: a file holds no JSON lines, or a line is bad; the message names it.
-    """
-    settings = Settings(Path(), (key,))
-    for file in find_inputs(paths):
-        if file.format != "json":
-            raise UserError(f"{file.name}: only JSON lines can be read here; name files of JSON lines")
-        batches = _line_batches(Task(file, 0, file.size, ""))
-        for number, line in enumerate(chain.from_iterable(lines for _, lines, _ in batches), 1):
-            content = without_mark(line)
-            if _is_blank(content):
-                continue
-            try:
-                row = parse_row(content)
-                check_row(row, settings)
-            except BadRow as error:
-                raise UserError(f"{file.name}:{number}: {error}; mend or remove the line") from error
-            yield row[key], row
-
-
-def lines_before(task: Task) -> int:
-    """Lines that begin before a task over an unpacked file, for messages about a place in its middle."""
-    if task.start == 0:
-        return 0
-    left, lines = task.start - 1, 1
-    with open_stored(task.file) as stored:
-        while left and (block := stored.read(min(left, _BLOCK_BYTES))):
-            lines += block.count(b"\n")
-            left -= len(block)
-    return lines
-
-
-def as_text(value: Any) -> str | None:
-    """A metadata value as text: what is no text becomes JSON, what is missing stays so."""
-    if value is None:
-        return None
-    # Escaped where it is no text itself, so that the result always has a UTF-8 form.
-    plain = isinstance(value, str) and _text_bytes(value) >= 0
-    return value if plain else json.dumps(value, sort_keys=True, default=str)
-
-
-def _line_batches(task: Task) -> Iterator[tuple[int, list[bytes], int]]:
-    """Whole lines that begin in the task: offset of the first, the lines, and the bytes of the file read so far."""
-    with open_stored(task.file) as stored:
-        text = unpack(task.file, stored)
-        packed = bool(task.file.packing)
-        offset = 0 if packed else _first_line(stored, task)
-        while packed or offset < task.stop:
-            lines = _lines(text, BATCH_BYTES if packed else min(BATCH_BYTES, task.stop - offset))
-            if not lines:
-                break
-            size = sum(map(len, lines))
-            yield offset, lines, stored.tell() if packed else offset + size
-            offset += size
-        if offset < task.stop and not packed:
-            raise UserError(f"{task.file.name}: was cut short while it was read; run the command again")
-
-
-def _lines(text: BinaryIO, size: int) -> list[bytes]:
-    """Lines until they have `size` bytes: the last one begins before."""
-    # The library's method goes on at exactly the size it is given, and takes 0 for no limit.
-    return text.readlines(size - 1) if size > 1 else list(filter(None, [text.readline()]))
-
-
-def _first_line(stored: BinaryIO, task: Task) -> int:
-    """Go to the first line that begins in the task; a line that began before belongs to an earlier task."""
-    if task.start == 0:
-        return 0
-    at = task.start - 1
-    stored.seek(at)
-    while at < task.stop - 1:
-        block = stored.read(min(_BLOCK_BYTES, task.stop - 1 - at))
-        end = block.find(b"\n")
-        if end >= 0:
-            stored.seek(at + end + 1)
-            return at + end + 1
-        if not block:
-            break
-        at += len(block)
-    return task.stop
 
 
 def _is_blank(line: bytes) -> bool:
     return not line or line.isspace()
 
 
+def _is_one_text(task: Task, settings: Settings) -> bool:
+    return task.file.format == "text" and settings.text_documents == "file"
+
+
 def _whole_text(task: Task, settings: Settings) -> Iterator[Rows]:
-    with open_stored(task.file) as stored:
-        content = unpack(task.file, stored).read()
+    content = read_whole(task, settings.max_row_bytes)
     rows = Rows.empty(settings)
     rows.read = task.file.size
-    _add_text(rows, without_marks(content), settings, (1, 0))
+    _add(rows, None if content is None else without_marks(content), settings, (1, 0), task)
     yield rows
 
 
-def _add_json(rows: Rows, line: bytes, settings: Settings, place: tuple[int, int | None]) -> None:
+def _add(rows: Rows, line: bytes | None, settings: Settings, place: tuple[int, int | None], task: Task) -> None:
     try:
-        row = parse_row(line)
+        row = _fields(line, settings, task, settings.meta_keys)
     except BadRow as error:
         rows.add_bad(place, str(error))
     else:
         rows.add(row, settings, place)
 
 
-def _add_text(rows: Rows, line: bytes, settings: Settings, place: tuple[int, int | None]) -> None:
-    try:
-        text = decode_text(line, settings)
-    except BadRow as error:
-        rows.add_bad(place, str(error))
-    else:
-        rows.add(dict.fromkeys(settings.json_keys, text), settings, place)
-
-
 def _parse_leniently(line: bytes) -> Any:
     """Take what is no strict JSON but often found, in fields nobody asks for: NaN, escapes of half a character."""
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise BadRow("nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise BadRow("not JSON in UTF-8") from None
+    except ValueError:
+        raise BadRow("a number of thousands of digits") from None
 
 
 def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
@@ -343,37 +262,45 @@ def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
         text = row.get(key)
         if not isinstance(text, str):
             raise BadRow(f"field {key!r} is not text" if key in row else f"no field {key!r}")
-        sizes[key] = _text_bytes(text)
+        sizes[key] = text_bytes(text)
         if sizes[key] < 0:
             raise BadRow(f"field {key!r} holds half of a surrogate pair")
         if sizes[key] > _LONGEST_TEXT:
             raise BadRow(f"field {key!r} is longer than 2 GiB")
         if settings.max_characters and len(text) > settings.max_characters:
             raise LeftOut(f"text over {settings.max_characters} characters")
+    if 0 < settings.max_row_bytes < sum(sizes.values()):
+        raise BadRow(too_long(settings))
     for key in settings.score_keys:
-        value = row.get(key)
-        if is_missing(value):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not (is_missing(row.get(key)) or _is_finite(row[key])):
             raise BadRow(f"field {key!r} is not a finite number")
     return sizes
 
 
-def is_missing(score: Any) -> bool:
-    """Whether a document has no score: there is no such field, or it is null or NaN."""
-    return score is None or score != score
+def check_names(row: dict[str, Any]) -> None:
+    """Refuse a row of which a field can be no column.
+
+    Raises:
+        BadRow: its name has no UTF-8 form.
+    """
+    for name in row:
+        if text_bytes(name) < 0:
+            raise BadRow(f"the name {as_text(name)} of a field holds half of a surrogate pair")
 
 
-def _label(row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
-    return value if isinstance(value, str) and _text_bytes(value) >= 0 else ""
+def too_long(settings: Settings) -> str:
+    """Why a row above the limit is bad."""
+    return f"over the {settings.max_row_bytes:,} bytes of --max-row-bytes"
 
 
-def _text_bytes(text: str) -> int:
-    """Size in UTF-8; -1 where JSON escapes left half of a surrogate pair, which has no UTF-8 form."""
-    if text.isascii():
-        return len(text)
+def label(row: dict[str, Any], name: str) -> str:
+    """A field that says where a text is from; "" where it is no text."""
+    value = row.get(name)
+    return value if isinstance(value, str) and text_bytes(value) >= 0 else ""
+
+
+def _is_finite(score: Any) -> bool:
     try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        return -1
+        return math.isfinite(as_number(score))
+    except BadRow:
+        return False

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_tools.corpora.corpus_files import metadata_path, read_manifest
 from data_tools.corpora.sidecar import sidecar_rows
+from data_tools.reading.arrow_values import is_number, stored_type, to_doubles
 from data_tools.reading.documents import DOCUMENT_ID, TEXT, document_batches
 from data_tools.reading.tasks import Settings
 from data_tools.scores.quantiles import draws
@@ -158,12 +159,12 @@ def _simple(batch: pa.RecordBatch) -> pa.Table:
             found[name] = column
         elif pa.types.is_boolean(kind):
             found[name] = column.cast(pa.int8()).cast(pa.float64())
-        elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            found[name] = column.cast(pa.float64(), safe=False)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            found[name] = column.cast(pa.string())
         elif pa.types.is_null(kind):
             found[name] = column
+        elif is_number(kind):
+            found[name] = to_doubles(column)
+        elif pa.types.is_string(stored_type(kind)) or pa.types.is_large_string(stored_type(kind)):
+            found[name] = column.cast(pa.string())
     return pa.table(found)
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
+from data_tools.reading.arrow_values import to_doubles
 from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.scores.filters import Condition, parse_filter, require_columns
@@ -27,7 +28,15 @@ from data_tools.scores.parse import parse_scorers
 from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
 from data_tools.scores.steps import FilterStep, MaskStep, NumbersStep, ScoreStep, add_column
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
-from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, stage_of, summary, workplace
+from data_tools.steps.folder import (
+    Workplace,
+    publish_documents,
+    refuse_bad_rows,
+    refuse_empty,
+    stage_of,
+    summary,
+    workplace,
+)
 from data_tools.steps.schemas import one_schema
 from data_tools.steps.shards import DOCUMENTS, LEFT_OUT, ApplySteps, ShardFile
 from data_tools.steps.step import DROPPED, Step, column_list, steps_identity
@@ -89,6 +98,7 @@ def score_documents(
             stage = stage_of(place, "score", ApplySteps(plan.steps, settings, options.max_bad_rows), shards)
             records = engine.run(stage)
             refuse_bad_rows(shards, records, options.max_bad_rows)
+            refuse_empty(shards, records)
             if plan.quantiles:
                 stage, records = _add_quantiles(plan, place, stage, records, engine)
             stage, records = one_schema(place, stage, records, engine)
@@ -227,7 +237,7 @@ def _floats(table: pa.Table, column: str) -> np.ndarray:
     """A column as float64, NaN where it has no value; all NaN where a shard of JSON lines has no such field."""
     if column not in table.column_names:
         return np.full(len(table), np.nan)
-    return table.column(column).cast(pa.float64(), safe=False).to_numpy()
+    return to_doubles(table.column(column)).to_numpy()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from data_tools.reading.arrow_values import is_number
 from data_tools.reading.documents import TEXT
 from data_tools.scores.filters import Condition
 from data_tools.scores.scorer import Scorer
@@ -88,7 +89,7 @@ class NumbersStep:
     def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
         for column in set(self.wanted).intersection(documents.schema.names):
             kind = documents.schema.field(column).type
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+            if not is_number(kind):
                 raise UserError(f"--quantile: column {column!r} is {kind}, not numbers; name another one, or mend it")
         return documents
 

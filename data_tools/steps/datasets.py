@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile, find_inputs
+from data_tools.reading.limits import MAX_ROW_BYTES
 from data_tools.reading.tasks import Settings, cut_tasks
 from data_tools.steps.folder import FOLDERS, is_documents, read_documents_manifest, require_files
 from data_tools.steps.shards import DOCUMENTS
@@ -41,7 +42,11 @@ class Dataset:
 
 
 def reading_settings(
-    json_key: str = "text", text_column: str | None = None, text_documents: str = "line", max_characters: int = 0
+    json_key: str = "text",
+    text_column: str | None = None,
+    text_documents: str = "line",
+    max_characters: int = 0,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> Settings:
     """How documents are read, in the terms of preprocessing.
 
@@ -50,10 +55,16 @@ def reading_settings(
     """
     if text_documents not in ("line", "file"):
         raise UserError(f"--text-documents {text_documents}: is not known; use line or file")
-    if max_characters < 0:
-        raise UserError(f"--max-characters {max_characters}: must be at least 0")
+    for option, value in (("--max-characters", max_characters), ("--max-row-bytes", max_row_bytes)):
+        if value < 0:
+            raise UserError(f"{option} {value}: must be at least 0")
     return Settings(
-        Path(), (json_key,), text_column=text_column, text_documents=text_documents, max_characters=max_characters
+        Path(),
+        (json_key,),
+        text_column=text_column,
+        text_documents=text_documents,
+        max_characters=max_characters,
+        max_row_bytes=max_row_bytes,
     )
 
 

@@ -158,6 +158,22 @@ def refuse_bad_rows(shards: Sequence[Shard], records: Sequence[Record], max_bad_
                 raise too_many(shard.task, BadPlace(**bad), count, max_bad_rows)
 
 
+def refuse_empty(shards: Sequence[Shard], records: Sequence[Record]) -> None:
+    """Stop when no shard has a document: the input is not what it was taken for.
+
+    Raises:
+        UserError: naming the first file.
+    """
+    rows, bad = sum(record["rows"] for record in records), sum(len(record["bad"]) for record in records)
+    if rows == bad:
+        more = f" and {len(shards) - 1:,} more" if len(shards) > 1 else ""
+        wrong = f", all of them bad rows ({records[0]['bad'][0]['reason']})" if records[0]["bad"] else ""
+        raise UserError(
+            f"{shards[0].task.file.name}{more}: no document in {rows:,} rows{wrong}; name input that holds text in the "
+            "field of --json-key"
+        )
+
+
 def publish_documents(
     place: Workplace, stage: Stage, records: Sequence[Record], about: dict[str, Any], extra: Sequence[Path] = ()
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
 from data_tools.reading.documents import Shard
-from data_tools.reading.text import as_text
+from data_tools.reading.values import as_text
 from data_tools.steps.folder import Workplace, link
 from data_tools.steps.shards import ShardFile
 from megatron_kaiyuan.errors import UserError

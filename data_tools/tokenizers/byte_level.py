@@ -61,12 +61,13 @@ def _is_post_processor(found: Any) -> bool:
     return found.get("type") in ("ByteLevel", "TemplateProcessing", "RobertaProcessing", "BertProcessing")
 
 
-_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_ALPHABET = {*map(chr, _bytes), *(chr(256 + i) for i in range(256 - len(_bytes)))}
+_HIDDEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
+# How GPT-2's byte-level alphabet spells each byte: what is printable in Latin-1 stands for itself, others move up.
+LETTERS = [chr(256 + _HIDDEN.index(byte)) if byte in _HIDDEN else chr(byte) for byte in range(256)]
 
 
 def _has_all_bytes(found: Any) -> bool:
-    return isinstance(found, dict) and found.keys() >= _ALPHABET
+    return isinstance(found, dict) and found.keys() >= set(LETTERS)
 
 
 # Truncation and padding are turned off, the decoder encodes nothing.

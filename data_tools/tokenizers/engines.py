@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -18,10 +17,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from data_tools.tokenizers.byte_fallback import Translation, as_byte_level, is_byte_fallback
 from data_tools.tokenizers.byte_level import unsupported_property
 from data_tools.tokenizers.tiktoken_files import KNOWN
-from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, Tiktoken, join_arrays
-from megatron_kaiyuan.errors import UserError
+from data_tools.tokenizers.tokenizer_formats import HuggingFace, Ids, Reference, Tiktoken, join_arrays, reason_of
+from data_tools.tokenizers.unicode_tables import has_unassigned
+from megatron_kaiyuan.errors import UserError, install_command
 
 # Texts that tell engines apart, and that a sample of a few megabytes may lack.
 _CORNERS = (
@@ -39,8 +40,6 @@ _CORNERS = (
 _SHOWN = 40
 # More tokens, which are as a rule numbered ones, show nothing else.
 _MOST_SIMILAR = 512
-# Beyond these planes are private characters and selectors of variants, too rare to be worth a longer table.
-_TABLED = 0x40000
 # gigatoken has a scanner for each of these patterns and no general one.
 _GIGATOKEN_SCHEMES = {"r50k_base": "r50k", "cl100k_base": "cl100k", "o200k_base": "o200k", "qwen": "qwen2"}
 
@@ -70,12 +69,15 @@ class Gigatoken:
     def __init__(self, reference: Reference):
         library = _import("gigatoken")
         self._reference = reference
+        self._translation: Translation | None = None
         try:
-            self._tokenizer: Any = _gigatoken_for(library, reference)
+            if isinstance(reference, HuggingFace) and is_byte_fallback(reference.content):
+                self._translation = _translated(reference)
+            self._tokenizer: Any = _gigatoken_for(library, reference, self._translation)
         except Unsupported:
             raise
-        except BaseException as error:  # its panics are no Exception
-            raise _unsupported(error) from None
+        except BaseException as error:
+            raise Unsupported(reason_of(error)) from None
 
     def encode(self, texts: Sequence[str]) -> Ids:
         ready = [self._ready(text) for text in texts]
@@ -100,7 +102,8 @@ class Gigatoken:
 
     def _encode(self, texts: Sequence[str]) -> Ids:
         # One by one: for a batch the library imports awkward, which takes longer than the proof's sample.
-        return join_arrays([self._tokenizer.encode(text) for text in texts])
+        found = join_arrays([self._tokenizer.encode(text) for text in texts])
+        return self._translation.own(found) if self._translation else found
 
 
 def depends_on_tables(text: str) -> bool:
@@ -114,16 +117,7 @@ def depends_on_tables(text: str) -> bool:
         return False
     if not unicodedata.is_normalized("NFC", text):
         return True
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    return bool(_unassigned()[np.minimum(codes, _TABLED)].any())
-
-
-@lru_cache(1)
-def _unassigned() -> NDArray[np.bool_]:
-    """For the code points of the planes with letters and signs, whether each is assigned to no character; then True."""
-    unassigned: NDArray[np.bool_] = np.ones(_TABLED + 1, np.bool_)
-    unassigned[:_TABLED] = [unicodedata.category(chr(code)) == "Cn" for code in range(_TABLED)]
-    return unassigned
+    return has_unassigned(text)
 
 
 # The fastest first.
@@ -222,11 +216,13 @@ def sample_difference(engine: Engine, reference: Reference, texts: Sequence[str]
 def _difference(engine: Engine, reference: Reference, name: str, texts: Sequence[str], before: int = 0) -> str | None:
     try:
         found = engine.encode(texts)
-    except BaseException as error:  # see Gigatoken
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return f"on {name} it fails: {_reason(error)}"
-    difference = _compare(texts, found, reference.encode(texts), before)
+    except BaseException as error:
+        return f"on {name} it fails: {reason_of(error)}"
+    try:
+        expected = reference.encode(texts)
+    except BaseException as error:
+        return f"{name}, on which the reference fails: {reason_of(error)}"
+    difference = _compare(texts, found, expected, before)
     return difference and f"{name}, {difference}"
 
 
@@ -253,17 +249,29 @@ def _split(ids: Ids) -> list[NDArray[np.uint32]]:
     return np.split(ids[0], np.cumsum(ids[1])[:-1])
 
 
-def _gigatoken_for(library: Any, reference: Reference) -> Any:
+def _translated(reference: HuggingFace) -> Translation:
+    try:
+        return as_byte_level(reference.content)
+    except ValueError as error:
+        raise _not_implemented(reference, str(error)) from None
+
+
+def _gigatoken_for(library: Any, reference: Reference, translation: Translation | None) -> Any:
     if isinstance(reference, HuggingFace):
-        if odd := unsupported_property(reference.content):
-            raise Unsupported(f"it does not implement what {reference.path.name} has: {odd}")
-        return library.Tokenizer.from_json(orjson.dumps(_without_special(reference.content)))
+        content = translation.content if translation else reference.content
+        if odd := unsupported_property(content):
+            raise _not_implemented(reference, odd)
+        return library.Tokenizer.from_json(orjson.dumps(_without_special(content)))
     if isinstance(reference, Tiktoken):
         for name, scheme in _GIGATOKEN_SCHEMES.items():
             if reference.file.pattern == KNOWN[name].pattern:
                 return library.Tokenizer.from_tiktoken(reference.path, scheme, {})
         raise Unsupported("it has no scanner for this pattern")
     raise Unsupported(f"its ids are not those of {reference.name}, as for control tokens that are spelt out")
+
+
+def _not_implemented(reference: Reference, odd: str) -> Unsupported:
+    return Unsupported(f"it does not implement what {reference.path.name} has: {odd}")
 
 
 def _without_special(content: dict[str, Any]) -> dict[str, Any]:
@@ -276,14 +284,4 @@ def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise Unsupported("it is not installed (pip install 'megatron-kaiyuan[tokenizers]')") from None
-
-
-def _unsupported(error: BaseException) -> Unsupported:
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        raise error
-    return Unsupported(_reason(error))
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unsupported(f"it is not installed ({install_command('tokenizers')})") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.progress import counted
@@ -62,10 +62,10 @@ def measure(
     tokenizer = TextTokenizer(tokenizer_path, eod_token)
     fits: dict[str, Fit] = {}
     total = Fit("all")
-    for text, row in counted(texts(inputs, key), "tokenizer inspect"):
+    for text, domain in counted(texts(inputs, key), "tokenizer inspect"):
         ids = tokenizer.encode_batch([text])[0]
         counts = len(text.encode()), len(ids), int(np.isin(ids, tokenizer.byte_ids).sum())
-        domain = str(row.get("domain") or "unknown")
+        domain = domain or "unknown"
         fits.setdefault(domain, Fit(domain)).add(*counts)
         total.add(*counts)
     if not total.documents:

@@ -23,10 +23,12 @@ from data_tools.tokenizers.engines import (
     names,
     sample_difference,
 )
-from data_tools.tokenizers.tokenizer_formats import open_reference, tokenizer_file
+from data_tools.tokenizers.tokenizer_formats import Ids, join_arrays, open_reference, reason_of, tokenizer_file
 from megatron_kaiyuan.errors import UserError
 
-__all__ = ["END_OF_DOCUMENT", "TextTokenizer"]
+_SHOWN = 40
+
+__all__ = ["END_OF_DOCUMENT", "CannotEncode", "TextTokenizer"]
 
 
 @contextmanager
@@ -39,6 +41,17 @@ def _without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+class CannotEncode(UserError):
+    """The tokenizer's library gives up on a text; `reason` is what it says, `number` which of the texts it is."""
+
+    def __init__(self, path: Path, number: int, text: str, reason: str):
+        super().__init__(
+            f"{path}: its library cannot encode a text of {len(text):,} characters that begins {text[:_SHOWN]!r} "
+            f"({reason}); leave it out"
+        )
+        self.number, self.reason = number, reason
 
 
 class TextTokenizer:
@@ -80,8 +93,12 @@ class TextTokenizer:
         self._check_end(end)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without any token before or after it."""
-        flat, lengths = self._engine.encode(texts)
+        """Ids of each text, without any token before or after it.
+
+        Raises:
+            CannotEncode: the library gives up on a text.
+        """
+        flat, lengths = self._encode(texts)
         ends = np.cumsum(lengths).tolist()
         return [flat[end - length : end].tolist() for length, end in zip(lengths.tolist(), ends, strict=True)]
 
@@ -89,8 +106,11 @@ class TextTokenizer:
         """Ids of all texts, one after another, in the type Megatron stores them in, and how many each text has.
 
         With `append_eod` the end-of-document id follows each text; an empty text has no ids at all.
+
+        Raises:
+            CannotEncode: the library gives up on a text.
         """
-        flat, lengths = self._engine.encode(texts)
+        flat, lengths = self._encode(texts)
         dtype = token_dtype(self.vocab_size)
         if not append_eod:
             return flat.astype(dtype), lengths
@@ -170,6 +190,24 @@ class TextTokenizer:
             "eod_id": self.eod_id,
         }
 
+    def _encode(self, texts: Sequence[str]) -> Ids:
+        try:
+            return self._engine.encode(texts)
+        except BaseException as error:
+            reason_of(error)
+        # A library does not say which text it was; and where a faster engine gives up, the reference may not.
+        return join_arrays([self._encode_alone(number, text) for number, text in enumerate(texts)])
+
+    def _encode_alone(self, number: int, text: str) -> NDArray[np.uint32]:
+        try:
+            return self._engine.encode([text])[0]
+        except BaseException as error:
+            reason_of(error)
+        try:
+            return self._reference.encode([text])[0]
+        except BaseException as error:
+            raise CannotEncode(self.path, number, text, reason_of(error)) from error
+
     def _built(self, name: str) -> Engine:
         if name not in self._engines:
             self._engines[name] = build(name, self._reference)
@@ -179,6 +217,6 @@ class TextTokenizer:
         """Refuse an end that a text could hold: such a text would be cut where its author wrote the token."""
         if self.eod_id in self._engine.encode([token])[0]:
             raise UserError(
-                f"{self.path}: a text that spells out {token!r} would end the document there; make it a special "
-                "(control) token, or name another with --eod-token"
+                f"{self.path}: a text that spells out {token!r} would end the document there; name a token with "
+                "--eod-token that the file calls special and that is not the one for unknown words"
             )

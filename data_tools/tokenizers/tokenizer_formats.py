@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from data_tools.reading.listing import require_utf8
+from data_tools.reading.listing import require_regular
+from data_tools.tokenizers.byte_level import LETTERS
+from data_tools.tokenizers.special_tokens import hide_special
 from data_tools.tokenizers.tiktoken_files import RANK_LINE, TiktokenFile, read_tiktoken
-from megatron_kaiyuan.errors import UserError, excerpt
-from megatron_kaiyuan.files import checksum
+from data_tools.tokenizers.unicode_tables import has_unassigned
+from megatron_kaiyuan.errors import UserError, excerpt, install_command
+from megatron_kaiyuan.files import checksum, require_utf8
 from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.tokenizer_trial import is_panic, read_tokenizer
 
@@ -118,13 +121,15 @@ class HuggingFace:
         same_size = tokenizer.get_vocab_size(with_added_tokens=True) == len(self.vocabulary)
         if not same_size or any(tokenizer.token_to_id(token) != number for token, number in added.items()):
             raise _unreadable(self.path, ValueError("added tokens have ids that the library does not give them"))
-        tokenizer.encode_special_tokens = True
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _without_extras(tokenizer)
+
+    @cached_property
+    def _encoder(self) -> Tokenizer:
+        hidden = hide_special(self.content)
+        return _without_extras(Tokenizer.from_str(orjson.dumps(hidden).decode())) if hidden else self._tokenizer
 
     def encode(self, texts: Sequence[str]) -> Ids:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return flatten(encoding.ids for encoding in encodings)
 
     def composed(self, text: str) -> str | None:
@@ -219,8 +224,31 @@ class Tiktoken:
         self.added = list(self.file.special_tokens)
 
     def encode(self, texts: Sequence[str]) -> Ids:
+        return join_arrays([self._encode(text) for text in texts])
+
+    def _encode(self, text: str) -> NDArray[np.uint32]:
         # Nothing allowed and nothing disallowed: special tokens that are spelt out are ordinary text.
-        return join_arrays([self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts])
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError as error:
+            return self._encode_pieces(text, error)
+
+    def _encode_pieces(self, text: str, error: ValueError) -> NDArray[np.uint32]:
+        """Ids of a text on which the library's regular expressions gave up, as on a run of a million blanks.
+
+        `regex`, in which tiktoken's own teaching code runs the same patterns, finds the pieces instead: the same ones
+        for every assigned character.
+        """
+        import regex
+
+        try:
+            pattern = regex.compile(self.file.pattern)
+        except regex.error:
+            raise error from None
+        if has_unassigned(text):
+            raise error
+        pieces = (match.group().encode() for match in pattern.finditer(text))
+        return np.array([rank for piece in pieces for rank in self._encoding._encode_single_piece(piece)], np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(token) for token in ids])
@@ -232,6 +260,17 @@ class Tiktoken:
         """Covers the pattern and the special tokens too, wherever they come from."""
         rest = json.dumps([self.file.pattern, sorted(self.file.special_tokens.items())])
         return f"xxh3:{xxhash.xxh3_128((checksum(self.path) + rest).encode()).hexdigest()}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library said when it gave up, in one line. Panics of Rust code are no `Exception`.
+
+    Raises:
+        BaseException: the error itself, where it is an interrupt or a lack of memory.
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)):
+        raise error
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def flatten(lists: Iterable[list[int]]) -> Ids:
@@ -261,6 +300,7 @@ def tokenizer_file(path: Path) -> Path:
     for file in found:
         if file.exists():
             require_utf8(str(file))
+            require_regular(str(file), file.stat().st_mode)
             return file
     raise UserError(f"{found[0]}: tokenizer not found; make one with `kaiyuan-data tokenizer train`")
 
@@ -298,14 +338,19 @@ def _make_special(content: dict[str, Any], token: str | None) -> None:
             added["special"] = True
 
 
+def _without_extras(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def _byte_tokens(content: Mapping[str, Any]) -> list[str]:
     if content["model"].get("byte_fallback"):
         return [f"<0x{byte:02X}>" for byte in range(256)]
     if '"ByteLevel"' not in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
         return []
-    # The byte-level alphabet of GPT-2: a byte that is printable in Latin-1 stands for itself, others move up by 256.
-    hidden = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
-    return [chr(256 + hidden.index(byte)) if byte in hidden else chr(byte) for byte in range(0x80, 0x100)]
+    return LETTERS[0x80:]
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -314,4 +359,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _not_installed(path: Path, package: str) -> UserError:
-    return UserError(f"{path}: to read it, install {package} (pip install 'megatron-kaiyuan[tokenizers]')")
+    return UserError(f"{path}: to read it, install {package} ({install_command('tokenizers')})")

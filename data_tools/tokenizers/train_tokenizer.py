@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_tools.reading.inputs import find_inputs
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import (
@@ -40,6 +40,9 @@ PATTERN = (
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 SMALLEST_VOCABULARY = 512
 _FORMAT = "kaiyuan-tokenizer"
+# The trainer's time grows with the square of a word's length. A run without a cut (DNA, a rule of "====", blanks) is
+# learnt from in pieces of that many characters, and no token becomes longer.
+_LONGEST_WORD = 256
 # A character rarer than this is cheaper as three bytes than as a row of the embedding that is hardly ever trained.
 _RAREST_CHARACTER = 10
 
@@ -55,7 +58,9 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"--vocab-size {vocab_size}: must be at least {SMALLEST_VOCABULARY}, 256 of it are bytes")
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    pieces = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{_LONGEST_WORD}}}"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pieces])
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -69,6 +74,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
             f"--vocab-size {vocab_size}: the text yields only {tokenizer.get_vocab_size()} tokens; "
             "give more --input or a smaller --vocab-size"
         )
+    tokenizer.pre_tokenizer = split
     content = json.loads(tokenizer.to_str())
     # Only training needs the bytes as special tokens; as such they would be found in, and dropped from, texts.
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] == END_OF_DOCUMENT]
@@ -91,6 +97,8 @@ def train_and_save(
         UserError: as `train_tokenizer`, or something else lies at `output` or beside it.
     """
     require_name(output, "--output")
+    if output.suffix != ".json":
+        raise UserError(f"--output {output}: names the file to write; write {output / 'tokenizer.json'}")
     identity = identity_of("tokenizer", [file.identity() for file in find_inputs(inputs)], json_key, vocab_size)
     place = Output(output, "a trained tokenizer", kind="file", files=_files(output))
     with claim(place, identity, _earlier, force=force):

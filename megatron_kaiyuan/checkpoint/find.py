@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.nearby import near_run
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ def find_checkpoint(path: Path) -> Found:
             raise UserError(f"{layout.checkpoints_folder(path)}: holds no finished checkpoint; train the run further")
         return _found(layout.step_folder(path, steps[-1]))
     if not path.exists():
-        raise UserError(f"{path}: not found; name a run's folder, or a checkpoint's")
-    raise UserError(f"{path}: is neither a run's folder (no checkpoints) nor a checkpoint (no {layout.MANIFEST})")
+        raise UserError(f"{path}: not found; name a run's folder, or a checkpoint's{near_run(path)}")
+    raise UserError(
+        f"{path}: is neither a run's folder (no checkpoints) nor a checkpoint (no {layout.MANIFEST}){near_run(path)}"
+    )
 
 
 def _found(folder: Path) -> Found:

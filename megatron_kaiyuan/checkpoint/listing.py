@@ -16,6 +16,7 @@ from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
 from megatron_kaiyuan.checkpoint.retention import was_scheduled
 from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
 from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.paths import user_path
 from megatron_kaiyuan.progress import reading
 
@@ -189,7 +190,7 @@ def require_run(run_dir: Path) -> Path:
     folder = layout.checkpoints_folder(run_dir)
     if not folder.is_dir():
         name = "is a checkpoint" if (run_dir / layout.MANIFEST).is_file() else "holds no checkpoints folder"
-        raise UserError(f"{run_dir}: {name}; name a run's folder")
+        raise UserError(f"{run_dir}: {name}; name a run's folder{near_run(run_dir)}")
     return folder
 
 

@@ -222,14 +222,17 @@ def _from_slurm(environ: Environment) -> Rank:
     tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     node = _number(environ, "SLURM_NODEID", "slurm", default=0)
     job = f"{environ.get('SLURM_JOB_ID')}.{environ.get('SLURM_STEP_ID')}"
-    if not nodes and "MASTER_ADDR" not in environ:
+    world_size, local_world_size = _number(environ, "SLURM_STEP_NUM_TASKS", "slurm"), tasks_on(tasks_per_node, node)
+    # A node's own name need not be known to itself.
+    first = _LOOPBACK if local_world_size == world_size else first_host(nodes)
+    if not first and "MASTER_ADDR" not in environ:
         raise UserError("slurm: SLURM_STEP_NODELIST is missing; export MASTER_ADDR with the first node's name")
     return Rank(
         rank=_number(environ, "SLURM_PROCID", "slurm"),
-        world_size=_number(environ, "SLURM_STEP_NUM_TASKS", "slurm"),
+        world_size=world_size,
         local_rank=_number(environ, "SLURM_LOCALID", "slurm"),
-        local_world_size=tasks_on(tasks_per_node, node),
-        master_address=environ.get("MASTER_ADDR") or first_host(nodes),
+        local_world_size=local_world_size,
+        master_address=environ.get("MASTER_ADDR") or first,
         master_port=_master_port(environ, "slurm", job),
         launcher="slurm",
     )

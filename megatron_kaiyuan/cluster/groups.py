@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import torch
 
 from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
+from megatron_kaiyuan.cluster.loopback import interfaces
 from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
@@ -73,8 +75,11 @@ def _exported(who: Rank) -> contextlib.AbstractContextManager[None]:
 
     For the body only: a process that was started by this one afterwards is no rank of the job.
     """
+    # What the user has set wins.
+    inside = {name: value for name, value in interfaces(who).items() if name not in os.environ}
     return environment(
         {
+            **inside,
             "RANK": str(who.rank),
             "WORLD_SIZE": str(who.world_size),
             "LOCAL_RANK": str(who.local_rank),

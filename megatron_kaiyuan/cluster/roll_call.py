@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.cluster.loopback import hold_store, is_loopback
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
 from megatron_kaiyuan.errors import UserError
 
@@ -64,11 +65,13 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
     at_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holder = who.rank == 0 and not at_agent
     try:
+        if holder and is_loopback(who.master_address):
+            return hold_store(who.master_port, who.world_size, timeout)
         # Not waiting for the others: torch would say how many have come in time, but not which.
         return torch.distributed.TCPStore(
             who.master_address, who.master_port, who.world_size, holder, timeout, wait_for_workers=False
         )
-    except torch.distributed.DistError as error:
+    except (torch.distributed.DistError, OSError) as error:
         reason = str(error).splitlines()[0]
         if holder:
             raise UserError(

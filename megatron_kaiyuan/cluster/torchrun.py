@@ -2,7 +2,8 @@
 
     python -m megatron_kaiyuan.cluster.torchrun --nproc-per-node 2 -m megatron_kaiyuan.cli train RECIPE
 
-Takes torchrun's own arguments. Exit codes:
+Takes torchrun's own arguments; with --standalone no other machine can reach what it opens (`one_launcher.py`). Exit
+codes:
     0    every worker exited with 0
     2    a worker met a user's mistake; it has printed its `error:` line already
     128 + signal   the launcher or a worker got the signal and the run stopped (143 for SIGTERM, 129 for SIGHUP, 138 for
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    from megatron_kaiyuan.cluster.one_launcher import stay_inside
+
     if not chosen_level:
         # The workers are no business of this process's log level, and the lines below say what elastic would log.
         del os.environ["LOGLEVEL"]
@@ -79,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torchrun always makes a folder for error files, and leaves it.
         with tempfile.TemporaryDirectory(prefix="torchrun_") as scratch:
             # Options may be given twice; the last one counts.
-            run(parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *given]))
+            parsed = parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *given])
+            if parsed.standalone:
+                stay_inside(parsed)
+            run(parsed)
     except ChildFailedError as error:
         return report_failures(error.failures)
     except api.SignalException as error:

@@ -17,6 +17,9 @@ from megatron_kaiyuan.config.kinds import another_kind
 from megatron_kaiyuan.config.schema import RunConfig, Section
 from megatron_kaiyuan.errors import UserError, excerpt
 
+# More than an order recipe of as many datasets as a phase can have. The library's own limit is against aliases of
+# aliases, and stops at 10,000.
+_MOST_NODES = 2_000_000
 # Of those that one message lists.
 _MOST_PROBLEMS = 10
 SectionType = TypeVar("SectionType", bound=Section)
@@ -42,7 +45,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UserError: the file is missing, is not YAML or not a mapping, or an override is malformed.
     """
     try:
-        content = OmegaConf.load(path)
+        content = OmegaConf.load(path, max_yaml_expanded_nodes=_MOST_NODES)
     except FileNotFoundError as error:
         raise UserError(_no_recipe(path)) from error
     except IsADirectoryError as error:
@@ -92,12 +95,15 @@ def _no_recipe(path: Path) -> str:
 def _apply(content: Any, override: str) -> None:
     key, equals, _ = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: write section.field=value")
+        raise UserError(f"override {override!r}: write section.field=value, without blanks around '='")
     try:
         # Reads the value with the loader of the recipe itself: 1e4 and 1_000 mean the same in both.
         content.merge_with_dotlist([override])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"override {override!r}: {error}") from error
+        # OmegaConf's own message goes on with its full_key and object_type in further lines.
+        what = str(error).partition("\n")[0]
+        counted = "; entries are counted from 0" if "out of range" in what else ""
+        raise UserError(f"override {override!r}: {what}{counted}") from error
 
 
 def _without_consequences(problems: list[Any]) -> list[Any]:
@@ -118,6 +124,10 @@ def _describe(section: type[BaseModel], problem: Any) -> str:
         return f"{place}: {_cut(problem['msg'].removeprefix('Value error, '))}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{place}: write its fields below it, each in a line of its own, not {_brief(problem['input'])}"
+    if kind == "list_type":
+        return f"{place}: write a list, each entry with a dash before it or all in [], not {_brief(problem['input'])}"
+    if kind == "path_type":
+        return f"{place}: write a path, not {_brief(problem['input'])}"
     message = problem["msg"]
     hint = nearest_choice(problem["input"], _choices(problem)) if kind == "literal_error" else ""
     return f"{place}: {message[:1].lower()}{message[1:]}, got {_brief(problem['input'])}{hint}"

@@ -11,6 +11,7 @@ its own, which the ranks of a job share.
 
 from __future__ import annotations
 
+import os
 import struct
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.data import _reader
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum
+from megatron_kaiyuan.nearby import near_corpus
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -54,12 +56,23 @@ class IndexHeader(NamedTuple):
 
 def bin_path(prefix: Path) -> Path:
     """The token file of a corpus. The prefix may hold dots, so no suffix is replaced."""
-    return prefix.with_name(f"{prefix.name}.bin")
+    return beside(prefix, ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
     """The index of a corpus."""
-    return prefix.with_name(f"{prefix.name}.idx")
+    return beside(prefix, ".idx")
+
+
+def beside(prefix: Path, suffix: str) -> Path:
+    """A file of a corpus.
+
+    Raises:
+        UserError: the prefix is a folder like "." or "/", which has no name that a suffix could follow.
+    """
+    if not prefix.name:
+        raise UserError(f"{prefix}: names no corpus; give the prefix of its files, without .bin or .idx")
+    return prefix.with_name(f"{prefix.name}{suffix}")
 
 
 class IndexedCorpus:
@@ -162,6 +175,15 @@ class IndexedCorpus:
         return f"xxh3:{digest.hexdigest()}"
 
 
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """All bytes of a file, read-only, which takes no open file: runs of thousands of corpora have few of these.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    return _reader.map_file(os.fsencode(path))
+
+
 def share(count: int, part: int, parts: int) -> tuple[int, int]:
     """The rows [first, last) that fall to one of so many parts of `count` rows."""
     return count * part // parts, count * (part + 1) // parts
@@ -185,9 +207,10 @@ def _read_header(path: Path) -> IndexHeader:
         with open(path, "rb") as file:
             raw = file.read(HEADER.size)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: corpus index not found; give the prefix of a .bin/.idx pair") from error
+        near = near_corpus(path.with_suffix(""))
+        raise UserError(f"{path}: corpus index not found; give the prefix of a .bin/.idx pair{near}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {system_advice(error)}") from error
     if not raw.startswith(MAGIC):
         raise UserError(f"{path}: does not start with Megatron's index magic; it is no .idx file, {_REMEDY}")
     size = path.stat().st_size
@@ -216,17 +239,15 @@ def _check_index_size(path: Path, header: IndexHeader, size: int) -> None:
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
-    """All bytes of a file as a read-only map; an empty file cannot be mapped and gives an empty array."""
+    """All bytes of a file as a read-only map; an empty array where it has none."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file; copy both files of the pair")
-        if path.stat().st_size == 0:
-            return np.zeros(0, np.uint8)
-        return np.memmap(path, np.uint8, mode="r")
+        return map_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found, although its .idx is there; copy both files of the pair") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {system_advice(error)}") from error
 
 
 def _check_document_ends(path: Path, document_indices: NDArray[np.int64], sequences: int) -> None:

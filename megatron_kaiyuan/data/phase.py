@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from megatron_kaiyuan.data import _reader
-from megatron_kaiyuan.data.indexed import IndexedCorpus, share
+from megatron_kaiyuan.data.indexed import IndexedCorpus, map_file, share
 from megatron_kaiyuan.data.tokenizer_identity import TokenizerForm
-from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.errors import UserError, excerpt, system_advice
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.forms import Count, Files, Form, PathText, require_form
+from megatron_kaiyuan.nearby import near_phase
 from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-phase", 2
@@ -229,7 +230,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path}: not found, so {folder} is no finished phase; build it with kaiyuan-data curriculum")
+        near = near_phase(folder) or "; build it with kaiyuan-data curriculum"
+        raise UserError(f"{path}: not found, so {folder} is not a finished phase{near}")
     manifest = read_sealed_json(path, "phase manifest")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is no phase manifest; name a folder that kaiyuan-data curriculum wrote")
@@ -265,11 +267,9 @@ def _map(path: Path, entries: int) -> NDArray[np.uint64]:
     try:
         size = path.stat().st_size
         if size == 8 * entries:
-            if not size:  # an empty file cannot be mapped
-                return np.zeros(0, np.uint64)
-            return np.memmap(path, "<u8", mode="r").view(np.ndarray)
+            return map_file(path).view("<u8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {system_advice(error, _REMEDY)}") from error
     state = "truncated" if size < 8 * entries else "too long"
     raise UserError(f"{path}: {state}: {size} bytes where the manifest needs {8 * entries}; {_REMEDY}")
 

@@ -12,6 +12,7 @@ from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.machine import examine_disks, examine_limits, examine_machine
+from megatron_kaiyuan.doctor.names import examine_names
 from megatron_kaiyuan.doctor.software import examine_kernels, examine_torch, examine_versions
 from megatron_kaiyuan.doctor.trial_process import TrialProcess
 
@@ -78,6 +79,8 @@ def _examine_alone(
         examine_machine(found)
     with found.part("limits"):
         examine_limits(found, who.world_size)
+    with found.part("own name"):
+        examine_names(found, who)
     with found.part("software"):
         examine_versions(found)
         has_torch = examine_torch(found)

@@ -39,7 +39,7 @@ def examine_versions(found: Examination) -> None:
             software[name] = version(name)
         except PackageNotFoundError:
             if name in ranges:
-                found.problem(f"software: {name} is not installed; pip install -e .")
+                found.problem(f"software: {name} is not installed; pip install '{name}{ranges[name]}'")
             continue
         if name in ranges and not ranges[name].contains(software[name], prereleases=True):
             found.problem(

@@ -21,6 +21,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.task_selection import (
     TaskSelection,
     build_requests,
+    fields_of,
     load_tasks,
     suggest_cloze,
     task_manager,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask, Task
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "kaiyuan-cloze-task"
@@ -81,12 +83,16 @@ def cloze_tasks(selection: TaskSelection) -> list[ClozeTask]:
     """
     found = []
     manager = task_manager(selection)
+    for name in selection.names:
+        # Before the data of what may be many tasks are loaded, as of MMLU's 57.
+        for fields in fields_of(name, manager):
+            choices = fields.get("doc_to_choice")
+            _refuse(name, manager, _why_not(fields.get("output_type"), [choices] if isinstance(choices, list) else []))
     for name, loaded in load_tasks(selection, manager).items():
         requests = []
         for task in loaded["tasks"].values():
             build_requests(task, selection)
-            if why := why_no_cloze(task):
-                raise UserError(f"task {name!r}: {why}{suggest_cloze(name, manager)}")
+            _refuse(name, manager, why_no_cloze(task))
             requests += right_answers(task)
         found.append(ClozeTask(name, tuple(Item(*request.args[:2]) for request in requests)))
     return found
@@ -94,18 +100,30 @@ def cloze_tasks(selection: TaskSelection) -> list[ClozeTask]:
 
 def why_no_cloze(task: Task) -> str | None:
     """Why the answers of a task cannot be scored as text; None: they can. Its requests have been built."""
-    if task.OUTPUT_TYPE == "generate_until":
-        return "its answers are generated, not scored; name a multiple-choice or loglikelihood task"
-    if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return "it scores running text, not answers; make a held-out corpus of it"
+    choices = []
     if task.OUTPUT_TYPE == "multiple_choice":
-        choices = {tuple(choice.strip(" ().:") for choice in _choices(task, one)) for one in _documents(task)}
-        if all(any(one == tuple(labels[: len(one)]) for labels in _LABELS) for one in choices):
-            return (
-                f"its answers are the labels {', '.join(min(choices))}, whose probability says nothing of the text; "
-                "name a task that scores the options' text"
-            )
+        choices = [task.doc_to_choice(request.doc) for request in task.instances if request.idx == 0]
+    return _why_not(task.OUTPUT_TYPE, choices)
+
+
+def _why_not(output_type: str | None, choices: Sequence[Sequence[Any]]) -> str | None:
+    """See `why_no_cloze`; `choices` are those of every document, or none are known."""
+    if output_type == "generate_until":
+        return "its answers are generated, not scored; name a multiple-choice or loglikelihood task"
+    if output_type == "loglikelihood_rolling":
+        return "it scores running text, not answers; make a held-out corpus of it"
+    named = {tuple(str(choice).strip(" ().:") for choice in one) for one in choices}
+    if named and all(any(one == tuple(labels[: len(one)]) for labels in _LABELS) for one in named):
+        return (
+            f"its answers are the labels {', '.join(min(named))}, whose probability says nothing of the text; "
+            "name a task that scores the options' text"
+        )
     return None
+
+
+def _refuse(name: str, manager: TaskManager, why: str | None) -> None:
+    if why:
+        raise UserError(f"task {name!r}: {why}{suggest_cloze(name, manager)}")
 
 
 def right_answers(task: Task) -> list[Instance]:
@@ -140,14 +158,6 @@ def _right_choice(task: ConfigurableTask, document: dict[str, Any], number: int)
             f"{len(choices)} choices; mend or leave it out"
         )
     return right
-
-
-def _choices(task: ConfigurableTask, document: dict[str, Any]) -> list[str]:
-    return [str(choice) for choice in task.doc_to_choice(document)]
-
-
-def _documents(task: Task) -> list[dict[str, Any]]:
-    return [request.doc for request in task.instances if request.idx == 0]
 
 
 def bits_per_byte(requests: Sequence[Instance], results: Sequence[tuple[float, bool]]) -> float:

@@ -15,12 +15,12 @@ from typing import Any
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
-from megatron_kaiyuan.evaluate.progress import Progress
 from megatron_kaiyuan.evaluate.source import Model, Source, find_source, open_source
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.evaluate.tasks import TaskSizes, write_tasks
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
+from megatron_kaiyuan.progress import Progress
 
 FORMAT = "kaiyuan-evaluation"
 # Where `kaiyuan report` looks for it, in a run's folder.
@@ -166,7 +166,7 @@ def _held_out(
     from megatron_kaiyuan.evaluate.heldout import held_out_loss, tokens_to_predict
 
     total = tokens_to_predict(corpora, context, token_limit)
-    with Progress("held-out text", "tokens", total) as progress:
+    with Progress("evaluate: held-out text", total, "tokens") as progress:
         return held_out_loss(model.predictor, corpora, context, token_limit, progress.advance)
 
 
@@ -175,7 +175,8 @@ def _tasks(model: Model, selections: Sequence[TaskSelection], context: int) -> d
 
     assert model.tokenizer is not None
     found: dict[str, dict[str, float]] = {}
-    with Progress("lm-eval", "texts") as progress:
+    # On a terminal lm-eval counts by itself.
+    with Progress("" if sys.stderr.isatty() else "evaluate: lm-eval", None, "texts") as progress:
         harness = lm_eval_model(model.predictor.counted(progress.advance), model.tokenizer, context)
         for selection in selections:
             found |= run_tasks(harness, selection, model.predictor.generate is not None)

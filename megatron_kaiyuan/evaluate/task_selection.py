@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.evaluate.quiet import quiet
@@ -60,15 +60,42 @@ def load_tasks(selection: TaskSelection, manager: TaskManager) -> dict[str, Task
     """
     found = {}
     for name in selection.names:
-        if name not in manager.task_index:
-            where = f" nor in {selection.include_path}" if selection.include_path else "; name its folder, include_path"
-            raise UserError(
-                f"task {name!r}: is not among the tasks of lm-eval {version('lm_eval')}{where}, or its YAML cannot be "
-                "read; lm-eval ls tasks lists its own"
-            )
+        _require(name, manager)
         with _about(name), quiet():
             found[name] = manager.load([name])
     return found
+
+
+def fields_of(name: str, manager: TaskManager) -> Iterator[dict[str, Any]]:
+    """The YAML fields of a task, or of each task of a group or tag, without data. Groups may name what is not there.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    _require(name, manager)
+    entry = manager.task_index[name]
+    members = sorted(entry.tags) if entry.kind.name == "TAG" else (entry.cfg or {}).get("task")
+    if isinstance(members, list):
+        for member in _names(members):
+            if member in manager.task_index and member != name:
+                yield from fields_of(member, manager)
+    else:
+        yield entry.cfg or {}
+
+
+def _names(members: list[Any]) -> Iterator[str]:
+    """Names in a group's list, which may hold groups of its own."""
+    for member in members:
+        named = member.get("task", member.get("group")) if isinstance(member, dict) else member
+        yield from _names(named) if isinstance(named, list) else [str(named)]
+
+
+def _require(name: str, manager: TaskManager) -> None:
+    if name not in manager.task_index:
+        raise UserError(
+            f"task {name!r}: is not among the tasks of lm-eval {version('lm_eval')} and of include_path, or its YAML "
+            "cannot be read; lm-eval ls tasks lists lm-eval's own"
+        )
 
 
 def task_manager(selection: TaskSelection) -> TaskManager:

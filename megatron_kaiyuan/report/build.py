@@ -15,6 +15,7 @@ from megatron_kaiyuan.evaluate.run import RESULT
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.forms import Count, Form, require_form
+from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
@@ -64,6 +65,8 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     Raises:
         UserError: there are no metrics, or something else lies at `output`.
     """
+    if run_dir.is_file():
+        raise UserError(f"{run_dir}: is a file; name the folder of a run{near_run(run_dir)}")
     identity = page_identity(run_dir, output)
     check(page_output(output), identity, earlier_page(GENERATOR), force)
     history = read_history(run_dir / "metrics.jsonl")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.forms import Count, Form
+from megatron_kaiyuan.nearby import near_run
 
 # Events after which the steps beyond theirs are trained again.
 RESTARTS = ("start", "resume", "rollback")
@@ -80,7 +81,9 @@ def read_history(path: Path) -> History:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run") from error
+        raise UserError(
+            f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run{near_run(path.parent)}"
+        ) from error
     history = History()
     by_step: dict[int, dict[str, Any]] = {}
     monitored: dict[int, dict[str, Any]] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_kaiyuan.checkpoint import layout, lock
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.report.metrics import RESTARTS
 
 # Loss and speed are means and medians of so many rows.
@@ -103,7 +104,9 @@ def read_status(run_dir: Path, now: float | None = None) -> Status:
     events, rows = _tail(run_dir / "metrics.jsonl")
     held = lock.holder(run_dir)
     if not events and not rows and held is None:
-        raise UserError(f"{run_dir}: holds no metrics.jsonl with a start in it, and no job; name a run's folder")
+        raise UserError(
+            f"{run_dir}: holds no metrics.jsonl with a start in it, and no job; name a run's folder{near_run(run_dir)}"
+        )
     starts = [event for event in events if event["event"] in _STARTS]
     begun = starts[-1] if starts else {}
     row = rows[-1] if rows else {}

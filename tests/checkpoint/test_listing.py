@@ -81,10 +81,12 @@ def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
     for action in (
         lambda: listing.list_checkpoints(tmp_path / "absent"),
         lambda: listing.verify_and_tell(run_dir, 15, as_json=False),
-        lambda: listing.folder_of(run_dir, "15"),
-        lambda: listing.folder_of(run_dir, "elsewhere"),
+        lambda: listing.checkpoint_named(run_dir, "15"),
+        lambda: listing.checkpoint_named(run_dir, "elsewhere"),
     ):
         with pytest.raises(UserError):
             action()
-    assert listing.folder_of(run_dir, "10") == layout.step_folder(run_dir, 10)
-    assert listing.folder_of(run_dir, str(run_dir / "checkpoints" / "step_0")).name == "step_0"
+    # A run means its newest step.
+    assert listing.checkpoint_named(run_dir, str(run_dir)).folder == layout.step_folder(run_dir, 10)
+    assert listing.checkpoint_named(run_dir, "10").folder == layout.step_folder(run_dir, 10)
+    assert listing.checkpoint_named(run_dir, str(run_dir / "checkpoints" / "step_0")).folder.name == "step_0"

@@ -11,7 +11,7 @@ import pytest
 from json_lines import read_rows, write_rows
 
 from data_tools.harvesting.harvest import harvest
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
 from tests.rank_server import run
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate import heldout
-from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora, predictor_of_transformers, unigram_entropy
+from megatron_kaiyuan.evaluate.heldout import (
+    held_out_loss,
+    open_corpora,
+    predictor_of_transformers,
+    tokens_to_predict,
+    unigram_entropy,
+)
 from megatron_kaiyuan.export.loading import load_network
 from tests.evaluate.tiny_model import VOCABULARY, random_documents, write_corpus, write_model
 
@@ -58,6 +64,18 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
         all_predicted += predicted
     assert result["nats_per_token"] == pytest.approx(np.mean(all_nats), abs=1e-5)
     assert result["unigram_entropy"] == pytest.approx(scipy.stats.entropy(np.bincount(all_predicted)))
+
+
+@pytest.mark.parametrize("limit", [None, 150])
+def test_what_is_predicted_is_counted_as_it_is_done(tmp_path: Path, limit: int | None) -> None:
+    predictor = predictor_of_transformers(load_network(write_model(tmp_path / "model")))
+    corpora = open_corpora([write_corpus(tmp_path / name, random_documents(9, seed=1)) for name in ("a", "b")])
+    tokens: list[int] = []
+    sequences: list[int] = []
+    result = held_out_loss(predictor.counted(sequences.append), corpora, 16, limit, tokens.append)
+    assert sum(tokens) == result["tokens"] == tokens_to_predict(corpora, 16, limit)
+    # Windows of 16 tokens at most, each read once.
+    assert sum(tokens) / 16 <= sum(sequences) <= sum(tokens) / 16 + 2
 
 
 def test_the_limit_is_shared_evenly_and_kept(tmp_path: Path) -> None:

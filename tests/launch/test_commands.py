@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,18 @@ def test_nodes_that_know_their_number_meet_as_such(recipe: Path) -> None:
 
 
 def test_several_hosts_of_open_mpi(recipe: Path) -> None:
-    command = _command("mpirun.sh", "--nproc-per-node", 2, "--hosts", "a,b", recipe, KAIYUAN_VENV="/venv")
+    command = _command("mpirun.sh", "--nproc-per-node", 2, "--hosts", "a,b", recipe, KAIYUAN_VENV=sys.prefix)
     assert "mpirun -n 4 --host a:2,b:2 --bind-to none" in command
     assert ("--allow-run-as-root" in command) == (os.geteuid() == 0)
-    for name in ("MASTER_ADDR", "MASTER_PORT", "PATH", "PYTHONPATH", "KAIYUAN_VENV", "KAIYUAN_PARENT"):
+    for name in (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "PATH",
+        "PYTHONPATH",
+        "PYTHONSAFEPATH",
+        "KAIYUAN_VENV",
+        "KAIYUAN_PARENT",
+    ):
         assert f"-x {name} " in command
 
 

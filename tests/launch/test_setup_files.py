@@ -1,55 +1,30 @@
-"""What launch/setup_env.sh gives pip to install. The interpreter of its environment writes down how it is called."""
+"""What the files of requirements hold, and which of them launch/make_env.sh gives pip to install."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fake_python import FakePython
 from launched import ROOT
 from packaging.requirements import Requirement
 
-RECORDER = """#!/bin/sh
-echo "$@" >>"$(dirname "$0")/calls"
-"""
-
-
-def installed(folder: Path, **environ: str) -> list[list[str]]:
-    """Files of each `pip install`, in a real shell."""
-    (folder / "bin").mkdir(parents=True, exist_ok=True)
-    (folder / "pyvenv.cfg").touch()
-    (folder / "bin" / "python").write_text(RECORDER)
-    (folder / "bin" / "python").chmod(0o755)
-    calls = folder / "bin" / "calls"
-    calls.unlink(missing_ok=True)
-    done = subprocess.run(
-        ["bash", "-euc", f"source {ROOT}/launch/setup_env.sh"],
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "KAIYUAN_VENV": str(folder), **environ},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    pip = [line.split() for line in calls.read_text().splitlines() if line.startswith("-m pip install ")]
-    found = [[words[at + 1] for at, word in enumerate(words) if word == "-r"] for words in pip]
-    assert all(Path(file).is_file() for files in found for file in files)
-    return [[Path(file).name for file in files] for files in found]
+RUN_TIME = ["requirements.txt", "requirements-build.txt"]
 
 
 def test_run_time_needs_nothing_of_the_tests(tmp_path: Path) -> None:
-    assert installed(tmp_path / "plain") == [["requirements.txt"]]
-    assert installed(tmp_path / "tests", KAIYUAN_REQUIREMENTS="requirements-dev.txt") == [
-        ["requirements.txt"],
-        ["requirements-dev.txt"],
-    ]
+    python = FakePython(tmp_path)
+    assert python.source("/venv").returncode == 0
+    assert python.source("/tests", "--dev").returncode == 0
+    assert python.installed() == [RUN_TIME, [*RUN_TIME, "requirements-dev.txt"]]
 
 
 def test_npus_bring_their_file_before_all_others(tmp_path: Path) -> None:
-    """It says where torch comes from. Another choice installs again."""
-    with_npu = [["requirements-npu.txt"], ["requirements.txt"]]
-    assert installed(tmp_path, KAIYUAN_NPU="1") == with_npu
-    assert installed(tmp_path, KAIYUAN_NPU="0") == [["requirements.txt"]]
-    assert installed(tmp_path, KAIYUAN_NPU="1") == with_npu
+    """It says where torch comes from."""
+    python = FakePython(tmp_path)
+    assert python.source("/npu", KAIYUAN_NPU="1").returncode == 0
+    assert python.source("/none", KAIYUAN_NPU="0").returncode == 0
+    assert python.installed() == [["requirements-npu.txt"], RUN_TIME, RUN_TIME]
 
 
 def pins(name: str) -> dict[str, Requirement]:
@@ -58,7 +33,7 @@ def pins(name: str) -> dict[str, Requirement]:
     return {one.name: one for one in found}
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-npu.txt"])
+@pytest.mark.parametrize("name", [f"requirements{kind}.txt" for kind in ("", "-build", "-dev", "-npu")])
 def test_every_requirement_is_one_version(name: str) -> None:
     assert all(str(one.specifier).startswith("==") for one in pins(name).values())
 

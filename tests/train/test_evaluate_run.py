@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +10,10 @@ from pathlib import Path
 import pytest
 from small_run import succeed, write_corpus, write_recipe
 
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.files import checksum
 from tests.evaluate.local_tasks import write_tasks
 from tests.evaluate.tiny_model import write_text, write_tokenizer
@@ -71,27 +74,33 @@ def test_a_run_is_measured_as_its_export_is(inputs: Path, tmp_path: Path) -> Non
     assert "evaluation.json is not there" not in page and "last_word" in page
 
 
-def test_mistakes_are_one_line(inputs: Path, tmp_path: Path) -> None:
+def test_mistakes_are_named(inputs: Path, tmp_path: Path) -> None:
     run_dir, corpus = inputs / "run", inputs / "held_out" / "code"
-    tasks = ["--tasks", "options", "--include-path", inputs / "tasks"]
     write_corpus(tmp_path / "foreign", documents=3, fingerprint="xxh3:1")
     other = tmp_path / "tokenizer"
     write_tokenizer(other)
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
-    told = ["--tasks", "told", "--include-path", inputs / "tasks", "--tokenizer", inputs / "tokenizer"]
-    for arguments, named in (
-        ((run_dir,), "nothing to measure"),
-        ((run_dir, *tasks), "--tokenizer: .*run, step 2 has none of its own"),
-        ((run_dir, *tasks, "--tokenizer", other), "is not the tokenizer that made the corpora"),
-        ((run_dir, "--held-out", tmp_path / "foreign"), "made by another tokenizer than the corpora of"),
-        ((run_dir, "--held-out", corpus, "--seq-length", 10**6), "seq_length 1000000: .* tokens at most"),
-        ((run_dir, *told), "'told': generates text, for which a checkpoint has to be exported"),
-        ((run_dir, "--held-out", corpus, "--device", "gpu"), "platform 'gpu' is unknown"),
-        ((tmp_path / "gone", "--held-out", corpus), "gone: not found; .* no exported model here"),
-    ):
-        done = kaiyuan("eval", *arguments)
-        assert done.returncode == 2, done.stdout
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert re.search(named, line), line
-        assert "Traceback" not in done.stderr
+    options = Measures(tasks=TaskSelection(("options",), inputs / "tasks"))
+    told = Measures(tasks=TaskSelection(("told",), inputs / "tasks"))
+    device = platform.activate("cpu")
+    from megatron_kaiyuan.cluster.groups import single_process
+
+    with single_process(device):
+        for path, measures, tokenizer, message in (
+            (run_dir, Measures(), None, "nothing to measure"),
+            (run_dir, options, None, "--tokenizer: .*run, step 2 has none of its own"),
+            (run_dir, options, other, "is not the tokenizer that made the corpora"),
+            (run_dir, Measures([tmp_path / "foreign"]), None, "made by another tokenizer than the corpora of"),
+            (run_dir, Measures([corpus], seq_length=10**6), None, "seq_length 1000000: .* tokens at most"),
+            (run_dir, told, inputs / "tokenizer", "'told': generates text, for which a checkpoint has to be exported"),
+            (tmp_path / "gone", Measures([corpus]), None, "gone: not found; .* no exported model here"),
+        ):
+            with pytest.raises(UserError, match=message):
+                evaluate(path, measures, tokenizer=tokenizer)
     assert not (run_dir / "evaluation.json").exists()
+
+
+def test_an_unknown_device_is_one_line(inputs: Path) -> None:
+    done = kaiyuan("eval", inputs / "run", "--held-out", inputs / "held_out" / "code", "--device", "gpu")
+    assert done.returncode == 2 and "error: platform 'gpu' is unknown" in done.stderr
+    assert "Traceback" not in done.stderr

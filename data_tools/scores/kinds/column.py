@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_tools.reading.arrow_values import is_number, to_doubles
 from data_tools.scores.scorer import MEASURE, identity_of, measures
 from data_tools.steps.step import column_list
 from megatron_kaiyuan.errors import UserError
@@ -19,7 +20,7 @@ class ColumnScorer:
     """Number x scale + shift. Null, NaN and infinite values are missing scores.
 
     Attributes:
-        column: its name in the input: whole numbers, floats or bools.
+        column: its name in the input: numbers or bools.
         name: of the score; empty: the column's.
     """
 
@@ -44,12 +45,12 @@ class ColumnScorer:
         if position < 0:
             raise UserError(f"column {self.column!r} is not in the input, which has {column_list(batch.schema.names)}")
         kind = batch.schema.field(position).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        if not (is_number(kind) or pa.types.is_boolean(kind)):
             raise UserError(f"column {self.column!r} holds {kind}, not numbers; it cannot be a score")
         values = batch.column(position)
         if pa.types.is_boolean(kind):
             values = values.cast(pa.int8())
-        numbers = pc.fill_null(values.cast(MEASURE, safe=False), float("nan")).to_numpy(zero_copy_only=False)
+        numbers = pc.fill_null(to_doubles(values), float("nan")).to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = numbers * self.scale + self.shift
         return {self.name: measures(np.where(np.isfinite(scaled), scaled, np.nan))}

@@ -16,8 +16,8 @@ from megatron_kaiyuan.doctor.acceptance.corpus import VOCABULARY, phase
 from megatron_kaiyuan.doctor.child import kill_tree
 from megatron_kaiyuan.files import remove
 from megatron_kaiyuan.report.metrics import History, read_history
+from megatron_kaiyuan.starter.shipped import shipped
 
-_RECIPES = Path(__file__).parents[3] / "launch" / "recipes"
 _SEQUENCE = 256
 _SAMPLES = 8
 # Losses start at ln(1024) = 6.9. FP16 rounds at other places on a device than on a CPU.
@@ -26,14 +26,14 @@ _LARGEST_SCALE = 2**31
 
 
 def recipe(name: str) -> Path:
-    """A recipe of the project's checkout.
+    """A recipe of the project's own.
 
     Raises:
-        NotPossible: this is an installed package without one.
+        NotPossible: this installation has lost it.
     """
-    path = _RECIPES / name / "train.yaml"
+    path = shipped("launch") / "recipes" / name / "train.yaml"
     if not path.is_file():
-        raise NotPossible(f"{path} is missing: run it from a checkout of the project (pip install -e .)")
+        raise NotPossible(f"{path} is missing: install the project again")
     return path
 
 

@@ -10,7 +10,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.mixture.best import Best, Objective, best
 from megatron_kaiyuan.research.mixture.exposure import epochs, exposures
 from megatron_kaiyuan.research.mixture.law import Matrix
-from megatron_kaiyuan.research.mixture.reach import Jump, check_runs, drawn_range, jumps
+from megatron_kaiyuan.research.mixture.reach import Jump, check_jumps, check_runs, drawn_range, jumps
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.mixture.uncertainty import Fitted, fit_domains
 
@@ -74,6 +74,8 @@ def answer(
     bottom, top = np.quantile(gains_b, [(1 - recipe.level) / 2, (1 + recipe.level) / 2])
     for domain, values_r in losses.items():
         warnings += [_jump_warning(domain, jump) for jump in jumps(names, shares_rd, values_r)]
+    if warning := check_jumps(len(shares_rd)):
+        warnings.append(warning)
     warnings += _edge_warnings(names, found.shares_d, low_d, high_d, largest_shares(recipe, names, tokens_d))
     return Answer(
         names,
@@ -108,9 +110,10 @@ def _bounds(recipe: MixRecipe, names: list[str], tokens_d: Matrix, shares_rd: Ma
 
 def _jump_warning(domain: str, jump: Jump) -> str:
     return (
-        f"{domain}: the loss bends along the share of {jump.dataset}, near {jump.share:.3f} (p = {jump.p_value:.3f}): "
-        "what is dense in knowledge is learned above a share that depends on the network's size (arXiv 2505.18091), so "
-        "its share is not to be taken from small runs"
+        f"{domain}: the loss falls faster from a share of {jump.share:.3f} of {jump.dataset} on (slope "
+        f"{jump.below:.2f} below, {jump.above:.2f} above, p = {jump.p_value:.3f}): what is dense in knowledge is "
+        "learned from a share on that depends on the network's size (arXiv 2505.18091), so the law is wrong there, and "
+        "the share is not to be taken from small runs"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+import time
 from datetime import timedelta
 
 
@@ -14,12 +15,14 @@ class Progress:
     Args:
         total: different runs of the list.
         reused: of these, whole from before.
-        slots: runs that are trained at the same time.
+        slots: runs that are trained at the same time; None: not known, so that the time left is told by the pace at
+            which runs have ended.
     """
 
-    def __init__(self, total: int, reused: int, slots: int):
+    def __init__(self, total: int, reused: int, slots: int | None):
         self._total, self._reused, self._slots = total, reused, slots
         self._done, self._failed = reused, 0
+        self._ends: list[float] = []
         self._seconds: list[float] = []
         self._print()
 
@@ -30,6 +33,7 @@ class Progress:
             seconds: that it took here; None: another queue trained it.
         """
         self._done += 1
+        self._ends.append(time.monotonic())
         if seconds is not None:
             self._seconds.append(seconds)
         self._print()
@@ -47,7 +51,18 @@ class Progress:
             parts.append(f"{self._reused} reused")
         if self._failed:
             parts.append(f"{self._failed} failed")
-        if left and self._seconds:
-            seconds = statistics.fmean(self._seconds) * math.ceil(left / self._slots)
-            parts.append(f"about {timedelta(seconds=round(seconds))} left on {self._slots} slots")
+        if left:
+            parts += self._time_left(left)
         print(f"queue: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+    def _time_left(self, left: int) -> list[str]:
+        if self._slots is not None:
+            if not self._seconds:
+                return []
+            seconds, where = statistics.fmean(self._seconds) * math.ceil(left / self._slots), f" on {self._slots} slots"
+        else:
+            # The first end closes the wait for Slurm's turn and for imports, and opens an interval.
+            if len(self._ends) < 2:
+                return []
+            seconds, where = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) * left, ""
+        return [f"about {timedelta(seconds=round(seconds))} left{where}"]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.request import Run, write_list
-from megatron_kaiyuan.research.queue.slurm import Array, submit_and_wait
+from megatron_kaiyuan.research.queue.signals import handled_signals
+from megatron_kaiyuan.research.queue.slots import ONE_THREAD
+from megatron_kaiyuan.research.queue.slurm import Array
 from megatron_kaiyuan.research.queue.table import write_table
 
+# Not imported: it is a process of its own.
 _WORKER = "megatron_kaiyuan.research.queue.worker"
 
 
@@ -30,7 +36,7 @@ def run_all(
 
     Args:
         folder: of the queue; the place of runs, made if it is not there.
-        slots: runs at the same time; None: one a CPU core, or one a device.
+        slots: runs at the same time; None: one a CPU core, or one a device. With an array: in each of its tasks.
         array: have Slurm do the work; this process only waits and collects.
 
     Returns:
@@ -39,18 +45,16 @@ def run_all(
 
     Raises:
         UserError: a run cannot be begun, and none was; or some have failed, when the others have ended.
-        KeyboardInterrupt: the work was stopped; runs that were at work have been saved.
+        KeyboardInterrupt: ctrl-C; runs that were at work have been saved.
+        SystemExit: the same after another signal, with 128 and its number.
     """
     path = write_list(folder, runs)
-    if array is not None:
-        submit_and_wait(array, [sys.executable, "-m", _WORKER, str(path.resolve()), "--no-wait"], folder)
-        slots = 0
-    outcome = _work(path, slots)
+    outcome = _work(path, slots, array)
     if outcome["error"]:
         raise UserError(outcome["error"])
     write_table(folder, outcome["rows"])
-    if outcome["stopped_by"]:
-        raise KeyboardInterrupt
+    if stopped_by := outcome["stopped_by"]:
+        raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(128 + stopped_by)
     if failed := outcome["failed"]:
         name, why = next(iter(failed.items()))
         raise UserError(
@@ -59,26 +63,35 @@ def run_all(
         )
     if missing := outcome["missing"]:
         raise UserError(
-            f"{folder}: {len(missing)} of {len(runs)} runs are not whole, such as {missing[0]!r}; look at the array's "
-            "logs there, then give the same command again"
+            f"{folder}: {len(missing)} of {len(runs)} runs are not whole, such as {missing[0]!r}; "
+            f"{outcome['note'] or 'they were stopped'}; the same command continues"
         )
     return outcome["rows"]
 
 
-def _work(path: Path, slots: int | None) -> dict[str, Any]:
+@contextlib.contextmanager
+def _passed_on(worker: subprocess.Popen[str]) -> Iterator[None]:
+    """Pass signals on to the worker, which saves and ends. Those of a terminal come to it twice, which is once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda got, frame: worker.send_signal(got)) for number in handled_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(path: Path, slots: int | None, array: Array | None) -> dict[str, Any]:
     command = [sys.executable, "-m", _WORKER, str(path)]
     if slots is not None:
         command += ["--slots", str(slots)]
-    # One thread a run; a library that made threads of its own would make forks of the worker unsafe.
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    environ = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", parent.VARIABLE: str(os.getpid())}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as worker:
-        try:
-            printed, _ = worker.communicate()
-        except KeyboardInterrupt:
-            # From the terminal it comes to the worker as well; from elsewhere it does not.
-            worker.send_signal(signal.SIGTERM)
-            printed, _ = worker.communicate()
+    if array is not None:
+        command += ["--array", str(array.tasks), f"--sbatch={shlex.join(array.options)}"]
+    environ = {**os.environ, **ONE_THREAD, parent.VARIABLE: str(os.getpid())}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as worker, _passed_on(worker):
+        printed, _ = worker.communicate()
     try:
         return json.loads(printed)
     except ValueError:

@@ -9,6 +9,13 @@ from pathlib import Path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.cores import cores_for_rank
 
+# Of the process that forks runs: one thread a run, and libraries' own threads would make its forks unsafe.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 # What chooses the devices that a process sees.
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 # One file a device, from which they are counted without touching any: a process that has touched one cannot be forked.
@@ -46,11 +53,17 @@ def find_slots(
         UserError: there is no such device.
     """
     if platform == "cpu":
-        return [{} for _ in range(count or cores_for_rank(1))]
+        return [{} for _ in range(count or _cores(environ))]
     devices = _devices(platform, environ)
     if not devices:
         raise UserError(f"queue: no {platform} device was found; check {_VISIBLE[platform]}, or set platform=cpu")
     return [{_VISIBLE[platform]: devices[slot % len(devices)]} for slot in range(count or len(devices))]
+
+
+def _cores(environ: Mapping[str, str]) -> int:
+    """Cores that this process may use: what it is bound to, and no more than Slurm has given, bound or not."""
+    given = environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(cores_for_rank(1), int(given)) if given.isdigit() and int(given) else cores_for_rank(1)
 
 
 def _devices(platform: str, environ: Mapping[str, str]) -> list[str]:

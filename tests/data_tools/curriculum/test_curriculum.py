@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from data_tools import _index
+from data_tools.corpora.corpus import CorpusWriter
 from data_tools.curriculum.build import build_phase, build_recipe
 from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
@@ -223,13 +224,17 @@ def test_a_budget_of_memory_changes_no_byte(tmp_path, more):
     assert small == large
 
 
-def test_an_optional_dataset_may_be_absent(corpora, tmp_path):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_optional_dataset_may_be_absent_or_empty(corpora, tmp_path, is_there):
     prefixes = {**corpora, "absent": tmp_path / "absent"}
+    if is_there:
+        with CorpusWriter(tmp_path / "absent", {"path": "t", "fingerprint": "xxh3:0", "vocab_size": 9, "eod_id": 0}):
+            pass
     absent = {"corpus": "absent", "score": "score", "optional": True}
     built = build_phase(phase_recipe(absent, {"corpus": "maths"}), prefixes, tmp_path / "phase", 1)
     assert "absent left out: optional" in str(built)
     assert [entry["name"] for entry in Phase(tmp_path / "phase").manifest["corpora"]] == ["maths"]
-    with pytest.raises(UserError, match="all its corpora are optional and none exists"):
+    with pytest.raises(UserError, match="all its corpora are optional and none holds a document"):
         build_phase(phase_recipe(absent), prefixes, tmp_path / "other", 1)
 
 
@@ -342,3 +347,18 @@ def test_the_command(corpora, tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: {recipe}: no phase 'frist'; did you mean 'first'?"
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"score": "qualty"}, {"corpus": "gone"}])
+def test_a_mistake_in_a_later_phase_is_found_before_the_first_is_built(corpora, tmp_path, wrong):
+    name = next(iter(corpora))
+    named = {**{key: str(prefix) for key, prefix in corpora.items()}, "gone": str(tmp_path / "gone")}
+    phases = [
+        {"name": "first", "order": "shuffle", "datasets": [{"corpus": name}]},
+        {"name": "second", "order": "curriculum", "datasets": [{"corpus": name, **wrong}]},
+    ]
+    recipe = tmp_path / "order.yaml"
+    recipe.write_text(yaml.safe_dump({"corpora": named, "phases": phases}))
+    with pytest.raises(UserError, match=r"unknown score column .qualty.|gone.idx: corpus index not found"):
+        build_recipe(recipe, [], tmp_path / "phases", None, 1)
+    assert not (tmp_path / "phases" / "first").exists()

@@ -22,7 +22,7 @@ from data_tools.engines import pool as pool_module
 from data_tools.preprocessing.shards import Shards
 from data_tools.preprocessing.workers import Job, WriterPool
 from data_tools.reading.inputs import find_inputs
-from data_tools.reading.tasks import Settings, Task, cut_tasks
+from data_tools.reading.tasks import Group, Settings, cut_groups
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 
@@ -56,9 +56,9 @@ def job(tokenizer_path: Path, tmp_path: Path) -> Job:
 
 
 @pytest.fixture
-def tasks(job: Job, tokenizer: TextTokenizer, tmp_path: Path) -> list[Task]:
+def tasks(job: Job, tokenizer: TextTokenizer, tmp_path: Path) -> list[Group]:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some words " * 50}] * 4000)
-    return cut_tasks(find_inputs([path]), job.settings, tokenizer.description(), 100_000)
+    return cut_groups(find_inputs([path]), job.settings, tokenizer.description(), 100_000)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def workers_of(process: int, way: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Task], tokenizer: TextTokenizer):
+def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer):
     before = workers_of(os.getpid(), way)
     with WAYS[way](), WriterPool(job, 2, tokenizer) as pool:
         assert pool.difference("reference", ["one", "two"] * 50) is None
@@ -120,7 +120,7 @@ def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Task], tokeni
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Task], tokenizer: TextTokenizer):
+def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer):
     with killing(), WAYS[way]():
         for _ in range(8):
             with pytest.raises(UserError, match="a worker process died"), WriterPool(job, 2, tokenizer) as pool:
@@ -161,7 +161,7 @@ def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_p
         assert process.communicate()[1] == ""
 
 
-def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Task], tokenizer: TextTokenizer):
+def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Group], tokenizer: TextTokenizer):
     Path(tasks[0].file.name).write_text("{")
     with pytest.raises(UserError, match=r"in\.jsonl(:1: not JSON|: was )"), WriterPool(job, 2, tokenizer) as pool:
         list(pool.write(tasks, "reference"))

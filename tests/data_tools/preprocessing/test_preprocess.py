@@ -20,7 +20,7 @@ from data_tools.corpora.corpus import manifest_path, metadata_path
 from data_tools.corpora.verify import verify
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
-from data_tools.reading import text as text_module
+from data_tools.reading import lines as lines_module
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
@@ -31,7 +31,7 @@ SUFFIXES = (".bin", ".idx", ".meta.parquet")
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches from little text."""
-    monkeypatch.setattr(text_module, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(lines_module, "BATCH_BYTES", 10_000)
 
 
 def contents(prefix: Path) -> list[bytes]:

@@ -13,7 +13,7 @@ import pytest
 
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.listing import list_pattern
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.tokenizer_formats import tokenizer_file
 from megatron_kaiyuan.errors import UserError
 

@@ -7,17 +7,20 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 import pytest
 import zstandard
 
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings, cut_tasks
-from data_tools.reading.text import line_rows, texts
+from data_tools.reading.text import line_rows
+from data_tools.reading.texts import texts
 from megatron_kaiyuan.errors import UserError
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -75,15 +78,37 @@ def test_padding_and_frames_to_be_skipped(tmp_path: Path):
             read(path)
 
 
-def test_a_long_window_gets_its_own_advice(tmp_path: Path):
+def test_long_windows(tmp_path: Path):
     stored = io.BytesIO()
     parameters = zstandard.ZstdCompressionParameters(window_log=31)
     with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(stored, closefd=False) as packed:
         packed.write(LINES)
     path = tmp_path / "in.jsonl.zst"
     path.write_bytes(stored.getvalue())
-    with pytest.raises(UserError, match=r"unpack it with `zstd -d --long=31`"):
-        read(path)
+    assert read(path) == ["one", "two"]
+
+
+def test_every_cut_of_a_zstd_file_is_found(tmp_path: Path):
+    path = tmp_path / "in.jsonl.zst"
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    frame = zstandard.compress(LINES)
+    whole = frame + skipped + frame + skipped
+    ends = [0, len(frame), len(frame + skipped), len(frame + skipped + frame), len(whole)]
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        if size in ends:
+            assert read(path) == ["one", "two"] * ((size >= ends[1]) + (size >= ends[3]))
+        else:
+            with pytest.raises(UserError, match=r"cannot be read \(truncated in a zstd frame\); check or copy"):
+                read(path)
+
+
+def test_zstd_is_read_as_by_its_library(tmp_path: Path):
+    lines = b"".join(b'{"text": "%d %s"}\n' % (i, bytes(b % 26 + 97 for b in os.urandom(i % 700))) for i in range(4000))
+    path = tmp_path / "in.jsonl.zst"
+    pieces = [lines[at : at + 300_000] for at in range(0, len(lines), 300_000)]
+    path.write_bytes(b"".join(map(zstandard.compress, pieces)))
+    assert read(path) == [orjson.loads(line)["text"] for line in lines.splitlines()]
 
 
 def test_archives_are_not_text(tmp_path: Path):

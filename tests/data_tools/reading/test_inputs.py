@@ -21,7 +21,7 @@ from json_lines import write_rows
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading.inputs import find_inputs, open_stored, unpack
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from megatron_kaiyuan.errors import UserError
 
 
@@ -67,7 +67,7 @@ def test_wrong_inputs_are_told_by_name(tmp_path: Path):
         ([tmp_path / "b.parquet.gz"], "packed once more"),
         ([tmp_path / "c.jsonl", tmp_path / "c.json*"], "is named twice"),
         ([tmp_path / "d.jsonl"], r"d\.jsonl: is packed as zip, which cannot be read"),
-        ([tmp_path / "pipe"], "is a pipe or a device"),
+        ([tmp_path / "pipe"], "is a pipe and no file; files are read again"),
         ([tmp_path / "nowhere.jsonl"], r"is a link to gone\.jsonl, which leads nowhere"),
         ([tmp_path / "now*.jsonl"], r"is a link to gone\.jsonl, which leads nowhere"),
         (["memory://nowhere/a.jsonl"], "memory://nowhere/a.jsonl: input not found"),
@@ -77,12 +77,10 @@ def test_wrong_inputs_are_told_by_name(tmp_path: Path):
             find_inputs(words)
 
 
-def test_readers_of_json_lines_refuse_other_files(tmp_path: Path):
+def test_the_texts_of_files_of_several_formats_come_in_turn(tmp_path: Path):
     write_rows(tmp_path / "a.jsonl", [{"text": "a"}, "", {"text": "b", "domain": "d"}])
-    assert [text for text, _ in texts([tmp_path], "text")] == ["a", "b"]
-    touch(tmp_path, "b.txt")
-    with pytest.raises(UserError, match=r"b\.txt: only JSON lines can be read here"):
-        list(texts([tmp_path], "text"))
+    (tmp_path / "b.txt").write_text("c\n\nd\n")
+    assert list(texts([tmp_path], "text")) == [("a", ""), ("b", "d"), ("c", ""), ("d", "")]
 
 
 PACKERS = {

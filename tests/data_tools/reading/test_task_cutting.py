@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.reading import text as text_module
+from data_tools.reading import lines as lines_module
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.lines import lines_before
 from data_tools.reading.place import Place, default_workers, find_place
 from data_tools.reading.tasks import Settings, Task, cut_tasks
-from data_tools.reading.text import Rows, line_rows, lines_before
+from data_tools.reading.text import Rows, line_rows
 from megatron_kaiyuan.errors import UserError
 
 TOKENIZER = {"fingerprint": "xxh3:0", "vocab_size": 10, "eod_id": 0}
@@ -40,7 +41,7 @@ def test_tasks_of_any_size_read_each_line_once(path: Path, lines: list[bytes], e
     whole = content.splitlines(keepends=True) if b"\r" not in content else content.split(b"\n")
     before, found = 0, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "BATCH_BYTES", batch)
+        patch.setattr(lines_module, "BATCH_BYTES", batch)
         for task in cut_tasks(find_inputs([path]), SETTINGS, TOKENIZER, size):
             assert lines_before(task) == before
             rows = read(task)

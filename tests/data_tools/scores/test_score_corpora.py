@@ -22,7 +22,7 @@ from data_tools.corpora.merge import merge_corpora
 from data_tools.corpora.verify import verify
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.scores import corpora
 from data_tools.scores.corpora import CorpusOptions, score_corpora
 from data_tools.scores.parse import parse_scorers

@@ -211,13 +211,13 @@ def test_columns_of_parquet_files_are_never_rounded(tmp_path, kind, value, other
     assert int(values(tmp_path / "out" / "documents")[0]) == value
 
 
-def test_names_of_fields_are_kept_or_refused(tmp_path):
+def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a text", "": 1, "a\\u0000b": 2, "a.b": 3}\n')
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=1)
     row = pq.read_table(tmp_path / "out" / "documents").to_pylist()[0]
     assert (row[""], row["a\0b"], row["a.b"]) == (1, 2, 3)
     (tmp_path / "b.jsonl").write_text('{"text": "a text", "a\\ud800": 3}\n')
-    with pytest.raises(UserError, match=r'b\.jsonl: the name "a\\ud800" of a field holds half of a surrogate pair'):
+    with pytest.raises(UserError, match=r'b\.jsonl:1: the name "a\\ud800" of a field holds half of a surrogate pair'):
         run([str(tmp_path / "b.jsonl")], tmp_path / "two", LocalEngine(1), least=1)
     assert not (tmp_path / "two").exists()
 

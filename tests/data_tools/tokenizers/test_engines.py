@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.qwen_vocabulary import write_qwen, write_tiktoken
-from data_tools.reading.text import texts
+from data_tools.reading.texts import texts
 from data_tools.tokenizers.engines import (
     ENGINES,
     Unsupported,
@@ -175,15 +175,18 @@ def test_gigatoken_reads_tiktoken_files(tmp_path: Path, sample: list[str]):
     assert TextTokenizer(tmp_path).prove(sample).startswith("engine: gigatoken, its ids equal those of tiktoken")
 
 
-def test_an_engine_that_cannot_take_the_tokenizer_says_so(tokenizer_path: Path, sample: list[str]):
-    tokenizer = TextTokenizer(tokenizer_path)
+def test_an_engine_that_cannot_take_the_tokenizer_says_so(tokenizer_path: Path, sample: list[str], tmp_path: Path):
+    content = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**content, "normalizer": {"type": "Prepend", "prepend": "▁"}}))
+    tokenizer = TextTokenizer(path)
     assert tokenizer.prove(sample).startswith("engine: Hugging Face tokenizers; gigatoken cannot be used: ")
     with pytest.raises(UserError, match=r"--tokenizer-engine gigatoken: .*; use --tokenizer-engine auto or reference"):
-        TextTokenizer(tokenizer_path, engine="gigatoken")
+        TextTokenizer(path, engine="gigatoken")
     with pytest.raises(UserError, match="--tokenizer-engine fast: is not known; use auto, reference, gigatoken"):
-        TextTokenizer(tokenizer_path, engine="fast")
+        TextTokenizer(path, engine="fast")
     with pytest.raises(Unsupported):
-        build("gigatoken", open_reference(tokenizer_path))
+        build("gigatoken", open_reference(path))
 
 
 def test_exchanged_ids_are_found(path: Path, tmp_path: Path, reference: Reference):

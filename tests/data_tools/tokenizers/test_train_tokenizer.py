@@ -1,13 +1,18 @@
-"""`kaiyuan-data tokenizer train`: which files it may write over."""
+"""`kaiyuan-data tokenizer train`: what it reads, long runs without a cut, and which files it may write over."""
 
 from __future__ import annotations
 
+import gzip
 import random
+import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
+from json_lines import read_rows, write_rows
 
+from data_tools.tokenizers.fit import measure
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from data_tools.tokenizers.train_tokenizer import train_and_save
 from megatron_kaiyuan.errors import UserError
@@ -47,3 +52,41 @@ def test_files_of_the_user_are_refused_before_training(tmp_path: Path, name: str
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "{}"
     with pytest.raises(UserError, match="is a folder, but --output names the file"):
         train_and_save([text], "text", 520, tmp_path)
+
+
+@pytest.mark.parametrize("run", ["ACGT", "=", " ", "\n", "1", "中", "\u0301"])
+def test_a_long_run_without_a_cut_takes_time_in_proportion_and_teaches_no_long_token(tmp_path: Path, run: str) -> None:
+    """A million characters; their square would take many minutes."""
+    path = text_file(tmp_path / "a.jsonl", 3)
+    drawn = random.Random(1)
+    letters = "".join(drawn.choices(run, k=1_000_000))
+    whole = write_rows(tmp_path / "b.jsonl", [*read_rows(path), {"text": f"one {letters} two"}])
+    began = time.process_time()
+    train_and_save([whole], "text", 560, tmp_path / "tokenizer.json")
+    assert time.process_time() - began < 30
+    tokenizer = TextTokenizer(tmp_path / "tokenizer.json")
+    assert max(map(len, tokenizer.vocabulary)) <= 256
+    assert tokenizer.decode(tokenizer.encode_batch([letters])[0]) == letters
+
+
+def test_every_format_that_preprocessing_reads_can_be_learnt_from(tmp_path: Path) -> None:
+    rows = read_rows(text_file(tmp_path / "a.jsonl", 3))
+    plain = "".join(f"{row['text']}\n" for row in rows)
+    (tmp_path / "a.txt").write_text(plain)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    zipped = pa.CompressedOutputStream(str(tmp_path / "a.txt.zst"), "zstd")
+    with zipped:
+        zipped.write(plain.encode())
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    names = ["a.jsonl", "a.txt", "a.jsonl.gz", "a.txt.zst", "a.parquet"]
+    outputs = [tmp_path / name.replace(".", "_") / "tokenizer.json" for name in names]
+    for name, output in zip(names, outputs, strict=True):
+        train_and_save([tmp_path / name], "text", 520, output)
+        assert str(measure(output, [tmp_path / name])[-1]) == str(measure(output, [tmp_path / "a.jsonl"])[-1])
+    assert len({output.read_bytes() for output in outputs}) == 1
+
+
+def test_a_row_without_text_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", None]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet:2: field 'text' is not text"):
+        train_and_save([tmp_path / "a.parquet"], "text", 520, tmp_path / "tokenizer.json")

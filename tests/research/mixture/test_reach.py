@@ -7,7 +7,7 @@ import pytest
 from test_law import mixtures
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.research.mixture.reach import check_runs, drawn_range, jumps
+from megatron_kaiyuan.research.mixture.reach import check_jumps, check_runs, drawn_range, jumps
 
 NAMES = ["code", "math", "web", "wiki", "books"]
 SLOPES = np.array([-1.0, -0.5, 0.2, 0.4, 0.1])
@@ -43,3 +43,31 @@ def test_a_law_has_no_jump() -> None:
 def test_the_range_of_the_runs() -> None:
     low, high = drawn_range(np.array([[0.1, 0.9], [0.3, 0.7]]))
     assert low.tolist() == [0.1, 0.7] and high.tolist() == [0.3, 0.9]
+
+
+def test_runs_that_are_too_few_to_see_a_jump() -> None:
+    assert "23 runs: below 24" in (check_jumps(23) or "") and check_jumps(24) is None
+    shares = mixtures(9, 0)
+    assert jumps(NAMES, shares, losses(shares, 2.0, 0)) == []
+
+
+def test_curves_that_flatten_out_have_no_jump() -> None:
+    """Power laws, which the law's exponential does not fit: more text of its own helps, less text of its own hurts."""
+    found = []
+    for seed in range(4):
+        share = np.linspace(0.05, 0.95, 24)
+        noise = np.random.default_rng(seed).normal(0, 0.005, 24)
+        for values in (0.3 + 0.2 * share**-0.3, 2.7 + 0.25 * (1.02 - share) ** -0.7):
+            found += jumps(["facts", "text"], np.column_stack([share, 1 - share]), values + noise)
+    assert len(found) <= 1
+
+
+def test_a_step_is_found_at_its_beginning_and_is_not_its_mirror_image_s() -> None:
+    """A share of text that gives way to facts loses by the same step; text is not what is learned."""
+    share = np.linspace(0.05, 0.75, 24)
+    for seed in range(3):
+        step = 0.9 - 0.1 * share - 0.25 / (1 + np.exp((0.35 - share) / 0.02))
+        values = step + np.random.default_rng(seed).normal(0, 0.01, 24)
+        (jump,) = jumps(["text", "facts"], np.column_stack([1 - share, share]), values)
+        assert jump.dataset == "facts" and 0.2 < jump.share < 0.36
+        assert jump.above < 2 * jump.below - 0.5 and jump.p_value <= 0.01

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,3 +132,30 @@ def test_a_corpus_without_bytes_is_refused(queue_recipe: Path, tmp_path: Path) -
         (tmp_path / f"stock{suffix}").write_bytes(source.with_name(f"code{suffix}").read_bytes())
     done = work(tmp_path / "queue", [replace(run, held_out={"stock": tmp_path / "stock"})])
     assert "has no .meta.parquet" in done["failed"]["seed=0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_waits_until_its_runs_are_saved(
+    number: signal.Signals, queue_recipe: Path, tmp_path: Path
+) -> None:
+    """The process that called `run_all` gets the signal alone."""
+    runs = make_runs(queue_recipe, 2, "checkpoint.save_every_steps=1000", steps=40)
+    path = write_list(tmp_path, runs)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from megatron_kaiyuan.research.queue import request, run_all\n"
+        "try: run_all(Path(sys.argv[1]), request.read_list(Path(sys.argv[2])), slots=1)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "KAIYUAN_PARENT"}
+    command = [sys.executable, "-c", code, str(tmp_path), str(path)]
+    with subprocess.Popen(command, env=environ, start_new_session=True, stderr=subprocess.DEVNULL) as caller:
+        deadline = time.monotonic() + 200
+        while not any('"loss"' in file.read_text() for file in (tmp_path / "runs").glob("*/metrics.jsonl")):
+            assert time.monotonic() < deadline and caller.poll() is None
+            time.sleep(0.02)
+        caller.send_signal(number)
+        assert caller.wait(100) == 128 + number
+    (folder,) = (tmp_path / "runs").glob("[!.]*")
+    (stop,) = events(folder, "stop")
+    assert (folder / "latest").read_text().strip() == f"step_{stop['step']}" != "step_0"
