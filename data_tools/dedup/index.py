@@ -51,8 +51,8 @@ class _Task(Form):
 
 
 class _Shard(Form):
-    dataset: Annotated[Count, Field(lt=100_000)]
-    number: Count
+    dataset: Annotated[Count, Field(lt=1 << 16)]
+    number: Annotated[Count, Field(lt=1 << 20)]
     name: str
     file: _InputFile
     task: _Task
@@ -62,6 +62,7 @@ class _Shard(Form):
 
 
 class _Reading(Form):
+    model_config = ConfigDict(extra="forbid")
     json_keys: list[str]
     text_column: str | None
     text_documents: str
