@@ -91,7 +91,7 @@ class Qwen3Folder:
             f"{name} {theirs[name]!r}" for name in ("attention_bias", "use_sliding_window") if theirs.get(name)
         ]
         if differences:
-            raise UserError(f"init_from: {self.folder}: {'; '.join(differences)}")
+            raise UserError(f"init_from: {self.folder}: {'; '.join(map(excerpt, differences))}")
         return self._notes(theirs, model)
 
     def weight(self, name: str) -> torch.Tensor:
