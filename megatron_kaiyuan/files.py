@@ -239,9 +239,12 @@ def _are_names(listed: Any) -> bool:
     if not isinstance(listed, list) or not all(isinstance(names, list) and len(names) == 3 for names in listed):
         return False
     names = [name for triple in listed for name in triple]
-    return all(isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names) and not (
-        "\0" in "".join(names) or len(set(names)) < len(names)
-    )
+    return len({str(name) for name in names}) == len(names) and all(map(_is_name, names))
+
+
+def _is_name(name: Any) -> bool:
+    whole = isinstance(name, str) and name not in ("", "..") and "\0" not in name
+    return whole and Path(name).name == name and len(os.fsencode(name)) <= 255
 
 
 def _take_back(journal: Path, triples: Sequence[tuple[Path, Path, Path]]) -> None:

@@ -39,14 +39,14 @@ def read_tokenizer(path: Path, content: str) -> Any:
     Raises:
         UserError: the library refuses the file, or ends or panics with it.
     """
-    library = require("tokenizers", extra="tokenizers", purpose="reading a tokenizer.json")
+    tokenizers = require("tokenizers", extra="tokenizers", purpose="reading a tokenizer.json")
     key = xxhash.xxh3_128_hexdigest(content.encode(errors="surrogatepass"))
     if key not in _SURVIVED:
-        if why := _fate(lambda: _use(library.Tokenizer.from_str(content)), len(content)):
+        if why := _fate(lambda: _use(tokenizers.Tokenizer.from_str(content)), len(content)):
             raise UserError(f"{path}: not a readable tokenizer.json (its library {why}); make or copy it again")
         _SURVIVED.add(key)
     try:
-        return library.Tokenizer.from_str(content)
+        return tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
         raise UserError(f"{path}: not a readable tokenizer.json ({excerpt(error)}); make or copy it again") from error
 

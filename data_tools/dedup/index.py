@@ -51,8 +51,8 @@ class _Task(Form):
 
 
 class _Shard(Form):
-    dataset: Annotated[Count, Field(lt=100_000)]
-    number: Count
+    dataset: Annotated[Count, Field(lt=1 << 16)]
+    number: Annotated[Count, Field(lt=1 << 20)]
     name: str
     file: _InputFile
     task: _Task
@@ -62,6 +62,7 @@ class _Shard(Form):
 
 
 class _Reading(Form):
+    model_config = ConfigDict(extra="forbid")
     json_keys: list[str]
     text_column: str | None
     text_documents: str
@@ -176,9 +177,8 @@ def _require_same_recipe(folder: Path, manifest: dict[str, Any], sign: Sign) -> 
     differing = [name for name in here[2] or () if theirs.get(name) != here[2][name]]
     if differing:
         name = differing[0]
-        raise UserError(
-            f"{folder}: was made with --{name} {excerpt(theirs.get(name))}, not {here[2][name]}; use the same"
-        )
+        was = excerpt(theirs.get(name))
+        raise UserError(f"{folder}: was made with --{name} {was}, not {here[2][name]}; use the same")
 
 
 def _reading(settings: Settings) -> dict[str, Any]:

@@ -126,7 +126,9 @@ class HuggingFace:
     @cached_property
     def _encoder(self) -> Tokenizer:
         hidden = hide_special(self.content)
-        return _without_extras(Tokenizer.from_str(orjson.dumps(hidden).decode())) if hidden else self._tokenizer
+        if not hidden:
+            return self._tokenizer
+        return _without_extras(read_tokenizer(self.path, orjson.dumps(hidden).decode()))
 
     def encode(self, texts: Sequence[str]) -> Ids:
         encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -15,8 +15,9 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
 from megatron_kaiyuan.config import ModelConfig
-from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.forms import Count, FileName, Form, require_form
 from megatron_kaiyuan.model import names
 from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, HEAD, QKV, layer_weights, outer_weights
 
@@ -35,6 +36,23 @@ _SHAPES = {
 }
 
 
+class _Rope(Form):
+    rope_type: str = "default"
+    rope_theta: float | None = None
+
+
+class _Config(Form):
+    vocab_size: Count = 0
+    rope_parameters: _Rope | None = None
+    rope_theta: float | None = None
+    rms_norm_eps: float | None = None
+    tie_word_embeddings: bool = False
+
+
+class _Index(Form):
+    weight_map: dict[str, FileName]
+
+
 class Qwen3Folder:
     """A model folder as transformers writes it.
 
@@ -48,7 +66,8 @@ class Qwen3Folder:
         self.config: dict[str, Any] = read_json(folder / "config.json", "Hugging Face configuration")
         if not isinstance(self.config, dict) or self.config.get("model_type") != "qwen3":
             kind = self.config.get("model_type") if isinstance(self.config, dict) else None
-            raise UserError(f"{folder / 'config.json'}: model_type {kind!r}, but only qwen3 can be started from")
+            raise UserError(f"{folder / 'config.json'}: model_type {excerpt(kind)}, but only qwen3 can be started from")
+        require_form(folder / "config.json", self.config, _Config, "copy it again from where it came")
         self._files = self._list_files()
         self._open: dict[Path, Any] = {}
 
@@ -72,7 +91,7 @@ class Qwen3Folder:
             f"{name} {theirs[name]!r}" for name in ("attention_bias", "use_sliding_window") if theirs.get(name)
         ]
         if differences:
-            raise UserError(f"init_from: {self.folder}: {'; '.join(differences)}")
+            raise UserError(f"init_from: {self.folder}: {'; '.join(map(excerpt, differences))}")
         return self._notes(theirs, model)
 
     def weight(self, name: str) -> torch.Tensor:
@@ -114,8 +133,8 @@ class Qwen3Folder:
         """Weight names and the files that hold them."""
         if (self.folder / _INDEX).is_file():
             index = read_json(self.folder / _INDEX, "index of the weights")
-            weights = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(weights, dict) or any(Path(str(file)).name != file for file in weights.values()):
+            weights = require_form(self.folder / _INDEX, index, _Index, "copy it again").weight_map
+            if any("/" in file for file in weights.values()):
                 raise UserError(f"{self.folder / _INDEX}: has no weight_map of files in this folder")
             return {name: self.folder / file for name, file in weights.items()}
         path = self.folder / _SINGLE

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_kaiyuan.checkpoint.layout import MANIFEST, step_folder, step_of, steps
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.forms import Count, FileEntry, Form, require_form
 from megatron_kaiyuan.outputs import unlisted
@@ -48,14 +48,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is not a checkpoint's manifest")
     if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version {manifest.get('version')!r}, but only {VERSION} can be read")
+        raise UserError(f"{path}: version {excerpt(manifest.get('version'))}, but only {VERSION} can be read")
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise UserError(f"{path}: damaged, `files` does not list a size and a checksum for each file")
     require_form(path, {name: value for name, value in manifest.items() if name != "files"}, _Manifest, "do not use it")
     for name in files:
         if "\0" in name or len(name) > 4095 or not _is_inside(folder, name):
-            raise UserError(f"{path}: names {name!r}, which is not inside the checkpoint; do not use it")
+            raise UserError(f"{path}: names {excerpt(repr(name))}, which is not inside the checkpoint; do not use it")
     if _names_another_step(folder, manifest):
         raise UserError(
             f"{folder}: its manifest is that of step {manifest['step']}, so this is a copy of it; not used under this "

@@ -25,7 +25,7 @@ from pydantic import Field
 from megatron_kaiyuan.data import _reader
 from megatron_kaiyuan.data.indexed import IndexedCorpus, map_file, share
 from megatron_kaiyuan.data.tokenizer_identity import TokenizerForm
-from megatron_kaiyuan.errors import UserError, system_advice
+from megatron_kaiyuan.errors import UserError, excerpt, system_advice
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.forms import Count, Files, Form, PathText, require_form
 from megatron_kaiyuan.nearby import near_phase
@@ -236,7 +236,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is no phase manifest; name a folder that kaiyuan-data curriculum wrote")
     if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version {manifest.get('version')}, but only {VERSION} can be read; {_REMEDY}")
+        raise UserError(
+            f"{path}: version {excerpt(manifest.get('version'))}, but only {VERSION} can be read; {_REMEDY}"
+        )
     _check_agreement(path, require_form(path, manifest, _Manifest, _REMEDY))
     return manifest
 

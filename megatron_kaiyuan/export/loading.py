@@ -31,8 +31,10 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
             network = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: transformers cannot load this model ({error}); export it again") from error
+    # Besides OSError and ValueError, what its classes make of a field of another type.
+    except Exception as error:
+        why = f"{type(error).__name__}: {excerpt(error)}"
+        raise UserError(f"{folder}: transformers cannot load this model ({why}); export it again") from error
     return network.to(device).eval()
 
 

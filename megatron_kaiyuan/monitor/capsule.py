@@ -160,7 +160,7 @@ def read_capsule(folder: Path) -> tuple[dict[str, Any], ModelConfig, Tensors]:
         raise UserError(f"{path}: is no overflow capsule; name a folder RUN_DIR/overflow/step_N")
     if manifest.get("version") != _VERSION:
         raise UserError(
-            f"{path}: has version {manifest.get('version')!r}, and this is for version {_VERSION}; "
+            f"{path}: has version {excerpt(manifest.get('version'))}, and this is for version {_VERSION}; "
             "replay it with the code that wrote it, see its 'versions'"
         )
     form = require_form(path, manifest, CapsuleForm, "copy it again")

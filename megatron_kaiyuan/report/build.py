@@ -14,7 +14,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.run import RESULT
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 from megatron_kaiyuan.files import read_json
-from megatron_kaiyuan.forms import Form, require_form
+from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
@@ -29,10 +29,16 @@ GENERATOR = "kaiyuan report"
 _NOT_LISTED = ("checkpoint", "loss_scale")
 
 
+class _Domain(Form):
+    tokens: Count
+    nats_per_token: float
+    unigram_entropy: float
+
+
 class _HeldOut(Form):
     nats_per_token: float
     unigram_entropy: float
-    domains: dict[str, dict[str, float | None]] = {}
+    domains: dict[str, _Domain] = {}
 
 
 class _Measured(Form):

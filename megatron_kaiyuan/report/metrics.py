@@ -141,8 +141,10 @@ def _is_monitors(row: dict[str, Any]) -> bool:
         found = _MonitorRow.model_validate(row)
     except ValidationError:
         return False
-    wanted = {name: {"headroom_bits"} for name in found.activations} | {"embedding": {"l1"}, "residual": {"l1"}}
+    wanted = {name: {"headroom_bits"} for name in found.activations}
+    wanted |= {name: {"headroom_bits", "l1"} for name in ("embedding", "residual")}
     activations = all(figures <= found.activations.get(name, {}).keys() for name, figures in wanted.items())
+    activations = activations and all(values for of in found.activations.values() for values in of.values())
     updates = found.update_to_weight
     return activations and (updates is None or found.gradients.keys() <= updates.keys())
 

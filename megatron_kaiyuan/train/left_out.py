@@ -110,7 +110,7 @@ def _read(path: Path, is_new: bool) -> list[Entry]:
 
 def _is_entry(entry: Any) -> bool:
     kinds: dict[str, dict[str, type]] = {"skip": {"overflow": bool}, "rollback": {"checkpoint": int}}
-    if not isinstance(entry, dict) or entry.get("action") not in kinds:
+    if not isinstance(entry, dict) or entry.get("action") not in list(kinds):
         return False
     fields = {"step": int, "reason": str, "tokens": list, **kinds[entry["action"]]}
     if not all(isinstance(entry.get(name), kind) for name, kind in fields.items()):

@@ -102,7 +102,7 @@ def _list(path: Path) -> Any:
     listed = list_checkpoints(run_dir)
     as_table(listed), json.dumps(as_json(listed))
     removable(run_dir, Retention(2, keep_every_tokens=5))
-    if listed[0].problem is None:
+    if listed[0].problem is None and listed[0].scheduled:
         select(run_dir, Selection(last=1))
 
 

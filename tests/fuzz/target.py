@@ -21,7 +21,8 @@ from megatron_kaiyuan.errors import UserError
 
 # More address space than any of the small files here needs, and less than a size out of a damaged header.
 _MEMORY = 4 << 30
-_SECONDS = 60.0
+# For one file; and before the first, while the readers are imported on a busy machine.
+_SECONDS, _START_SECONDS = 60.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,15 @@ def _in_child(target: Target, folder: Path, seeds: list[int]) -> Iterator[tuple[
         _serve(target, folder, seeds, writing)
     os.close(writing)
     current: int | None = None
+    begun = False
     with open(reading, "rb", buffering=0) as pipe:
         buffered = b""
         while True:
-            ready, _, _ = select.select([pipe], [], [], _SECONDS)
+            ready, _, _ = select.select([pipe], [], [], _SECONDS if begun else _START_SECONDS)
             chunk = pipe.read(1 << 16) if ready else b""
             if not chunk:
                 break
+            begun = True
             *lines, buffered = (buffered + chunk).split(b"\n")
             for line in lines:
                 seed, kind, text = pickle.loads(bytes.fromhex(line.decode()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.fuzz import (
     capsule_targets,
     checkpoint_targets,
+    hugging_face_targets,
     phase_targets,
     recipe_targets,
     record_targets,
@@ -18,4 +19,5 @@ TARGETS = (
     *checkpoint_targets.TARGETS,
     *tokenizer_targets.TARGETS,
     *record_targets.TARGETS,
+    *hugging_face_targets.TARGETS,
 )

@@ -99,8 +99,8 @@ def read_list(path: Path) -> list[Run]:
             labels=row["labels"],
             held_out={domain: Path(prefix) for domain, prefix in row["held_out"].items()},
             held_out_tokens=row["held_out_tokens"],
-            tasks={name: Path(path) for name, path in row["tasks"].items()},
-            tokenizer=None if row["tokenizer"] is None else Path(row["tokenizer"]),
+            tasks={name: Path(path) for name, path in row.get("tasks", {}).items()},
+            tokenizer=Path(row["tokenizer"]) if row.get("tokenizer") else None,
         )
         for row in listed["runs"]
     ]

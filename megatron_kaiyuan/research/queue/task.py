@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
@@ -40,6 +42,9 @@ _LEFT_OUT = ("run_dir", "platform", "init_from", "data", "checkpoint", "monitor"
 
 
 class _Result(Form):
+    model_config = ConfigDict(extra="ignore")
+    format: str
+    fingerprint: str
     bits_per_byte: dict[str, float]
     steps: Count | None = None
     tokens: Count | None = None
@@ -84,8 +89,8 @@ class Task:
         result = read_sealed_json(path, "result of a run")
         if result.get("format") != FORMAT or result.get("fingerprint") != self.fingerprint:
             raise UserError(f"{path}: is not the result of this run; move {self.folder} away, and it is trained again")
-        require_form(path, result, _Result, f"move {self.folder} away, and it is trained again")
-        return result
+        form = require_form(path, result, _Result, f"move {self.folder} away, and it is trained again")
+        return form.model_dump(exclude_unset=True)
 
     @property
     def is_done(self) -> bool:
