@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ from megatron_kaiyuan.command_line import (
 )
 from megatron_kaiyuan.nearby import corpus_argument
 from megatron_kaiyuan.paths import path_word
+
+# `--engine` chose among these before there were engines that do the work; scripts of then still say so.
+_TOKENIZER_ENGINES = ("reference", "gigatoken")
 
 app = make_app("Turn raw text into Megatron corpora and ordered training phases.", root=True)
 tokenizer_app = make_app("Train a tokenizer, or see how well one fits a text.")
@@ -187,6 +191,9 @@ def preprocess(
     from data_tools.preprocessing.preprocess import Settings
     from data_tools.preprocessing.preprocess import preprocess as write
 
+    if engine in _TOKENIZER_ENGINES:
+        print(f"warning: --engine {engine}: the tokenizer's engine is --tokenizer-engine {engine} now", file=sys.stderr)
+        engine, tokenizer_engine = "auto", engine
     chosen = choose_engine(engine, workers)
     if merge_only and not chosen.is_first:
         return
