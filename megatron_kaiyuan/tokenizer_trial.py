@@ -25,7 +25,7 @@ _TEXTS = ["Hello, world", "  two  spaces\n\ttab", "你好，世界。", "3.14 �
 _SECONDS = 300.0
 # Beyond what this process has, besides 200 bytes for each byte of the file.
 _MEMORY = 4 << 30
-_PANICKED = 3
+_PANICKED, _REFUSES_TEXT = 3, 4
 _SURVIVED: set[str] = set()
 
 
@@ -57,9 +57,11 @@ def is_panic(error: BaseException) -> bool:
 
 
 def _use(tokenizer: Any) -> None:
-    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in _TEXTS]
-    tokenizer.decode_batch(ids, skip_special_tokens=False)
-    tokenizer.get_vocab_size(with_added_tokens=True)
+    try:
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in _TEXTS]
+        tokenizer.decode_batch(ids, skip_special_tokens=False)
+    except Exception:
+        os._exit(_REFUSES_TEXT)
 
 
 def _fate(action: Callable[[], None], size: int) -> str | None:
@@ -76,7 +78,7 @@ def _fate(action: Callable[[], None], size: int) -> str | None:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return f"ends the process: {signal.Signals(os.WTERMSIG(status)).name}"
-    return "panics" if os.WEXITSTATUS(status) == _PANICKED else None
+    return {_PANICKED: "panics", _REFUSES_TEXT: "cannot encode plain text with it"}.get(os.WEXITSTATUS(status))
 
 
 def _end_with(action: Callable[[], None], size: int) -> None:
