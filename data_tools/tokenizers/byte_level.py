@@ -66,8 +66,17 @@ _HIDDEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
 LETTERS = [chr(256 + _HIDDEN.index(byte)) if byte in _HIDDEN else chr(byte) for byte in range(256)]
 
 
-def _has_all_bytes(found: Any) -> bool:
-    return isinstance(found, dict) and found.keys() >= set(LETTERS)
+# An engine has an array over all ids, also those that no token has.
+_MOST_UNUSED_IDS = 1 << 20
+
+
+def _is_vocabulary(found: Any) -> bool:
+    """All bytes are tokens, and there are not many more ids than tokens."""
+    if not isinstance(found, dict) or not found.keys() >= set(LETTERS):
+        return False
+    return all(isinstance(number, int) for number in found.values()) and max(found.values()) < (
+        len(found) + _MOST_UNUSED_IDS
+    )
 
 
 # Truncation and padding are turned off, the decoder encodes nothing.
@@ -92,7 +101,7 @@ _MODEL: dict[str, Accepts] = {
     "fuse_unk": _anything,
     "byte_fallback": _is(False),
     "ignore_merges": _is(False, True),
-    "vocab": _has_all_bytes,
+    "vocab": _is_vocabulary,
     "merges": lambda found: isinstance(found, list),
 }
 _SPLIT: dict[str, Accepts] = {

@@ -226,6 +226,18 @@ def test_command_takes_several_inputs_and_says_what_it_did(
     assert failed.stderr.count("\n") == 1
 
 
+def test_a_script_may_call_the_tokenizers_engine_as_it_was_called(
+    harvested: Path, tokenizer_path: Path, tmp_path: Path, command
+):
+    source = sorted(harvested.glob("*.heldout.jsonl"))[0]
+    common = ("--input", source, "--tokenizer-model", tokenizer_path, "--workers", 1)
+    done = command("preprocess", *common, "--output-prefix", tmp_path / "then", "--engine", "reference")
+    assert done.returncode == 0 and "--tokenizer-engine reference now" in done.stderr
+    command("preprocess", *common, "--output-prefix", tmp_path / "now", "--tokenizer-engine", "reference")
+    bins = [(tmp_path / f"{name}_text_document.bin").read_bytes() for name in ("then", "now")]
+    assert bins[0] == bins[1]
+
+
 def test_a_corpus_may_lie_in_the_folder_that_it_was_made_from(tokenizer_path: Path, tmp_path: Path):
     write_rows(tmp_path / "a.jsonl", [{"text": "one"}, {"text": 2}])
     settings = Settings(tokenizer_path)

@@ -161,6 +161,7 @@ def of_token(text: str = "cat", **flags: Any) -> Callable[[dict[str, Any]], Any]
         (of_model(dropout=0.1), "model.dropout: 0.1"),
         (of_model(cap=5), "model.cap"),
         (lambda content: content["model"]["vocab"].pop("z"), "model.vocab"),
+        (lambda content: content["model"]["vocab"].update(cat=2**32 - 1), "model.vocab"),
         (of_token(single_word=True), "added token's single_word: True ('cat')"),
         (of_token(lstrip=True), "added token's lstrip: True ('cat')"),
         (of_token(rstrip=True), "added token's rstrip: True ('cat')"),
