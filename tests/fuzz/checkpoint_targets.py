@@ -118,8 +118,10 @@ def _damaged_pickle(raw: bytes, seed: int) -> bytes:
     if generator.random() < 0.4:
         return mutate(raw, seed)
     metadata = pickle.loads(raw)
+    # Once: what a first change leaves may have no entries.
+    objects = _objects(metadata)
     for _ in range(generator.choice((1, 1, 2))):
-        _change(generator.choice(_objects(metadata)), generator)
+        _change(generator.choice(objects), generator)
     try:
         return pickle.dumps(metadata)
     except Exception:
