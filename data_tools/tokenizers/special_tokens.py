@@ -26,7 +26,8 @@ def hide_special(content: Mapping[str, Any]) -> dict[str, Any] | None:
     # What is unknown has its own name in these two; a Unigram model has a number.
     special = {token["content"] for token in content.get("added_tokens") or [] if token.get("special")}
     special -= {None if model["type"] == "Unigram" else model.get("unk_token")}
-    vocabulary = model["vocab"]
+    # The library takes a model without one, of no entries.
+    vocabulary = model.get("vocab") or {}
     found = special & {entry[0] for entry in vocabulary} if isinstance(vocabulary, list) else special & set(vocabulary)
     if not found:
         return None

@@ -212,6 +212,8 @@ class Tiktoken:
                 mergeable_ranks=self.file.ranks,
                 special_tokens=self.file.special_tokens,
             )
+            # A pattern that finds empty pieces is seen here only.
+            self._encoding.encode_to_numpy("two words\n", disallowed_special=())
         except BaseException as error:  # a pattern its engine cannot compile, or a panic
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
