@@ -104,7 +104,7 @@ def _in_child(target: Target, folder: Path, seeds: list[int]) -> Iterator[tuple[
                 current = seed if kind == "begin" else None
                 if kind != "begin":
                     yield seed, kind, text
-    if current is not None:
+    if current is not None or not begun:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if current is not None:
