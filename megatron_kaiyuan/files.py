@@ -339,6 +339,8 @@ def read_json(path: Path, what: str) -> Any:
         return content
     except FileNotFoundError as error:
         raise UserError(f"{path}: {what} not found; check the path, or make it first") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, not a {what}; name the file") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {what} is not valid JSON ({excerpt(error)}); make it again") from error
 

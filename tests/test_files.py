@@ -49,6 +49,8 @@ def test_reading_what_is_not_there_or_not_json(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b'{"a": \xff')
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "torn", "phase manifest")
+    with pytest.raises(UserError, match="is a folder, not a phase manifest"):
+        read_json(tmp_path, "phase manifest")
 
 
 def test_any_flipped_bit_of_a_sealed_file_is_found(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _number(option: str, text: str) -> Decimal:
         number = Decimal(text)
     except InvalidOperation:
         raise UserError(f"{option} {text!r}: write a share from the best score, as 0.30") from None
-    if not 0 <= number <= 1:
+    if not number.is_finite() or not 0 <= number <= 1:
         raise UserError(f"{option} {text}: write a share from 0 to 1, counted from the best score")
     return number
 

@@ -44,6 +44,9 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not YAML or not a mapping, or an override is malformed.
     """
+    if path.is_fifo() and path.parts[1:2] not in (("dev",), ("proc",)):
+        # Opening one waits for a writer; those of `<(command)` have one.
+        raise UserError(f"{path}: is a pipe; a recipe is read more than once, so write it to a file")
     try:
         content = OmegaConf.load(path, max_yaml_expanded_nodes=_MOST_NODES)
     except FileNotFoundError as error:

@@ -85,9 +85,8 @@ class Status:
             since = _date(self.holder.get("started"))
             lines.append(f"  held by process {self.holder.get('pid')} on {self.holder.get('host')}, since {since}")
         if self.event:
-            lines.append(
-                f"  last event: {self.event['event']} at step {self.event.get('step')}, {_date(self.event.get('time'))}"
-            )
+            at = "" if self.event.get("step") is None else f" at step {self.event['step']}"
+            lines.append(f"  last event: {self.event['event']}{at}, {_date(self.event.get('time'))}")
         return lines
 
 

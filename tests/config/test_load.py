@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,10 @@ def test_virtual_stages_take_turns_in_groups_of_micro_batches(recipe: Path) -> N
 def test_schema_for_editors() -> None:
     schema = RunConfig.model_json_schema()
     assert "tensor_model_parallel_size" in str(schema)
+
+
+def test_a_pipe_without_a_writer_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "train.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"train\.yaml: is a pipe"):
+        load_run(pipe)

@@ -222,6 +222,8 @@ def word(tmp_path: Path) -> str:
         ({"tops": ["30"]}, "--top 30: write a share from 0 to 1"),
         ({"tops": ["0.99"]}, "--top or --width: 'window 0.99-1.01'; the bounds are fractions from the best score"),
         ({"tops": ["0.3", "0.30"]}, "--top: 0.30?-0.32 is named twice"),
+        ({"tops": ["nan"]}, "--top nan: write a share from 0 to 1"),
+        ({"width": "sNaN"}, "--width sNaN: write a share from 0 to 1"),
         ({"tops": ["half"]}, "--top 'half': write a share from the best score"),
         ({"width": "0"}, "--top or --width: 'window 0-0'; the window is empty"),
         ({"windows": ["0.32-0.30"]}, "--window: 'window 0.32-0.30'; the bounds are reversed"),
