@@ -89,7 +89,7 @@ def test_documents_must_add_up(phase: Path):
     manifest = json.loads((phase / "manifest.json").read_text())
     manifest["corpora"][0]["documents"] += 1
     write_sealed_json(phase / "manifest.json", manifest)
-    with pytest.raises(UserError, match=r"manifest\.json: says 400 documents, but its corpora give 401"):
+    with pytest.raises(UserError, match=r"manifest\.json: says 400 documents in one place and 401 in another"):
         verify_phase(phase)
 
 
