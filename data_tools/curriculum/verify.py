@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kaiyuan.data.phase import MANIFEST, Phase
-from megatron_kaiyuan.errors import UserError
 
 _AGAIN = "build it again with kaiyuan-data curriculum"
 # Parts of a phase that are checked at a time for each thread: small enough that all threads end together.
@@ -49,13 +48,4 @@ def verify_phase(folder: Path, fast: bool = False, threads: int = 1) -> Verified
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(lambda part: phase.check(part, parts, lengths=True), range(parts)):
                 pass
-        _check_documents(phase)
     return VerifiedPhase(phase.folder, phase.documents, phase.tokens)
-
-
-def _check_documents(phase: Phase) -> None:
-    stated = sum(entry["documents"] for entry in phase.manifest["corpora"])
-    if stated != phase.documents:
-        raise UserError(
-            f"{phase.folder / MANIFEST}: says {phase.documents} documents, but its corpora give {stated}; {_AGAIN}"
-        )

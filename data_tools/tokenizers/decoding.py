@@ -28,7 +28,7 @@ class CorpusText:
         made_by = read_manifest(prefix)["tokenizer"]
         path = tokenizer or Path(made_by["path"])
         if not path.exists():
-            raise UserError(f"{path}: tokenizer not found, with which {prefix} was made; name it with --tokenizer-model")
+            raise UserError(f"{path}: tokenizer not found, which made {prefix}; name it with --tokenizer-model")
         self._corpus = IndexedCorpus(prefix, check=None)
         self._reference = open_reference(path)
         self._end: int = made_by["eod_id"]

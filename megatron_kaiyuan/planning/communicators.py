@@ -35,7 +35,8 @@ def communicators(stage: Stage) -> list[str]:
     }
     if parallel.use_distributed_optimizer:
         sizes["INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP"] = stage.world_size
-    sizes["MODEL_PARALLEL_GROUP"] = parallel.model_parallel_size
+    else:
+        sizes["MODEL_PARALLEL_GROUP"] = parallel.model_parallel_size
     if run.optimizer.qk_clip_tau is not None or run.data.eod_mask_loss:
         sizes["DATA_PARALLEL_GROUP"] = stage.data_parallel_size
     if not stage.run.parallel.virtual_stages:

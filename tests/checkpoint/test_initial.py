@@ -137,7 +137,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a checkpoint"):
         start_from(tmp_path)
     for change, message in (
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "llama"}, "model_type llama"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "scaled rotary"),
     ):
@@ -156,7 +156,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         start_from(folder, **PLAIN)
     outside = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(outside))
-    with pytest.raises(UserError, match="no weight_map of files in this folder"):
+    with pytest.raises(UserError, match=r"weight_map\.lm_head\.weight: value error, does not lie inside the folder"):
         start_from(folder, **PLAIN)
 
 

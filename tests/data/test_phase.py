@@ -123,7 +123,7 @@ def test_manifest(copy):
     (copy / "manifest.json").write_text("{")
     assert "is not valid JSON" in refusal(copy)
     (copy / "manifest.json").unlink()
-    assert f"{copy} is no finished phase; build it with kaiyuan-data curriculum" in refusal(copy)
+    assert f"{copy} is not a finished phase; build it with kaiyuan-data curriculum" in refusal(copy)
 
 
 @pytest.mark.parametrize("check", [(0, 1), None])

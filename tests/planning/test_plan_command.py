@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from small_recipe import KAIYUAN_2B
 
+from data_tools.curriculum.build import build_phase
+from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.plan import USABLE, Plan, make_plan
 from megatron_kaiyuan.planning.show import as_text
 from megatron_kaiyuan.platform.figures import device_named
+from tests.data.small_corpora import write_corpus
 
 TOKENS = "train.train_tokens=2_200_000_000_000"
 
@@ -94,10 +97,14 @@ def test_one_process_and_ten_thousand() -> None:
 def test_tokens_are_those_of_the_phases_where_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHASES", str(tmp_path))
     assert planned(64, "h100").steps is None
+    write_corpus(tmp_path / "text", [[1] * 50] * 200)
     for index in range(1, 6):
-        (tmp_path / f"phase_{index}").mkdir()
-        (tmp_path / f"phase_{index}" / "manifest.json").write_text(json.dumps({"tokens": index * 2048 * 4096}))
-    assert planned(64, "h100").steps == 15
+        recipe = PhaseRecipe.model_validate(
+            {"name": f"phase_{index}", "order": "shuffle", "datasets": [{"corpus": "text"}]}
+        )
+        build_phase(recipe, {"text": tmp_path / "text"}, tmp_path / recipe.name, 1)
+    # 50,000 tokens.
+    assert planned(64, "h100", "train.seq_length=16", "train.global_batch_size=64").steps == 48
 
 
 def test_figures_by_hand_and_no_figures() -> None:
@@ -131,5 +138,5 @@ def test_mistakes_name_what_to_change() -> None:
         planned(8, "910a", "train.precision=bf16")
     with pytest.raises(UserError, match=r"^backend\.attention: torch does not run on --gpu 910a; use auto$"):
         planned(8, "910a", "backend.attention=torch")
-    with pytest.raises(UserError, match="did you mean 'seq_length'"):
+    with pytest.raises(UserError, match=r"unknown field; here it is train\.seq_length"):
         planned(8, "h100", "train.seq_len=1")

@@ -55,7 +55,8 @@ def test_real_tensors_have_the_planned_bytes(case: str) -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_several_buckets_at_full_size(overlap: bool) -> None:
-    overrides = ["parallel.pipeline_model_parallel_size=2", f"parallel.overlap_grad_reduce={str(overlap).lower()}"]
+    both = [f"parallel.overlap_{what}={str(overlap).lower()}" for what in ("grad_reduce", "param_gather")]
+    overrides = ["parallel.pipeline_model_parallel_size=2", *both]
     for stage in distinct_stages(load_run(RECIPE, overrides), 48):
         assert count(stage) == held(stage)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.files import write_sealed_json
 from tests.data.small_corpora import numbered_corpus, write_corpus
 
 
@@ -108,7 +110,8 @@ def test_refuses_other_tokenizers_and_dtypes(corpora, tmp_path, vocab, message):
     write_corpus(tmp_path / "wiki", [[1, 2]] * 9, vocab=vocab)
     if vocab == 999:
         path = tmp_path / "wiki.manifest.json"
-        path.write_text(path.read_text().replace('xxh3:0"', 'xxh3:1"'))
+        manifest = json.loads(path.read_text().replace('xxh3:0"', 'xxh3:1"'))
+        write_sealed_json(path, manifest)
     with pytest.raises(UserError, match=f"{message}: .* in .*code, .* in .*wiki"):
         check_materialize(recipe(CODE, WIKI), corpora, "tokens")
     build_phase(recipe(CODE, WIKI), corpora, tmp_path / "p", 1)
