@@ -111,6 +111,9 @@ def _ends_in_time(child: int) -> bool:
     except (AttributeError, OSError):  # another system, or an old kernel: wait without end
         return True
     try:
-        return bool(select.select([descriptor], [], [], _SECONDS)[0])
+        # Not select, which knows no descriptor above 1,023.
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        return bool(ended.poll(_SECONDS * 1000))
     finally:
         os.close(descriptor)

@@ -30,6 +30,8 @@ class Called(NamedTuple):
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    # What a command's main sets for its process is gone with the test.
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     # As installed, not as a part of pytest's own program.
     monkeypatch.setattr(sys.modules["__main__"], "__package__", None)
 

@@ -31,8 +31,10 @@ def test_a_store_is_at_the_loopback_address_only_and_given_back() -> None:
     client = torch.distributed.TCPStore("127.0.0.1", store.port, is_master=False, timeout=MINUTE)
     client.set("name", "value")
     assert store.get("name") == b"value"
+    port = store.port
     del client, store
-    assert listening() == before
+    # Other tests of this process may have closed theirs meanwhile.
+    assert ("127.0.0.1", port) not in listening()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])

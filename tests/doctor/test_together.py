@@ -65,13 +65,15 @@ def test_wrong_clock_and_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     )
     printed, _ = other.communicate(timeout=60)
     assert (first.returncode, other.returncode, printed) == (1, 0, b""), first.stderr
-    lines = [line for line in first.stdout.splitlines() if line.startswith("problem: ")]
+    problems = [line for line in first.stdout.splitlines() if line.startswith("problem: ")]
+    # What this machine's name leads to is not the test's.
+    lines = [line for line in problems if "own name" not in line]
     assert len(lines) == 2 and "Traceback" not in first.stderr
     host = socket.gethostname()
     assert any(f"clocks: rank 1 on {host} is 5.0 seconds ahead of rank 0 on {host}" in line for line in lines)
     assert any(f"shared folder: {tmp_path} does not show a file" in line and "(rank 1)" in line for line in lines)
     # The table is there for a person, and nothing is left behind.
-    assert "reduce_scatter" in first.stdout and first.stdout.endswith("doctor: 2 problems\n")
+    assert "reduce_scatter" in first.stdout and first.stdout.endswith(f"doctor: {len(problems)} problems\n")
     assert list(tmp_path.iterdir()) == []
 
 
