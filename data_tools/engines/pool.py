@@ -163,8 +163,8 @@ def _work(worker: object, calls: Connection, alive: Connection, not_mine: Sequen
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     # A vocabulary is a million objects that stay; the collector need not look at them again and again.
     gc.freeze()
-    # When the first process has gone, so may we.
-    with suppress(EOFError, ConnectionError):
+    # When the first process has gone, so may we, also in the middle of a message.
+    with suppress(EOFError, OSError):
         while True:
             method, arguments = calls.recv()
             calls.send(_answer(worker, method, arguments))
