@@ -72,9 +72,7 @@ def test_what_is_missing_or_damaged_is_named(recipe: Path, tmp_path: Path) -> No
     content = json.loads(profile.read_text())
     del content["exposure"]
     profile.write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=r"two/profile\.json: a field is missing or wrong \(exposure: field required\)"
-    ):
+    with pytest.raises(UserError, match=r"two/profile\.json: a field is missing or wrong \(exposure: field required\)"):
         report_order(recipe, [], tmp_path / "phases", None, as_json=True)
     with pytest.raises(
         UserError, match=r"elsewhere/one: no such phase; build it: kaiyuan-data curriculum .*order.yaml"
