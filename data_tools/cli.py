@@ -11,18 +11,22 @@ from typing import Annotated
 import typer
 
 from data_tools.cli_documents import app as documents_app
-from data_tools.cli_order import app as order_app
-from data_tools.engines.choose import HELP as ENGINE_HELP
-from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
-from megatron_kaiyuan.command_line import (
-    Force,
-    SeveralValuesCommand,
-    amount_option,
-    count_option,
-    make_app,
-    run_app,
-    size_option,
+from data_tools.cli_options import (
+    EngineName,
+    JsonKey,
+    MaxBadRows,
+    MaxCharacters,
+    MaxRowBytes,
+    TextColumn,
+    TextDocuments,
+    Workers,
+    amount,
+    paths,
+    size,
 )
+from data_tools.cli_order import app as order_app
+from data_tools.reading.limits import MAX_ROW_BYTES
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.nearby import corpus_argument
 from megatron_kaiyuan.paths import path_word
 
@@ -37,9 +41,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 @app.command()
 def harvest(
     output: Annotated[Path, typer.Argument(help="folder that gets {domain}.train.jsonl and {domain}.heldout.jsonl")],
-    megabytes: Annotated[
-        float, typer.Option(parser=amount_option, metavar="NUMBER", help="10^6 bytes of training text a domain")
-    ] = 3.0,
+    megabytes: Annotated[float, amount("10^6 bytes of training text a domain")] = 3.0,
     held_out: Annotated[float, typer.Option(help="share of the source files that is never trained on")] = 0.05,
     seed: Annotated[int, typer.Option(help="which files are taken and which are held out")] = 1234,
     packages: Annotated[bool, typer.Option("--packages", help="code also from installed packages")] = False,
@@ -66,21 +68,11 @@ app.add_typer(documents_app)
 
 @tokenizer_app.command("train", cls=SeveralValuesCommand)
 def tokenizer_train(
-    inputs: Annotated[
-        list[str],
-        typer.Option("--input", parser=path_word, metavar="PATH", help="text, as --input of preprocess"),
-    ],
+    inputs: Annotated[list[str], paths("--input", "text, as --input of preprocess")],
     output: Annotated[Path, typer.Option("--output", help="the tokenizer.json to write")],
-    vocab_size: Annotated[
-        int,
-        typer.Option(
-            parser=size_option, metavar="NUMBER", help="ids in all, the 256 bytes and the end of a document included"
-        ),
-    ],
-    json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
-    max_row_bytes: Annotated[
-        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
-    ] = MAX_ROW_BYTES,
+    vocab_size: Annotated[int, size("ids in all, the 256 bytes and the end of a document included")],
+    json_key: JsonKey = "text",
+    max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
     force: Force = False,
 ) -> None:
     """Train a byte-fallback BPE tokenizer; any text comes back unchanged.
@@ -99,10 +91,8 @@ def tokenizer_inspect(
         list[str],
         typer.Argument(parser=path_word, metavar="PATH", help="text, as --input of preprocess"),
     ],
-    json_key: Annotated[str, typer.Option(help="field or column that holds the text")] = "text",
-    max_row_bytes: Annotated[
-        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
-    ] = MAX_ROW_BYTES,
+    json_key: JsonKey = "text",
+    max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
     eod_token: Annotated[str | None, typer.Option(help="the token that ends a document, as for preprocess")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -125,20 +115,13 @@ def tokenizer_inspect(
 def preprocess(
     inputs: Annotated[
         list[str],
-        typer.Option(
-            "--input",
-            parser=path_word,
-            metavar="PATH",
-            help="JSON lines, .parquet, .txt; packed too (.gz .zst .bz2 .lz4 .xz); folders, 'patterns*', URLs",
-        ),
+        paths("--input", "JSON lines, .parquet, .txt; packed too (.gz .zst .bz2 .lz4 .xz); folders, 'patterns*', URLs"),
     ],
     output_prefix: Annotated[Path, typer.Option(help="the corpus is {output_prefix}_{json_key}_document")],
     tokenizer_model: Annotated[Path, typer.Option(help="tokenizer file, or the folder that holds it")],
     json_keys: Annotated[list[str], typer.Option(help="fields to tokenize, each into a corpus")] = ["text"],  # noqa: B006
-    text_column: Annotated[
-        str | None, typer.Option(help="column of Parquet files, if not named as --json-keys")
-    ] = None,
-    text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
+    text_column: TextColumn = None,
+    text_documents: TextDocuments = "line",
     score_keys: Annotated[list[str], typer.Option(help="number fields to keep beside each document")] = [],  # noqa: B006
     meta_keys: Annotated[list[str], typer.Option(help="other fields to keep, as text")] = [],  # noqa: B006
     append_eod: Annotated[bool, typer.Option(help="end each document with the end-of-document token")] = True,
@@ -148,29 +131,15 @@ def preprocess(
     tokenizer_engine: Annotated[
         str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")
     ] = "auto",
-    max_characters: Annotated[
-        int, typer.Option(parser=count_option, metavar="NUMBER", help="leave out rows with a longer text; 0: no limit")
-    ] = 0,
-    max_bad_rows: Annotated[
-        int,
-        typer.Option(
-            parser=count_option, metavar="NUMBER", help="rows without valid JSON or fields that may be left out"
-        ),
-    ] = 0,
-    max_row_bytes: Annotated[
-        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
-    ] = MAX_ROW_BYTES,
+    max_characters: MaxCharacters = 0,
+    max_bad_rows: MaxBadRows = 0,
+    max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
     held_out: Annotated[
         float, typer.Option(help="share of the documents for {output_prefix}.heldout_{json_key}_document; 0: none")
     ] = 0.0,
-    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
-    workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
-    task_bytes: Annotated[
-        int,
-        typer.Option(
-            parser=size_option, metavar="NUMBER", help="input a task; 0 fits it to the input. The result is the same"
-        ),
-    ] = 0,
+    engine: EngineName = "auto",
+    workers: Workers = 0,
+    task_bytes: Annotated[int, size("input a task; 0 fits it to the input. The result is the same")] = 0,
     merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
     force: Force = False,
 ) -> None:
@@ -179,7 +148,7 @@ def preprocess(
     Example: kaiyuan-data preprocess --input runs/text/code.train.jsonl --output-prefix runs/code
     --tokenizer-model runs/tokenizer.json --score-keys score --workers 2
 
-    A run that was stopped goes on where it was when the same command is given again. Rows that were left out for a
+    A run that was stopped continues where it was when the same command is given again. Rows that were left out for a
     mistake are listed in {output_prefix}.bad_rows.jsonl.
 
     On several machines, with one folder that all of them see: start the same command with mpirun, srun or sbatch

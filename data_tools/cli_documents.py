@@ -7,12 +7,23 @@ from typing import Annotated
 
 import typer
 
-from data_tools.engines.choose import HELP as ENGINE_HELP
-from data_tools.reading.limits import MAX_ROW_BYTES, ROW_BYTES_HELP
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, count_option, make_app, size_option
+from data_tools.cli_options import (
+    EngineName,
+    JsonKey,
+    MaxBadRows,
+    MaxCharacters,
+    MaxRowBytes,
+    TextColumn,
+    TextDocuments,
+    Workers,
+    count,
+    paths,
+    size,
+)
+from data_tools.reading.limits import MAX_ROW_BYTES
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.nearby import corpus_word
-from megatron_kaiyuan.paths import path_word
 
 app = make_app()
 scorer_app = make_app("List the kinds of scorers, or train a linear one.")
@@ -22,13 +33,7 @@ app.add_typer(scorer_app, name="scorer")
 @app.command(cls=SeveralValuesCommand)
 def dedup(
     inputs: Annotated[
-        list[str],
-        typer.Option(
-            "--input",
-            parser=path_word,
-            metavar="[NAME=]PATH",
-            help="as for preprocess; NAME= makes a dataset of its own",
-        ),
+        list[str], paths("--input", "as for preprocess; NAME= makes a dataset of its own", metavar="[NAME=]PATH")
     ],
     output: Annotated[Path, typer.Option("--output", help="folder that gets documents/, dropped/ and report.json")],
     score: Annotated[str | None, typer.Option(help="field with a number: of a cluster the highest stays")] = None,
@@ -52,39 +57,20 @@ def dedup(
     against: Annotated[list[Path], typer.Option(help="indexes of earlier runs, whose documents stay")] = [],  # noqa: B006
     index: Annotated[Path | None, typer.Option("--index", help="folder that gets an index for later runs")] = None,
     exact_only: Annotated[bool, typer.Option("--exact-only", help="equal texts only, case and spacing apart")] = False,
-    max_cluster: Annotated[
-        int | None,
-        typer.Option(
-            parser=count_option,
-            metavar="NUMBER",
-            help="larger clusters lose exact duplicates only; 0: no limit; 10,000",
-        ),
-    ] = None,
+    max_cluster: Annotated[int | None, count("larger clusters lose exact duplicates only; 0: no limit; 10,000")] = None,
     max_removed: Annotated[float, typer.Option(help="stop if more than this share of a dataset would go")] = 0.5,
     keeper: Annotated[
         bool, typer.Option("--keeper", help="remove only what is itself a near-duplicate of a document that stays")
     ] = False,
     columns: Annotated[bool, typer.Option("--columns", help="write columns beside the documents, not these")] = False,
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
-    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
-    text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
-    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
-    workers: Annotated[int, typer.Option(help="local processes; 0: one a core. The result is the same")] = 0,
-    task_bytes: Annotated[
-        int,
-        typer.Option(
-            parser=size_option, metavar="NUMBER", help="input a task; 0 fits it to the input. Decides about ids"
-        ),
-    ] = 0,
-    max_bad_rows: Annotated[
-        int,
-        typer.Option(
-            parser=count_option, metavar="NUMBER", help="rows without valid JSON or text that may be left out"
-        ),
-    ] = 0,
-    max_row_bytes: Annotated[
-        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
-    ] = MAX_ROW_BYTES,
+    json_key: JsonKey = "text",
+    text_column: TextColumn = None,
+    text_documents: TextDocuments = "line",
+    engine: EngineName = "auto",
+    workers: Workers = 0,
+    task_bytes: Annotated[int, size("input a task; 0 fits it to the input. Decides about ids")] = 0,
+    max_bad_rows: MaxBadRows = 0,
+    max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
     force: Force = False,
 ) -> None:
@@ -138,13 +124,7 @@ def dedup(
 @app.command(cls=SeveralValuesCommand)
 def score(
     inputs: Annotated[
-        list[str],
-        typer.Option(
-            "--input",
-            parser=path_word,
-            metavar="PATH",
-            help="documents as for preprocess, each with NAME= before it or not",
-        ),
+        list[str], paths("--input", "documents as for preprocess, each with NAME= before it or not")
     ] = [],  # noqa: B006
     output: Annotated[Path | None, typer.Option(help="folder of the scored documents")] = None,
     corpora: Annotated[
@@ -171,26 +151,15 @@ def score(
     tokenizer_model: Annotated[
         Path | None, typer.Option(help="of the corpora, if not where their manifests say")
     ] = None,
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
-    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
-    text_documents: Annotated[str, typer.Option(help="what is a document in a .txt file: line or file")] = "line",
-    max_characters: Annotated[
-        int, typer.Option(parser=count_option, metavar="NUMBER", help="leave out rows with a longer text; 0: no limit")
-    ] = 0,
-    max_bad_rows: Annotated[
-        int,
-        typer.Option(
-            parser=count_option, metavar="NUMBER", help="rows without valid JSON or text that may be left out"
-        ),
-    ] = 0,
-    max_row_bytes: Annotated[
-        int, typer.Option(parser=size_option, metavar="NUMBER", help=ROW_BYTES_HELP)
-    ] = MAX_ROW_BYTES,
-    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "auto",
-    workers: Annotated[int, typer.Option(help="processes; 0: one a core. The result is the same for any number")] = 0,
-    task_bytes: Annotated[
-        int, typer.Option(parser=size_option, metavar="NUMBER", help="input a task; 0 fits it to the input")
-    ] = 0,
+    json_key: JsonKey = "text",
+    text_column: TextColumn = None,
+    text_documents: TextDocuments = "line",
+    max_characters: MaxCharacters = 0,
+    max_bad_rows: MaxBadRows = 0,
+    max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
+    engine: EngineName = "auto",
+    workers: Workers = 0,
+    task_bytes: Annotated[int, size("input a task; 0 fits it to the input")] = 0,
     force: Force = False,
 ) -> None:
     """Score documents into a folder, or add score columns to corpora without tokenizing them again.
@@ -238,15 +207,13 @@ def audit(
     ] = None,
     quantiles: Annotated[int, typer.Option(help="rows of the portrait")] = 10,
     samples: Annotated[int, typer.Option(help="beginnings of documents in each quantile, on the page and in JSON")] = 3,
-    most_documents: Annotated[
-        int, typer.Option(parser=count_option, metavar="NUMBER", help="of more, so many are drawn")
-    ] = 1_000_000,
+    most_documents: Annotated[int, count("of more, so many are drawn")] = 1_000_000,
     seed: Annotated[int, typer.Option(help="of the draws")] = 1234,
     tokenizer_model: Annotated[
         Path | None, typer.Option(help="of the corpora, if not where their manifests say")
     ] = None,
-    json_key: Annotated[str, typer.Option(help="field that holds the text of documents")] = "text",
-    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
+    json_key: JsonKey = "text",
+    text_column: TextColumn = None,
     output: Annotated[Path | None, typer.Option(help="also write an HTML page")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     force: Force = False,
@@ -276,15 +243,11 @@ def scorer_list() -> None:
 
 @scorer_app.command("train", cls=SeveralValuesCommand)
 def scorer_train(
-    positives: Annotated[
-        list[str], typer.Option("--positives", parser=path_word, metavar="PATH", help="documents that are wanted")
-    ],
-    negatives: Annotated[
-        list[str], typer.Option("--negatives", parser=path_word, metavar="PATH", help="documents that are not")
-    ],
+    positives: Annotated[list[str], paths("--positives", "documents that are wanted")],
+    negatives: Annotated[list[str], paths("--negatives", "documents that are not")],
     output: Annotated[Path, typer.Option(help="the .bin model to write, for --scorer linear=...")],
-    json_key: Annotated[str, typer.Option(help="field that holds the text")] = "text",
-    text_column: Annotated[str | None, typer.Option(help="column of Parquet files, if not named as --json-key")] = None,
+    json_key: JsonKey = "text",
+    text_column: TextColumn = None,
     word_ngrams: Annotated[int, typer.Option(min=1, help="longest run of words that is a feature")] = 2,
     dim: Annotated[int, typer.Option(min=1, help="size of the embeddings")] = 64,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the documents")] = 5,

@@ -123,19 +123,10 @@ def preprocess(
     description = tokenizer.description()
     identities = {prefix: work_identity(files, settings, description, what) for prefix, what in holds.items()}
     groups = cut_groups(files, settings, description, task_bytes)
-    for key in unscored_keys(files, settings) if engine.is_first and not merge_only else ():
-        print(
-            f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
-            file=sys.stderr,
-        )
-    work = _Work(
-        groups,
-        files,
-        Shards(prefixes),
-        Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows),
-        tokenizer,
-        engine,
-    )
+    if engine.is_first and not merge_only:
+        _warn_of_unscored(files, settings)
+    job = Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows)
+    work = _Work(groups, files, Shards(prefixes), job, tokenizer, engine)
     # Ranks may start when others have ended, as elements of an array do.
     if engine.place.world > 1 and not merge_only and are_made(identities):
         return _made_before(prefixes)
@@ -146,16 +137,31 @@ def preprocess(
             claims.enter_context(claim(corpus_output(prefix), identity, earlier_corpus, force=force))
         # Shared by runs of one prefix and other json keys; and what a killed one left of it is removed.
         claims.enter_context(claim(bad_rows, "", earlier_bad_rows))
-        with lock(work.shards.lock_path, shared=True):
-            joined = joined_earlier(work.shards, identities, groups)
-            if joined is None:
-                done = work.collect() if merge_only else work.do()
-                _refuse_empty(files, settings, [record for _, record in done])
-                _refuse_unscored(settings, [record for _, record in done])
-                join(work.shards, identities, done, bad_rows.path)
-                joined = [record for _, record in done]
+        records = _joined(work, identities, bad_rows.path, merge_only)
         _remove(work.shards)
-    return _totals(work, joined, "joined")
+    return _totals(work, records, "joined")
+
+
+def _warn_of_unscored(files: Sequence[InputFile], settings: Settings) -> None:
+    for key in unscored_keys(files, settings):
+        print(
+            f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
+            file=sys.stderr,
+        )
+
+
+def _joined(work: _Work, identities: Mapping[Path, str], bad_rows: Path, merge_only: bool) -> list[Record]:
+    """The records of all shards, which are made, unless `merge_only`, and joined, unless an earlier start did both."""
+    with lock(work.shards.lock_path, shared=True):
+        earlier = joined_earlier(work.shards, identities, work.groups)
+        if earlier is not None:
+            return earlier
+        done = work.collect() if merge_only else work.do()
+        records = [record for _, record in done]
+        _refuse_empty(work.files, work.job.settings, records)
+        _refuse_unscored(work.job.settings, records)
+        join(work.shards, identities, done, bad_rows)
+        return records
 
 
 def _help(work: _Work, identities: Mapping[Path, str], force: bool) -> Totals:

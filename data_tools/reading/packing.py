@@ -107,8 +107,8 @@ def unpacked(packing: str, stored: BinaryIO) -> BinaryIO:
 
 def advice(error: BaseException) -> str:
     """What to do about a file whose bytes could not be read or unpacked."""
-    # What the Parquet library does not know, as another compression, is no damage.
-    if isinstance(error, NotImplementedError) or "deeply nested" in str(error):
+    # A file that Arrow cannot read, as one with a compression it does not know, is not damaged.
+    if isinstance(error, pa.ArrowNotImplementedError) or "deeply nested" in str(error):
         return "write it in another way, or drop a column"
     again = "check or copy the file again"
     return system_advice(error, again) if isinstance(error, OSError) else again

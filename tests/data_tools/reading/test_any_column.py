@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from data_tools.reading.arrow_values import plain_values
@@ -99,10 +99,7 @@ def columns(draw: st.DrawFn, rows: int, depth: int = 0) -> pa.Array:
 
 def stored(folder: Path, **table: Any) -> Path:
     path = folder / "in.parquet"
-    try:
-        pq.write_table(pa.table(table), path)
-    except pa.ArrowNotImplementedError:  # a type that Parquet does not have
-        pytest.skip("not to be written")
+    pq.write_table(pa.table(table), path)
     return path
 
 
@@ -134,8 +131,8 @@ def test_any_column_is_read_or_refused_in_one_line(folder: Path, data: st.DataOb
     table = {"text": ["a", "b", "c"], "x": column, "domain": column}
     try:
         pq.write_table(pa.table(table), path)
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # what Parquet cannot hold
-        return
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        reject()  # a column that Parquet cannot hold is not an example; too many of these fail the test
     as_meta = read(path, Settings(Path(), meta_keys=("x",)))
     assert (len(as_meta.meta["x"]), as_meta.count, as_meta.bad) == (3, 3, [])
     nulls = pq.read_table(path).column("x").is_null().to_pylist()
