@@ -1,7 +1,7 @@
 """Biographies of people who do not exist: facts that a network can only know by remembering them.
 
 After the biographies of Allen-Zhu and Li (arXiv 2309.14316) and of arXiv 2505.18091: each person has a name and six
-attributes, drawn evenly and independently, so that the draw tells how many bits there are to know. A text gives all six
+attributes, drawn evenly and independently, so that the bits to know follow from the draw. A text gives all six
 in a random order, each in one of three ways; a person has 720 * 3^6 texts, so that a text is hardly ever seen twice.
 Words are made of syllables, and each has one meaning.
 """

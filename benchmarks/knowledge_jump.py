@@ -206,7 +206,7 @@ def jump_at(rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def errors(shares_rd: Matrix, losses_r: Matrix, below: NDArray[np.bool_]) -> str:
-    """How far the law is off: each run told by a law of the others, and each side of the jump by a law of the other."""
+    """Errors of the law: of each run predicted from the others, and of each side of the jump from the other side."""
     penalty = fit(shares_rd, losses_r).penalty
     others = np.sqrt(np.mean((left_out(shares_rd, losses_r, penalty) - losses_r) ** 2))
     parts = [f"leave-out error {others:.3f}"]

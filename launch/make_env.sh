@@ -203,7 +203,7 @@ set_up() {
     install_packages
     if ! is_complete; then install_project; fi
     problems="$(check_environment 2>&1)" || fail "installed, and still: ${problems//$'\n'/; } (log: $log)"
-    # On all cores; pip would do it on one. Files that are not for this version of Python are no error.
+    # On all cores; pip would do it on one. Files that are not for this version of Python do not count as errors.
     "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" >>"$log" 2>&1 || true
     echo "set-up: ready in $SECONDS s"
 }

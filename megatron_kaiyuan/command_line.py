@@ -102,7 +102,7 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
         fail(f"this project runs on Linux only, and this is {sys.platform}")
     survive_lost_output()
     for stream in (sys.stdout, sys.stderr):
-        # A name of a file that the terminal's encoding cannot show is no reason to end.
+        # A file name that the terminal's encoding cannot show does not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

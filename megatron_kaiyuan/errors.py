@@ -42,9 +42,9 @@ def describe(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
         message = str(error)
     else:
-        told = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        reason = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
         advice = system_advice(error, "")
-        message = redact(f"{told}; {advice}" if advice else told)
+        message = redact(f"{reason}; {advice}" if advice else reason)
     absent = _ABSENT.match(message)
     if absent is None or os.path.isabs(absent["path"]) or os.path.lexists(absent["path"]):
         return message

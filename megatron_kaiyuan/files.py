@@ -213,7 +213,7 @@ def _finish(journal: Path) -> None:
     listed = read_sealed_json(journal, "journal of names").get("publish")
     if listed is None or not _are_names(listed):
         raise UserError(
-            f"{journal}: is no journal of names; move it away, and look which of the files beside it are new"
+            f"{journal}: is not a journal of names; move it away, and look which of the files beside it are new"
         )
     triples = [(folder / new, folder / final, folder / old) for new, final, old in listed]
     left = [triple for triple in triples if os.path.lexists(triple[0])]  # the others got their names before a kill

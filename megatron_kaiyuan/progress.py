@@ -120,7 +120,7 @@ def reading(title: str, total: int | None) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print a line of output inside the body of `reading`, in the place of the bar, which goes on below it."""
+    """Print a line of output inside the body of `reading`, in the place of the bar, which continues below it."""
     if _reading is not None:
         _reading.make_room()
     print(line, flush=True)

@@ -34,7 +34,7 @@ from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_unlisted
 from megatron_kaiyuan.progress import Progress
 
 PHASE = "a phase"
-# How far from its budget a phase may be before that is told.
+# A phase whose tokens differ from its budget by more than this is reported.
 _TOLD = 0.01
 
 

@@ -87,7 +87,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def check_dataset(recipe: DatasetRecipe, prefix: Path) -> None:
-    """What a phase needs of a corpus, as far as headers tell: that it is there, and its score.
+    """Check from headers alone that a corpus and its score exist.
 
     Raises:
         UserError: the corpus is missing or damaged, or has no such score.

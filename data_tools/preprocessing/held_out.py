@@ -28,7 +28,7 @@ def corpus_prefixes(output_prefix: Path, settings: Settings) -> dict[Path, str]:
 
 
 def split_rows(rows: Rows, settings: Settings) -> list[Rows]:
-    """The rows for each split, in the order of `corpus_prefixes`; what became of other rows is told with the first."""
+    """Rows by split, in the order of `corpus_prefixes`; counts of rows that were left out belong to the first."""
     if not settings.held_out:
         return [rows]
     first = rows.texts[settings.json_keys[0]]

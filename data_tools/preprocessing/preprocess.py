@@ -300,7 +300,7 @@ def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
 
 
 def _refuse_empty(files: Sequence[InputFile], settings: Settings, records: Sequence[Record]) -> None:
-    """No document is no corpus: the input is not what it was taken for.
+    """Refuse input without a single document: it is not what the user took it for.
 
     Raises:
         UserError: naming the input, and what became of its rows.

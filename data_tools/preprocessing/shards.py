@@ -35,7 +35,7 @@ from megatron_kaiyuan.locks import lock
 
 @dataclass
 class Record:
-    """What a finished group of tasks tells.
+    """The record of a finished group of tasks.
 
     Attributes:
         rows: lines or Parquet rows that were read.

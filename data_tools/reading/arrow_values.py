@@ -113,7 +113,7 @@ def _times(column: pa.Array) -> list[str | None]:
 
 
 def _times_of_day(stamps: list[str], numbers: list[int], unit: str) -> list[str]:
-    """The times of time stamps within the first day; other numbers are no times of day, and stay numbers."""
+    """Times of day from numbers within one day; other numbers are not times of day and stay as they are."""
     end = _SECONDS_A_DAY * _A_SECOND[unit]
     return [
         stamp.partition(" ")[2] if 0 <= number < end else f"{number} {unit}"

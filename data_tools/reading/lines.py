@@ -97,7 +97,7 @@ def read_whole(task: Task, most: int) -> bytes | None:
 
 
 def _read(text: BinaryIO, size: int, most: int) -> Lines:
-    """Lines until they have `size` bytes: the last one begins before, and goes on beyond."""
+    """Read whole lines until `size` bytes are read; the last line may end after them."""
     lines = Lines(0, io.BytesIO(text.read(size)).readlines())
     if not lines.contents:
         return lines

@@ -294,7 +294,7 @@ def too_long(settings: Settings) -> str:
 
 
 def label(row: dict[str, Any], name: str) -> str:
-    """A field that says where a text is from; "" where it is no text."""
+    """Return a field that says where a text is from; "" where its value is not a string."""
     value = row.get(name)
     return value if isinstance(value, str) and text_bytes(value) >= 0 else ""
 

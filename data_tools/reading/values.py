@@ -21,7 +21,7 @@ class LeftOut(ValueError):
 
 
 def as_text(value: Any, name: str = "") -> str | None:
-    """A metadata value as text: what is no text becomes JSON, what is missing stays so.
+    """Return a metadata value as a string: other types become JSON, a missing value stays None.
 
     Args:
         name: of the field, for the reason.
@@ -31,7 +31,7 @@ def as_text(value: Any, name: str = "") -> str | None:
     """
     if value is None:
         return None
-    # Escaped where it is no text itself, so that the result always has a UTF-8 form.
+    # Escaped where it is not a string itself, so that the result always has a UTF-8 form.
     if isinstance(value, str) and text_bytes(value) >= 0:
         return value
     if isinstance(value, list | dict) and _is_deep(value):
@@ -58,7 +58,7 @@ def as_number(score: Any) -> float:
     """A score as a double, NaN where it is missing, infinite where a double cannot hold it.
 
     Raises:
-        BadRow: it is no number.
+        BadRow: it is not a number.
     """
     if is_missing(score):
         return math.nan

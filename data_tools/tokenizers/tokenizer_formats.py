@@ -331,7 +331,7 @@ def _vocabulary(path: Path, content: Mapping[str, Any]) -> dict[str, int]:
     if not all(
         isinstance(token, str) and type(number) is int and 0 <= number < 1 << 31 for token, number in found.items()
     ):
-        raise _unreadable(path, ValueError("its vocabulary has ids that are no numbers from 0 to 2^31 - 1"))
+        raise _unreadable(path, ValueError("its vocabulary has ids that are not numbers from 0 to 2^31 - 1"))
     return found
 
 

@@ -64,7 +64,7 @@ def _wrong_places(metadata: Metadata, sizes: Mapping[str, int]) -> str | None:
         if not _is_count(place.offset) or not _is_count(place.length):
             return f"it places {index.fqn} at {place.offset!r}, of {place.length!r} bytes"
         if place.offset + place.length > sizes[place.relative_path]:
-            return f"it places {index.fqn} behind the end of {place.relative_path}"
+            return f"it places {index.fqn} past the end of {place.relative_path}"
     return None
 
 

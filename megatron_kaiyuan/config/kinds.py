@@ -1,4 +1,4 @@
-"""The kinds of recipes, told apart by their fields, so that an exchanged one is named at once."""
+"""The kinds of recipes, distinguished by their fields, so that an exchanged one is named at once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def another_kind(section: str, values: Mapping[str, Any], path: str) -> str | No
         path: where they were read.
 
     Returns:
-        The rest of an error: what it is and which command takes it; None: it is no other kind.
+        The rest of an error: what it is and which command takes it; None: it is not another kind.
     """
     wanted = KINDS.get(section)
     if wanted is None or wanted.fields <= values.keys():

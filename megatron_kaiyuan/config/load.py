@@ -103,7 +103,7 @@ def _apply(content: Any, override: str) -> None:
         # Reads the value with the loader of the recipe itself: 1e4 and 1_000 mean the same in both.
         content.merge_with_dotlist([override])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        # OmegaConf's own message goes on with its full_key and object_type in further lines.
+        # OmegaConf's own message has full_key and object_type in further lines.
         what = str(error).partition("\n")[0]
         counted = "; entries are counted from 0" if "out of range" in what else ""
         raise UserError(f"override {override!r}: {what}{counted}") from error

@@ -42,7 +42,7 @@ def examine_names(found: Examination, who: Rank, environ: Mapping[str, str] = os
 
 
 def _addresses(name: str) -> list[str] | None:
-    """What a name leads to, none if nobody knows it; None: no answer in time, for which the system has no limit."""
+    """Addresses that a name resolves to, if any; None: no answer in time, for which the system has no limit."""
     heard: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
 
     def ask() -> None:

@@ -46,7 +46,7 @@ _LABELS = (string.ascii_uppercase, string.ascii_lowercase, string.digits, string
 
 @dataclass(frozen=True)
 class Item:
-    """A text and how it goes on.
+    """A context and the answer that follows it.
 
     Attributes:
         answer: the right answer, with what parts it from its context.
@@ -218,7 +218,7 @@ def lengths(task: ClozeTask, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def write_task(task: ClozeTask, folder: Path) -> Path:
-    """Write a task's items into a folder, under a name that tells its content; the same items are the same file."""
+    """Write a task's items into a folder, under a name made from its content; the same items are the same file."""
     path = task_path(task, folder)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class Predictor:
     generate: Callable[..., torch.Tensor] | None = None
 
     def counted(self, advance: Callable[[int], None]) -> Predictor:
-        """The same, which tells how many more sequences it has read."""
+        """Return the same predictor, which reports how many sequences it has read."""
 
         def logits(ids_bs: torch.Tensor) -> torch.Tensor:
             found_bsv = self.logits(ids_bs)
@@ -121,7 +121,7 @@ def held_out_loss(
         seq_length: tokens of context at most, as in training.
         token_limit: predicted tokens at most, in equal shares for the corpora; a corpus above its share gives
             windows at even distances. None: all of it.
-        advance: is told how many more tokens have been predicted.
+        advance: called with the number of tokens that were predicted since its last call.
 
     Returns:
         {"tokens", "nats_per_token", "unigram_entropy", "seq_length", "domains": {name: the first three, and

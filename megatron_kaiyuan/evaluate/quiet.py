@@ -1,4 +1,4 @@
-"""lm-eval without its notes, and without progress bars where nobody watches."""
+"""lm-eval without its notes, and without progress bars outside a terminal."""
 
 from __future__ import annotations
 

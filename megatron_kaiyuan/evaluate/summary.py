@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING
 
-# What is told of a task; lm-eval may have computed more.
+# The metrics that are printed of a task; lm-eval may have computed more.
 _TOLD = {ROLLING: {"bits_per_byte": "bits per byte"}, CONTINUATION: {"acc": "continuation accuracy"}}
 _TOLD_OF_OTHERS = {"bits_per_byte": "bits per byte", "acc": "accuracy"}
 

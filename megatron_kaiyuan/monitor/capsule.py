@@ -157,7 +157,7 @@ def read_capsule(folder: Path) -> tuple[dict[str, Any], ModelConfig, Tensors]:
     path, file = folder / _MANIFEST, folder / _TENSORS
     manifest = read_sealed_json(path, "overflow capsule")
     if manifest.get("format") != _FORMAT:
-        raise UserError(f"{path}: is no overflow capsule; name a folder RUN_DIR/overflow/step_N")
+        raise UserError(f"{path}: is not an overflow capsule; name a folder RUN_DIR/overflow/step_N")
     if manifest.get("version") != _VERSION:
         raise UserError(
             f"{path}: has version {excerpt(manifest.get('version'))}, and this is for version {_VERSION}; "

@@ -16,7 +16,7 @@ from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.forms import FileEntry, Form
 
-_REMEDY = "copy the capsule again, or let the run write one anew with this version"
+_REMEDY = "copy the capsule again, or let the run write one again with this version"
 _INTEGERS = (torch.int64, torch.int32)
 
 

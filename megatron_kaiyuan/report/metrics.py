@@ -18,7 +18,7 @@ from megatron_kaiyuan.nearby import near_run
 
 # Events after which the steps beyond theirs are trained again.
 RESTARTS = ("start", "resume", "rollback")
-# Of which a loss is told: that of one step goes up and down with its documents.
+# Steps at least over which a reported loss is a mean: that of one step varies with its documents.
 _FEWEST_STEPS = 10
 
 

@@ -1,4 +1,4 @@
-"""Plans that a recipe allows and nobody means: what is refused, and what a start only warns of.
+"""Plans that a recipe allows and that make no sense: some are refused, others are warned about at each start.
 
 Refused is what no continuation of the run could mend; a run that stops early may be meant to be continued, so that
 `train.train_tokens` alone never makes a plan wrong.

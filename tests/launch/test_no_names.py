@@ -1,4 +1,4 @@
-"""One node whose own name nobody knows, with an empty hosts file and a name server that never answers. Needs root.
+"""One node whose own name does not resolve, with an empty hosts file and a name server that never answers. Needs root.
 
 bash tests/run.sh -m root tests/launch/test_no_names.py
 """

@@ -67,7 +67,7 @@ def test_without_being_sourced_and_with_other_words(python: FakePython, tmp_path
 
 
 def test_environment_whose_interpreter_is_gone(python: FakePython, tmp_path: Path) -> None:
-    """Ours is made again, and kept beside; nobody else's is touched."""
+    """Ours is made again, and kept beside; no other one is touched."""
     assert python.source("/v").returncode == 0
     (tmp_path / "v" / "mine").write_text("kept")
     interpreter = tmp_path / "v" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Which runs have failed in an attempt: what the tasks of one array tell each other, and whoever waits for them."""
+"""Which runs have failed in an attempt: shared among the tasks of one array and the command that waits for them."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ class Progress:
     Args:
         total: different runs of the list.
         reused: of these, whole from before.
-        slots: runs that are trained at the same time; None: not known, so that the time left is told by the pace at
-            which runs have ended.
+        slots: runs that are trained at the same time; None: not known, so that the time left is estimated from
+            the pace at which runs have ended.
     """
 
     def __init__(self, total: int, reused: int, slots: int | None):

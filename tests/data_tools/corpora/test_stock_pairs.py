@@ -49,7 +49,7 @@ def test_joined_as_megatron_joins(tmp_path: Path, dtype: type):
     builder.finalize(str(idx_path(tmp_path / "theirs")))
     assert contents(tmp_path / "all") == contents(tmp_path / "theirs")
     assert verify(tmp_path / "all").tokens == 15
-    # The same again is no harm; other pairs need --force; what was changed is not replaced.
+    # The same again is allowed; other pairs need --force; what was changed is not replaced.
     merge_corpora(parts, tmp_path / "all")
     with pytest.raises(UserError, match="--force"):
         merge_corpora(parts[:2], tmp_path / "all")
