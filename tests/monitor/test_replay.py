@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(capsule: Path, tmp_path: Path) -> None:
         "changed": (lambda folder: change(folder / "capsule.json"), "capsule.json: damaged, its checksum is"),
         "foreign": (lambda folder: write(folder, {"format": "other"}), "is not an overflow capsule"),
         "older": (lambda folder: write(folder, {**manifest, "version": 1}), "has version 1, and this is for version 2"),
-        "unsealed": (lambda folder: (folder / "capsule.json").write_text("{}"), "is not an overflow capsule"),
+        "unsealed": (lambda folder: (folder / "capsule.json").write_text("{}"), "is no overflow capsule"),
     }
     for name, (damage, message) in damages.items():
         folder = tmp_path / name
