@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from megatron_kaiyuan.checkpoint import layout, lock
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.forms import Count, Form
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.report.metrics import RESTARTS
 
@@ -106,85 +109,106 @@ def read_status(run_dir: Path, now: float | None = None) -> Status:
         raise UserError(
             f"{run_dir}: holds no metrics.jsonl with a start in it, and no job; name a run's folder{near_run(run_dir)}"
         )
-    starts = [event for event in events if event["event"] in _STARTS]
-    begun = starts[-1] if starts else {}
-    row = rows[-1] if rows else {}
-    row_time = _number(row.get("time"))
-    progress = row if row_time is not None and row_time >= (_number(begun.get("time")) or 0.0) else begun
-    interval = _interval(rows)
-    state = _state(held, events, begun, row_time, interval, now)
-    step, total = int(progress.get("step") or 0), begun.get("total_steps")
-    speed = _median(rows, "tokens_per_second")
+    starts = [event for event in events if event.event in _STARTS]
+    begun = starts[-1] if starts else _Line()
+    row = rows[-1] if rows else None
+    progress = row if row is not None and row.time >= begun.time else begun
+    state = _state(held, events, begun.time, rows, now)
     per_step = _median(rows, "seconds_per_step")
+    left = (begun.total_steps or 0) - progress.step
     newest = layout.steps(run_dir)[-1:]
     manifest = layout.step_folder(run_dir, newest[0]) / layout.MANIFEST if newest else None
+    losses = [one.loss for one in rows if one.loss is not None]
     return Status(
         run_dir=str(run_dir),
         state=state,
-        step=step,
-        total_steps=total,
-        tokens=int(progress.get("tokens") or 0),
-        phase=row.get("phase"),
-        loss=_mean(rows, "loss"),
-        tokens_per_second=speed,
-        row_age=None if row_time is None else max(now - row_time, 0.0),
-        seconds_left=(total - step) * per_step if total and per_step and state == "training" else None,
-        device_hours=_device_hours(events, row_time),
+        step=progress.step,
+        total_steps=begun.total_steps,
+        tokens=progress.tokens,
+        phase=row.phase if row else None,
+        loss=statistics.fmean(losses) if losses else None,
+        tokens_per_second=_median(rows, "tokens_per_second"),
+        row_age=max(now - row.time, 0.0) if row else None,
+        seconds_left=left * per_step if begun.total_steps and per_step and state == "training" else None,
+        device_hours=_device_hours(events, row),
         starts=len(starts),
         holder=held,
         checkpoint=manifest.parent.name if manifest else None,
         checkpoint_age=max(now - manifest.stat().st_mtime, 0.0) if manifest else None,
-        event=_as_written(events[-1]) if events else None,
+        event=events[-1].as_written if events else None,
     )
 
 
-def _state(
-    held: dict[str, Any] | None,
-    events: list[dict[str, Any]],
-    begun: dict[str, Any],
-    row_time: float | None,
-    interval: float,
-    now: float,
-) -> str:
-    begun_at = _number(begun.get("time")) or 0.0
+def _state(held: dict[str, Any] | None, events: list[_Line], begun: float, rows: list[_Line], now: float) -> str:
     if held is not None:
-        newest = max(begun_at, row_time or 0.0)
-        if newest < (_number(held.get("started")) or 0.0):
+        newest = max(begun, rows[-1].time if rows else 0.0)
+        started = held.get("started")
+        if isinstance(started, int | float) and newest < started:
             return "starting"
-        return "stalled" if now - newest > max(_STALLED_SECONDS, _STALLED_INTERVALS * interval) else "training"
-    stops = [event for event in events if event["event"] == "stop" and (_number(event.get("time")) or 0.0) >= begun_at]
+        intervals = [after.time - before.time for before, after in itertools.pairwise(rows)]
+        usual = statistics.median(intervals) if intervals else 0.0
+        return "stalled" if now - newest > max(_STALLED_SECONDS, _STALLED_INTERVALS * usual) else "training"
+    stops = [event for event in events if event.event == "stop" and event.time >= begun]
     if stops:
-        return "finished" if stops[-1].get("finished") else "stopped"
+        return "finished" if stops[-1].finished else "stopped"
     return "died"
 
 
-def _tail(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+class _Line(Form):
+    """A step, or an event, of `metrics.jsonl`, as far as it is shown; what does not fit is left out, as torn lines are.
+
+    Attributes:
+        row_time: of an event, when the last step before it was written.
+    """
+
+    event: str | None = None
+    step: Count = 0
+    tokens: Count = 0
+    time: Annotated[float, Field(ge=0, lt=1e11)] = 0.0
+    total_steps: Count | None = None
+    world_size: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
+    finished: bool = False
+    phase: str | None = None
+    loss: float | None = None
+    tokens_per_second: Annotated[float, Field(ge=0, lt=1e15)] | None = None
+    seconds_per_step: Annotated[float, Field(ge=0, lt=1e9)] | None = None
+    row_time: float = 0.0
+
+    @property
+    def as_written(self) -> dict[str, Any]:
+        fields = self.model_dump(exclude_unset=True, exclude={"row_time"})
+        return {name: value for name, value in fields.items() if name != "table"}
+
+
+def _tail(path: Path) -> tuple[list[_Line], list[_Line]]:
     """Events (but the monitor's) and the last rows that count, in order.
 
     Rows are parsed where they are used only: a month of them is half a gigabyte.
     """
-    events: list[dict[str, Any]] = []
+    events: list[_Line] = []
     last: list[bytes] = []
     for line in _lines(path):
         if b'"event"' not in line:
             last.append(line)
             del last[: -2 * _ROWS]
-        elif b'"event": "monitor"' not in line and (event := _parse(line)) and isinstance(event.get("event"), str):
-            before = _rows(last)
-            events.append(event | {"row_time": _number(before[-1].get("time")) if before else None})
-            if event["event"] in RESTARTS:
+        elif b'"event": "monitor"' not in line and (event := _parse(line)) and event.event is not None:
+            before = _parsed(last)
+            events.append(event.model_copy(update={"row_time": before[-1].time if before else 0.0}))
+            if event.event in RESTARTS:
                 # Rows beyond the step that training continues from are void.
-                since = _number(event.get("step")) or 0.0
-                last = [line for line in last if not _is_beyond(line, since)]
-    return events, _rows(last)[-_ROWS:]
+                last = [line for line in last if (row := _parse(line)) and row.step <= event.step]
+    return events, _parsed(last)[-_ROWS:]
 
 
-def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
-    return [row for row in map(_parse, lines) if row and isinstance(row.get("step"), int)]
+def _parsed(lines: list[bytes]) -> list[_Line]:
+    return [row for row in map(_parse, lines) if row is not None and row.time]
 
 
-def _is_beyond(line: bytes, step: float) -> bool:
-    return any(row["step"] > step for row in _rows([line]))
+def _parse(line: bytes) -> _Line | None:
+    try:
+        return _Line.model_validate(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -197,50 +221,20 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: metrics cannot be read ({error.strerror}); name the folder of a run") from error
 
 
-def _as_written(event: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if name not in ("row_time", "table")}
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _device_hours(events: list[dict[str, Any]], row_time: float | None) -> float:
+def _device_hours(events: list[_Line], row: _Line | None) -> float:
     """Each start lasted until the last row or event before the next one."""
     seconds, begun, devices, alive = 0.0, 0.0, 0, 0.0
     for event in events:
-        when = _number(event.get("time"))
-        if when is None:
-            continue
-        if event["event"] in _STARTS:
-            seconds += devices * (max(alive, event["row_time"] or 0.0, begun) - begun)
-            begun, devices = when, int(_number(event.get("world_size")) or 1)
-        alive = when
-    return (seconds + devices * (max(alive, row_time or 0.0, begun) - begun)) / 3600
+        if event.event in _STARTS:
+            seconds += devices * (max(alive, event.row_time, begun) - begun)
+            begun, devices = event.time, event.world_size
+        alive = event.time
+    return (seconds + devices * (max(alive, row.time if row else 0.0, begun) - begun)) / 3600
 
 
-def _interval(rows: list[dict[str, Any]]) -> float:
-    """Median seconds between rows; 0 without two of them."""
-    times = [found for row in rows if (found := _number(row.get("time"))) is not None]
-    return statistics.median(after - before for before, after in itertools.pairwise(times)) if times[1:] else 0.0
-
-
-def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
-    values = [found for row in rows if (found := _number(row.get(name))) is not None]
-    return statistics.fmean(values) if values else None
-
-
-def _median(rows: list[dict[str, Any]], name: str) -> float | None:
-    values = [found for row in rows if (found := _number(row.get(name))) is not None]
+def _median(rows: list[_Line], name: str) -> float | None:
+    values = [value for row in rows if (value := getattr(row, name)) is not None]
     return statistics.median(values) if values else None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _duration(seconds: float) -> str:
@@ -248,5 +242,6 @@ def _duration(seconds: float) -> str:
 
 
 def _date(seconds: Any) -> str:
-    number = _number(seconds)
-    return "an unknown time" if number is None else f"{datetime.fromtimestamp(number):%Y-%m-%d %H:%M:%S}"
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
+        return "an unknown time"
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"

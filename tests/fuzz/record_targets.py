@@ -187,6 +187,12 @@ def _history(path: Path) -> Any:
             _median(row["update_to_weight"], kind)
 
 
+def _status(path: Path) -> Any:
+    from megatron_kaiyuan.report.status import read_status
+
+    return None if read_status(path.parent).lines() else "no line"
+
+
 def _evaluation(folder: Path) -> Path:
     from megatron_kaiyuan.report import build
     from tests.report.sample_run import evaluation
@@ -277,7 +283,7 @@ TARGETS = (
     ),
     _sealed("acceptance", _named("acceptance.json", _ACCEPTANCE, {"identity": "i", "checks": [_CHECK]}), _acceptance),
     _sealed("journal", _journal, _settle),
-    Target("record-metrics", _metrics, json_damage.rows, [_history]),
+    Target("record-metrics", _metrics, json_damage.rows, [_history, _status]),
     Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
     Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),
 )
