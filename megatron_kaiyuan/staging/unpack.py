@@ -110,6 +110,9 @@ def _extract(tar: tarfile.TarFile, folder: Path, name: str) -> None:
         if os.path.isabs(member.name) or ".." in Path(member.name).parts:
             raise tarfile.TarError(f"member {member.name}")
         tar.extract(member, folder, set_attrs=not member.issym())
+    # To the very end, where the checksum is.
+    while tar.fileobj and tar.fileobj.read(1 << 20):
+        pass
 
 
 def _relocate(new: Path, target: Path, about: About) -> None:

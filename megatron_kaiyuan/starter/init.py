@@ -22,7 +22,8 @@ from megatron_kaiyuan.starter.sizes import size_for
 # Of launch/, what starts jobs of an installed package. The others set up the project itself, or show it.
 SCRIPTS = (
     *("common.sh", "env_ascend.sh", "env_nccl.sh"),
-    *("train.sh", "torchrun.sh", "mpirun.sh", "msrun.sh", "slurm.sbatch", "spark_submit.sh", "acceptance.sh", "stage_env.sh"),
+    *("train.sh", "torchrun.sh", "mpirun.sh", "msrun.sh", "slurm.sbatch", "spark_submit.sh", "acceptance.sh"),
+    "stage_env.sh",
     "k8s/pytorchjob.yaml",
 )
 # Where launch/common.sh looks for a Python that has the project.

@@ -62,7 +62,9 @@ def test_works_where_it_is_unpacked(packed: Path, local: Path) -> None:
     began = (venv / "bin" / "prefix").stat().st_ctime_ns
     assert unpack.use(packed) == venv and (venv / "bin" / "prefix").stat().st_ctime_ns == began
     assert subprocess.run([venv / "bin" / "prefix"], capture_output=True, text=True).stdout.strip() == str(venv)
-    code = "import os, sys, megatron_kaiyuan, data_tools._index as x; print(os.__file__, megatron_kaiyuan.__file__, x.__file__)"
+    code = (
+        "import os, megatron_kaiyuan, data_tools._index as x; print(os.__file__, megatron_kaiyuan.__file__, x.__file__)"
+    )
     done = subprocess.run([venv / "bin" / "python", "-I", "-c", code], capture_output=True, text=True)
     where = done.stdout.split()
     assert len(where) == 3, done.stderr
@@ -80,9 +82,7 @@ def test_what_a_cleaner_or_a_kill_left_is_unpacked_again(packed: Path, local: Pa
     assert [path.name for path in local.iterdir() if path.is_dir()] == [venv.parent.name]
 
 
-def test_another_archive_is_another_folder_and_unused_ones_are_removed(
-    packed: Path, local: Path, tmp_path: Path
-) -> None:
+def test_another_archive_is_another_folder_and_unused_are_removed(packed: Path, local: Path, tmp_path: Path) -> None:
     shutil.copy(packed, tmp_path / "later")  # with a time of its own
     first, second = unpack.use(packed), unpack.use(tmp_path / "later")
     assert first != second
@@ -95,11 +95,12 @@ def test_another_archive_is_another_folder_and_unused_ones_are_removed(
     assert [line.split()[1] for line in unpack.clean()] == ["removed"] and not second.exists()
 
 
-@pytest.mark.parametrize("kept", [0, 100, 5000, -20_000, -1])
+@pytest.mark.parametrize("kept", [0, 100, 5000, -20_000, -1000])
 def test_damage_is_one_line_and_leaves_nothing(kept: int, packed: Path, local: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.write_bytes(packed.read_bytes()[:kept])
-    assert str(damaged) in refusal(damaged) and "pack it again" in refusal(damaged)
+    line = refusal(damaged)
+    assert str(damaged) in line and "pack it again" in line
     assert not any(path.is_dir() for path in local.iterdir())
 
 
@@ -142,9 +143,9 @@ def test_about(packed: Path) -> None:
 
 def test_a_launch_script_uses_it(packed: Path, local: Path) -> None:
     """KAIYUAN_STAGED alone, for whichever script."""
-    code = (
-        f"source {ROOT}/launch/common.sh; has_project() {{ [[ -x $1 ]]; }}; use_project_environment; command -v python"
-    )
+    # The small environment lacks what the project imports at once.
+    own = "has_project() { [[ -x $1 ]]; }"
+    code = f"source {ROOT}/launch/common.sh; {own}; use_project_environment; command -v python"
     environ = {**os.environ, "KAIYUAN_STAGED": str(packed)}
     done = subprocess.run(["bash", "-euc", code], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -165,11 +166,12 @@ def test_calls_are_counted_by_place() -> None:
         "7 +++ exited with 0 +++",
     ]
     found = count_calls(lines, {"environment": Path("/a/venv"), "interpreter": Path("/a/base")})
+    # What lies above several places is counted once.
     assert {name: dict(count) for name, count in found.items() if count} == {
-        "environment": {"stat": 1, "open": 1},
+        "environment": {"stat": 2, "open": 1},
         "interpreter": {"open": 1},
-        "elsewhere": {"stat": 2},
-    } or found["environment"]["stat"] + found["interpreter"]["stat"] == 2
+        "elsewhere": {"stat": 1},
+    }
     assert file_system(Path("/proc/self")) == "proc"
 
 
