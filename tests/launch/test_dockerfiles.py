@@ -32,7 +32,7 @@ def test_there_is_one_for_each_kind_of_accelerator() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_is_copied_is_enough_for_the_set_up(path: Path, tmp_path: Path) -> None:
-    """The RUN line of the set-up runs in a tree of what COPY names, with an interpreter that only pretends to install."""
+    """The RUN line of the set-up runs in a tree of what COPY names, with an interpreter that pretends to install."""
     tree = tmp_path / "kaiyuan"
     tree.mkdir()
     for *sources, target in copied(path):

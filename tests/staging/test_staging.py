@@ -36,6 +36,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "venv" / "bin" / "more").write_text("")
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert done.returncode == 2 and "--force" in done.stderr and len(done.stderr.splitlines()) == 1
+    (folder / "letter").write_text("mine")
+    done = subprocess.run([*command[:-1], folder / "letter", "--force"], env=environ, capture_output=True, text=True)
+    assert done.returncode == 2 and "is not a packed environment" in done.stderr
+    assert (folder / "letter").read_text() == "mine"
     shutil.rmtree(folder / "venv")
     return folder / "env.tar.zst"
 
