@@ -103,9 +103,10 @@ def _write(file: Path, about: About, members: Iterable[Member]) -> None:
         head.size = len(content)
         tar.addfile(head, io.BytesIO(content))
         for path, name in members:
-            # Two names of one file are two files: links between them would need an order.
-            tar.inodes = {}
             member = tar.gettarinfo(path, name)
+            if member.islnk():
+                # Two names of one file are two files: a link would need the other one to be there before it.
+                member.type, member.linkname, member.size = tarfile.REGTYPE, "", path.lstat().st_size
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             if member.issym() and about.interpreter and name.startswith("venv/bin/python"):
