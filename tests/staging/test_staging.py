@@ -28,6 +28,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = folder / "venv" / "bin" / "prefix"
     program.write_text(f"#!{folder}/venv/bin/python\nimport sys\nprint(sys.prefix)\n")
     program.chmod(0o755)
+    (folder / "venv" / "bin" / "other-name").hardlink_to(program)
     command = [folder / "venv" / "bin" / "python", "-m", "megatron_kaiyuan.staging", "pack", folder / "env.tar.zst"]
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}"}
     for output in ("files", "files"):  # the second time over its own product
@@ -66,6 +67,7 @@ def test_works_where_it_is_unpacked(packed: Path, local: Path) -> None:
     began = (venv / "bin" / "prefix").stat().st_ctime_ns
     assert unpack.use(packed) == venv and (venv / "bin" / "prefix").stat().st_ctime_ns == began
     assert subprocess.run([venv / "bin" / "prefix"], capture_output=True, text=True).stdout.strip() == str(venv)
+    assert (venv / "bin" / "other-name").read_bytes() == (venv / "bin" / "prefix").read_bytes() != b""
     code = (
         "import os, megatron_kaiyuan, data_tools._index as x; print(os.__file__, megatron_kaiyuan.__file__, x.__file__)"
     )
