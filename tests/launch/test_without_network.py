@@ -14,7 +14,20 @@ import pytest
 from launched import ROOT
 
 # What `kaiyuan --version` and `kaiyuan init` import.
-SMALL = "jinja2 numpy omegaconf orjson packaging psutil pydantic pyyaml tqdm typer xxhash zstandard".split()
+SMALL = [
+    "jinja2",
+    "numpy",
+    "omegaconf",
+    "orjson",
+    "packaging",
+    "psutil",
+    "pydantic",
+    "pyyaml",
+    "tqdm",
+    "typer",
+    "xxhash",
+    "zstandard",
+]
 NO_NETWORK = ["unshare", "--map-root-user", "--net"]
 
 
