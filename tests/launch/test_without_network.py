@@ -21,6 +21,7 @@ SMALL = [
     "orjson",
     "packaging",
     "psutil",
+    "pyarrow",
     "pydantic",
     "pyyaml",
     "tqdm",
