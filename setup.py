@@ -34,7 +34,7 @@ INSTALL_REQUIRES = [
     "packaging>=24",
     "psutil>=5.9.4,<8",  # Megatron Core's checkpoint writers import it without requiring it
     "pyarrow>=16,<27",
-    "pydantic>=2.7,<3",
+    "pydantic>=2.10,<3",
     "pyyaml>=6.0.1,<7",
     "tokenizers>=0.20,<1",
     "tqdm>=4.66,<5",
@@ -131,7 +131,7 @@ setup(
     package_dir=STARTER,
     package_data={
         "megatron_kaiyuan.starter.docs": ["**/*.md", "images/*"],
-        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml"],
+        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml", "recipes/*/*.json"],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],
     },

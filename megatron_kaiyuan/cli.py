@@ -6,23 +6,21 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan import cli_checkpoint, cli_research
+from megatron_kaiyuan import cli_checkpoint, cli_config, cli_research
 from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.paths import path_word
 
-if TYPE_CHECKING:
-    pass
-
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.", root=True)
 
 app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.add_typer(cli_config.app, name="config")
 cli_research.add_commands(app)
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
