@@ -66,6 +66,8 @@ EXTRAS = {
     "dev": [
         "aiohttp>=3.9",
         "hypothesis>=6.100",
+        "import-linter>=2.0",
+        "jsonschema>=4.18",
         "mypy>=1.11",
         "pre-commit>=3.7",
         "pybind11>=2.12",  # csrc/sanitize.sh
