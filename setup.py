@@ -83,16 +83,14 @@ EXTRAS = {
 }
 
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
-INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
-READER_SOURCES = sorted(glob("csrc/reader*.cpp"))
-CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - {*INDEX_SOURCES, *READER_SOURCES})
+EXTENSIONS = dict(line.split() for line in Path("csrc/extensions.txt").read_text().splitlines() if line[:1] not in "# ")
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("KAIYUAN_WARNINGS_AS_ERRORS") else [])
 
 
-def extension(name: str, sources: list[str]) -> Pybind11Extension:
+def extension(path: str, folder: str) -> Pybind11Extension:
     return Pybind11Extension(
-        name,
-        sources,
+        path.replace("/", "."),
+        sorted(glob(f"csrc/{folder}/*.cpp") + glob("csrc/common/*.cpp")),
         depends=HEADERS,
         cxx_std=17,
         # No fused multiply-add, which aarch64 has and the oldest x86-64 has not: the same bits on both.
@@ -139,13 +137,7 @@ setup(
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
-    ext_modules=[
-        extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
-        extension("data_tools._dedup", [*sorted(glob("csrc/dedup/*.cpp")), "csrc/index_file.cpp", "csrc/store.cpp"]),
-        extension("data_tools._index", INDEX_SOURCES),
-        extension("data_tools._scores", sorted(glob("csrc/scores/*.cpp"))),
-        extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
-    ],
+    ext_modules=[extension(path, folder) for path, folder in EXTENSIONS.items()],
     cmdclass={"build_ext": build_ext},
     entry_points={
         "console_scripts": ["kaiyuan = megatron_kaiyuan.cli:main", "kaiyuan-data = data_tools.cli:main"],

@@ -1,6 +1,6 @@
 """`kaiyuan-data curriculum`: the order of each phase, built once and written as an artefact that training maps.
 
-The order itself is made in C++ (csrc/algorithm1.h), in bounded memory; here the recipe is put into its calls.
+The order itself is made in C++ (csrc/curriculum/algorithm1.h), in bounded memory; here the recipe becomes its calls.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.optim.scaler import loss_scaler
+from megatron_kaiyuan.platform.megatron import good_steps, hysteresis_left
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
@@ -158,7 +159,7 @@ class ReportLossScale(Hook):
             return
         overflow = math.isnan(result.gradient_norm)
         # Read on the host, so that other steps do not wait for the device.
-        if not overflow and scaler._growth_tracker > 0:
+        if not overflow and good_steps(scaler) > 0:
             return
         self._sinks.event(
             "loss_scale",
@@ -166,7 +167,7 @@ class ReportLossScale(Hook):
             reason="overflow" if overflow else f"{scaler.growth_interval} good steps",
             was=result.loss_scale,
             now=float(scaler.scale),
-            hysteresis_left=max(scaler._hysteresis_tracker, 0),
+            hysteresis_left=max(hysteresis_left(scaler), 0),
         )
 
 

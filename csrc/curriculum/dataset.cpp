@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "parallel.h"
+#include "../common/parallel.h"
 
 namespace curriculum {
 namespace {

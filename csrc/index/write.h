@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "index_file.h"
-#include "index_format.h"
+#include "../common/index_file.h"
+#include "../common/index_format.h"
 
 namespace corpus_index {
 

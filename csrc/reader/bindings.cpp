@@ -108,7 +108,7 @@ Batch read_batch(const Stream& stream, const Array<std::int64_t>& positions, std
 }
 
 PYBIND11_MODULE(_reader, module) {
-  module.doc() = "The token stream from mapped files: see csrc/reader.h";
+  module.doc() = "The token stream from mapped files: see csrc/reader/reader.h";
   static const py::handle damage = PyErr_NewException("megatron_kaiyuan.data._reader.Damage", nullptr, nullptr);
   module.attr("Damage") = damage;
   py::register_local_exception_translator([](std::exception_ptr raised) {
@@ -118,6 +118,9 @@ PYBIND11_MODULE(_reader, module) {
       PyErr_SetObject(damage.ptr(), py::make_tuple(error.what(), error.file, error.phase, error.dataset).ptr());
     }
   });
+  module.attr("SEQUENCE_BITS") = phase_format::sequence_bits;
+  module.attr("PADDING_DATASET") = phase_format::padding_dataset;
+  module.attr("BLOCK_ENTRIES") = phase_format::block_entries;
   module.def("map_file", &map_file, py::arg("path"), "A whole file, read-only, without an open descriptor");
   // keep_alive: the maps live as long as what reads them.
   py::class_<Corpus, std::shared_ptr<Corpus>>(module, "Corpus", "A .bin/.idx pair, mapped")

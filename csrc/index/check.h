@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "index_format.h"
+#include "../common/index_format.h"
 
 namespace corpus_index {
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "algorithm1.h"
-#include "file_errors.h"
+#include "../common/file_errors.h"
 #include "packing_bindings.h"
 
 namespace py = pybind11;
@@ -81,7 +81,7 @@ std::pair<py::array, py::array> interleave_all(Builder& builder, const std::stri
 }
 
 PYBIND11_MODULE(_curriculum, module) {
-  module.doc() = "Algorithm 1 of arXiv 2512.07612, selection and repetition; see csrc/algorithm1.h";
+  module.doc() = "Algorithm 1 of arXiv 2512.07612, selection and repetition; see csrc/curriculum/algorithm1.h";
   module.attr("MOST_COPIES") = most_copies - 1;
   raise_file_errors();
   py::class_<Builder>(module, "Builder", "One phase: datasets one after the other, then interleave")

@@ -17,10 +17,11 @@
 #include <deque>
 #include <vector>
 
+#include "../common/phase_format.h"
+
 namespace curriculum {
 
-// The dataset of an entry that is padding (datasets are numbered below it).
-constexpr std::uint64_t padding_entry = std::uint64_t{65'535} << 48;
+using phase_format::padding_entry;
 
 struct Piece {
   std::uint64_t entry;  // dataset << 48 | sequence, or padding_entry

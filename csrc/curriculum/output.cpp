@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "hash.h"
+#include "../common/hash.h"
 
 namespace curriculum {
 namespace {

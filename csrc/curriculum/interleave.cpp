@@ -8,8 +8,8 @@
 #include <thread>
 
 #include "output.h"
-#include "parallel.h"
-#include "radix_sort.h"
+#include "../common/parallel.h"
+#include "../common/radix_sort.h"
 
 namespace curriculum {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "hash.h"
+#include "../common/hash.h"
 
 namespace reader {
 

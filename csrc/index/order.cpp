@@ -1,10 +1,10 @@
-#include "index_order.h"
+#include "order.h"
 
 #include <algorithm>
 #include <string>
 
-#include "index_check.h"
-#include "parallel.h"
+#include "check.h"
+#include "../common/parallel.h"
 
 namespace corpus_index {
 

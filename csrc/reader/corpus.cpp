@@ -4,7 +4,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "index_format.h"
+#include "../common/index_format.h"
 #include "reader.h"
 
 namespace reader {

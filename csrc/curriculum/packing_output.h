@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "index_file.h"
+#include "../common/index_file.h"
 #include "packing.h"
 
 namespace curriculum {

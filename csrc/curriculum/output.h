@@ -7,12 +7,13 @@
 #include <string>
 #include <vector>
 
-#include "index_file.h"
+#include "../common/index_file.h"
+#include "../common/phase_format.h"
 #include "interleave.h"
 
 namespace curriculum {
 
-constexpr std::uint64_t block_entries = 256;  // of one number in tokens.bin and in checks.bin
+using phase_format::block_entries;
 
 // order.bin, tokens.bin and checks.bin, each written where its part belongs.
 class Output {

@@ -1,11 +1,11 @@
-#include "index_check.h"
+#include "check.h"
 
 #include <algorithm>
 #include <array>
 #include <vector>
 
-#include "index_file.h"
-#include "parallel.h"
+#include "../common/index_file.h"
+#include "../common/parallel.h"
 
 namespace corpus_index {
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "hash.h"
+#include "../common/hash.h"
 #include "output.h"
 
 namespace curriculum {

@@ -6,14 +6,16 @@
 #include <cstring>
 #include <limits>
 
+#include "phase_format.h"
+
 namespace curriculum {
 
-constexpr unsigned sequence_bits = 48;  // an entry of order.bin: dataset << 48 | sequence
+using phase_format::sequence_bits;
+using phase_format::sequence_mask;
 constexpr unsigned copy_bits = 9;
-constexpr std::uint64_t sequence_mask = (std::uint64_t{1} << sequence_bits) - 1;
 constexpr std::uint64_t row_mask = (std::uint64_t{1} << (sequence_bits + copy_bits)) - 1;
 constexpr std::uint64_t most_copies = std::uint64_t{1} << copy_bits;
-constexpr std::uint32_t most_datasets = 65'535;  // the number 65,535 itself marks padding
+constexpr std::uint32_t most_datasets = phase_format::padding_dataset;
 constexpr unsigned percentiles = 100;            // 0 is the lowest hundredth of the corpus by score
 constexpr unsigned unscored = 127;               // in the place of a percentile
 

@@ -1,12 +1,12 @@
-#include "index_merge.h"
+#include "merge.h"
 
 #include <algorithm>
 #include <array>
 #include <functional>
 
-#include "index_check.h"
-#include "index_file.h"
-#include "parallel.h"
+#include "check.h"
+#include "../common/index_file.h"
+#include "../common/parallel.h"
 
 namespace corpus_index {
 

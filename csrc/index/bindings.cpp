@@ -11,12 +11,12 @@
 #include <utility>
 #include <vector>
 
-#include "index_check.h"
-#include "file_errors.h"
-#include "index_format.h"
-#include "index_merge.h"
-#include "index_order.h"
-#include "index_write.h"
+#include "check.h"
+#include "../common/file_errors.h"
+#include "../common/index_format.h"
+#include "merge.h"
+#include "order.h"
+#include "write.h"
 
 namespace py = pybind11;
 using namespace corpus_index;
@@ -48,7 +48,7 @@ Counts joined_counts(const std::vector<std::pair<Counts, std::uint64_t>>& parts)
 }
 
 PYBIND11_MODULE(_index, module) {
-  module.doc() = "Megatron's .idx, version 1: see csrc/index_format.h, index_write.h, index_check.h, index_merge.h";
+  module.doc() = "Megatron's .idx, version 1: see csrc/common/index_format.h, index_write.h, index_check.h, index_merge.h";
   raise_file_errors();
   py::class_<IndexWriter>(module, "IndexWriter", "Writes an .idx from the lengths of documents, in order")
       .def(py::init<const std::string&, std::uint8_t>(), py::arg("path"), py::arg("code"))

@@ -69,14 +69,14 @@ void write(PackedPhase& phase, const Entries& entries, const Lengths& lengths) {
 }  // namespace
 
 void bind_packing(py::module_& module) {
-  py::class_<Packer>(module, "Packer", "Best-fit packing of documents in phase order; see csrc/packing.h")
+  py::class_<Packer>(module, "Packer", "Best-fit packing of documents in phase order; see csrc/curriculum/packing.h")
       .def(py::init<std::uint32_t, std::uint64_t>(), py::arg("pack_length"), py::arg("window"))
       .def("add", &add, py::arg("entries").noconvert(), py::arg("lengths").noconvert(),
            "Packs that are certain by now: u64 entries [n] and u32 (first token, tokens) [n, 2]")
       .def("finish", &finish, "The packs that are left, in the same form")
       .def_property_readonly("packs", &Packer::packs)
       .def_property_readonly("padding", &Packer::padding);
-  py::class_<PackedPhase>(module, "PackedPhase", "The files of a packed phase; see csrc/packing_output.h")
+  py::class_<PackedPhase>(module, "PackedPhase", "The files of a packed phase; see csrc/curriculum/packing_output.h")
       .def(py::init<const std::string&, std::uint32_t, std::uint64_t>(), py::arg("folder"), py::arg("pack_length"),
            py::arg("window"))
       .def("add", &write, py::arg("entries").noconvert(), py::arg("lengths").noconvert(),

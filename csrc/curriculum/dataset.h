@@ -10,9 +10,9 @@
 #include <memory>
 #include <vector>
 
-#include "hash.h"
-#include "sorter.h"
-#include "store.h"
+#include "../common/hash.h"
+#include "../common/sorter.h"
+#include "../common/store.h"
 
 namespace curriculum {
 

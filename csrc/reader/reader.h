@@ -15,13 +15,15 @@
 #include <utility>
 #include <vector>
 
+#include "../common/phase_format.h"
+
 namespace reader {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are read as they lie in memory");
 
-constexpr int sequence_bits = 48;
-constexpr std::uint64_t sequence_mask = (std::uint64_t{1} << sequence_bits) - 1;
-constexpr std::uint64_t padding_dataset = 65535;
+using phase_format::padding_dataset;
+using phase_format::sequence_bits;
+using phase_format::sequence_mask;
 
 // What stands in the mask of a position.
 constexpr std::uint8_t starts_entry = 1, is_padding = 2;

@@ -1,10 +1,10 @@
-#include "index_write.h"
+#include "write.h"
 
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
 
-#include "parallel.h"
+#include "../common/parallel.h"
 
 namespace corpus_index {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "index_format.h"
+#include "../common/index_format.h"
 
 namespace corpus_index {
 
