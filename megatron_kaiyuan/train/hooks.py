@@ -157,14 +157,13 @@ class ReportLossScale(Hook):
         scaler = loss_scaler(session.state.optimizer)
         if scaler is None or torch.distributed.get_rank() != 0:
             return
-        overflow = math.isnan(result.gradient_norm)
         # Read on the host, so that other steps do not wait for the device.
-        if not overflow and good_steps(scaler) > 0:
+        if not result.overflow and good_steps(scaler) > 0:
             return
         self._sinks.event(
             "loss_scale",
             step=session.state.progress.step,
-            reason="overflow" if overflow else f"{scaler.growth_interval} good steps",
+            reason="overflow" if result.overflow else f"{scaler.growth_interval} good steps",
             was=result.loss_scale,
             now=float(scaler.scale),
             hysteresis_left=max(hysteresis_left(scaler), 0),
