@@ -272,6 +272,7 @@ def pruning_operations(files: int, steps: int = 8) -> int:
 
 def _fake_run(run_dir: Path, steps: int, files: int) -> list[Path]:
     from megatron_kaiyuan.checkpoint import layout
+    from megatron_kaiyuan.files import DIGEST_PREFIX
 
     folders = []
     for step in range(1, steps + 1):
@@ -280,7 +281,7 @@ def _fake_run(run_dir: Path, steps: int, files: int) -> list[Path]:
         names = [".metadata", "common.pt", "metadata.json", *(f"__{rank}_0.distcp" for rank in range(files))]
         for name in names:
             (folder / name).write_bytes(b"x")
-        entry = {"bytes": 1, "checksum": "xxh3_128:0"}
+        entry = {"bytes": 1, "checksum": f"{DIGEST_PREFIX}0"}
         layout.write_manifest(folder, dict.fromkeys(names, entry), step=step, tokens=step, scheduled=True)
         folders.append(folder)
     return folders
@@ -405,7 +406,7 @@ def measure_alone(table: Table) -> None:
     # Work that grows by the square is measured on few and multiplied out.
     for name, action in (
         ("first save, each rank: who writes which weights", share_out_seconds),
-        ("first save, rank 0: check of one tensor's plan (of some 20)", validation_seconds),
+        ("first save, rank 0: check of the plan of one state of three", validation_seconds),
         ("resume, each rank: shares of the verification", shares_seconds),
         ("start, each rank: megatron-core's groups, without connections", groups_seconds),
     ):
