@@ -13,7 +13,8 @@ import torch
 from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
 from megatron_kaiyuan.cluster.loopback import interfaces
-from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
+from megatron_kaiyuan.cluster.open_files import allow_open_files
+from megatron_kaiyuan.cluster.roll_call import Facts, holds_store, open_store, roll_call
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, describe
@@ -40,7 +41,7 @@ def process_groups(
 
     Raises:
         RankMissing: a rank does not come within the time-out.
-        UserError: ranks hold different facts.
+        UserError: ranks hold different facts, or the store's connections are more than rank 0 may open.
     """
     from megatron.core import parallel_state
 
@@ -48,6 +49,8 @@ def process_groups(
         limits = limits or time_limits(platform, parallel)
         platform.limit_collectives(limits.hang, limits.collective)
         timeout = timedelta(seconds=limits.collective)
+        if raised := allow_open_files(who.world_size, holds_store(who)):
+            print(raised, flush=True)
         store = open_store(who, timeout)
         roll_call(store, who, facts or {}, timeout)
         torch.distributed.init_process_group(
