@@ -5,7 +5,7 @@
 Nothing here needs more than this machine. Three ways of measuring:
 
     ranks      forked gloo ranks that save and resume a small state: file operations (stat, lstat, open, listing),
-               bytes read, and bytes of Python objects that each rank receives. What one rank does is fitted as
+               bytes read from shards, and bytes of Python objects that each rank receives. What one rank does is fitted as
                a + b * ranks and multiplied by the ranks of a job
     clients    the job's store replaced by one that counts calls and keys: the watchdog, the roll call. A call takes
                its client 0.2 ms; the server does one call at a time, at the cost that torch's own store has here
@@ -50,7 +50,7 @@ _STATS = ("stat", "lstat", "scandir", "listdir")
 
 
 class Counted:
-    """File operations of this process by Python, and bytes that it read, in the body of `counting()`."""
+    """File operations of this process by Python, and bytes of shards that it read, in the body of `counting()`."""
 
     def __init__(self) -> None:
         self.stats = self.opens = self.bytes = self.objects = 0
@@ -58,6 +58,8 @@ class Counted:
 
 @contextmanager
 def counting() -> Iterator[Counted]:
+    from torch.distributed.checkpoint import filesystem
+
     counted = Counted()
 
     def count(name: str, action: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,19 +74,20 @@ def counting() -> Iterator[Counted]:
     for name, action in kept.items():
         setattr(os, name, count("stats", action))
     builtins.open = io.open = count("opens", opened)
-    before = _bytes_read(opened)
+    cut = filesystem.FileSystemReader._slice_file
+
+    def count_bytes(reader: Any, file: Any, place: Any) -> Any:
+        counted.bytes += place.length
+        return cut(reader, file, place)
+
+    filesystem.FileSystemReader._slice_file = count_bytes
     try:
         yield counted
     finally:
-        counted.bytes = _bytes_read(opened) - before
+        filesystem.FileSystemReader._slice_file = cut
         builtins.open = io.open = opened
         for name, action in kept.items():
             setattr(os, name, action)
-
-
-def _bytes_read(opened: Callable[..., Any]) -> int:
-    with opened("/proc/self/io") as file:
-        return int(file.readline().split()[1])
 
 
 def _count_objects(counted: Counted) -> None:
@@ -449,16 +452,17 @@ def measure_ranks(table: Table, counts: Sequence[int]) -> None:
     rows("resume: files opened by all ranks", lambda one: one[3]["opens"])
     rows("resume: bytes of objects that all ranks receive", lambda one: one[3]["objects"])
     print(
-        f"resume, measured: {'ranks':>8}{'stats a rank':>16}{'opens a rank':>16}{'bytes read, all':>18}{'weights':>14}"
+        f"resume, measured: {'ranks':>8}{'stats a rank':>16}{'opens a rank':>16}{'shard bytes, all':>18}{'weights':>14}"
     )
     for ranks, one in said.items():
         read = sum(rank[3]["bytes"] for rank in one)
         line = f"{ranks:>8}{one[-1][3]['stats']:>16,}{one[-1][3]['opens']:>16,}{read:>18,}{one[0][4]:>14,}"
         print(f"{'':18}{line}")
-    # Beyond the checkpoint itself, which is verified once and loaded once, each added rank reads so many weights.
+    # What each added rank reads, by the bytes of the weights.
     read = [sum(rank[3]["bytes"] for rank in one) / one[0][4] for one in said.values()]
-    slope = max(np.polyfit(counts, read, 1)[0], 0)
-    table.row("resume: weights read by all, 4 GB of them (TB)", [slope * size * WEIGHT_BYTES / 1e12 for size in SIZES])
+    each, all_else = np.polyfit(counts, read, 1)
+    terabytes = [(max(each, 0) * size + all_else) * WEIGHT_BYTES / 1e12 for size in SIZES]
+    table.row("resume: read from shards by all, with 4 GB of weights", terabytes, " TB")
 
 
 def main() -> None:
