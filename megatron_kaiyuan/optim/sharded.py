@@ -191,8 +191,9 @@ def _piece(
     is_only_copy: bool,
 ) -> ShardedTensor:
     shape = (*(1,) * whole.prepend_axis_num, *size)
-    # Where exactly one data-parallel rank holds a piece, the last part of the replica's number is 0.
-    replica: Any = (*whole.replica_id[:-1], 0) if is_only_copy else whole.replica_id  # type: ignore[misc]
+    # A tuple ends in the data-parallel rank. Where exactly one of them holds a piece, a number takes its place: 0 if it
+    # is to be written here.
+    replica: Any = int(any(whole.replica_id[:-1])) if is_only_copy else whole.replica_id  # type: ignore[index]
     return ShardedTensor(
         key=key,
         data=values.view(shape),
