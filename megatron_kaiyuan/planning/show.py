@@ -8,7 +8,8 @@ from typing import Any
 
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.plan import USABLE, LayoutPlan, Plan
-from megatron_kaiyuan.planning.speed import LINK_EFFICIENCY, Speed, flops_per_step
+from megatron_kaiyuan.planning.links import LINK_EFFICIENCY
+from megatron_kaiyuan.planning.speed import Speed, flops_per_step
 
 _GIB = 1 << 30
 _WORTH_TELLING = 0.005

@@ -24,6 +24,7 @@ class Device:
         memory_gib: GiB that a process can reach; None: a share of this machine's memory.
         half_tflops: peak of matrix products in FP16 or BF16, 1e12 FLOP/s; None: unknown.
         fp32_tflops: the same in FP32.
+        memory_gb_per_second: 1e9 bytes/s of its memory; None: unknown.
         node_gb_per_second: 1e9 bytes/s to another device of the same node.
         network_gb_per_second: 1e9 bytes/s to another node.
         per_node: devices of a node.
@@ -41,6 +42,7 @@ class Device:
     memory_gib: float | None
     half_tflops: float | None
     fp32_tflops: float | None
+    memory_gb_per_second: float | None
     node_gb_per_second: float | None
     network_gb_per_second: float | None
     per_node: int
@@ -77,6 +79,7 @@ DEVICES = {
             memory_gib=79.1,
             half_tflops=989.4,
             fp32_tflops=66.9,
+            memory_gb_per_second=3350,
             node_gb_per_second=450,
             network_gb_per_second=50,
             per_node=8,
@@ -91,6 +94,7 @@ DEVICES = {
             memory_gib=139.8,
             half_tflops=989.4,
             fp32_tflops=66.9,
+            memory_gb_per_second=4800,
             node_gb_per_second=450,
             network_gb_per_second=50,
             per_node=8,
@@ -105,6 +109,7 @@ DEVICES = {
             memory_gib=79.1,
             half_tflops=312,
             fp32_tflops=19.5,
+            memory_gb_per_second=2039,
             node_gb_per_second=300,
             network_gb_per_second=25,
             per_node=8,
@@ -123,6 +128,7 @@ DEVICES = {
             memory_gib=32,
             half_tflops=256,
             fp32_tflops=None,
+            memory_gb_per_second=1200,
             # Three links of 240 Gb/s in a group of four; a ring over eight devices has one.
             node_gb_per_second=30,
             network_gb_per_second=12.5,
@@ -140,6 +146,7 @@ DEVICES = {
             memory_gib=60.9,
             half_tflops=313,
             fp32_tflops=None,
+            memory_gb_per_second=1600,
             node_gb_per_second=196,
             network_gb_per_second=25,
             per_node=8,
@@ -153,6 +160,7 @@ DEVICES = {
             memory_gib=None,
             half_tflops=None,
             fp32_tflops=None,
+            memory_gb_per_second=None,
             node_gb_per_second=None,
             network_gb_per_second=None,
             per_node=1,
