@@ -14,6 +14,9 @@ from megatron_kaiyuan.platform.figures import Device
 
 # Of a link's figure in large collectives (ours).
 LINK_EFFICIENCY = 0.8
+# Of that, what a group gets of the cards when several groups of the same nodes send at once, as data-parallel groups do
+# beside tensor parallelism. Fitted to measured layouts on A100s (`python -m benchmarks.published_runs`).
+SHARED_CARDS = 0.3
 # Source: NCCL 2.27, src/graph/tuning.cc: a collective's start, and a ring's step within a node and to another node
 # (protocol Simple, NVLink). Taken for other libraries too.
 _START_SECONDS, _STEP_SECONDS, _NETWORK_STEP_SECONDS = 8.4e-6, 3.4e-6, 14.0e-6
@@ -47,9 +50,10 @@ def ring(device: Device, ranks: int, stride: int) -> Ring:
     in_a_node = max(1, min(ranks, device.per_node // stride))
     nodes = -(-ranks // in_a_node)
     within = _bytes_per_second(device.node_gb_per_second)
-    cards = in_a_node * _bytes_per_second(device.network_gb_per_second)
     if nodes == 1:
         return Ring(ranks, nodes, within)
+    shared = SHARED_CARDS if 1 < stride < device.per_node else 1.0
+    cards = in_a_node * shared * _bytes_per_second(device.network_gb_per_second)
     return Ring(ranks, nodes, cards if in_a_node == 1 else min(within, cards))
 
 

@@ -39,8 +39,3 @@ def waited_for_weights(pieces: Sequence[Piece]) -> float:
         if index + 1 < len(pieces):
             gathered = start + pieces[index + 1].collective
     return waited
-
-
-def hidden(collective: float, *, beside: float) -> float:
-    """Seconds of a collective that pass while a product of so many seconds runs."""
-    return min(collective, beside)

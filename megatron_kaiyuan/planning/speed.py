@@ -13,6 +13,12 @@ from megatron_kaiyuan.planning.parameters import Stage, distinct_stages
 from megatron_kaiyuan.planning.stage_time import PASSES, StageTime, stage_time
 from megatron_kaiyuan.platform.figures import Device
 
+# Time of a FLOP of attention over one of another product: scores are computed again in the backward pass (7 products
+# for 6), in a kernel that reaches less of the peak. 1.44 on A100s, from a network at 2,048 and 8,192 tokens (arXiv
+# 2311.05610).
+_ATTENTION_COST = 1.5
+
+
 @dataclass(frozen=True)
 class Speed:
     """How fast a layout is.
@@ -42,12 +48,16 @@ def flops_per_step(run: RunConfig) -> float:
     return run.train.tokens_per_step * flops_per_token(run)
 
 
-def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed | None:
+def speed(run: RunConfig, world_size: int, device: Device, mfu: float, tensor_overlap: bool = True) -> Speed | None:
     """How fast a layout is; None where the device's peak is not known.
 
     The slowest stage sets the pace of the micro-batches; the first one passes all others too, chunk by chunk where a
     stage has several. Then what is waited for of the collectives (`planning/stage_time.py`). Links that are not known
     cost nothing.
+
+    Args:
+        mfu: part of the peak that the matrix products of a stage reach.
+        tensor_overlap: see `stage_time`.
     """
     peak = device.peak_tflops(run.train.precision)
     if peak is None:
@@ -55,7 +65,7 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float) -> Speed 
     parallel = run.parallel
     rate = parallel.tensor_model_parallel_size * peak * 1e12 * mfu
     stages = distinct_stages(run, world_size)
-    times = [stage_time(stage, device, _stage_flops(stage), rate) for stage in stages]
+    times = [stage_time(stage, device, _stage_work(stage), rate, tensor_overlap) for stage in stages]
     # Those between the first and the last are alike.
     every = [times[0], *times[1:-1] * (parallel.pipeline_model_parallel_size - 2), *times[1:][-1:]]
     slowest = max(one.micro_batch for one in every)
@@ -87,10 +97,9 @@ def _weights(run: RunConfig, stages: list[StageTime]) -> float:
 
 
 def _layer_flops(model: ModelConfig, seq_length: int, causal: bool = True) -> float:
-    """For one token; causal attention sees half of the sequence on average."""
+    """Model FLOPs for one token."""
     weights = sum(weight.size for weight in layer_weights(model) if weight.is_matrix)
-    scores_and_values = 2 * model.num_attention_heads * model.kv_channels * seq_length / (2 if causal else 1)
-    return 2 * PASSES * (weights + scores_and_values)
+    return 2 * PASSES * (weights + _pairs(model, seq_length, causal))
 
 
 def recomputed_flops(run: RunConfig) -> float:
@@ -99,17 +108,22 @@ def recomputed_flops(run: RunConfig) -> float:
     if "layer" in recomputed:
         return _layer_flops(model, run.train.seq_length) / PASSES
     mlp = 2 * sum(weight.size for weight in layer_weights(model) if weight.kind in ("fc1", "fc2"))
-    scores_and_values = 2 * model.num_attention_heads * model.kv_channels * run.train.seq_length
-    return mlp * ("mlp" in recomputed) + scores_and_values * ("core_attn" in recomputed)
+    return mlp * ("mlp" in recomputed) + 2 * _pairs(model, run.train.seq_length) * ("core_attn" in recomputed)
 
 
 def _head_flops(model: ModelConfig) -> float:
     return 2 * PASSES * sum(weight.size for weight in head_weights(model) if weight.is_matrix)
 
 
-def _stage_flops(stage: Stage) -> float:
-    """Of one micro-batch; the last stage has the head besides its layers."""
+def _stage_work(stage: Stage) -> float:
+    """FLOPs of one micro-batch that take time; the last stage has the head besides its layers."""
     run = stage.run
     tokens = run.train.micro_batch_size * run.train.seq_length
     layer = _layer_flops(run.model, run.train.seq_length) + recomputed_flops(run)
+    layer += (_ATTENTION_COST - 1) * PASSES * 2 * _pairs(run.model, run.train.seq_length)
     return tokens * (stage.layers * layer + stage.is_last * _head_flops(run.model))
+
+
+def _pairs(model: ModelConfig, seq_length: int, causal: bool = True) -> float:
+    """Multiplications of scores and values for one token, forward; causal attention sees half of the sequence."""
+    return 2 * model.num_attention_heads * model.kv_channels * seq_length / (2 if causal else 1)

@@ -1,7 +1,7 @@
 """How long the ranks of one pipeline stage take for a micro-batch, and wait for gradients and weights once a step.
 
-Waited for are: sends between stages; of tensor parallelism all collectives of the forward pass, and in the backward pass
-what no product hides; of gradients and weights what `planning/overlap.py` finds, all of them without overlap.
+Waited for are: sends between stages; of tensor parallelism all collectives of the forward pass, and in the backward
+pass what no product hides; of gradients and weights what `planning/overlap.py` finds, all of them without overlap.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from megatron_kaiyuan.network import GATE_AND_UP, QKV, layer_weights
 from megatron_kaiyuan.planning.communication import communication
 from megatron_kaiyuan.planning.links import Ring, data_ring, neighbour_bytes_per_second, tensor_ring
-from megatron_kaiyuan.planning.overlap import Piece, hidden, waited_for_gradients, waited_for_weights
+from megatron_kaiyuan.planning.overlap import Piece, waited_for_gradients, waited_for_weights
 from megatron_kaiyuan.planning.parameters import BYTES, Bucket, Stage, chunk_buckets, chunk_sizes
 from megatron_kaiyuan.planning.traffic import traffic
 from megatron_kaiyuan.platform.figures import Device
@@ -38,15 +38,17 @@ class StageTime:
     weights: float
 
 
-def stage_time(stage: Stage, device: Device, flops: float, rate: float) -> StageTime:
+def stage_time(stage: Stage, device: Device, flops: float, rate: float, tensor_overlap: bool = True) -> StageTime:
     """Seconds of a stage.
 
     Args:
         flops: of a micro-batch, forward and backward.
         rate: FLOPs a second of its tensor-parallel ranks together.
+        tensor_overlap: products hide collectives of tensor parallelism in the backward pass.
     """
     sends = communication(stage).pipeline / stage.micro_batches / neighbour_bytes_per_second(device, stage)
-    micro_batch = flops / rate + _memory_seconds(stage, device) + _tensor_seconds(stage, device, rate) + sends
+    tensor = _tensor_seconds(stage, device, rate, tensor_overlap)
+    micro_batch = flops / rate + _memory_seconds(stage, device) + tensor + sends
     parallel, over = stage.run.parallel, data_ring(device, stage)
     # The buffers in the order of the backward pass: the last chunk first.
     buckets = [bucket for chunk in reversed(chunk_buckets(stage)) for bucket in chunk]
@@ -79,10 +81,10 @@ def _pieces(stage: Stage, buckets: list[Bucket], over: Ring, element: int, round
 
 def _memory_seconds(stage: Stage, device: Device) -> float:
     figure = device.memory_gb_per_second
-    return 0.0 if figure is None else traffic(stage) / (figure * 1e9 * MEMORY_EFFICIENCY)
+    return 0.0 if figure is None else traffic(stage, device) / (figure * 1e9 * MEMORY_EFFICIENCY)
 
 
-def _tensor_seconds(stage: Stage, device: Device, rate: float) -> float:
+def _tensor_seconds(stage: Stage, device: Device, rate: float, overlap: bool) -> float:
     """For other tensor-parallel ranks, for one micro-batch.
 
     A backward pass starts some collectives beside a product (megatron-core 0.16, tensor_parallel/layers.py): of the
@@ -98,12 +100,13 @@ def _tensor_seconds(stage: Stage, device: Device, rate: float) -> float:
     # In rounds of a sub-layer's message; smaller ones of the loss and of norms are counted by their bytes.
     sent = communication(stage).tensor / stage.micro_batches
     rounds = sent / (message * (over.ranks - 1) / over.ranks)
-    saved = 0.0
-    for weight in layer_weights(run.model):
-        if weight.name in (QKV, GATE_AND_UP):
-            product = 2 * tokens * weight.size / rate
-            if run.parallel.sequence_parallel:
-                saved += 2 * hidden(one, beside=product)
-            else:
-                saved += hidden(2 * one, beside=product)
+    if not overlap:
+        return rounds * one
+    products = [
+        2 * tokens * weight.size / rate for weight in layer_weights(run.model) if weight.name in (QKV, GATE_AND_UP)
+    ]
+    if run.parallel.sequence_parallel:
+        saved = sum(2 * min(one, product) for product in products)
+    else:
+        saved = sum(min(2 * one, product) for product in products)
     return rounds * one - stage.layers * saved
