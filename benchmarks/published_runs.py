@@ -195,8 +195,8 @@ def choices() -> list[Choice]:
     found = []
     for key, measured in groups.items():
         first, best = min(measured), min(measured, key=lambda one: one[1])
-        planned, seconds, _ = zip(*measured, strict=True)
-        correlation = float(spearmanr(planned, seconds).statistic) if len(measured) > 2 else math.nan
+        planned, taken, _ = zip(*measured, strict=True)
+        correlation = float(spearmanr(planned, taken).statistic) if len(measured) > 2 else math.nan
         found.append(Choice(key, len(measured), first[2], first[1], best[2], best[1], correlation))
     return found
 

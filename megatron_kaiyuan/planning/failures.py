@@ -127,7 +127,7 @@ def lost_part(interval: float, save: float, restart: float, mtbf: float) -> floa
         restart: seconds from a failure to the first step again.
         mtbf: seconds between failures of the run.
     """
-    exponent = (interval + save) / mtbf
-    if exponent > 500:
+    part, again = (interval + save) / mtbf, restart / mtbf
+    if part + again > 500:
         return math.inf
-    return mtbf * math.exp(restart / mtbf) * math.expm1(exponent) / interval - 1
+    return mtbf * math.exp(again) * math.expm1(part) / interval - 1

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from megatron_kaiyuan.planning.failures import Losses, losses
 from megatron_kaiyuan.planning.plan import LayoutPlan, Plan
 from megatron_kaiyuan.planning.records import Costs
 
 # Part of the time that a hint must win to be given.
 _WORTH_A_LINE, _WORTH_A_WORD = 0.005, 0.001
+# Times the training itself: beyond it a run is not worth a forecast.
+_ENDLESS = 10
 _UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
@@ -34,8 +34,10 @@ def _hours(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[str
     hours = None if best.speed is None else plan.device_hours(best.speed)
     if hours is None:
         return []
-    if math.isinf(lost.lost):
-        return ["the best never ends: it fails before it is saved once"]
+    if lost.lost > _ENDLESS:
+        return [
+            f"the best takes {hours:,.0f} device-hours of training; failures and saves add {_percent(lost.lost)} that"
+        ]
     hours *= 1 + lost.lost
     line = f"the best takes {hours:,.0f} device-hours{span(plan, hours, ',.0f')}"
     if costs.price is not None:
@@ -47,25 +49,29 @@ def _hours(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[str
 def _failures(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[str]:
     assert best.speed is not None
     device, given, days = plan.device, costs.assumed.mtbf_hours, plan.days(best.speed)
-    source = f"{device.hours_between_failures:,.0f} h a device: {device.failures_source}"
+    source = f"{given:,g} h a device, given by hand" if given else f"{device.hours_between_failures:,} h a device: "
+    source += "" if given else device.failures_source
     expected = ""
-    if days is not None and math.isfinite(lost.lost):
+    if days is not None and lost.lost <= _ENDLESS:
         expected = f", {days * 86_400 * (1 + lost.lost) / lost.mtbf_seconds:,.1f} in all"
+    back = _time(costs.assumed.restart_minutes * 60)
     return [
-        f"failures: one in {_time(lost.mtbf_seconds)}{expected} ({f'{given:,g} h a device, by hand' if given else source})",
-        f"saves: whole after {_time(lost.saves.write)}, training stops for {_time(lost.saves.stall)}; back from a failure "
-        f"in {_time(costs.assumed.restart_minutes * 60)}",
-        _interval(lost, best.speed.step_seconds),
+        f"failures: one in {_time(lost.mtbf_seconds)}{expected}, back in {back} ({source})",
+        _saves(lost, best.speed.step_seconds),
     ]
 
 
-def _interval(lost: Losses, step: float) -> str:
-    """The recipe's interval of saves beside the best one."""
-    line = f"every {lost.steps:,} steps ({_time(lost.steps * step)}) failures and saves add {_percent(lost.lost)}"
+def _saves(lost: Losses, step: float) -> str:
+    """What a save takes, and the recipe's interval beside the best one."""
+    stall, write = _time(lost.saves.stall), _time(lost.saves.write)
+    line = (
+        f"saves: {stall} of training, whole after {write}; every {lost.steps:,} steps ({_time(lost.steps * step)}) "
+        f"failures and saves add {_percent(lost.lost)}"
+    )
     if lost.lost - lost.least_lost < _WORTH_A_WORD:
-        return f"{line}, hardly more than at any other interval"
+        return f"{line}, hardly more than at the best interval"
     best = f"checkpoint.save_every_steps={lost.best_steps}"
-    return f"{line}; least with {best} ({_time(lost.best_steps * step)}), {_percent(lost.least_lost)}"
+    return f"{line}; least with {best} ({_time(lost.best_steps * step)}): {_percent(lost.least_lost)}"
 
 
 def _overlap(plan: Plan, best: LayoutPlan) -> list[str]:
@@ -85,4 +91,6 @@ def _time(seconds: float) -> str:
 
 
 def _percent(part: float) -> str:
-    return "without end" if math.isinf(part) else f"{part:.1%}" if part >= 0.001 else f"{part:.2%}"
+    if part > _ENDLESS:
+        return f"more than {_ENDLESS} times"
+    return f"{part:.1%}" if part >= 0.001 else f"{part:.2%}"

@@ -218,5 +218,15 @@ def device_named(name: str, memory_gib: float | None = None, peak_tflops: float 
             f"--gpu {name!r} is unknown; {hint}known: {', '.join(DEVICES)}; for any other give both --gpu-memory-gib "
             "and --peak-tflops (dense, in the recipe's precision)"
         )
-    given |= {"node_gb_per_second": None, "network_gb_per_second": None}
-    return replace(DEVICES["h100"], name=name, **given)
+    # An NVIDIA GPU whose links are not known, nor any run on it.
+    h100 = DEVICES["h100"]
+    return Device(
+        name=name,
+        platform=h100.platform,
+        memory_gb_per_second=None,
+        node_gb_per_second=None,
+        network_gb_per_second=None,
+        per_node=h100.per_node,
+        fused_attention=h100.fused_attention,
+        **given,
+    )
