@@ -65,7 +65,7 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float, tensor_ov
     parallel = run.parallel
     rate = parallel.tensor_model_parallel_size * peak * 1e12 * mfu
     stages = distinct_stages(run, world_size)
-    times = [stage_time(stage, device, _stage_work(stage), rate, tensor_overlap) for stage in stages]
+    times = [stage_time(stage, device, stage_work(stage), rate, tensor_overlap) for stage in stages]
     # Those between the first and the last are alike.
     every = [times[0], *times[1:-1] * (parallel.pipeline_model_parallel_size - 2), *times[1:][-1:]]
     slowest = max(one.micro_batch for one in every)
@@ -115,7 +115,7 @@ def _head_flops(model: ModelConfig) -> float:
     return 2 * PASSES * sum(weight.size for weight in head_weights(model) if weight.is_matrix)
 
 
-def _stage_work(stage: Stage) -> float:
+def stage_work(stage: Stage) -> float:
     """FLOPs of one micro-batch that take time; the last stage has the head besides its layers."""
     run = stage.run
     tokens = run.train.micro_batch_size * run.train.seq_length

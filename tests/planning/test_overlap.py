@@ -11,7 +11,8 @@ PIECES = st.lists(st.builds(Piece, st.integers(0, 9), st.integers(1, 9)), min_si
 
 
 def test_by_hand() -> None:
-    """Three buckets, 2 s of the pass each. A reduction of 1 s: the last bucket's is waited for. Of 3 s: 2, 5, 8, to 11."""
+    """Three buckets, 2 s of the pass each."""
+    # Reductions of 1 s: the last one is waited for. Of 3 s: they end at 5, 8 and 11 s.
     assert waited_for_gradients([Piece(2, 1)] * 3) == 1
     assert waited_for_gradients([Piece(2, 3)] * 3) == 5
     # One bucket is ready when the pass is over.
