@@ -25,6 +25,7 @@ from benchmarks.published_data import RUNS, Published, measured_layouts, recipe_
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning import links
+from megatron_kaiyuan.planning.calibrate import products_mfu
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import fullest_stage
 from megatron_kaiyuan.planning.plan import USABLE
@@ -56,11 +57,11 @@ class Run:
 
     def utilization(self) -> float:
         """Of matrix products, at which the plan is right for this run."""
-        low, high = 0.01, 10.0
-        for _ in range(50):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if self.planned(middle) < self.tokens else (low, middle)
-        return low
+        published = self.published
+        tokens = self.tokens * published.gpus
+        found = products_mfu(self.recipe, published.gpus, self.device, tokens, published.overlap)
+        assert found is not None
+        return found
 
 
 def all_runs() -> list[Run]:

@@ -115,6 +115,10 @@ def plan(
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that matrix products reach")
     ] = None,
+    measured_mfu: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1.0, help="instead: mfu_causal of metrics.jsonl, in the recipe's layout on --gpus"),
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0.0, help="of a device for an hour, in any currency")] = None,
     mtbf: Annotated[
         float | None, typer.Option(min=0.001, help="hours between failures of one device; default: as published")
@@ -139,7 +143,9 @@ def plan(
     from megatron_kaiyuan.platform.figures import device_named
 
     device = device_named(gpu, gpu_memory_gib, peak_tflops)
-    found = make_plan(recipe, overrides or [], gpus, device, mfu)
+    if mfu is not None and measured_mfu is not None:
+        raise UserError("--mfu and --measured-mfu: give one of them")
+    found = make_plan(recipe, overrides or [], gpus, device, mfu, measured_mfu)
     costs = Costs(price, Assumed(mtbf, restart_minutes, save_seconds))
     print(json.dumps(as_record(found, costs), indent=1) if as_json else as_text(found, all_layouts, costs))
 

@@ -167,6 +167,32 @@ def test_figures_by_hand_and_no_figures() -> None:
     assert "no times: give --peak-tflops" in text
 
 
+def test_a_measured_speed_gives_the_utilization_back() -> None:
+    """The plan's own TFLOP/s of the recipe's layout, taken for measured."""
+    layout = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
+    found = planned(64, "h100", *layout, mfu=0.37)
+    (own,) = (one for one in found.layouts if one.is_recipe(found.run))
+    assert own.speed is not None
+    measured = own.speed.tflops_per_gpu / 989.4
+    again = make_plan(Path(KAIYUAN_2B), layout, 64, device_named("h100"), None, measured)
+    assert measured < 0.3 and again.mfu == pytest.approx(0.37, rel=0.001) and again.spread is None
+    with pytest.raises(UserError, match=r"^--measured-mfu 0\.9: more than the recipe's layout can reach on 64 x h100"):
+        make_plan(Path(KAIYUAN_2B), layout, 64, device_named("h100"), None, 0.9)
+    with pytest.raises(
+        UserError, match=r"^--measured-mfu: the peak of --gpu cpu is not known; give --peak-tflops too$"
+    ):
+        make_plan(Path(KAIYUAN_2B), ["train.precision=fp32"], 1, device_named("cpu"), None, 0.4)
+    with pytest.raises(UserError, match="the recipe's own layout is not legal on --gpus 6; give"):
+        make_plan(
+            Path(KAIYUAN_2B),
+            ["parallel.pipeline_model_parallel_size=4", "train.global_batch_size=1536"],
+            6,
+            device_named("h100"),
+            None,
+            0.3,
+        )
+
+
 def test_needs_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['kaiyuan', 'plan', sys.argv[1], '--gpus', '64', '--gpu', 'h100'];"
