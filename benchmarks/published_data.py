@@ -8,7 +8,7 @@ MLP of as many FLOPs.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from typing import Any
 import yaml
 
 from megatron_kaiyuan.config import RunConfig, load_run
+from megatron_kaiyuan.planning.calibrate import products_mfu
+from megatron_kaiyuan.planning.speed import flops_per_token, speed
+from megatron_kaiyuan.platform.figures import DEVICES, Device
 
 LAYOUTS = Path(__file__).with_name("published_layouts.csv")
 LAYOUTS_SOURCE = (
@@ -197,3 +200,48 @@ def recipe_of(published: Published, folder: Path) -> RunConfig:
     path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(content))
     return load_run(path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published run as a recipe of ours."""
+
+    published: Published
+    recipe: RunConfig
+
+    @property
+    def device(self) -> Device:
+        return DEVICES[self.published.device]
+
+    @property
+    def tokens(self) -> float:
+        """Published tokens a second of a device."""
+        return self.published.tokens or (self.published.tflops or 0) * 1e12 / flops_per_token(self.recipe)
+
+    def planned(self, mfu: float) -> float:
+        """Planned tokens a second of a device."""
+        found = speed(self.recipe, self.published.gpus, self.device, mfu, self.published.overlap)
+        assert found is not None
+        return found.tokens_per_second / self.published.gpus
+
+    def utilization(self) -> float:
+        """Of matrix products, at which the plan is right for this run."""
+        published = self.published
+        tokens = self.tokens * published.gpus
+        found = products_mfu(self.recipe, published.gpus, self.device, tokens, published.overlap)
+        assert found is not None
+        return found
+
+
+def name_of(layout: RunConfig) -> str:
+    parallel = layout.parallel
+    virtual = f"x{parallel.virtual_pipeline_model_parallel_size}" if parallel.virtual_stages else ""
+    sequence = " SP" if parallel.sequence_parallel else ""
+    return f"TP {parallel.tensor_model_parallel_size}{sequence} PP {parallel.pipeline_model_parallel_size}{virtual}"
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print("| " + " | ".join(head) + " |")
+    print("|---" * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)

@@ -15,53 +15,15 @@ import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
-from scipy.stats import spearmanr
-
-from benchmarks.published_data import RUNS, Published, measured_layouts, recipe_of
-from megatron_kaiyuan.config import RunConfig
+from benchmarks.published_data import RUNS, Published, Run, measured_layouts, name_of, print_table, recipe_of
+from benchmarks.published_layouts import print_choices
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.planning import links
-from megatron_kaiyuan.planning.calibrate import products_mfu
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import fullest_stage
 from megatron_kaiyuan.planning.plan import USABLE
-from megatron_kaiyuan.planning.speed import flops_per_token, speed
-from megatron_kaiyuan.platform.figures import DEVICES, Device
-
-
-@dataclass(frozen=True)
-class Run:
-    """A published run as a recipe of ours."""
-
-    published: Published
-    recipe: RunConfig
-
-    @property
-    def device(self) -> Device:
-        return DEVICES[self.published.device]
-
-    @property
-    def tokens(self) -> float:
-        """Published tokens a second of a device."""
-        return self.published.tokens or (self.published.tflops or 0) * 1e12 / flops_per_token(self.recipe)
-
-    def planned(self, mfu: float) -> float:
-        """Planned tokens a second of a device."""
-        found = speed(self.recipe, self.published.gpus, self.device, mfu, self.published.overlap)
-        assert found is not None
-        return found.tokens_per_second / self.published.gpus
-
-    def utilization(self) -> float:
-        """Of matrix products, at which the plan is right for this run."""
-        published = self.published
-        tokens = self.tokens * published.gpus
-        found = products_mfu(self.recipe, published.gpus, self.device, tokens, published.overlap)
-        assert found is not None
-        return found
+from megatron_kaiyuan.planning.speed import flops_per_token
 
 
 def all_runs() -> list[Run]:
@@ -107,20 +69,6 @@ def best_layout(run: Run) -> tuple[str, float]:
     return name, tokens
 
 
-def name_of(layout: RunConfig) -> str:
-    parallel = layout.parallel
-    virtual = f"x{parallel.virtual_pipeline_model_parallel_size}" if parallel.virtual_stages else ""
-    sequence = " SP" if parallel.sequence_parallel else ""
-    return f"TP {parallel.tensor_model_parallel_size}{sequence} PP {parallel.pipeline_model_parallel_size}{virtual}"
-
-
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print("| " + " | ".join(head) + " |")
-    print("|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
-
-
 def print_speeds() -> list[Run]:
     runs = all_runs()
     ratios = speed_ratios(runs)
@@ -160,58 +108,6 @@ def across_kinds(runs: Sequence[Run], own: Sequence[float]) -> tuple[float, floa
         others = [mfu for mfu, other in zip(own, runs, strict=True) if other.device is not run.device]
         ratios.append(run.planned(middle(others)) / run.tokens)
     return min(ratios), max(ratios)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Of a network on so many devices what the plan ranks first among the layouts that were measured.
-
-    Attributes:
-        chosen: measured seconds of a step in that layout.
-        best: the fewest measured.
-        correlation: Spearman's, of planned and measured seconds.
-    """
-
-    name: str
-    layouts: int
-    first: str
-    chosen: float
-    fastest: str
-    best: float
-    correlation: float
-
-
-def choices() -> list[Choice]:
-    """For each network and number of devices; a layout that our recipes refuse is left out."""
-    groups: dict[str, list[tuple[float, float, str]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for published, seconds in measured_layouts():
-            try:
-                run = Run(published, recipe_of(published, Path(folder)))
-            except UserError:
-                continue
-            name = f"{name_of(run.recipe)} micro {published.micro_batch}"
-            key = f"{published.name} on {published.gpus} x {published.device}"
-            groups.setdefault(key, []).append((1 / run.planned(run.device.assumed_mfu), seconds, name))
-    found = []
-    for key, measured in groups.items():
-        first, best = min(measured), min(measured, key=lambda one: one[1])
-        planned, taken, _ = zip(*measured, strict=True)
-        correlation = float(spearmanr(planned, taken).statistic) if len(measured) > 2 else math.nan
-        found.append(Choice(key, len(measured), first[2], first[1], best[2], best[1], correlation))
-    return found
-
-
-def print_choices() -> None:
-    with patch.object(links, "SHARED_CARDS", 1.0):
-        alone = choices()
-    rows = []
-    for choice, other in zip(choices(), alone, strict=True):
-        row = [choice.name, str(choice.layouts), choice.first, f"{choice.chosen:.1f}", choice.fastest]
-        row += [f"{choice.best:.1f}", f"{choice.chosen / choice.best:.3f}"]
-        rows.append([*row, f"{choice.correlation:.2f}", f"{other.chosen / other.best:.3f}"])
-    head = ["network", "layouts", "plan's first", "measured s", "fastest", "measured s", "first/fastest"]
-    print_table([*head, "rank correlation", f"first/fastest without {links.SHARED_CARDS} for shared cards"], rows)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from megatron_kaiyuan.platform.figures import Device
 LINK_EFFICIENCY = 0.8
 # Of that, what a group gets of the cards when several groups of the same nodes send at once, as data-parallel groups do
 # beside tensor parallelism. Fitted to measured layouts on A100s (`python -m benchmarks.published_runs`).
-SHARED_CARDS = 0.3
+SHARED_CARDS = 0.2
 # Source: NCCL 2.27, src/graph/tuning.cc: a collective's start, and a ring's step within a node and to another node
 # (protocol Simple, NVLink). Taken for other libraries too.
 _START_SECONDS, _STEP_SECONDS, _NETWORK_STEP_SECONDS = 8.4e-6, 3.4e-6, 14.0e-6

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import published_runs
-from benchmarks.published_runs import across_kinds, all_runs, choices, middle, speed_ratios
+from benchmarks.published_data import Run
+from benchmarks.published_layouts import SHARES, choices, measured_runs, scatter
+from benchmarks.published_runs import across_kinds, all_runs, middle, speed_ratios
+from megatron_kaiyuan.planning import links
 from megatron_kaiyuan.platform.figures import DEVICES, Device
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[published_runs.Run]:
+def runs() -> list[Run]:
     return all_runs()
 
 
 @pytest.fixture(scope="module")
-def ratios(runs: list[published_runs.Run]) -> list[tuple[float, float, float]]:
+def ratios(runs: list[Run]) -> list[tuple[float, float, float]]:
     return speed_ratios(runs)
 
 
-def test_published_runs_are_planned_to_a_quarter(
-    runs: list[published_runs.Run], ratios: list[tuple[float, float, float]]
-) -> None:
+def test_published_runs_are_planned_to_a_quarter(runs: list[Run], ratios: list[tuple[float, float, float]]) -> None:
     assert len(runs) == 38
     for run, (_, ratio, _) in zip(runs, ratios, strict=True):
         assert 0.75 <= ratio <= 1.25, (run.published.name, run.published.gpus, ratio)
@@ -29,7 +29,7 @@ def test_published_runs_are_planned_to_a_quarter(
 
 @pytest.mark.parametrize("name", ["h100", "a100", "910b"])
 def test_figures_of_a_device_are_those_of_its_runs(
-    name: str, runs: list[published_runs.Run], ratios: list[tuple[float, float, float]]
+    name: str, runs: list[Run], ratios: list[tuple[float, float, float]]
 ) -> None:
     """The span of times holds each run, planned with the utilization of the others, and is hardly wider."""
     device = DEVICES[name]
@@ -44,16 +44,17 @@ def within(left_out: list[float], device: Device) -> None:
     assert low <= min(left_out) < low + 0.05 and high - 0.06 < max(left_out) <= high
 
 
-def test_a_device_without_runs_takes_those_of_others(
-    runs: list[published_runs.Run], ratios: list[tuple[float, float, float]]
-) -> None:
+def test_a_device_without_runs_takes_those_of_others(runs: list[Run], ratios: list[tuple[float, float, float]]) -> None:
     own = [mfu for mfu, _, _ in ratios]
     assert DEVICES["910a"].assumed_mfu == pytest.approx(middle(own), abs=0.01)
     within(list(across_kinds(runs, own)), DEVICES["910a"])
 
 
 def test_the_layout_ranked_first_is_near_the_fastest_that_was_measured() -> None:
-    found = choices()
-    assert sum(choice.layouts for choice in found) > 120 and len(found) == 10
-    for choice in found:
+    groups = measured_runs()
+    found = {share: choices(groups, share) for share in SHARES}
+    assert min(SHARES, key=lambda share: scatter(found[share])) == links.SHARED_CARDS
+    mine = found[links.SHARED_CARDS]
+    assert sum(choice.layouts for choice in mine) > 120 and len(mine) == 10
+    for choice in mine:
         assert choice.chosen <= 1.1 * choice.best, choice
