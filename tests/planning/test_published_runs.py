@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from small_recipe import KAIYUAN_2B
 
 from benchmarks.published_data import Run
 from benchmarks.published_layouts import SHARES, choices, measured_runs, scatter
 from benchmarks.published_runs import across_kinds, all_runs, middle, speed_ratios
+from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning import links
+from megatron_kaiyuan.planning.speed import speed
 from megatron_kaiyuan.platform.figures import DEVICES, Device
+
+OWN = Path("benchmarks/results/train_step.txt")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,19 @@ def test_a_device_without_runs_takes_those_of_others(runs: list[Run], ratios: li
     own = [mfu for mfu, _, _ in ratios]
     assert DEVICES["910a"].assumed_mfu == pytest.approx(middle(own), abs=0.01)
     within(list(across_kinds(runs, own)), DEVICES["910a"])
+
+
+def test_our_own_step_on_one_h200_is_in_its_span() -> None:
+    """Kaiyuan-2B in BF16, eight samples of 4,096 tokens: see `benchmarks/results/train_step.txt`."""
+    measured = float(
+        re.findall(r"kaiyuan +2031\.9 M parameters +([\d,]+) tokens/s", OWN.read_text())[0].replace(",", "")
+    )
+    overrides = ["train.global_batch_size=8", "train.micro_batch_size=8", "train.precision=bf16"]
+    device = DEVICES["h200"]
+    planned = speed(load_run(Path(KAIYUAN_2B), overrides), 1, device, device.assumed_mfu)
+    assert planned is not None
+    low, _ = device.time_spread
+    assert low <= planned.tokens_per_second / measured < low + 0.05
 
 
 def test_the_layout_ranked_first_is_near_the_fastest_that_was_measured() -> None:
