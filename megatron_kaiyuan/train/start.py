@@ -51,9 +51,16 @@ from megatron_kaiyuan.train.utilization import utilization
 
 @dataclass(frozen=True)
 class Ending:
-    """How training ended, in one line, and the signal that stopped it before its end; 0: it has come to its end."""
+    """How training ended.
+
+    Attributes:
+        summary: one line.
+        finished: it has come to its end.
+        signal: number of the signal that stopped it before; 0: none did.
+    """
 
     summary: str
+    finished: bool
     signal: int
 
 
@@ -83,7 +90,7 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"
         summary = f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
-    return Ending(summary, session.stopped_by)
+    return Ending(summary, session.finished, session.stopped_by)
 
 
 def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
