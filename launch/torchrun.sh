@@ -21,6 +21,9 @@ Starts a training recipe on the processes of this node, after checking the recip
                                at most 600 (RESTART_DELAY; default 10)
   --dry-run                    check the recipe and print the command, start nothing
 
+Where they are not set, torchrun's own PET_NPROC_PER_NODE, PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR with
+PET_MASTER_PORT, or PET_RDZV_ENDPOINT, are read, which Kubeflow's Trainer sets; any other PET_* is refused.
+
 Example: launch/torchrun.sh --nproc-per-node 2 train.yaml train.seed=7
 
 SIGTERM, SIGHUP (a lost terminal; not under nohup), SIGUSR1 or ctrl-C lets the workers save a checkpoint; the same command
@@ -35,12 +38,23 @@ killed, else a worker's own. docs/launch.md lists them.
 END
 }
 
-processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-${SLURM_NODEID:-}}"
-endpoint="${RDZV_ENDPOINT:-}" log_dir="${LOG_DIR:-}" restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
+# Kubeflow's Trainer (v2) gives torchrun's own variables to a pod.
+[[ ! ${PET_NPROC_PER_NODE:-} =~ ^(auto|cpu|gpu)$ ]] || unset PET_NPROC_PER_NODE
+endpoint="${PET_MASTER_ADDR:+$PET_MASTER_ADDR:${PET_MASTER_PORT:-29500}}"
+processes="${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-}}" nodes="${NNODES:-${PET_NNODES:-1}}"
+node_rank="${NODE_RANK:-${PET_NODE_RANK:-${SLURM_NODEID:-}}}"
+endpoint="${RDZV_ENDPOINT:-${PET_RDZV_ENDPOINT:-$endpoint}}"
+log_dir="${LOG_DIR:-}" restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
 declare -A options=(
     [--nproc-per-node]=processes [--nnodes]=nodes [--node-rank]=node_rank [--rdzv-endpoint]=endpoint
     [--log-dir]=log_dir [--restarts]=restarts [--restart-delay]=delay)
 parse_options "$@"
+# They would reach torchrun beside this script's options.
+for name in "${!PET_@}"; do
+    [[ $name =~ ^PET_(NPROC_PER_NODE|NNODES|NODE_RANK|MASTER_ADDR|MASTER_PORT|RDZV_ENDPOINT)$ ]] ||
+        fail "$name=${!name} is not read, and torchrun would take it: unset it, and use an option of this script"
+    unset "$name"
+done
 set -- "${arguments[@]}"
 
 find_devices

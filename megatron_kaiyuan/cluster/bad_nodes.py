@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +19,16 @@ BAD_NODES = "bad_nodes.json"
 _HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
 
 
+def node_name() -> str:
+    """Return the name by which the scheduler knows this node; its own host name where none says it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 class BadNodes(Form):
     """What the file holds.
 
     Attributes:
-        hosts: names as the nodes themselves give them.
+        hosts: names by which the scheduler knows them, where there is one.
         why: one line.
         time: seconds since 1970.
     """

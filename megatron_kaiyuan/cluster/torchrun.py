@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    from megatron_kaiyuan.cluster.meeting import NameNotKnown, announce_waits, wait_for_name
     from megatron_kaiyuan.cluster.one_launcher import stay_inside
 
     if not chosen_level:
@@ -85,14 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed = parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *given])
             if parsed.standalone:
                 stay_inside(parsed)
+            elif parsed.rdzv_endpoint:
+                wait_for_name(parsed.rdzv_endpoint)
+                announce_waits(parsed)
             run(parsed)
     except ChildFailedError as error:
         return report_failures(error.failures)
     except api.SignalException as error:
         return exit_codes.of_signal(error.sigval)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, NameNotKnown) as error:
         print(f"error: launcher: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 1
+        return exit_codes.FAILED
     return 0
 
 

@@ -19,8 +19,8 @@ import psutil
 import pytest
 import torch
 from launched import ROOT
-from slurm_cluster import slurm_cluster, wait_for_job
 from megatron.core import dist_checkpointing
+from slurm_cluster import slurm_cluster, wait_for_job
 from small_run import losses, metrics
 
 from megatron_kaiyuan.checkpoint.layout import step_folder
@@ -56,10 +56,24 @@ def environ() -> Iterator[dict[str, str]]:
 class SlurmJob:
     """A job of two ranks in the partition `low`, in a run folder of its own."""
 
-    def __init__(self, environ: dict[str, str], folder: Path, recipe: Path, *options: str, steps: int = STEPS, overrides: Sequence[str] = ()):
+    def __init__(
+        self,
+        environ: dict[str, str],
+        folder: Path,
+        recipe: Path,
+        *options: str,
+        steps: int = STEPS,
+        overrides: Sequence[str] = (),
+    ):
         self.environ, self.log, self.run_dir = environ, folder / "log", folder / "run"
-        words = ["sbatch", "--parsable", "--partition=low", f"--output={self.log}", *options, "launch/slurm.sbatch"]
-        words += [str(recipe), f"run_dir={self.run_dir}", f"train.train_tokens={512 * steps}"]
+        words = ["sbatch", "--parsable", "--partition=low", f"--output={self.log}", "--nodes=1"]
+        words += [
+            "--ntasks-per-node=2",
+            "launch/slurm.sbatch",
+            str(recipe),
+            f"run_dir={self.run_dir}",
+            f"train.train_tokens={512 * steps}",
+        ]
         words += ["checkpoint.save_every_steps=40", *overrides]
         self.number = self.command(*words).strip()
 
@@ -113,16 +127,13 @@ def all_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
         return dist_checkpointing.load(stored_tensors(folder), str(folder), validate_access_integrity=False)
 
 
-ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
-
-
 def test_a_job_that_is_preempted_twice_and_loses_a_rank_ends_as_an_undisturbed_one(
     recipe: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """Steps get SIGTERM, the batch script does not; between them a rank is killed as for want of memory."""
     for name in ("calm", "hit"):
         (tmp_path / name).mkdir()
-    job = SlurmJob(environ, tmp_path / "hit", recipe, *ONE_NODE)
+    job = SlurmJob(environ, tmp_path / "hit", recipe)
     job.wait_for_steps(1)
     job.preempt()
     job.wait_for_steps(2)
@@ -136,7 +147,7 @@ def test_a_job_that_is_preempted_twice_and_loses_a_rank_ends_as_an_undisturbed_o
     assert job.events("resume") == 3 and f"train: step {STEPS}/{STEPS}" in said
     assert not (job.run_dir / "preempted.json").exists() and not (job.run_dir / "restarts.json").exists()
 
-    calm = SlurmJob(environ, tmp_path / "calm", recipe, *ONE_NODE)
+    calm = SlurmJob(environ, tmp_path / "calm", recipe)
     wait_for_job(calm.number, environ, seconds=400)
     assert calm.events("resume") == 0
     assert losses(job.run_dir) == losses(calm.run_dir) and len(losses(calm.run_dir)) == STEPS
@@ -147,7 +158,7 @@ def test_a_job_that_is_preempted_twice_and_loses_a_rank_ends_as_an_undisturbed_o
 
 
 def test_cancelled_for_good(recipe: Path, environ: dict[str, str], tmp_path: Path) -> None:
-    job = SlurmJob(environ, tmp_path, recipe, *ONE_NODE)
+    job = SlurmJob(environ, tmp_path, recipe)
     job.wait_for_steps(1)
     job.command("scancel", job.number)
     wait_for_job(job.number, environ)
@@ -156,7 +167,7 @@ def test_cancelled_for_good(recipe: Path, environ: dict[str, str], tmp_path: Pat
 
 def test_it_gives_up_without_progress(recipe: Path, environ: dict[str, str], tmp_path: Path) -> None:
     with_limit = {**environ, "RESTARTS": "1"}
-    job = SlurmJob(with_limit, tmp_path, recipe, *ONE_NODE)
+    job = SlurmJob(with_limit, tmp_path, recipe)
     for start in (1, 2):
         job.wait_until(lambda start=start: job.said().count("launch: OMP_NUM_THREADS=") == start)
         job.wait_until(lambda: _has_rank(job))
@@ -174,7 +185,7 @@ def _has_rank(job: SlurmJob) -> bool:
 
 def test_the_node_that_the_watchdog_names_is_left_out(recipe: Path, environ: dict[str, str], tmp_path: Path) -> None:
     """Two nodes could take the job; the one that it was on hangs."""
-    job = SlurmJob(environ, tmp_path, recipe, *ONE_NODE, steps=400, overrides=["faults.hang_timeout_seconds=12"])
+    job = SlurmJob(environ, tmp_path, recipe, steps=400, overrides=["faults.hang_timeout_seconds=12"])
     job.wait_for_steps(1)
     first = job.field("NodeList")
     job.rank(1).send_signal(signal.SIGSTOP)
