@@ -81,7 +81,7 @@ def test_a_launcher_that_hides_the_stop(code: str, expected: int, recipe: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["mpirun.sh", "torchrun.sh"])
 def test_a_killed_rank_is_started_again_while_checkpoints_are_won(script: str, recipe: Path, tmp_path: Path) -> None:
-    """The same rule in every launcher: twice killed after a new checkpoint; one start without a newer one is allowed."""
+    """The same rule in every launcher: twice killed after a new checkpoint, one start without a newer one allowed."""
     length = ["train.train_tokens=51200"]
     options = ["--nproc-per-node", 2, "--restarts", 1, "--restart-delay", 0]
     with launched(script, *options, recipe, f"run_dir={tmp_path}", *length) as job:
