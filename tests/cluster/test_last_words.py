@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.last_words import FLIGHT_RECORDER, LastWords
 from megatron_kaiyuan.cluster.loopback import hold_store
+from megatron_kaiyuan.cluster.verdict import Alive, judge
 from tests.ranks import free_port
 
 RECORDING = """
@@ -106,9 +108,9 @@ def test_all_of_it_comes_before_a_rank_is_ended(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(watchdog.Watchdog, "_write_stacks", note("stacks"))
     monkeypatch.setattr(watchdog.Watchdog, "_wake_to_write_its_stacks", note("wake"))
     monkeypatch.setattr(watchdog.os, "_exit", end)
-    silent = watchdog.Alive(3, 5, True, "file.py:7 (read)", "node7", 42, "1")
+    silent = Alive(3, 5, True, "file.py:7 (read)", "node7", 42, "1")
     with pytest.raises(Ended):
-        dog._end_hanging_job({1: silent}, {0: silent, 1: silent})
+        dog._end_hanging_job(replace(judge({0: silent, 1: silent}, [1], "node0:29500"), by=0))
     assert order == ["verdict", "flight recorder", "stacks", "wake", "end 1"]
     named = read_bad_nodes(tmp_path)
     assert named is not None and named.hosts == ["node7"] and "rank 1 does not answer" in named.why
