@@ -1,6 +1,6 @@
 """A Slurm cluster of one node on this machine, of real daemons, for as long as a test needs it.
 
-The node has four processors and two GPUs, null devices that Slurm hands out as it does real ones.
+The node has four processors and two GPUs of type h100, null devices that Slurm hands out as it does real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:h100:2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 SlurmUser={user}
 SlurmdUser={user}
@@ -93,7 +93,7 @@ def _configure(folder: Path) -> Path:
     path.write_text(CONFIG.format(folder=folder, host=host, user=getpass.getuser(), controller=controller, node=node))
     for number in range(2):
         os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={folder}/gpu[0-1]\n")
+    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu Type=h100 File={folder}/gpu[0-1]\n")
     # Nothing here uses control groups; left to find out their version, Slurm fails where there are none.
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     return path
