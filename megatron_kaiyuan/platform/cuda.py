@@ -15,6 +15,7 @@ import torch
 from megatron_kaiyuan.platform import present
 from megatron_kaiyuan.platform.base import NoDevice, Platform, device_index, first_line
 from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
+from megatron_kaiyuan.platform.numa import bind_beside_gpu
 
 
 class CudaPlatform(Platform):
@@ -38,6 +39,9 @@ class CudaPlatform(Platform):
         self.device = torch.device("cuda", device_index("GPU", local_rank, count, local_world_size, together))
         torch.cuda.set_device(self.device)
         self.findings = _findings()
+        cores = bind_beside_gpu(str(torch.cuda.get_device_properties(self.device).uuid), os.environ)
+        if cores is not None:
+            self.findings["cores"] = cores
 
     def adapt_megatron(self) -> None:
         use_foreach_for_clipping()
