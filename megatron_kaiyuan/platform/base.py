@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
     import torch
 
 Fused: TypeAlias = "Callable[..., torch.Tensor]"
+
+
+def recorded_collectives(name: str, default: str) -> bytes | None:
+    """Return what torch's function of that name dumps; None where nothing is recorded.
+
+    Args:
+        default: size of the record, in collectives, where the environment does not say it.
+    """
+    import torch
+
+    if os.environ.get("TORCH_FR_BUFFER_SIZE", default) == "0":
+        return None
+    # Missing where torch was built without that library of collectives.
+    dump = getattr(torch._C._distributed_c10d, name, None)
+    return dump() if dump is not None else None
 
 
 class Platform(ABC):
@@ -63,6 +79,10 @@ class Platform(ABC):
     def limit_collectives(self, shortest: float, longest: float) -> None:
         """Let the library of collectives give one up between these seconds; before process groups are made."""
         return
+
+    def flight_recorder(self) -> bytes | None:
+        """Return the last collectives of this process as torch's flight recorder pickles them; None: it is off."""
+        return recorded_collectives("_dump_fr_trace", default="0")
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.platform import present
-from megatron_kaiyuan.platform.base import NoDevice, Platform, device_index, first_line
+from megatron_kaiyuan.platform.base import NoDevice, Platform, device_index, first_line, recorded_collectives
 from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
 from megatron_kaiyuan.platform.numa import bind_beside_gpu
 
@@ -48,6 +48,9 @@ class CudaPlatform(Platform):
         lack = use_torch_to_accumulate()
         if lack is not None:
             self.findings["weight_gradient"] = lack
+
+    def flight_recorder(self) -> bytes | None:
+        return recorded_collectives("_dump_nccl_trace", default="2000")
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
