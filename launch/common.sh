@@ -74,6 +74,14 @@ find_devices() {
     [[ $platform != npu ]] || source "$root/launch/env_ascend.sh"
 }
 
+# Sets words from a variable's value, with the quotes of a shell and nothing else of it.
+split_words() { # VARIABLE
+    words=()
+    [[ -n ${!1:-} ]] || return 0
+    xargs -r true <<<"${!1}" 2>/dev/null || fail "$1 has a quote that is not closed: ${!1}"
+    mapfile -t -d '' words < <(xargs -r printf '%s\0' <<<"${!1}")
+}
+
 has_project() { # INTERPRETER
     "$1" -c 'import megatron_kaiyuan' 2>/dev/null
 }
