@@ -56,5 +56,15 @@ class LastWords:
 
 def set_recorder_file(run_dir: Path) -> None:
     """Let NCCL write its own dump, of a collective that times out before the watchdog looks, to the same place."""
-    if os.environ.get("TORCH_FR_BUFFER_SIZE", "0") != "0":
+    if _is_recording():
         os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(run_dir.absolute() / FLIGHT_RECORDER / "rank_"))
+
+
+def make_recorder_folder(run_dir: Path) -> None:
+    """NCCL makes none."""
+    if _is_recording():
+        (run_dir / FLIGHT_RECORDER).mkdir(exist_ok=True)
+
+
+def _is_recording() -> bool:
+    return os.environ.get("TORCH_FR_BUFFER_SIZE", "0") != "0"

@@ -15,7 +15,7 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
-from megatron_kaiyuan.cluster.last_words import LastWords, set_recorder_file
+from megatron_kaiyuan.cluster.last_words import LastWords, make_recorder_folder, set_recorder_file
 from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
@@ -233,4 +233,5 @@ def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
     if torch.distributed.get_rank() != 0:
         return Sinks([])
     write_config(run)
+    make_recorder_folder(run.run_dir)
     return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))
