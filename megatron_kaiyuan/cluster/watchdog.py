@@ -64,9 +64,13 @@ class Watchdog:
     Args:
         timeout: seconds that the main thread may take from one beat to the next.
         start_timeout: the same before the first beat, while data and checkpoints are opened.
+        on_hang: called with the line that names the ranks to blame, on the rank that prints it.
     """
 
-    def __init__(self, who: Rank, timeout: float, start_timeout: float):
+    def __init__(
+        self, who: Rank, timeout: float, start_timeout: float, on_hang: Callable[[str], None] = lambda whom: None
+    ):
+        self._on_hang = on_hang
         self._rank, self._world = who.rank, who.world_size
         self._timeout, self._limit = timeout, max(timeout, start_timeout)
         self._period = min(_LONGEST_PERIOD_SECONDS, timeout / 10)
@@ -171,6 +175,8 @@ class Watchdog:
         if not now or self._ask(lambda: self._store.add(_SPOKEN, 1)) in (1, None):
             whom = blame(now, silent, self._master)
             write_error(f"error: no rank has come further for {self._timeout:g} seconds: {whom}")
+            with contextlib.suppress(Exception):
+                self._on_hang(whom)
         self._write_stacks()
         for rank in silent:
             if rank in now:

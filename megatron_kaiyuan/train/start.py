@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -21,6 +22,7 @@ from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
+from megatron_kaiyuan.monitor.notify import report_hang
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
@@ -76,7 +78,8 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
     limits = time_limits(platform, run.parallel, run.faults)
     with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
         startup.ended("groups")
-        with watched(Watchdog(who, limits.hang, limits.collective)) as watchdog:
+        on_hang = partial(report_hang, run.run_dir, run.monitor)
+        with watched(Watchdog(who, limits.hang, limits.collective, on_hang)) as watchdog:
             session = start(run, platform, startup)
             session.hooks = [Heartbeat(watchdog), *session.hooks, *more_hooks]
             fit(session)
