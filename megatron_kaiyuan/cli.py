@@ -324,7 +324,7 @@ def replay(
 def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Look at a run from any machine that sees its folder: state, step, loss, speed, time left, checkpoint, holder.
 
-    Exit code 0 while it starts or trains and when it is finished; 1 when it is stalled, stopped or dead.
+    Exit code 0 while it starts or trains and when it is finished; 1 when it is hung, stopped or dead; 2 for a mistake.
 
     Example: kaiyuan status runs/mine
     """

@@ -118,6 +118,9 @@ class Terminal(Sink):
             parts.insert(-2, f"loss scale {row['loss_scale']:g}")
         if row.get("mfu") is not None:
             parts.insert(-1, f"MFU {row['mfu']:.1%}")
+        if "slowest_node" in row:
+            times = "/".join(f"{row[f'rank_seconds_{name}']:.3g}" for name in ("min", "median", "max"))
+            parts.insert(-1, f"ranks {times} s (slowest {row['slowest_rank']} on {row['slowest_node']})")
         print(" | ".join(parts), flush=True)
 
     def event(self, row: Row) -> None:

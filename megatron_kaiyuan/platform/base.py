@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from megatron_kaiyuan.errors import UserError
 
@@ -14,6 +15,29 @@ if TYPE_CHECKING:
     import torch
 
 Fused: TypeAlias = "Callable[..., torch.Tensor]"
+
+
+class Mark(Protocol):
+    """A point in the queue of a device; torch's events are such."""
+
+    def record(self) -> None:
+        """The point is here, after all that was queued so far."""
+
+    def elapsed_time(self, later: Any) -> float:
+        """Milliseconds to a later mark; the device has come past both."""
+
+
+class HostMark:
+    """A mark on the clock of the host, for devices that compute at once."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def elapsed_time(self, later: HostMark) -> float:
+        return 1e3 * (later._at - self._at)
 
 
 class Platform(ABC):
@@ -63,6 +87,10 @@ class Platform(ABC):
     def limit_collectives(self, shortest: float, longest: float) -> None:
         """Let the library of collectives give one up between these seconds; before process groups are made."""
         return
+
+    def mark(self) -> Mark:
+        """A place in what this process does, which `record()` sets."""
+        return HostMark()
 
     @abstractmethod
     def synchronize(self) -> None:

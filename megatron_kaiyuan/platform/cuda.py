@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, first_line
 from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
 
 
@@ -40,6 +40,9 @@ class CudaPlatform(Platform):
         lack = use_torch_to_accumulate()
         if lack is not None:
             self.findings["weight_gradient"] = lack
+
+    def mark(self) -> Mark:
+        return torch.cuda.Event(enable_timing=True)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)

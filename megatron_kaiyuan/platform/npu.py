@@ -18,7 +18,7 @@ import torch
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform.ascend import Chip
-from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, first_line
 from megatron_kaiyuan.platform.lean_imports import without_compiler
 from megatron_kaiyuan.platform.npu_kernels import OPERATIONS, fused_kernel, kernel_name
 from megatron_kaiyuan.platform.npu_trial import Trial, findings
@@ -71,6 +71,10 @@ class NpuPlatform(Platform):
         # After torch's own time-out the device's error would not be recorded. What the user has set stays.
         periods = int((shortest + longest) / 2 / _HCCL_PERIOD)
         os.environ.setdefault("HCCL_EXEC_TIMEOUT", str(_HCCL_PERIOD * max(1, periods)))
+
+    def mark(self) -> Mark:
+        event: Mark = self._npu.Event(enable_timing=True)
+        return event
 
     def synchronize(self) -> None:
         self._npu.synchronize()
