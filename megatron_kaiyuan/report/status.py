@@ -31,6 +31,21 @@ _RUNNING_WELL = ("starting", "training", "finished")
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Seconds that ranks take to their own gradients, and the slowest one with its node."""
+
+    least: float
+    median: float
+    largest: float
+    slowest_rank: int
+    slowest_node: str
+
+    def __str__(self) -> str:
+        times = f"{self.least:.3g} s at least, {self.median:.3g} s in the middle, {self.largest:.3g} s at most"
+        return f"ranks to their own gradients: {times}, by rank {self.slowest_rank} on {self.slowest_node}"
+
+
+@dataclass(frozen=True)
 class Status:
     """One look at a run. None: not known.
 
@@ -44,6 +59,7 @@ class Status:
         device_hours: processes times hours between each start and its last row.
         holder: note of the job that holds the folder: host, pid, started, what it is doing at which step.
         quiet_seconds: how long it has been doing that.
+        ranks: of the newest row that has it.
         checkpoint: name of the newest whole step.
         event: the last one, as written.
     """
@@ -62,6 +78,7 @@ class Status:
     starts: int
     holder: dict[str, Any] | None
     quiet_seconds: float | None
+    ranks: Ranks | None
     checkpoint: str | None
     checkpoint_age: float | None
     event: dict[str, Any] | None
@@ -83,6 +100,8 @@ class Status:
         ]
         if words := [figure for figure in figures if figure]:
             lines.append("  " + ", ".join(words))
+        if self.ranks is not None:
+            lines.append(f"  {self.ranks}")
         saved = "no checkpoint" if self.checkpoint is None else f"checkpoint {self.checkpoint}"
         age = "" if self.checkpoint_age is None else f", {_duration(self.checkpoint_age)} old"
         lines.append(f"  {saved}{age}; {self.device_hours:,.2f} device-hours in {self.starts} starts")
@@ -143,6 +162,7 @@ def read_status(run_dir: Path, now: float | None = None) -> Status:
         starts=len(starts),
         holder=held,
         quiet_seconds=lock.quiet_seconds(held, now) if held else None,
+        ranks=next((found for line in reversed(rows) if (found := line.ranks)), None),
         checkpoint=manifest.parent.name if manifest else None,
         checkpoint_age=max(now - manifest.stat().st_mtime, 0.0) if manifest else None,
         event=events[-1].as_written if events else None,
@@ -174,6 +194,9 @@ def _hangs(held: dict[str, Any], rows: list[_Line], newest: float, now: float) -
     return lock.hangs(held, now) or quiet > max(_HANG_SECONDS, _HANG_STEPS * usual)
 
 
+_Seconds = Annotated[float, Field(ge=0, lt=1e9)] | None
+
+
 class _Line(Form):
     """A step, or an event, of `metrics.jsonl`, as far as it is shown; what does not fit is left out, as torn lines are.
 
@@ -191,8 +214,21 @@ class _Line(Form):
     phase: str | None = None
     loss: float | None = None
     tokens_per_second: Annotated[float, Field(ge=0, lt=1e15)] | None = None
-    seconds_per_step: Annotated[float, Field(ge=0, lt=1e9)] | None = None
+    seconds_per_step: _Seconds = None
+    rank_seconds_min: _Seconds = None
+    rank_seconds_median: _Seconds = None
+    rank_seconds_max: _Seconds = None
+    slowest_rank: Count | None = None
+    slowest_node: str | None = None
     row_time: float = 0.0
+
+    @property
+    def ranks(self) -> Ranks | None:
+        least, median, largest = self.rank_seconds_min, self.rank_seconds_median, self.rank_seconds_max
+        rank, node = self.slowest_rank, self.slowest_node
+        if least is None or median is None or largest is None or rank is None or node is None:
+            return None
+        return Ranks(least, median, largest, rank, node)
 
     @property
     def as_written(self) -> dict[str, Any]:
