@@ -1,7 +1,8 @@
 """What a driver's own tool knows of its devices: memory errors, links, resets that are due. Needs no torch.
 
-Read from `nvidia-smi -q -x`, the kernel's log (Xid), `npu-smi info` and `npu-smi info -t ecc`. Meanings: NVIDIA's manual
-page of nvidia-smi, its GPU Debug Guidelines and its catalogue of Xid errors; Huawei's reference of npu-smi.
+Read from `nvidia-smi -q -x`, the kernel's log (Xid), `npu-smi info` and `npu-smi info -t ecc`. Meanings: NVIDIA's
+manual page of nvidia-smi, its GPU Debug Guidelines and its catalogue of Xid errors; Huawei's reference of npu-smi.
+Tested on recorded outputs; never run beside a device that is ill.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def xid_problems(log: str, uptime: float) -> Iterator[str]:
         if int(number) in _XID and uptime - float(seconds) < _XID_SECONDS:
             seen[device, int(number)] = seen.get((device, int(number)), 0) + 1
     for (device, number), count in seen.items():
-        yield f"GPU {device}: Xid {number} {count} times within a day, {_XID[number]}; reset the GPU, or have it replaced"
+        yield f"GPU {device}: Xid {number} {count} times within a day, {_XID[number]}; reset or replace it"
 
 
 def npu_problems(text: str) -> Iterator[str]:
@@ -116,7 +117,7 @@ def npu_ecc_problems(text: str) -> Iterator[str]:
 def _asked(command: Sequence[str], read: Callable[[str], Iterable[str]]) -> list[str]:
     name = " ".join(command)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, errors="replace", check=False)
+        done = _run(command)
     except subprocess.TimeoutExpired:
         return [f"{name} did not answer within {_SECONDS:g} s: a device or its driver hangs"]
     except OSError as error:
@@ -130,22 +131,22 @@ def _asked(command: Sequence[str], read: Callable[[str], Iterable[str]]) -> list
 def _xid_problems() -> list[str]:
     """The kernel's log is often for root alone: then it has nothing to report."""
     try:
-        done = subprocess.run(
-            ["dmesg"], capture_output=True, text=True, timeout=_SECONDS, errors="replace", check=False
-        )
+        log = _run(["dmesg"]).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return list(xid_problems(done.stdout, time.clock_gettime(time.CLOCK_BOOTTIME)))
+    return list(xid_problems(log, time.clock_gettime(time.CLOCK_BOOTTIME)))
 
 
 def _npu_numbers() -> list[str]:
     try:
-        done = subprocess.run(
-            ["npu-smi", "info"], capture_output=True, text=True, timeout=_SECONDS, errors="replace", check=False
-        )
+        table = _run(["npu-smi", "info"]).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [number for number, _, _ in _NPU_ROW.findall(done.stdout)]
+    return [number for number, _, _ in _NPU_ROW.findall(table)]
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, errors="replace", check=False)
 
 
 def _count(text: str | None) -> int:
