@@ -105,6 +105,12 @@ def _refuse_traces_of_a_launcher(environ: Environment) -> None:
                 f"{launcher.size_variable} is {size}, but {launcher.rank_variable} is missing, which tells this "
                 f"process its rank; set {launcher.rank_variable} or unset {launcher.size_variable}"
             )
+    # Kubeflow's Trainer gives these to a pod, which is a node: torchrun makes its ranks.
+    if environ.get("PET_NNODES", "1") not in ("", "1"):
+        raise UserError(
+            f"PET_NNODES={environ['PET_NNODES']} says that this is one of several nodes; start it with "
+            "launch/torchrun.sh, which reads the PET_* variables, or unset them"
+        )
     if _number(environ, "LOCAL_RANK", "none", default=0) > 0:
         raise UserError("LOCAL_RANK is set, but RANK and WORLD_SIZE are missing; set them or unset LOCAL_RANK")
     if "PMIX_RANK" in environ and "SLURM_JOB_ID" not in environ:

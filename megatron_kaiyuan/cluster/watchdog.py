@@ -14,7 +14,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,10 +26,12 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from megatron_kaiyuan import exit_codes
+from megatron_kaiyuan.cluster.bad_nodes import node_name
 from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.cluster.last_words import LastWords
 from megatron_kaiyuan.logs import write_error
 
-EXIT_CODE = 1
 _KEY, _FAILED, _SPOKEN = "kaiyuan/alive/", "kaiyuan/failed", "kaiyuan/spoken"
 _LONGEST_PERIOD_SECONDS = 5.0
 
@@ -64,20 +65,18 @@ class Watchdog:
     Args:
         timeout: seconds that the main thread may take from one beat to the next.
         start_timeout: the same before the first beat, while data and checkpoints are opened.
-        on_hang: called with the line that names the ranks to blame, on the rank that prints it.
+        last_words: what is written before a hanging job is ended.
     """
 
-    def __init__(
-        self, who: Rank, timeout: float, start_timeout: float, on_hang: Callable[[str], None] = lambda whom: None
-    ):
-        self._on_hang = on_hang
+    def __init__(self, who: Rank, timeout: float, start_timeout: float, last_words: LastWords | None = None):
+        self._last_words = last_words
         self._rank, self._world = who.rank, who.world_size
         self._timeout, self._limit = timeout, max(timeout, start_timeout)
         self._period = min(_LONGEST_PERIOD_SECONDS, timeout / 10)
         self._beats, self._count, self._last_beat = 0, 0, time.monotonic()
         self._main = threading.main_thread().ident or 0
         self._master = f"{who.master_address}:{who.master_port}"
-        self._self = {"host": socket.gethostname(), "process": os.getpid(), "born": _born(os.getpid())}
+        self._self = {"host": node_name(), "process": os.getpid(), "born": _born(os.getpid())}
         # A connection of its own: another thread's call on a shared one would keep this thread waiting.
         self._store = torch.distributed.TCPStore(
             who.master_address, who.master_port, is_master=False, timeout=timedelta(seconds=max(1.0, self._period))
@@ -165,7 +164,7 @@ class Watchdog:
     def _leave_failed_job(self) -> NoReturn:
         """Another rank has said why. The main thread may leave in good order first."""
         if not self._ended.wait(2 * self._period):
-            os._exit(EXIT_CODE)
+            os._exit(exit_codes.FAILED)
         sys.exit()
 
     def _end_hanging_job(self, before: dict[int, Alive], now: dict[int, Alive]) -> NoReturn:
@@ -175,15 +174,18 @@ class Watchdog:
         if not now or self._ask(lambda: self._store.add(_SPOKEN, 1)) in (1, None):
             whom = blame(now, silent, self._master)
             write_error(f"error: no rank has come further for {self._timeout:g} seconds: {whom}")
-            with contextlib.suppress(Exception):
-                self._on_hang(whom)
+            if self._last_words is not None:
+                self._last_words.name_nodes([one.host for one in suspects(now, silent).values()], whom)
+        # Before any rank is ended, which may end the others.
+        if self._last_words is not None:
+            self._last_words.write_flight_recorder()
         self._write_stacks()
         for rank in silent:
             if rank in now:
                 self._wake_to_write_its_stacks(now[rank])
         # The others write too, which our end would interrupt.
         time.sleep(self._period)
-        os._exit(EXIT_CODE)
+        os._exit(exit_codes.FAILED)
 
     def _write_stacks(self) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -205,17 +207,25 @@ class Watchdog:
                 os.kill(other.process, signal.SIGCONT)
 
 
+def suspects(said: dict[int, Alive], silent: list[int]) -> dict[int, Alive]:
+    """What is known of the ranks that the others wait for; empty where none stands out."""
+    if silent:
+        return {rank: said[rank] for rank in silent if rank in said}
+    guilty = {rank: one for rank, one in said.items() if not one.waiting}
+    if len(guilty) == len(said):
+        fewest = min((one.beats for one in said.values()), default=0)
+        guilty = {rank: one for rank, one in said.items() if one.beats == fewest}
+    return {} if len(guilty) == len(said) else guilty
+
+
 def blame(said: dict[int, Alive], silent: list[int], master: str) -> str:
     """Which ranks the others wait for, in words; `master` is where the store listens."""
     if not said:
         return f"the store at {master} does not answer, which rank 0 or its launcher holds"
     if silent:
         return "; ".join(f"rank {rank} does not answer{_address(said.get(rank))}" for rank in silent)
-    guilty = {rank: one for rank, one in said.items() if not one.waiting}
-    if len(guilty) == len(said):
-        fewest = min(one.beats for one in said.values())
-        guilty = {rank: one for rank, one in said.items() if one.beats == fewest}
-    if not guilty or len(guilty) == len(said):
+    guilty = suspects(said, silent)
+    if not guilty:
         return "none stands out, as the stacks of all show"
     return "; ".join(f"rank {rank} is at {one.where}{_address(one)}" for rank, one in guilty.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -38,6 +39,21 @@ class HostMark:
 
     def elapsed_time(self, later: HostMark) -> float:
         return 1e3 * (later._at - self._at)
+
+
+def recorded_collectives(name: str, default: str) -> bytes | None:
+    """Return what torch's function of that name dumps; None where nothing is recorded.
+
+    Args:
+        default: size of the record, in collectives, where the environment does not say it.
+    """
+    import torch
+
+    if os.environ.get("TORCH_FR_BUFFER_SIZE", default) == "0":
+        return None
+    # Missing where torch was built without that library of collectives.
+    dump = getattr(torch._C._distributed_c10d, name, None)
+    return dump() if dump is not None else None
 
 
 class Platform(ABC):
@@ -91,6 +107,10 @@ class Platform(ABC):
     def mark(self) -> Mark:
         """A place in what this process does, which `record()` sets."""
         return HostMark()
+
+    def flight_recorder(self) -> bytes | None:
+        """Return the last collectives of this process as torch's flight recorder pickles them; None: it is off."""
+        return recorded_collectives("_dump_fr_trace", default="0")
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, first_line
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, first_line, recorded_collectives
 from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
 
 
@@ -43,6 +43,9 @@ class CudaPlatform(Platform):
 
     def mark(self) -> Mark:
         return torch.cuda.Event(enable_timing=True)
+
+    def flight_recorder(self) -> bytes | None:
+        return recorded_collectives("_dump_nccl_trace", default="2000")
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)

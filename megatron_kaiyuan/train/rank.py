@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from megatron_kaiyuan import platform
+from megatron_kaiyuan import exit_codes, platform
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.cluster.roll_call import RankMissing
@@ -50,21 +50,21 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     except (UserError, OSError) as error:
         if isinstance(error, UserError) and error.every_rank and who.rank != 0:
             _let_another_speak()
-            _exit(2, "")
-        _exit(2, describe(error))
+            _exit(exit_codes.MISTAKE, "")
+        _exit(exit_codes.MISTAKE, describe(error))
     except RankMissing as error:
         if not error.speaker:
             _let_another_speak()
-        _exit(1, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
+        _exit(exit_codes.FAILED, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
-            _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")
+            _exit(exit_codes.FAILED, f"rank {who.rank}: lost the connection to another rank, which has ended")
         traceback.print_exc()
-        _exit(1, f"rank {who.rank}: ended by the exception above")
+        _exit(exit_codes.FAILED, f"rank {who.rank}: ended by the exception above")
     if who.rank == 0:
         print(ending.summary, flush=True)
-    if ending.signal:
-        sys.exit(128 + ending.signal)
+    if not ending.finished:
+        sys.exit(exit_codes.of_signal(ending.signal))
 
 
 def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> Ending:

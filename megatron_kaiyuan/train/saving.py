@@ -26,7 +26,6 @@ from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
 
 SAVE_NOW = "save_now"
-PREEMPTED = "preempted.json"
 
 
 class OnlyJob(Hook):
@@ -120,7 +119,7 @@ class Checkpoints(Hook):
         if session.resumed:
             self._saved_step = session.state.progress.step
             if _is_first_rank():
-                self._take_away(session.run.run_dir / PREEMPTED)
+                self._take_away(session.run.run_dir / layout.PREEMPTED)
         else:
             # Step 0 proves that the disk takes a checkpoint before a month depends on it, and keeps the
             # untrained weights for comparison.
@@ -150,7 +149,7 @@ class Checkpoints(Hook):
         if not session.finished and _is_first_rank():
             progress = session.state.progress
             marker = {"step": progress.step, "tokens": progress.tokens, "time": time.time()}
-            write_json(session.run.run_dir / PREEMPTED, marker)
+            write_json(session.run.run_dir / layout.PREEMPTED, marker)
 
     def give_up(self, session: Session) -> None:
         # The error that ended the run is the one to report.

@@ -16,6 +16,7 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.cluster.last_words import LastWords, set_recorder_files
 from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
@@ -55,9 +56,16 @@ from megatron_kaiyuan.train.utilization import utilization
 
 @dataclass(frozen=True)
 class Ending:
-    """How training ended, in one line, and the signal that stopped it before its end; 0: it has come to its end."""
+    """How training ended.
+
+    Attributes:
+        summary: one line.
+        finished: it has come to its end.
+        signal: number of the signal that stopped it before; 0: none did.
+    """
 
     summary: str
+    finished: bool
     signal: int
 
 
@@ -78,17 +86,19 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
     limits = time_limits(platform, run.parallel, run.faults)
+    set_recorder_files(run.run_dir)
+    report = partial(report_hang, run.run_dir, run.monitor)
+    last_words = LastWords(run.run_dir, who.rank, platform.flight_recorder, report)
     with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
         startup.ended("groups")
-        on_hang = partial(report_hang, run.run_dir, run.monitor)
-        with watched(Watchdog(who, limits.hang, limits.collective, on_hang)) as watchdog:
+        with watched(Watchdog(who, limits.hang, limits.collective, last_words)) as watchdog:
             session = start(run, platform, startup)
             session.hooks = [Heartbeat(watchdog), *session.hooks, *more_hooks]
             fit(session)
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"
         summary = f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
-    return Ending(summary, session.stopped_by)
+    return Ending(summary, session.finished, session.stopped_by)
 
 
 def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
