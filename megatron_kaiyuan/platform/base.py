@@ -116,6 +116,10 @@ class Platform(ABC):
     def synchronize(self) -> None:
         """Wait until the device has finished what was queued."""
 
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes of this rank's device that are free, and all of them; None for `cpu`."""
+        return None
+
     @abstractmethod
     def peak_memory_bytes(self) -> int:
         """Largest memory this process has held so far: of the device, or of the host for `cpu`."""

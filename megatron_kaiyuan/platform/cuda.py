@@ -50,6 +50,9 @@ class CudaPlatform(Platform):
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
+    def memory(self) -> tuple[int, int] | None:
+        return torch.cuda.mem_get_info(self.device)
+
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)
 

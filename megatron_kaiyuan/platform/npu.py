@@ -79,6 +79,10 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._npu.synchronize()
 
+    def memory(self) -> tuple[int, int] | None:
+        free, total = self._npu.mem_get_info()
+        return int(free), int(total)
+
     def peak_memory_bytes(self) -> int:
         return self._npu.max_memory_allocated()
 
