@@ -29,14 +29,15 @@ require_number() { # NAME VALUE LEAST
     fi
 }
 
-# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, and dry_run; what follows the
-# options is left in arguments.
+# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, dry_run, and preflight, an option
+# of `kaiyuan train`; what follows the options is left in arguments.
 parse_options() { # ARGUMENT...
-    dry_run=''
+    dry_run='' preflight=()
     while (($#)); do
         case "$1" in
             -h | --help) usage; exit ;;
             --dry-run) dry_run=yes; shift ;;
+            --preflight) preflight=(--preflight); shift ;;
             --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
             -*)
                 [[ -n ${options[$1]:-} ]] || fail "unknown option $1"
@@ -72,6 +73,14 @@ find_devices() {
     [[ $platform != cuda ]] || source "$root/launch/env_nccl.sh"
     # shellcheck source=launch/env_ascend.sh
     [[ $platform != npu ]] || source "$root/launch/env_ascend.sh"
+}
+
+# Sets words from a variable's value, with the quotes of a shell and nothing else of it.
+split_words() { # VARIABLE
+    words=()
+    [[ -n ${!1:-} ]] || return 0
+    xargs -r true <<<"${!1}" 2>/dev/null || fail "$1 has a quote that is not closed: ${!1}"
+    mapfile -t -d '' words < <(xargs -r printf '%s\0' <<<"${!1}")
 }
 
 has_project() { # INTERPRETER

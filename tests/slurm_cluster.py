@@ -1,6 +1,6 @@
 """A Slurm cluster on this machine, of real daemons, for as long as a test needs it.
 
-A node has four processors and two GPUs, null devices that Slurm hands out as it does real ones.
+A node has four processors and two GPUs of type h100, null devices that Slurm hands out as it does real ones.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def _configure(folder: Path, names: list[str], more: str) -> Path:
     host = _host()
     controller, *ports = _free_ports(1 + len(names))
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2 State=UNKNOWN"
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:h100:2 State=UNKNOWN"
         for name, port in zip(names, ports, strict=True)
     )
     content = CONFIG.format(folder=folder, host=host, user=getpass.getuser(), controller=controller, nodes=nodes)
     path.write_text(content + more)
     for number in range(2):
         os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
-    devices = [f"NodeName={name} Name=gpu File={folder}/gpu[0-1]\n" for name in names]
+    devices = [f"NodeName={name} Name=gpu Type=h100 File={folder}/gpu[0-1]\n" for name in names]
     (folder / "gres.conf").write_text("".join(devices))
     # Nothing here uses control groups; left to find out their version, Slurm fails where there are none.
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")

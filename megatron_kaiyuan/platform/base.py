@@ -181,13 +181,38 @@ class Platform(ABC):
 
 
 class NoDevice(UserError):
-    """This rank has no device, though others on its node have."""
+    """This rank has no device, though ranks of other nodes may have theirs.
 
-    def __init__(self, platform: str, kind: str, local_rank: int, count: int):
-        super().__init__(
-            f"platform {platform}: local rank {local_rank} has no {kind}, this node shows {count}; "
-            "start fewer processes a node, or set platform=cpu"
-        )
+    Attributes:
+        whole_node: no rank of this node has one, so that one of them prints it.
+    """
+
+    def __init__(self, message: str, whole_node: bool = False):
+        super().__init__(message)
+        self.whole_node = whole_node
+
+
+def device_index(kind: str, local_rank: int, visible: int, ranks: int, present: int) -> int:
+    """Return the index of a rank's device among those that it sees.
+
+    Args:
+        kind: as users call such a device.
+        visible: devices that this process sees.
+        ranks: on this node.
+        present: devices of this node. Where they are enough for all ranks, a launcher has shown each rank its own ones
+            only (Slurm's `--gpus-per-task`, wrappers that set CUDA_VISIBLE_DEVICES).
+
+    Raises:
+        NoDevice: this rank's device is missing.
+    """
+    if local_rank < visible:
+        return local_rank
+    if ranks * visible <= present:
+        return 0
+    raise NoDevice(
+        f"platform: local rank {local_rank} of {ranks} has no {kind}, this node shows {visible}; "
+        "start fewer processes a node, or set platform=cpu"
+    )
 
 
 def first_line(error: BaseException) -> str:

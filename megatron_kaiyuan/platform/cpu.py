@@ -25,6 +25,7 @@ from megatron_kaiyuan.platform import half
 from megatron_kaiyuan.platform.base import Platform
 from megatron_kaiyuan.platform.cores import cores_for_rank
 from megatron_kaiyuan.platform.lean_imports import optimizers_without_compiler, without_compiler
+from megatron_kaiyuan.platform.numa import bind_to_share
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 # Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
@@ -61,6 +62,9 @@ class CpuPlatform(Platform):
 
     def activate(self, local_rank: int, local_world_size: int) -> None:
         self.device = torch.device("cpu")
+        cores = bind_to_share(local_rank, local_world_size, os.environ)
+        if cores is not None:
+            self.findings["cores"] = cores
         self._choose_threads(local_world_size)
         with without_compiler():
             _point_megatron_at_cpu()

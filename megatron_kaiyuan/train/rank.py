@@ -48,7 +48,7 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     try:
         ending = _train(recipe, overrides, who, startup)
     except (UserError, OSError) as error:
-        if isinstance(error, UserError) and error.every_rank and who.rank != 0:
+        if isinstance(error, UserError) and _another_prints(error, who):
             _let_another_speak()
             _exit(exit_codes.MISTAKE, "")
         _exit(exit_codes.MISTAKE, describe(error))
@@ -77,7 +77,7 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) 
         neighbours = who.local_world_size or who.world_size
         device = platform.activate(run.platform, who.local_rank, neighbours, run.mindspeed)
     except UserError as error:
-        # All processes read the same recipe on like nodes: one of them speaks. Only a missing device is a rank's own.
+        # All processes read the same recipe: one of them speaks. Only a missing device is a rank's own, or its node's.
         error.every_rank = not isinstance(error, NoDevice)
         raise
     # Only now: a platform has to be active before megatron-core is imported.
@@ -88,6 +88,13 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) 
     startup.ended("imports")
     # Leaves an exception with its trace where torchrun looks for it; elsewhere it does nothing.
     return record(train)(run, who, device, startup)  # type: ignore[return-value]
+
+
+def _another_prints(error: UserError, who: Rank) -> bool:
+    """Whether the same error is printed by rank 0, or by the first rank of this node."""
+    if isinstance(error, NoDevice):
+        return error.whole_node and who.local_rank != 0
+    return error.every_rank and who.rank != 0
 
 
 def _let_another_speak() -> None:
