@@ -33,6 +33,7 @@ require_number() { # NAME VALUE LEAST
 # of `kaiyuan train`; what follows the options is left in arguments.
 parse_options() { # ARGUMENT...
     dry_run='' preflight=()
+    # shellcheck disable=SC2034 # preflight is for the script
     while (($#)); do
         case "$1" in
             -h | --help) usage; exit ;;

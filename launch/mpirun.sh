@@ -18,7 +18,7 @@ Starts a training recipe through Open MPI, MPICH or Intel MPI, whichever mpirun 
   --restart-delay S      seconds before a restart, doubled for each one that follows without a newer checkpoint, at most
                          600 (RESTART_DELAY; default 10)
   --preflight            examine all ranks for half a minute first; bad nodes are named in
-                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/launch.md)
+                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run              check the recipe and print the command, start nothing
 
 Example: launch/mpirun.sh --nproc-per-node 2 train.yaml train.seed=7

@@ -20,7 +20,7 @@ Starts a training recipe through MindSpore's msrun, for Ascend sites that use it
   --restart-delay S      seconds before a restart, doubled for each one that follows without a newer checkpoint, at most
                          600 (RESTART_DELAY; default 10)
   --preflight            examine all ranks for half a minute first; bad nodes are named in
-                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/launch.md)
+                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run              check the recipe and print the command, start nothing
 
 Example: launch/msrun.sh --nproc-per-node 8 train.yaml train.precision=fp16

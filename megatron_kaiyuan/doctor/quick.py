@@ -56,13 +56,17 @@ class Quick:
         self.who, self._platform, self._run_dir, self._seconds = who, platform, run_dir, seconds
         self.found = Examination()
         self._began = time.monotonic()
+        # At work that no other rank takes part in.
+        self._is_alone = True
 
     def run(self) -> int:
         """Return the exit code."""
 
         from megatron_kaiyuan.cluster.roll_call import open_store
 
-        self._store: torch.distributed.Store = _prefixed(open_store(self.who, timedelta(seconds=_LATE_SECONDS)))
+        # Rank 0 may hold it for all: it lives as long as this process.
+        self._held = open_store(self.who, timedelta(seconds=_LATE_SECONDS))
+        self._store: torch.distributed.Store = _prefixed(self._held)
         if not self._meet():
             return FAILED
         self._began = time.monotonic()
@@ -130,7 +134,7 @@ class Quick:
 
     def _all_ready(self, ready: bool) -> bool:
         """Whether the devices of all ranks work, as rank 0 has heard."""
-        self.found.doing = "the start of the devices of other ranks"
+        self._is_alone, self.found.doing = False, "the start of the devices of other ranks"
         self._store.set(f"{_READY}{self.who.rank}", "yes" if ready else "no")
         if self.who.rank == 0:
             late = self._missing(_READY, self._left() - _GRACE_SECONDS)
@@ -144,7 +148,9 @@ class Quick:
         """From the timer's thread: the main thread may wait in a device, or for another rank, for ever."""
         import torch
 
-        self.found.note(f"preflight: {self.found.doing} did not end within {self._seconds:g} s")
+        self.found.problem(
+            f"preflight: {self.found.doing} did not end within {self._seconds:g} s", of_node=self._is_alone
+        )
         # A connection of its own: the main thread may be waiting on the other one.
         limit = timedelta(seconds=_LATE_SECONDS)
         self._store = _prefixed(

@@ -21,7 +21,7 @@ from tests.ranks import free_port
 RECORDED = Path(__file__).with_name("driver_output")
 
 
-def ranks(run_dir: Path, count: int, seconds: int = 60, **variables: str) -> list[subprocess.CompletedProcess[str]]:
+def ranks(run_dir: Path, count: int, seconds: int = 170, **variables: str) -> list[subprocess.CompletedProcess[str]]:
     """The examination on ranks that were started by hand, as `kaiyuan train --preflight` starts it."""
     place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "megatron_kaiyuan.doctor.quick", "cpu", str(run_dir), str(seconds)]
