@@ -67,6 +67,7 @@ EXTRAS = {
         "aiohttp>=3.9",
         "hypothesis>=6.100",
         "mypy>=1.11",
+        "prometheus_client>=0.20",
         "pre-commit>=3.7",
         "pybind11>=2.12",  # csrc/sanitize.sh
         "pytest>=8",

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -28,12 +29,22 @@ class LastWords:
 
     Args:
         recorded: gives what the flight recorder holds; None: there is none.
+        report: called with the verdict, by the rank that prints it.
     """
 
-    def __init__(self, run_dir: Path, rank: int, recorded: Callable[[], bytes | None]):
-        self._run_dir, self._rank, self._recorded = run_dir, rank, recorded
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        recorded: Callable[[], bytes | None],
+        report: Callable[[str], None] = lambda why: None,
+    ):
+        self._run_dir, self._rank, self._recorded, self._report = run_dir, rank, recorded, report
 
     def name_nodes(self, hosts: Sequence[str], why: str) -> None:
+        # First: the file may wait for a file system that hangs too.
+        with contextlib.suppress(Exception):
+            self._report(why)
         if hosts:
             write_bad_nodes(self._run_dir, hosts, why)
 

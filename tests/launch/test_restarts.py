@@ -58,7 +58,7 @@ def test_it_stops_without_progress(recipe: Path, tmp_path: Path) -> None:
         code, output, errors = job.finish()
     assert code == 137
     assert len(killed) == 2 and "restart 1 of 1 without a newer checkpoint, from step -1" in output
-    assert "1 starts in a row without a newer checkpoint than step -1, the last one with exit code 137" in errors
+    assert "restart 1 won no newer checkpoint than step -1 and ended with exit code 137" in errors
 
 
 @pytest.mark.slow
