@@ -69,6 +69,7 @@ EXTRAS = {
         "import-linter>=2.0",
         "jsonschema>=4.18",
         "mypy>=1.11",
+        "prometheus_client>=0.20",
         "pre-commit>=3.7",
         "pybind11>=2.12",  # csrc/sanitize.sh
         "pytest>=8",

@@ -68,6 +68,14 @@ def train(
         Path | None, typer.Option(help="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a damaged checkpoint ends the run")] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option(
+            "--preflight",
+            help="first, in 30 s, examine the devices of all ranks and what lies between them; a bad node is named in "
+            "RUN_DIR/bad_nodes.json, and the exit code is 3",
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe; resumes by itself when the run folder holds a checkpoint.
 
@@ -95,6 +103,10 @@ def train(
 
         print(build_without_devices(recipe, overrides, world_size))
     else:
+        if preflight:
+            from megatron_kaiyuan.doctor.preflight import preflight as examine_all_ranks
+
+            examine_all_ranks(recipe, overrides)
         from megatron_kaiyuan.train.rank import run_on_this_rank
 
         run_on_this_rank(recipe, overrides)
@@ -340,7 +352,7 @@ def replay(
 def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Look at a run from any machine that sees its folder: state, step, loss, speed, time left, checkpoint, holder.
 
-    Exit code 0 while it starts or trains and when it is finished; 1 when it is stalled, stopped or dead.
+    Exit code 0 while it starts or trains and when it is finished; 1 when it is hung, stopped or dead; 2 for a mistake.
 
     Example: kaiyuan status runs/mine
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from megatron_kaiyuan import __version__
+from megatron_kaiyuan import __version__, exit_codes
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.logs import lost_output, survive_lost_output
 from megatron_kaiyuan.numbers import read_count, read_number
@@ -118,7 +119,7 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
     except (UserError, OSError) as error:
         fail(describe(error))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        sys.exit(exit_codes.of_signal(signal.SIGINT))
 
 
 def _exit_for_lost_output() -> None:
@@ -134,7 +135,7 @@ def _exit_for_lost_output() -> None:
 def fail(message: str) -> None:
     """Print one line to standard error and exit with 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(exit_codes.MISTAKE)
 
 
 class SeveralValuesCommand(TyperCommand):

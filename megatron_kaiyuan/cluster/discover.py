@@ -1,7 +1,9 @@
 """One answer to "which rank of how many am I" from the environment that a launcher leaves.
 
 The only place that knows launchers. Sources: torchrun's documented environment; Open MPI's and Intel MPI's manuals;
-MindSpore's msrun; Slurm's srun(1), "output environment variables", and its slurm.h for the numbers of its own steps.
+MindSpore's msrun; Slurm's srun(1), "output environment variables", and its slurm.h for the numbers of its own steps;
+Flux's flux-environment(7); for HPE's PALS, which documents three of its variables only, what jobs on Aurora and Polaris
+read: PALS_RANKID, PALS_LOCAL_RANKID, PALS_LOCAL_SIZE, and PMI_SIZE where Cray's PMI is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from megatron_kaiyuan.cluster.slurm import first_host, tasks_on
 from megatron_kaiyuan.errors import UserError
 
 Environment = Mapping[str, str]
-Launcher = Literal["torchrun", "msrun", "openmpi", "mpich", "slurm", "none"]
+Launcher = Literal["torchrun", "msrun", "openmpi", "flux", "mpich", "slurm", "pals", "none"]
 
 _LOOPBACK = "127.0.0.1"
 # Ports for jobs that name none: below the range that systems hand out to outgoing connections (from 32768).
@@ -105,6 +107,12 @@ def _refuse_traces_of_a_launcher(environ: Environment) -> None:
                 f"{launcher.size_variable} is {size}, but {launcher.rank_variable} is missing, which tells this "
                 f"process its rank; set {launcher.rank_variable} or unset {launcher.size_variable}"
             )
+    # Kubeflow's Trainer gives these to a pod, which is a node: torchrun makes its ranks.
+    if environ.get("PET_NNODES", "1") not in ("", "1"):
+        raise UserError(
+            f"PET_NNODES={environ['PET_NNODES']} says that this is one of several nodes; start it with "
+            "launch/torchrun.sh, which reads the PET_* variables, or unset them"
+        )
     if _number(environ, "LOCAL_RANK", "none", default=0) > 0:
         raise UserError("LOCAL_RANK is set, but RANK and WORLD_SIZE are missing; set them or unset LOCAL_RANK")
     if "PMIX_RANK" in environ and "SLURM_JOB_ID" not in environ:
@@ -212,6 +220,38 @@ def _from_mpich(environ: Environment) -> Rank:
     )
 
 
+def _from_pals(environ: Environment) -> Rank:
+    given = _optional_number(environ, "PMI_SIZE", "pals") or _optional_number(environ, "WORLD_SIZE", "pals")
+    if given is None:
+        raise UserError("pals: no variable has the number of ranks; export WORLD_SIZE before mpiexec")
+    local_world_size = _optional_number(environ, "PALS_LOCAL_SIZE", "pals")
+    return Rank(
+        rank=_number(environ, "PALS_RANKID", "pals"),
+        world_size=given,
+        local_rank=_number(environ, "PALS_LOCAL_RANKID", "pals"),
+        local_world_size=local_world_size,
+        master_address=_master_address(environ, "pals", local_world_size != given and given > 1),
+        master_port=_master_port(environ, "pals", job=environ.get("PALS_APID", "pals")),
+        launcher="pals",
+    )
+
+
+def _from_flux(environ: Environment) -> Rank:
+    world_size = _number(environ, "FLUX_JOB_SIZE", "flux")
+    # Without it, all of them may be on this node.
+    nodes = _number(environ, "FLUX_JOB_NNODES", "flux", default=1)
+    return Rank(
+        rank=_number(environ, "FLUX_TASK_RANK", "flux"),
+        world_size=world_size,
+        local_rank=_number(environ, "FLUX_TASK_LOCAL_ID", "flux"),
+        # flux-run(1) spreads tasks evenly unless it is told otherwise; then no one says how many a node has.
+        local_world_size=world_size // nodes if world_size % nodes == 0 else None,
+        master_address=_master_address(environ, "flux", nodes > 1),
+        master_port=_master_port(environ, "flux", job=environ.get("FLUX_JOB_ID", "flux")),
+        launcher="flux",
+    )
+
+
 def _in_slurm_step(environ: Environment) -> bool:
     named = "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" in environ
     return named and environ.get("SLURM_STEP_ID") not in _SLURM_SHELLS
@@ -245,13 +285,20 @@ _LAUNCHERS = (
     _Launcher(
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", lambda env: "OMPI_COMM_WORLD_RANK" in env, _from_open_mpi
     ),
+    # Before MPICH, whose PMI variables its tasks have, and before Slurm, in whose jobs it is started.
+    _Launcher("FLUX_TASK_RANK", "FLUX_JOB_SIZE", lambda env: "FLUX_TASK_RANK" in env, _from_flux),
     _Launcher(
         "PMI_RANK",
         "PMI_SIZE",
-        lambda env: "PMI_RANK" in env and ("MPI_LOCALRANKID" in env or not _in_slurm_step(env)),
+        # Slurm and Cray's PMI set PMI_RANK without the local rank, which MPICH and Intel MPI set.
+        lambda env: (
+            "PMI_RANK" in env and ("MPI_LOCALRANKID" in env or not (_in_slurm_step(env) or "PALS_RANKID" in env))
+        ),
         _from_mpich,
     ),
     _Launcher("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", _in_slurm_step, _from_slurm),
+    # The last one: Slurm and Flux set its variables too, for Cray's MPI.
+    _Launcher("PALS_RANKID", "PALS_SIZE", lambda env: "PALS_RANKID" in env, _from_pals),
 )
 
 

@@ -58,7 +58,8 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "preempt_deadline_seconds strict",
         "faults": "hang_timeout_seconds",
         "monitor": "log_every_steps peak_tflops profile_steps activations_every_steps headroom_warning_bits "
-        "overflow_capsules overflow_capsule_scale tensorboard wandb wandb_project swanlab swanlab_project",
+        "overflow_capsules overflow_capsule_scale notify_command notify_events notify_timeout_seconds prometheus_file "
+        "tensorboard wandb wandb_project swanlab swanlab_project",
     },
     AtResume.NOT_COMPARED: {"": "run_dir init_from"},
 }

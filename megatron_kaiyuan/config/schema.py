@@ -382,6 +382,9 @@ class FaultsConfig(Section):
     ] = None
 
 
+NotifyEvent = Literal["start", "save", "bad_step", "hang", "stop", "end"]
+
+
 class MonitorConfig(Section):
     """What is recorded; `metrics.jsonl` always is."""
 
@@ -425,6 +428,25 @@ class MonitorConfig(Section):
             "not kept; an overflow in a forward pass, or at the smallest scale, always may be",
         ),
     ] = 1024.0
+    notify_command: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="a shell's command that rank 0 has run for each event, which is JSON on its standard input and "
+            "in KAIYUAN_EVENT, KAIYUAN_TEXT, KAIYUAN_STEP, KAIYUAN_RUN_DIR, KAIYUAN_HOST; never waited for; null: none",
+        ),
+    ] = None
+    notify_events: Annotated[
+        list[NotifyEvent], Field(description="the events that notify_command is run for; end: also of a job that died")
+    ] = ["start", "save", "bad_step", "hang", "stop", "end"]
+    notify_timeout_seconds: Annotated[
+        float, Field(gt=0, le=600, description="after so long a notify_command is killed")
+    ] = 10.0
+    prometheus_file: Annotated[
+        Path | None,
+        Field(description="NAME.prom in the textfile folder of rank 0's node exporter, rewritten with each row"),
+    ] = None
     tensorboard: Annotated[bool, Field(description="event files in RUN_DIR/tensorboard")] = False
     wandb: Annotated[bool, Field(description="Weights & Biases, offline without an account")] = False
     wandb_project: Annotated[str, Field(description="its project")] = "megatron-kaiyuan"

@@ -24,6 +24,7 @@ from megatron_kaiyuan.platform import half, megatron
 from megatron_kaiyuan.platform.base import Platform
 from megatron_kaiyuan.platform.cores import cores_for_rank
 from megatron_kaiyuan.platform.lean_imports import optimizers_without_compiler, without_compiler
+from megatron_kaiyuan.platform.numa import bind_to_share
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "rand", "randn", "tensor", "zeros", "zeros_like")
@@ -37,6 +38,9 @@ class CpuPlatform(Platform):
 
     def activate(self, local_rank: int, local_world_size: int) -> None:
         self.device = torch.device("cpu")
+        cores = bind_to_share(local_rank, local_world_size, os.environ)
+        if cores is not None:
+            self.findings["cores"] = cores
         self._choose_threads(local_world_size)
         with without_compiler():
             _point_megatron_at_cpu()

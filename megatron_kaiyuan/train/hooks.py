@@ -17,6 +17,7 @@ from megatron_kaiyuan.platform.megatron import good_steps, hysteresis_left
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
+from megatron_kaiyuan.train.stragglers import Stragglers
 from megatron_kaiyuan.train.utilization import Utilization
 
 
@@ -59,14 +60,14 @@ class Metrics(Hook):
     them, those whose loss is not finite left out.
     """
 
-    def __init__(self, sinks: Sinks, utilization: Utilization):
-        self._sinks, self._utilization = sinks, utilization
+    def __init__(self, sinks: Sinks, utilization: Utilization, stragglers: Stragglers):
+        self._sinks, self._utilization, self._stragglers = sinks, utilization, stragglers
         self._results: list[StepResult] = []
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._results.append(result)
         if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
-            self._sinks.write(_row(session, self._results, self._utilization))
+            self._sinks.write({**_row(session, self._results, self._utilization), **self._stragglers.columns})
             self._results.clear()
 
     def rolled_back(self, session: Session) -> None:

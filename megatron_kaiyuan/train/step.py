@@ -67,6 +67,7 @@ def training_step(
         judge: looks at the step before its update, which a fault withholds.
     """
     started = time.perf_counter()
+    state.own_time.begin()
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
     # Both passes count: what overflows in a forward pass, or is no number, saturates like the rest, and looks healthy.
     state.platform.clear_overflow()

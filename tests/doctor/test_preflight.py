@@ -1,0 +1,132 @@
+"""`kaiyuan train --preflight`: ranks in order train, and a node with a fault is named and ends all of them alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
+from megatron_kaiyuan.doctor.examination import Examination
+from megatron_kaiyuan.doctor.outliers import outliers, partner
+from megatron_kaiyuan.doctor.quick import bad_nodes
+from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
+from tests.ranks import free_port
+
+RECORDED = Path(__file__).with_name("driver_output")
+
+
+def ranks(run_dir: Path, count: int, seconds: int = 170, **variables: str) -> list[subprocess.CompletedProcess[str]]:
+    """The examination on ranks that were started by hand, as `kaiyuan train --preflight` starts it."""
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "megatron_kaiyuan.doctor.quick", "cpu", str(run_dir), str(seconds)]
+    started = []
+    for rank in range(count):
+        environ = {**os.environ, **place, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environ, text=True, **pipes))  # type: ignore[call-overload]
+    done = [(one, *one.communicate(timeout=200)) for one in started]
+    return [subprocess.CompletedProcess(command, one.returncode, *said) for one, *said in done]
+
+
+def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
+    """An environment in which `nvidia-smi` prints something else than here."""
+    for name, text in (("nvidia-smi", script), ("dmesg", "true")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_ranks_in_order(tmp_path: Path) -> None:
+    first, second = ranks(tmp_path / "run", 2)
+    assert (first.returncode, second.returncode) == (FINISHED, FINISHED), first.stderr + first.stdout + second.stderr
+    assert first.stdout.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
+    assert second.stdout == second.stderr == ""
+    assert read_bad_nodes(tmp_path / "run") is None and list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_node_is_named_by_all_ranks(tmp_path: Path) -> None:
+    text = (RECORDED / "nvidia_smi_l4.xml").read_text().replace("<dram_uncorrectable>0", "<dram_uncorrectable>7", 1)
+    (tmp_path / "log.xml").write_text(text)
+    first, second = ranks(tmp_path / "run", 2, **nvidia_smi(tmp_path, f"cat {tmp_path}/log.xml"))
+    assert (first.returncode, second.returncode) == (BAD_NODE, BAD_NODE)
+    host = socket.gethostname()
+    (line,) = first.stderr.splitlines()
+    assert line.startswith(
+        f"error: preflight: bad nodes {host}: health: GPU 00000000:01:00.0 (NVIDIA L4): 7 uncorrectable"
+    )
+    found = read_bad_nodes(tmp_path / "run")
+    assert found is not None and found.hosts == [host] and "7 uncorrectable memory errors" in found.why
+
+
+def test_a_rank_that_hangs_is_named_in_time(tmp_path: Path) -> None:
+    """Rank 1 stops in its first collective, as a device does that no longer answers."""
+    stop = "import os, signal, megatron_kaiyuan.doctor.exchanges as e; "
+    stop += "e.examine_exchanges = lambda *_: os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGSTOP)"
+    program = f"{stop}; import sys, runpy; sys.argv = ['quick', *sys.argv[1:]]; "
+    program += "from megatron_kaiyuan.doctor.quick import main; main()"
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", program, "cpu", str(tmp_path / "run"), "12"]
+    both = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        _, errors = both[0].communicate(timeout=120)
+    finally:
+        both[1].kill()
+        both[1].communicate()
+    assert both[0].returncode == BAD_NODE, errors
+    assert "its device or its process hangs" in errors and json.loads((tmp_path / "run" / "bad_nodes.json").read_text())
+
+
+def test_a_place_is_judged_by_its_best_partner() -> None:
+    for places in range(2, 12):
+        for turn in range(3):
+            for place in range(places):
+                other = partner(place, places, turn)
+                assert other is None or (partner(other, places, turn) == place and other != place)
+        if places == 2:
+            continue
+        # One bad place slows all that it meets, and nobody else is called slow.
+        for bad in range(places):
+            met = [[partner(place, places, turn) for turn in range(3)] for place in range(places)]
+            speeds = [
+                max(0.1 if bad in (place, other) else 1.0 for other in others if other is not None)
+                for place, others in enumerate(met)
+            ]
+            assert outliers(speeds) == [bad], (places, bad, speeds)
+
+
+def test_who_is_an_outlier() -> None:
+    assert outliers([1.0, 1.1, 0.3, 1.0]) == [2]
+    assert outliers([1.0, 0.9, 1.1, 0.6]) == []
+    assert outliers([1.0, 0.1]) == [], "of two, the odd one cannot be told"
+    assert outliers([0.0, 0.0, 0.0, 1.0]) == []
+
+
+@pytest.mark.parametrize(
+    ("ill", "named"),
+    [(set(), []), ({2}, ["b"]), ({2, 3}, ["b"]), ({0, 2}, []), ({0, 2, 4}, [])],
+)
+def test_which_nodes_are_bad(ill: set[int], named: list[str]) -> None:
+    """Ranks 0 and 1 are on node a, 2 and 3 on b, 4 on c; more than half of the nodes are no bad node."""
+    everybody = [Examination() for _ in range(5)]
+    for rank in ill:
+        everybody[rank].problem("ECC", of_node=True)
+    everybody[4].problem("the recipe is another one")
+    assert bad_nodes(everybody, ["a", "a", "b", "b", "c"]) == named
+    alone = Examination()
+    alone.problem("ECC", of_node=True)
+    assert bad_nodes([alone], ["a"]) == ["a"] and FAILED == 1
