@@ -228,8 +228,8 @@ def bad_nodes(everybody: Sequence[Examination], hosts: Sequence[str]) -> list[st
 
 def _of_node(everybody: Sequence[Examination], hosts: Sequence[str], host: str) -> list[str]:
     return [
-        finding.message
-        for one, where in zip(everybody, hosts, strict=True)
+        f"{finding.message} (rank {rank})"
+        for rank, (one, where) in enumerate(zip(everybody, hosts, strict=True))
         if where == host
         for finding in one.findings
         if finding.of_node
