@@ -248,8 +248,8 @@ run_to_its_end() { # RUN_DIR
                 ;;
             end)
                 ((restarts == 0 || since < restarts)) ||
-                    say "error: launch: $since starts in a row without a newer checkpoint than step $step, the last" \
-                        "one with exit code $code: it would end so again" >&2
+                    say "error: launch: restart $since won no newer checkpoint than step $step and ended with exit code" \
+                        "$code: it would end so again" >&2
                 ;;
         esac
         exit "$code"

@@ -14,6 +14,7 @@ from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
 from megatron_kaiyuan.cluster.loopback import interfaces
 from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
+from megatron_kaiyuan.cluster.waiting import waiting
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, describe
@@ -65,7 +66,9 @@ def process_groups(
             create_gloo_process_groups=True,
         )
         yield
-        torch.distributed.barrier()
+        # Rank 0 speaks for all.
+        with waiting(f"the other {who.world_size - 1} ranks to end") if who.rank == 0 else contextlib.nullcontext():
+            torch.distributed.barrier()
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
 

@@ -185,11 +185,13 @@ class NoDevice(UserError):
 
     Attributes:
         whole_node: no rank of this node has one, so that one of them prints it.
+        lost: it had one in an earlier start.
     """
 
     def __init__(self, message: str, whole_node: bool = False):
         super().__init__(message)
         self.whole_node = whole_node
+        self.lost = False
 
 
 def device_index(kind: str, local_rank: int, visible: int, ranks: int, present: int) -> int:

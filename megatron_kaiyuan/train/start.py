@@ -16,7 +16,7 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
-from megatron_kaiyuan.cluster.last_words import LastWords, set_recorder_files
+from megatron_kaiyuan.cluster.last_words import LastWords, make_recorder_folder, set_recorder_file
 from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
@@ -86,7 +86,7 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
     limits = time_limits(platform, run.parallel, run.faults)
-    set_recorder_files(run.run_dir)
+    set_recorder_file(run.run_dir)
     report = partial(report_hang, run.run_dir, run.monitor)
     last_words = LastWords(run.run_dir, who.rank, platform.flight_recorder, report)
     with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
@@ -241,4 +241,5 @@ def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
     if torch.distributed.get_rank() != 0:
         return Sinks([])
     write_config(run)
+    make_recorder_folder(run.run_dir)
     return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))

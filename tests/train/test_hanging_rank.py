@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_run import at_work, faulty, launch, metrics, train_on_bad_machine
 
-from megatron_kaiyuan.cluster.watchdog import Alive, blame
+from megatron_kaiyuan.cluster.verdict import Alive, judge
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError
 
@@ -98,4 +98,4 @@ def alive(beats: int, waiting: bool) -> Alive:
     ],
 )
 def test_who_is_to_blame(said: dict[int, Alive], silent: list[int], named: str) -> None:
-    assert blame(said, silent, "node0:29500") == named
+    assert judge(said, silent, "node0:29500").message == named
