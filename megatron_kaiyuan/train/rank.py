@@ -49,12 +49,12 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
         ending = _train(recipe, overrides, who, startup)
     except (UserError, OSError) as error:
         if isinstance(error, UserError) and _another_prints(error, who):
-            _let_another_speak()
+            _let_another_speak(exit_codes.MISTAKE)
             _exit(exit_codes.MISTAKE, "")
         _exit(exit_codes.MISTAKE, describe(error))
     except RankMissing as error:
         if not error.speaker:
-            _let_another_speak()
+            _let_another_speak(exit_codes.FAILED)
         _exit(exit_codes.FAILED, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
@@ -97,9 +97,12 @@ def _another_prints(error: UserError, who: Rank) -> bool:
     return error.every_rank and who.rank != 0
 
 
-def _let_another_speak() -> None:
-    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _let_another_speak(code: int) -> None:
+    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why.
+
+    srun's exit code is the highest of its tasks': one that is stopped here ends with its own code, not with SIGTERM's.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
     time.sleep(_WAIT_FOR_SPEAKER_SECONDS)
 
 
