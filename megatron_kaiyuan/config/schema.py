@@ -13,8 +13,10 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.numbers import is_counted, read_count
 from megatron_kaiyuan.paths import user_paths
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+# What tensors and files can count.
+_LIMIT = 1 << 63
+Positive = Annotated[int, Field(gt=0, lt=_LIMIT)]
+NotNegative = Annotated[int, Field(ge=0, lt=_LIMIT)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -55,10 +57,10 @@ class ModelConfig(Section):
     ffn_hidden_size: Positive
     num_attention_heads: Positive
     num_query_groups: Positive
-    kv_channels: Annotated[int, Field(gt=0, multiple_of=2, description="size of one attention head")]
-    vocab_size: Annotated[int, Field(gt=0, description="ids in the tokenizer; padded up to a multiple of 128")]
+    kv_channels: Annotated[Positive, Field(multiple_of=2, description="size of one attention head")]
+    vocab_size: Annotated[Positive, Field(description="ids in the tokenizer; padded up to a multiple of 128")]
     max_position_embeddings: Positive
-    rotary_base: Annotated[int, Field(gt=0)] = 1_000_000
+    rotary_base: Positive = 1_000_000
     layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     init_method_std: Annotated[float, Field(gt=0)] = 0.02
     embedding_init_method_std: Annotated[float, Field(gt=0)] = 1.0

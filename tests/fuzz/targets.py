@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.fuzz import (
     capsule_targets,
     checkpoint_targets,
+    corpus_targets,
     hugging_face_targets,
     phase_targets,
     recipe_targets,
@@ -15,6 +16,7 @@ from tests.fuzz import (
 TARGETS = (
     *recipe_targets.TARGETS,
     *phase_targets.TARGETS,
+    *corpus_targets.TARGETS,
     *capsule_targets.TARGETS,
     *checkpoint_targets.TARGETS,
     *tokenizer_targets.TARGETS,
