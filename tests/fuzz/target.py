@@ -40,6 +40,7 @@ class Target:
             None: an accepted file may have other words in it, and no other numbers.
         seal: called after each damage, for checksums in other files.
         prepare: held by the process that makes the files and reads them.
+        lenient: the readers leave out what they cannot use, so that no file need be refused.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     read: Sequence[Callable[[Path], Any]]
     seal: Callable[[Path], None] | None = None
     prepare: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    lenient: bool = False
 
 
 @dataclass

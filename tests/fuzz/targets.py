@@ -7,9 +7,11 @@ from tests.fuzz import (
     checkpoint_targets,
     corpus_targets,
     hugging_face_targets,
+    input_targets,
     phase_targets,
     recipe_targets,
     record_targets,
+    run_targets,
     tokenizer_targets,
 )
 
@@ -21,5 +23,7 @@ TARGETS = (
     *checkpoint_targets.TARGETS,
     *tokenizer_targets.TARGETS,
     *record_targets.TARGETS,
+    *run_targets.TARGETS,
+    *input_targets.TARGETS,
     *hugging_face_targets.TARGETS,
 )
