@@ -8,6 +8,7 @@ from tests.fuzz import (
     corpus_targets,
     hugging_face_targets,
     input_targets,
+    model_targets,
     phase_targets,
     recipe_targets,
     record_targets,
@@ -25,5 +26,6 @@ TARGETS = (
     *record_targets.TARGETS,
     *run_targets.TARGETS,
     *input_targets.TARGETS,
+    *model_targets.TARGETS,
     *hugging_face_targets.TARGETS,
 )
