@@ -80,6 +80,9 @@ class _Manifest(_Checked):
     columns: list[str] = []  # the first writers had none
     sources: list[str]
     skipped: dict[str, Count]
+    identity: str = ""
+    base_identity: str = ""
+    made: dict[str, dict[str, Any]] = {}
     files: dict[str, _File]
 
 
@@ -118,6 +121,9 @@ def _check_agreement(prefix: Path, manifest: _Manifest) -> None:
         if name in expected:
             raise UserError(f"{path}: a field is missing or wrong (files: lacks {name}); {AGAIN}")
         raise UserError(f"{path}: names the file {name!r}, which is none of this corpus ({prefix.name}.*); {AGAIN}")
+    names = [*manifest.scores, *manifest.columns]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: a field is missing or wrong (scores, columns: a name stands twice); {AGAIN}")
     if max(manifest.max_token_id, tokenizer.eod_id) >= tokenizer.vocab_size:
         raise UserError(f"{path}: has ids outside the tokenizer's vocabulary of {tokenizer.vocab_size}; {AGAIN}")
     dtype = token_dtype(tokenizer.vocab_size)

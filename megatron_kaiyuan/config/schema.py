@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from megatron_kaiyuan.config.presets import PRESETS
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.numbers import is_counted, read_count
 from megatron_kaiyuan.paths import user_paths
 
@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """Base of every section: unknown fields are refused, and nothing changes after loading.
 
-    Every field reads whole numbers as people write them (`numbers.py`) and `~` in paths (`paths.py`).
+    Every field reads whole numbers as people write them (`numbers.py`), below 2^63, and `~` in paths (`paths.py`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -30,6 +30,8 @@ class Section(BaseModel):
         name = str(info.field_name)
         annotation = cls.model_fields[name].annotation
         kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError(f"{excerpt(value)} must stay below 2^63")
         return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value
 
     @field_validator("*", mode="after")
