@@ -69,6 +69,12 @@ def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(pa.schema(fields)) if any(field.type in _VIEWS for field in batch.schema) else batch
 
 
+def metadata(task: Task) -> Any:
+    """What the footer of a task's file says."""
+    with _open(task.file) as parquet:
+        return parquet.metadata
+
+
 def rows_before(task: Task) -> int:
     """Rows of the file that belong to earlier tasks, for messages about a place in its middle."""
     with _open(task.file) as parquet:

@@ -37,15 +37,14 @@ def find_columns(dataset: Dataset, settings: Settings, needed: Collection[str]) 
 
 
 def _schemas(dataset: Dataset, settings: Settings) -> Iterator[pa.Schema]:
-    for shard in dataset.shards[1:]:
-        yield first_fields(shard, settings) if _is_json(shard) else _all_fields(shard, settings)
-    for shard in [shard for shard in dataset.shards if _is_json(shard)][:_READ_WHOLE]:
+    for shard in dataset.shards:
+        if shard.has_columns:
+            yield from (_all_fields(shard.of_one(number), settings) for number in range(len(shard.tasks)))
+        elif shard is not dataset.shards[0]:
+            yield from first_fields(shard, settings)
+    for shard in [shard for shard in dataset.shards if not shard.has_columns][:_READ_WHOLE]:
         yield _all_fields(shard, settings)
 
 
 def _all_fields(shard: Shard, settings: Settings) -> pa.Schema:
     return next(document_batches(shard, settings)).documents.schema
-
-
-def _is_json(shard: Shard) -> bool:
-    return shard.task.file.format != "parquet"

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Record, Target
 from data_tools.reading.bad_rows import too_many
-from data_tools.reading.documents import DOCUMENT_ID, Batch, Shard, document_batches
+from data_tools.reading.common_schema import cast
+from data_tools.reading.documents import DOCUMENT_ID, Batch, Shard, document_batches, group_schema
 from data_tools.reading.inputs import require_unchanged
 from data_tools.reading.tasks import Settings
-from data_tools.reading.text import BadPlace
 from data_tools.steps.step import DROPPED, Step, with_column
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -54,32 +54,34 @@ class ApplySteps:
             UserError: the input cannot be read, or has too many bad rows.
         """
         counts: Counter[str] = Counter()
-        bad: list[BadPlace] = []
+        bad: list[dict[str, Any]] = []
+        first_rows: dict[int, int] = {}
         with ExitStack() as stack:
             kept = stack.enter_context(ShardFile(target, DOCUMENTS))
             dropped = stack.enter_context(ShardFile(target, LEFT_OUT))
+            schema = group_schema(shard, self.settings)
             for batch in document_batches(shard, self.settings):
                 self._note(batch, shard, bad, counts)
+                first_rows[batch.task] = batch.first
                 try:
-                    documents = self._apply(batch.documents)
+                    documents = self._apply(batch.documents if schema is None else cast(batch.documents, schema))
                 except UserError as error:  # a column of another type than in other files, or of a step's name
-                    raise UserError(f"{shard.task.file.name}: {error}") from error
+                    raise self._of_file(shard, batch.task, error) from error
                 reasons = documents.column(DROPPED)
                 stays = pc.is_null(reasons)
                 kept.write(documents.filter(stays).drop_columns([DROPPED, *self.only_dropped]))
                 out = documents.filter(pc.invert(stays))
                 dropped.write(out if self.keep_dropped else out.select([DOCUMENT_ID, DROPPED, *self.only_dropped]))
                 counts.update(reasons.drop_null().to_pylist())
-            require_unchanged(shard.task.file)
+            for task in shard.tasks:
+                require_unchanged(task.file)
         files = {suffix: checksum(target.path(suffix)) for suffix in (DOCUMENTS, LEFT_OUT)}
         return {
-            "file": shard.task.file.name,
-            "start": shard.task.start,
-            "stop": shard.task.stop,
+            "first_rows": [first_rows[number] for number in range(len(shard.tasks))],
             "rows": counts.pop("", 0),
             "documents": kept.rows,
             "dropped": dict(sorted(counts.items())),
-            "bad": [place._asdict() for place in bad],
+            "bad": bad,
             "checksums": files,
         }
 
@@ -90,14 +92,24 @@ class ApplySteps:
             documents = step.apply(documents)
         return documents
 
-    def _note(self, batch: Batch, shard: Shard, bad: list[BadPlace], counts: Counter[str]) -> None:
+    def _of_file(self, shard: Shard, number: int, error: UserError) -> UserError:
+        """The error of the first file whose own columns the steps refuse; else of the one that was read."""
+        for at in range(len(shard.tasks)):
+            own = next(document_batches(shard.of_one(at), self.settings)).documents
+            try:
+                self._apply(own)
+            except UserError as found:
+                return UserError(f"{shard.tasks[at].file.name}: {found}")
+        return UserError(f"{shard.tasks[number].file.name}: {error}")
+
+    def _note(self, batch: Batch, shard: Shard, bad: list[dict[str, Any]], counts: Counter[str]) -> None:
         counts[""] += batch.rows
         counts.update(batch.left_out)
         for place in batch.bad:
-            bad.append(place)
+            bad.append({"task": batch.task, **place._asdict()})
             counts[f"bad row: {place.reason}"] += 1
             if len(bad) > self.max_bad_rows:
-                raise too_many(shard.task, place, len(bad), self.max_bad_rows)
+                raise too_many(shard.tasks[batch.task], place, len(bad), self.max_bad_rows)
 
 
 class ShardFile:
