@@ -61,7 +61,16 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("kaiyuan-data curriculum o.yaml --rank-by tokens --output x", "without dashes: rank_by=tokens"),
         ("kaiyuan train r.yaml --chek", "--check"),
         ("kaiyuan train --check train.seed=7 r.yaml", "name the recipe first"),
-        ("kaiyuan train", "kaiyuan train: missing argument 'recipe'; see kaiyuan train --help"),
+        (
+            "kaiyuan train",
+            "kaiyuan train: missing argument 'recipe' (training recipe, a YAML file); as in: kaiyuan train "
+            "mine/train.yaml; see kaiyuan train --help",
+        ),
+        (
+            "kaiyuan plan r.yaml --gpu h100",
+            "kaiyuan plan: missing --gpus (devices, one for each process); as in: kaiyuan plan ",
+        ),
+        ("kaiyuan plan r.yaml", "missing --gpus (devices, one for each process) and --gpu (h100, h200, a100, 910a, "),
         ("kaiyuan preprocess", "it is one of kaiyuan-data's, as kaiyuan-data preprocess"),
         ("kaiyuan-data train", "it is one of kaiyuan's, as kaiyuan train"),
         ("kaiyuan-data verify --thread 2 x", "--threads"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_tools._dedup import band_keys, sort_run
 from data_tools.dedup.signatures import Recipe, text_memory
 from data_tools.engines.stage import Record, Target
-from data_tools.reading.arrow_values import is_number, to_doubles
+from data_tools.reading.arrow_values import in_words, is_number, to_doubles
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, TEXT, Batch, Shard, document_batches
 from data_tools.reading.inputs import require_unchanged
@@ -110,7 +110,7 @@ class Sign:
             if self.score in schema.names and not is_number(kind := schema.field(self.score).type):
                 break
         name = shard.tasks[at].file.name
-        return UserError(f"{name}: --score {self.score}: is {kind}, not numbers; name another column")
+        return UserError(f"{name}: --score: column {self.score!r} is {in_words(kind)}, not numbers; name another one")
 
 
 def _refuse_written(schema: pa.Schema, task: Task) -> None:

@@ -27,6 +27,9 @@ _PARQUET_FACTOR = 8
 # What a file costs besides its bytes (to look at, to open, to look at again), in bytes that are tokenized meanwhile.
 _FILE_COST = 8 << 10
 # A document's id has 20 bits for its task. Each task is a file or more, and small ones are most of their own cost.
+# Settings, and words of the tokenizer's description, that the content of shards does not depend on; its fingerprint is
+# among the others.
+_NO_CONTENT = ("tokenizer", "eod_token", "tokenizer_engine", "path")
 _SMALL_TASK, _MOST_SMALL_TASKS, _MOST_TASKS = 1 << 20, 1 << 16, 1 << 20
 
 
@@ -201,7 +204,7 @@ def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     about = {**asdict(settings), **tokenizer, "version": _SHARD_VERSION}
     if not settings.held_out:
         del about["held_out"]
-    return {name: value for name, value in about.items() if name not in ("tokenizer", "eod_token", "tokenizer_engine")}
+    return {name: value for name, value in about.items() if name not in _NO_CONTENT}
 
 
 def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:
