@@ -18,15 +18,15 @@ _READ_WHOLE = 8
 
 
 def find_columns(dataset: Dataset, settings: Settings, needed: Collection[str]) -> pa.RecordBatch:
-    """The columns of a dataset, without rows: of shards in order until all that are `needed` are found.
+    """The columns of a dataset, without rows: of files in order until all that are `needed` are found.
 
-    First the schemas of Parquet and the first rows of JSON lines of all shards are looked at, then all rows of the
-    first shards of JSON lines: a mistyped name must not cost a pass over the whole dataset.
+    First the schemas of Parquet and the first rows of JSON lines of all files are looked at, then all rows of the first
+    shards of JSON lines: a mistyped name must not cost a pass over the whole dataset.
 
     Raises:
         UserError: a file that is looked at cannot be read.
     """
-    found = next(document_batches(dataset.shards[0], settings)).documents.slice(0, 0)
+    found = next(document_batches(dataset.shards[0].of_one(0), settings)).documents.slice(0, 0)
     for schema in _schemas(dataset, settings):
         if set(needed) <= set(found.schema.names):
             break
@@ -40,7 +40,7 @@ def _schemas(dataset: Dataset, settings: Settings) -> Iterator[pa.Schema]:
     for shard in dataset.shards:
         if shard.has_columns:
             yield from (_all_fields(shard.of_one(number), settings) for number in range(len(shard.tasks)))
-        elif shard is not dataset.shards[0]:
+        else:
             yield from first_fields(shard, settings)
     for shard in [shard for shard in dataset.shards if not shard.has_columns][:_READ_WHOLE]:
         yield _all_fields(shard, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from megatron_kaiyuan.files import checksum
 DOCUMENTS, LEFT_OUT, COLUMNS = ".parquet", ".dropped.parquet", ".columns.parquet"
 # Full row groups make a file independent of how its rows came in batches, and of a size that a task can be cut at.
 _ROWS_PER_GROUP = 4096
+# Few, because a row may be a book.
+_ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,11 @@ class ApplySteps:
         with ExitStack() as stack:
             kept = stack.enter_context(ShardFile(target, DOCUMENTS))
             dropped = stack.enter_context(ShardFile(target, LEFT_OUT))
-            schema = group_schema(shard, self.settings)
-            for batch in document_batches(shard, self.settings):
-                self._note(batch, shard, bad, counts)
-                first_rows[batch.task] = batch.first
+            for read in _joined(self._read(shard, bad, counts, first_rows), len(shard.tasks)):
                 try:
-                    documents = self._apply(batch.documents if schema is None else cast(batch.documents, schema))
+                    documents = self._apply(read)
                 except UserError as error:  # a column of another type than in other files, or of a step's name
-                    raise self._of_file(shard, batch.task, error) from error
+                    raise self._of_file(shard, error) from error
                 reasons = documents.column(DROPPED)
                 stays = pc.is_null(reasons)
                 kept.write(documents.filter(stays).drop_columns([DROPPED, *self.only_dropped]))
@@ -85,6 +85,16 @@ class ApplySteps:
             "checksums": files,
         }
 
+    def _read(
+        self, shard: Shard, bad: list[dict[str, Any]], counts: Counter[str], first_rows: dict[int, int]
+    ) -> Iterator[pa.RecordBatch]:
+        """The documents of a shard; what else there is to its rows is noted."""
+        schema = group_schema(shard, self.settings)
+        for batch in document_batches(shard, self.settings):
+            self._note(batch, shard, bad, counts)
+            first_rows[batch.task] = batch.first
+            yield batch.documents if schema is None else cast(batch.documents, schema)
+
     def _apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
         # Reasons of an earlier command do not count: what it dropped may be the input of this one.
         documents = with_column(documents, DROPPED, pa.nulls(len(documents), pa.string()))
@@ -92,15 +102,15 @@ class ApplySteps:
             documents = step.apply(documents)
         return documents
 
-    def _of_file(self, shard: Shard, number: int, error: UserError) -> UserError:
-        """The error of the first file whose own columns the steps refuse; else of the one that was read."""
+    def _of_file(self, shard: Shard, error: UserError) -> UserError:
+        """The error of the first file whose own columns the steps refuse; else of all of them."""
         for at in range(len(shard.tasks)):
             own = next(document_batches(shard.of_one(at), self.settings)).documents
             try:
                 self._apply(own)
             except UserError as found:
                 return UserError(f"{shard.tasks[at].file.name}: {found}")
-        return UserError(f"{shard.tasks[number].file.name}: {error}")
+        return UserError(f"{shard.group.place}: {error}")
 
     def _note(self, batch: Batch, shard: Shard, bad: list[dict[str, Any]], counts: Counter[str]) -> None:
         counts[""] += batch.rows
@@ -112,6 +122,24 @@ class ApplySteps:
                 raise too_many(shard.tasks[batch.task], place, len(bad), self.max_bad_rows)
 
 
+def _joined(batches: Iterable[pa.RecordBatch], files: int) -> Iterator[pa.RecordBatch]:
+    """The batches of one file as they are; those of several small files joined: a step costs more than a row."""
+    if files == 1:
+        yield from batches
+        return
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        if waiting and batch.schema != waiting[0].schema:
+            yield pa.concat_batches(waiting)
+            waiting = []
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= _ROWS_AT_ONCE:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
 class ShardFile:
     """A Parquet file of one target, with full row groups only. A context manager."""
 
@@ -120,8 +148,8 @@ class ShardFile:
         self._stack = ExitStack()
         self._path: Path | None = None
         self._writer: Any = None
-        self._pending: Any = None
-        self.rows = 0
+        self._pending: list[pa.RecordBatch] = []
+        self._waiting = self.rows = 0
 
     def __enter__(self) -> ShardFile:
         self._path = self._stack.enter_context(self._target.file(self._suffix))
@@ -129,8 +157,7 @@ class ShardFile:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         if kind is None and self._writer is not None:
-            if len(self._pending):
-                self._writer.write_table(self._pending.combine_chunks())
+            self._write_groups(1)
             self._writer.close()
         elif self._writer is not None:
             self._writer.close()
@@ -138,12 +165,18 @@ class ShardFile:
 
     def write(self, rows: pa.RecordBatch) -> None:
         """Append rows; the first batch decides the schema, even when it is empty."""
-        table = pa.Table.from_batches([rows])
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
-            self._pending = table.schema.empty_table()
-        self.rows += len(table)
-        self._pending = pa.concat_tables([self._pending, table])
-        while len(self._pending) >= _ROWS_PER_GROUP:
-            self._writer.write_table(self._pending.slice(0, _ROWS_PER_GROUP).combine_chunks())
-            self._pending = self._pending.slice(_ROWS_PER_GROUP)
+            self._writer = pq.ParquetWriter(self._path, rows.schema, compression="zstd")
+        self.rows += len(rows)
+        self._pending.append(rows)
+        self._waiting += len(rows)
+        if self._waiting >= _ROWS_PER_GROUP:
+            self._write_groups(_ROWS_PER_GROUP)
+
+    def _write_groups(self, least: int) -> None:
+        """Write what waits in row groups of the full size, and a last one that has `least` rows or more."""
+        waiting = pa.Table.from_batches(self._pending, self._writer.schema)
+        while len(waiting) >= least:
+            self._writer.write_table(waiting.slice(0, _ROWS_PER_GROUP).combine_chunks())
+            waiting = waiting.slice(_ROWS_PER_GROUP)
+        self._pending, self._waiting = waiting.to_batches(), len(waiting)
