@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -150,3 +152,16 @@ def test_home_in_words_and_options_and_numbers_with_units(call: Call, tmp_path: 
     assert call(words).code == 0
     assert (tmp_path / "unique" / "report.json").is_file()
     assert not (tmp_path / "~").exists()
+
+
+def test_names_and_texts_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    """Python has UTF-8 by itself in the locale C only; without it a name of other letters is not what it is."""
+    (tmp_path / "数据.jsonl").write_text('{"text": "你好"}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "data_tools", "dedup", "--input", "数据.jsonl", "--output", "out", "--exact-only"]
+    odd = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    place = [str(Path(__file__).parents[1]), *sys.path]
+    environment = {**os.environ, **odd, "PYTHONPATH": os.pathsep.join(place)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["datasets"][""]["files"] == ["数据.jsonl"]
