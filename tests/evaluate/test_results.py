@@ -104,7 +104,7 @@ def test_two_evaluations_of_a_model_and_one_of_another(tmp_path: Path) -> None:
     assert entries["model"]["held_out"]["tokens"] == entries["other"]["held_out"]["tokens"] > 0
     assert entries["model"]["held_out"]["nats_per_token"] != entries["other"]["held_out"]["nats_per_token"]
     before = output.read_bytes()
-    with pytest.raises(UserError, match="has options of .* already"):
+    with pytest.raises(UserError, match=r"has options of .* already"):
         evaluate(model, Measures(tasks=TaskSelection(("options",), folder, limit=3)), output)
     # A mistake in the input comes before a refusal that the user would have met after mending it.
     with pytest.raises(UserError, match="task 'nope': is not among the tasks"):

@@ -100,8 +100,8 @@ def test_types_are_named_as_users_see_them(tokenizer_path: Path, tmp_path: Path)
     for settings, message in (
         (
             Settings(tokenizer_path),
-            r"column 'text' is binary \(bytes that no schema marks as text\), not text; name another one, or mark it as "
-            r"text where it is UTF-8 \(pyarrow: column\.cast\(pyarrow\.string\(\)\)\)",
+            r"column 'text' is binary \(bytes that no schema marks as text\), not text; name another one, or mark it "
+            r"as text where it is UTF-8 \(pyarrow: column\.cast\(pyarrow\.string\(\)\)\)",
         ),
         (Settings(tokenizer_path, text_column="flag"), "column 'flag' is true or false, not text; name another one"),
         (Settings(tokenizer_path, text_column="day"), "column 'day' is dates, not text; name another one"),

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-
 from json_lines import write_rows
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
