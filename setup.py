@@ -133,7 +133,14 @@ setup(
     package_dir=STARTER,
     package_data={
         "megatron_kaiyuan.starter.docs": ["**/*.md", "images/*"],
-        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "docker/*", "k8s/*.yaml", "recipes/*/*.yaml", "recipes/*/*.json"],
+        "megatron_kaiyuan.starter.launch": [
+            "*.sh",
+            "*.sbatch",
+            "docker/*",
+            "k8s/*.yaml",
+            "recipes/*/*.yaml",
+            "recipes/*/*.json",
+        ],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +44,22 @@ def sealed_paths(prefix: Path) -> list[Path]:
 
 def _all_paths(prefix: Path) -> tuple[Path, ...]:
     return (*sealed_paths(prefix), manifest_path(prefix))
+
+
+def tokenizer_path(prefix: Path, recorded: Mapping[str, Any]) -> Path:
+    """Where the tokenizer of a corpus is: where the manifest says, or, for one that was moved together with the corpus,
+    at the end of its old path, as long as possible, below a folder that the corpus lies in.
+
+    Args:
+        recorded: the manifest's `tokenizer`. Whether it is that one is for the caller to compare.
+    """
+    path = Path(recorded["path"])
+    if path.exists():
+        return path
+    names = [part for part in path.parts if part != path.anchor]
+    folders = Path(os.path.abspath(prefix)).parents
+    moved = (Path(folder, *names[first:]) for first in range(len(names)) for folder in folders)
+    return next((place for place in moved if place.exists()), path)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Record:
         skipped: rows that are in no corpus, by reason; an empty text counts for each json key.
         bad_rows: how many of them were bad.
         missing_scores: documents without a score, by its name; over the json keys.
-        held_out: sequences that are held out, over the json keys.
+        held_out, held_out_tokens: sequences that are held out, and their tokens, over the json keys.
     """
 
     rows: int = 0
@@ -55,6 +55,7 @@ class Record:
     bad_rows: int = 0
     missing_scores: Counter[str] = field(default_factory=Counter)
     held_out: int = 0
+    held_out_tokens: int = 0
 
 
 class RecordForm(Form):
@@ -179,6 +180,7 @@ class ShardWriter:
                 writer.skipped.update(record.skipped)
         record.sequences = sum(writer.sequences for writer in writers)
         record.held_out = sum(writer.sequences for writer in writers[len(self.settings.json_keys) :])
+        record.held_out_tokens = sum(writer.tokens for writer in writers[len(self.settings.json_keys) :])
         record.skipped["empty text"] += sum(writer.skipped["empty text"] for writer in writers)
         write_sealed_json(self.shards.record_path(group), vars(record))
         return record

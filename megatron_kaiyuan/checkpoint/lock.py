@@ -212,6 +212,7 @@ class RunLock:
         if owner is not None:
             pid, host = excerpt(owner.get("pid")), excerpt(owner.get("host"))
             who = f"process {pid} on {host}, since {_date(owner.get('started'))}"
+            if hangs(owner, time.time()):
                 quiet = timedelta(seconds=round(quiet_seconds(owner, time.time()) or 0))
                 who += f", which hangs ({owner.get('doing')} for {quiet})"
         return UserError(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from megatron_kaiyuan.config.presets import PRESETS
-from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.numbers import is_counted, read_count
 from megatron_kaiyuan.paths import user_paths
 
@@ -31,7 +31,7 @@ class Section(BaseModel):
         annotation = cls.model_fields[name].annotation
         kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
         if isinstance(value, int) and abs(value) >= 1 << 63:
-            raise ValueError(f"{excerpt(value)} must stay below 2^63")
+            raise ValueError("must stay below 2^63")
         return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value
 
     @field_validator("*", mode="after")

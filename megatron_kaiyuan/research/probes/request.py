@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from data_tools.curriculum.amounts import read_tokens
 from megatron_kaiyuan.config import Section, parse, read_yaml
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.numbers import read_share
 from megatron_kaiyuan.research.probes.parts import read_windows
 from megatron_kaiyuan.research.probes.window import Window
 from megatron_kaiyuan.research.task_fields import TaskFields
@@ -79,6 +80,11 @@ class ProbeConfig(TaskFields):
         if tokens == "all":
             raise ValueError("write a number of tokens, as 200_000 or 2M, or null")
         return tokens
+
+    @field_validator("significance", mode="before")
+    @classmethod
+    def _read_significance(cls, value: Any) -> Any:
+        return read_share(value) if isinstance(value, str) else value
 
     @field_validator("windows", mode="before", json_schema_input_type=Path | list[Path | WindowConfig])
     @classmethod
