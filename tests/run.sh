@@ -25,6 +25,7 @@ check() { # COMMAND...
 check ruff check .
 check ruff format --check .
 check mypy
+check lint-imports --no-cache --no-logo
 check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/*.sh .ci/run
 check hadolint launch/docker/*.Dockerfile
 # A minute; the whole of it takes too long for every change.
