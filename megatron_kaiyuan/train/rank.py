@@ -62,14 +62,14 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     except (UserError, OSError) as error:
         code = exit_codes.BAD_NODE if isinstance(error, NoDevice) and error.lost else exit_codes.MISTAKE
         if isinstance(error, UserError) and _another_prints(error, who):
-            _let_another_speak()
+            _let_another_speak(code)
             _exit(code, "")
         if code == exit_codes.MISTAKE:
             _leave_mistake(recipe, overrides, who, describe(error))
         _exit(code, describe(error))
     except RankMissing as error:
         if not error.speaker:
-            _let_another_speak()
+            _let_another_speak(exit_codes.FAILED)
         _exit(exit_codes.FAILED, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
@@ -131,9 +131,12 @@ def _another_prints(error: UserError, who: Rank) -> bool:
     return error.every_rank and who.rank != 0
 
 
-def _let_another_speak() -> None:
-    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _let_another_speak(code: int) -> None:
+    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why.
+
+    srun's exit code is the highest of its tasks': one that is stopped here ends with its own code, not with SIGTERM's.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
     time.sleep(_WAIT_FOR_SPEAKER_SECONDS)
 
 
