@@ -9,6 +9,7 @@ is the exit code of all: 0, BAD_NODE (RUN_DIR/bad_nodes.json names the nodes) or
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -32,6 +33,7 @@ from megatron_kaiyuan.doctor.examination import Examination, in_one_line
 from megatron_kaiyuan.doctor.health import examine_health
 from megatron_kaiyuan.doctor.machine import examine_disks
 from megatron_kaiyuan.doctor.report import merged
+from megatron_kaiyuan.doctor.run import may_be_npu
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
 
 if TYPE_CHECKING:
@@ -61,9 +63,13 @@ class Quick:
 
     def run(self) -> int:
         """Return the exit code."""
+        import torch
 
         from megatron_kaiyuan.cluster.roll_call import open_store
 
+        if not may_be_npu(self._platform) and not torch.cuda.is_available():
+            # Processors need it, and its import is no part of the examination.
+            importlib.import_module("megatron.core")
         # Rank 0 may hold it for all: it lives as long as this process.
         self._held = open_store(self.who, timedelta(seconds=_LATE_SECONDS))
         self._store: torch.distributed.Store = _prefixed(self._held)
@@ -222,8 +228,8 @@ def bad_nodes(everybody: Sequence[Examination], hosts: Sequence[str]) -> list[st
 
 def _of_node(everybody: Sequence[Examination], hosts: Sequence[str], host: str) -> list[str]:
     return [
-        finding.message
-        for one, where in zip(everybody, hosts, strict=True)
+        f"{finding.message} (rank {rank})"
+        for rank, (one, where) in enumerate(zip(everybody, hosts, strict=True))
         if where == host
         for finding in one.findings
         if finding.of_node

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import subprocess
-import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,22 @@ from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.outliers import outliers, partner
 from megatron_kaiyuan.doctor.quick import bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
-from tests.ranks import free_port
+from tests import rank_server
 
 RECORDED = Path(__file__).with_name("driver_output")
 
 
-def ranks(run_dir: Path, count: int, seconds: int = 170, **variables: str) -> list[subprocess.CompletedProcess[str]]:
-    """The examination on ranks that were started by hand, as `kaiyuan train --preflight` starts it."""
-    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "megatron_kaiyuan.doctor.quick", "cpu", str(run_dir), str(seconds)]
-    started = []
-    for rank in range(count):
-        environ = {**os.environ, **place, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=environ, text=True, **pipes))  # type: ignore[call-overload]
-    done = [(one, *one.communicate(timeout=200)) for one in started]
-    return [subprocess.CompletedProcess(command, one.returncode, *said) for one, *said in done]
+QUICK = ["-m", "megatron_kaiyuan.doctor.quick", "cpu"]
+
+
+def examine(run_dir: Path, program: Sequence[object], seconds: int, **variables: str) -> tuple[list[int], str, str]:
+    """The examination on two ranks, as `kaiyuan train --preflight` starts it: exit codes, output, errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        with rank_server.started(2, [*program, run_dir, seconds], imported="training") as job:
+            codes = job.exit_codes(240)
+            return codes, (job._folder / "output").read_text(), job.errors()
 
 
 def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
@@ -43,52 +42,44 @@ def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
 
 
 def test_ranks_in_order(tmp_path: Path) -> None:
-    first, second = ranks(tmp_path / "run", 2)
-    assert (first.returncode, second.returncode) == (FINISHED, FINISHED), first.stderr + first.stdout + second.stderr
-    assert first.stdout.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
-    assert second.stdout == second.stderr == ""
+    codes, output, errors = examine(tmp_path / "run", QUICK, 170)
+    assert codes == [FINISHED, FINISHED], errors + output
+    assert output.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
     assert read_bad_nodes(tmp_path / "run") is None and list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_node_is_named_by_all_ranks(tmp_path: Path) -> None:
     text = (RECORDED / "nvidia_smi_l4.xml").read_text().replace("<dram_uncorrectable>0", "<dram_uncorrectable>7", 1)
     (tmp_path / "log.xml").write_text(text)
-    first, second = ranks(tmp_path / "run", 2, **nvidia_smi(tmp_path, f"cat {tmp_path}/log.xml"))
-    assert (first.returncode, second.returncode) == (BAD_NODE, BAD_NODE)
+    codes, _, errors = examine(tmp_path / "run", QUICK, 170, **nvidia_smi(tmp_path, f"cat {tmp_path}/log.xml"))
+    assert codes == [BAD_NODE, BAD_NODE], errors
     host = socket.gethostname()
-    (line,) = first.stderr.splitlines()
-    assert line.startswith(
-        f"error: preflight: bad nodes {host}: health: GPU 00000000:01:00.0 (NVIDIA L4): 7 uncorrectable"
-    )
+    (line,) = (line for line in errors.splitlines() if line.startswith("error"))
+    assert line.startswith(f"error: preflight: bad nodes {host}: health: GPU 00000000:01:00.0 (NVIDIA L4): 7 uncorr")
     found = read_bad_nodes(tmp_path / "run")
     assert found is not None and found.hosts == [host] and "7 uncorrectable memory errors" in found.why
 
 
+HANG = """
+import os, signal, sys
+from megatron_kaiyuan.doctor import exchanges, quick
+def stop(*_):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+exchanges.examine_exchanges = stop
+quick.main()
+"""
+
+
 def test_a_rank_that_hangs_is_named_in_time(tmp_path: Path) -> None:
-    """Rank 1 stops in its first collective, as a device does that no longer answers."""
-    stop = "import os, signal, megatron_kaiyuan.doctor.exchanges as e; "
-    stop += "e.examine_exchanges = lambda *_: os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGSTOP)"
-    program = f"{stop}; import sys, runpy; sys.argv = ['quick', *sys.argv[1:]]; "
-    program += "from megatron_kaiyuan.doctor.quick import main; main()"
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-c", program, "cpu", str(tmp_path / "run"), "12"]
-    both = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        _, errors = both[0].communicate(timeout=120)
-    finally:
-        both[1].kill()
-        both[1].communicate()
-    assert both[0].returncode == BAD_NODE, errors
-    assert "its device or its process hangs" in errors and json.loads((tmp_path / "run" / "bad_nodes.json").read_text())
+    """Rank 1 stops in its first collective, as one whose device no longer answers."""
+    with rank_server.started(2, ["-c", HANG, "cpu", tmp_path / "run", 12], imported="training") as job:
+        began = time.monotonic()
+        while not (tmp_path / "run" / "bad_nodes.json").exists():
+            assert time.monotonic() - began < 120, job.errors()
+            time.sleep(0.1)
+        found = read_bad_nodes(tmp_path / "run")
+        assert found is not None and "did not answer in time: its device or its process hangs (rank 1)" in found.why
 
 
 def test_a_place_is_judged_by_its_best_partner() -> None:

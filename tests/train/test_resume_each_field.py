@@ -110,7 +110,7 @@ SAME_BITS = {
     "monitor.headroom_warning_bits": "monitor.headroom_warning_bits=5",
     "monitor.overflow_capsules": "monitor.overflow_capsules=1",
     "monitor.overflow_capsule_scale": "monitor.overflow_capsule_scale=1",
-    "monitor.notify_command": "monitor.notify_command=true",
+    "monitor.notify_command": "monitor.notify_command=cat",
     "monitor.notify_events": "monitor.notify_events=[end]",
     "monitor.notify_timeout_seconds": "monitor.notify_timeout_seconds=3",
     "monitor.tensorboard": "monitor.tensorboard=true",
@@ -232,7 +232,7 @@ def left_out(session: Session) -> list[list[int]]:
 
     session.state.progress.tokens += 3 * TOKENS_PER_STEP
     session.hooks = []
-    went_back(session, StepResult(math.nan, math.nan, 1024.0, True, Fault("a test", "rollback"), Votes(), 0.1))
+    went_back(session, StepResult(math.nan, math.nan, True, 1024.0, True, Fault("a test", "rollback"), Votes(), 0.1))
     return session.state.progress.left_out
 
 
