@@ -29,14 +29,16 @@ require_number() { # NAME VALUE LEAST
     fi
 }
 
-# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, and dry_run; what follows the
-# options is left in arguments.
+# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, dry_run, and preflight, an option
+# of `kaiyuan train`; what follows the options is left in arguments.
 parse_options() { # ARGUMENT...
-    dry_run=''
+    dry_run='' preflight=()
+    # shellcheck disable=SC2034 # preflight is for the script
     while (($#)); do
         case "$1" in
             -h | --help) usage; exit ;;
             --dry-run) dry_run=yes; shift ;;
+            --preflight) preflight=(--preflight); shift ;;
             --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
             -*)
                 [[ -n ${options[$1]:-} ]] || fail "unknown option $1"
@@ -93,6 +95,10 @@ use_project_environment() {
     local folder folders=("$root/.venv/bin")
     # A file of the current folder must hide no module, and sources without their extensions not what is installed.
     export PYTHONSAFEPATH=1
+    # On this node's own disk (launch/stage_env.sh).
+    if [[ -n ${KAIYUAN_STAGED:-} ]]; then
+        KAIYUAN_VENV="$(bash "$root/launch/stage_env.sh" use "$KAIYUAN_STAGED")" || exit 2
+    fi
     if [[ -n ${KAIYUAN_VENV:-} ]]; then
         has_project "$KAIYUAN_VENV/bin/python" ||
             fail "KAIYUAN_VENV=$KAIYUAN_VENV has no Python with megatron_kaiyuan: 'source launch/setup_env.sh' makes it," \
@@ -247,8 +253,8 @@ run_to_its_end() { # RUN_DIR
                 ;;
             end)
                 ((restarts == 0 || since < restarts)) ||
-                    say "error: launch: $since starts in a row without a newer checkpoint than step $step, the last" \
-                        "one with exit code $code: it would end so again" >&2
+                    say "error: launch: restart $since won no newer checkpoint than step $step and ended with exit code" \
+                        "$code: it would end so again" >&2
                 ;;
         esac
         exit "$code"

@@ -17,6 +17,8 @@ Starts a training recipe through Open MPI, MPICH or Intel MPI, whichever mpirun 
                          (RESTARTS; default 0: never)
   --restart-delay S      seconds before a restart, doubled for each one that follows without a newer checkpoint, at most
                          600 (RESTART_DELAY; default 10)
+  --preflight            examine all ranks for half a minute first; bad nodes are named in
+                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run              check the recipe and print the command, start nothing
 
 Example: launch/mpirun.sh --nproc-per-node 2 train.yaml train.seed=7
@@ -79,7 +81,7 @@ esac
 command+=("$(command -v python)")
 # It ends all ranks after an exception in one, also in code of the user's that calls MPI.
 ! python -c 'import mpi4py' 2>/dev/null || command+=(-m mpi4py)
-command+=(-m megatron_kaiyuan.cli train "$@")
+command+=(-m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 
 check_recipe "$world_size" "$@"
 check_hccl "$world_size" "${#host_list[@]}"

@@ -19,13 +19,15 @@ Starts a training recipe through MindSpore's msrun, for Ascend sites that use it
                          (RESTARTS; default 0: never)
   --restart-delay S      seconds before a restart, doubled for each one that follows without a newer checkpoint, at most
                          600 (RESTART_DELAY; default 10)
+  --preflight            examine all ranks for half a minute first; bad nodes are named in
+                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run              check the recipe and print the command, start nothing
 
 Example: launch/msrun.sh --nproc-per-node 8 train.yaml train.precision=fp16
 
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. msrun itself would die and leave them, so they get the signal in its place.
-Exit code: 0 only when the run has come to its end, 2 for a mistake that is found before the start, 143 after SIGTERM, 129
+Exit code: 0 only when the run has come to its end, 2 for a mistake (RUN_DIR/mistake.json), 143 after SIGTERM, 129
 after SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 1 for any other failure: msrun does not pass on a rank's own exit code.
 END
 }
@@ -69,7 +71,7 @@ log_dir="${log_dir:-$run_dir/msrun}"
 # outlive it when it is killed.
 command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node_rank "${node_rank:-0}"
     --master_addr "${address:-127.0.0.1}" --master_port "$port" --log_dir "$log_dir" --join True
-    --tail_worker_log "$world_size" python -m megatron_kaiyuan.cli train "$@")
+    --tail_worker_log "$world_size" python -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 show "${command[@]}"
 
 forward() { # SIGNAL

@@ -19,6 +19,8 @@ Starts a training recipe on the processes of this node, after checking the recip
                                newer one (RESTARTS; default 0: never); see below
   --restart-delay S            seconds before a restart, doubled for each one that follows without a newer checkpoint,
                                at most 600 (RESTART_DELAY; default 10)
+  --preflight                  examine all ranks for half a minute first; bad nodes are named in
+                               RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run                    check the recipe and print the command, start nothing
 
 Where they are not set, torchrun's own PET_NPROC_PER_NODE, PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR with
@@ -90,6 +92,6 @@ check_recipe $((fewest * processes)) "$@"
 ((fewest == most)) || check_recipe $((most * processes)) "$@"
 check_hccl $((most * processes)) "$most"
 command=(python -m megatron_kaiyuan.cluster.torchrun "${where[@]}" --nproc-per-node "$processes"
-    -m megatron_kaiyuan.cli train "$@")
+    -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 show "${command[@]}"
 run_to_its_end "$(run_dir_of "$@")"

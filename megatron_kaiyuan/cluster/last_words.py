@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ from megatron_kaiyuan.logs import write_error
 FLIGHT_RECORDER = "flight_recorder"
 # A library that hangs must not keep the job from its end.
 _PATIENCE_SECONDS = 10.0
-_FILE_VARIABLES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 
 
 class LastWords:
@@ -29,12 +29,22 @@ class LastWords:
 
     Args:
         recorded: gives what the flight recorder holds; None: there is none.
+        report: called with the verdict, by the rank that prints it.
     """
 
-    def __init__(self, run_dir: Path, rank: int, recorded: Callable[[], bytes | None]):
-        self._run_dir, self._rank, self._recorded = run_dir, rank, recorded
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        recorded: Callable[[], bytes | None],
+        report: Callable[[str], None] = lambda why: None,
+    ):
+        self._run_dir, self._rank, self._recorded, self._report = run_dir, rank, recorded, report
 
     def name_nodes(self, hosts: Sequence[str], why: str) -> None:
+        # First: the file may wait for a file system that hangs too.
+        with contextlib.suppress(Exception):
+            self._report(why)
         if hosts:
             write_bad_nodes(self._run_dir, hosts, why)
 
@@ -55,7 +65,17 @@ class LastWords:
             write_error(f"warning: rank {self._rank}: its flight recorder could not be written ({error})")
 
 
-def set_recorder_files(run_dir: Path) -> None:
+def set_recorder_file(run_dir: Path) -> None:
     """Let NCCL write its own dump, of a collective that times out before the watchdog looks, to the same place."""
-    for name in _FILE_VARIABLES:
-        os.environ.setdefault(name, str(run_dir / FLIGHT_RECORDER / "rank_"))
+    if _is_recording():
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(run_dir.absolute() / FLIGHT_RECORDER / "rank_"))
+
+
+def make_recorder_folder(run_dir: Path) -> None:
+    """NCCL makes none."""
+    if _is_recording():
+        (run_dir / FLIGHT_RECORDER).mkdir(exist_ok=True)
+
+
+def _is_recording() -> bool:
+    return os.environ.get("TORCH_FR_BUFFER_SIZE", "0") != "0"

@@ -13,6 +13,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,12 +23,18 @@ import torch
 from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.loopback import hold_store, is_loopback
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
+from megatron_kaiyuan.cluster.store_keys import absent, chunks
+from megatron_kaiyuan.cluster.waiting import Waiting, waiting
 from megatron_kaiyuan.errors import UserError
 
 Facts = Mapping[str, str]
 
-_HERE, _JUDGE, _VERDICT = "kaiyuan/here/", "kaiyuan/judge", "kaiyuan/verdict"
+_HERE, _JUDGE, _VERDICT, _SEARCHERS = "kaiyuan/here/", "kaiyuan/judge", "kaiyuan/verdict", "kaiyuan/searchers"
+# Ranks that look for missing ones: more than one, as one of them may end meanwhile.
+_MOST_SEARCHERS = 3
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.25
+# Ranks that may ask that often together; the store takes some ten thousand calls a second.
+_RANKS_A_PAUSE = 1024
 # How often rank 0 looks for another rank's verdict.
 _LOOK_SECONDS = 1.0
 # What rank 0 may take to compare what it has heard.
@@ -55,6 +62,11 @@ class Present:
     facts: Facts
 
 
+def holds_store(who: Rank) -> bool:
+    """Return whether this process is to hold the job's store: rank 0, where torchrun's agent does not."""
+    return who.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
     """The job's key-value store: torchrun's where its agent holds one, else one that rank 0 holds.
 
@@ -62,15 +74,17 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
         RankMissing: rank 0 cannot be reached.
         UserError: rank 0 cannot listen at its port.
     """
-    at_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    holder = who.rank == 0 and not at_agent
+    holder = holds_store(who)
     try:
         if holder and is_loopback(who.master_address):
             return hold_store(who.master_port, who.world_size, timeout)
-        # Not waiting for the others: torch would say how many have come in time, but not which.
-        return torch.distributed.TCPStore(
-            who.master_address, who.master_port, who.world_size, holder, timeout, wait_for_workers=False
-        )
+        # One line of each node is enough.
+        speaks = who.local_rank == 0 and not holder
+        with waiting(f"rank 0 at {who.master_address}:{who.master_port}") if speaks else nullcontext():
+            # Not waiting for the others: torch would say how many have come in time, but not which.
+            return torch.distributed.TCPStore(
+                who.master_address, who.master_port, who.world_size, holder, timeout, wait_for_workers=False
+            )
     except (torch.distributed.DistError, OSError) as error:
         reason = str(error).splitlines()[0]
         if holder:
@@ -99,10 +113,8 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
     deadline = time.monotonic() + timeout.total_seconds()
     if who.rank == 0:
         _judge(store, who, deadline)
-    elif not _wait(store, [_VERDICT], deadline):
-        missing = _absent(store, who.world_size)
-        if missing or not _wait(store, [_VERDICT], time.monotonic() + _COMPARE_SECONDS):
-            _give(store, who, {"missing": missing or [0]})
+    elif not _wait(store, [_VERDICT], deadline, who.world_size, _waiting_for_rank_0(who)):
+        _judge_in_its_place(store, who)
     verdict = json.loads(store.get(_VERDICT))
     if missing := verdict.get("missing"):
         raise RankMissing(
@@ -121,14 +133,30 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
 def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
     """Rank 0's part, unless another rank has lost its patience before."""
     keys = [f"{_HERE}{rank}" for rank in range(who.world_size)]
-    while not _wait(store, keys, min(deadline, time.monotonic() + _LOOK_SECONDS)):
-        if store.check([_VERDICT]):
-            return
-        if time.monotonic() >= deadline and (missing := _absent(store, who.world_size)):
-            _give(store, who, {"missing": missing})
-            return
-    present = [Present(**json.loads(text)) for text in store.multi_get(keys)]
+    line = Waiting(lambda: f"{ranks_in_words(_absent(store, who.world_size) or [0])} of {who.world_size} to come")
+    for some in chunks(keys):
+        while not _wait(store, some, min(deadline, time.monotonic() + _LOOK_SECONDS)):
+            line.look()
+            if store.check([_VERDICT]):
+                return
+            if time.monotonic() >= deadline and (missing := _absent(store, who.world_size)):
+                _give(store, who, {"missing": missing})
+                return
+    present = [Present(**json.loads(text)) for some in chunks(keys) for text in store.multi_get(list(some))]
     _give(store, who, {"different": differences(present)})
+
+
+def _judge_in_its_place(store: torch.distributed.Store, who: Rank) -> None:
+    """Another rank's part when the time is over: the first that ask look for the missing ranks, the others wait."""
+    missing: list[int] = []
+    patience = _COMPARE_SECONDS
+    if store.add(_SEARCHERS, 1) <= _MOST_SEARCHERS:
+        missing = _absent(store, who.world_size)
+    else:
+        # Longer than those who look, and wait themselves if rank 0 has only come late.
+        patience *= 2
+    if missing or not _wait(store, [_VERDICT], time.monotonic() + patience, who.world_size):
+        _give(store, who, {"missing": missing or _absent(store, who.world_size) or [0]})
 
 
 def _give(store: torch.distributed.Store, who: Rank, verdict: dict[str, Any]) -> None:
@@ -137,22 +165,41 @@ def _give(store: torch.distributed.Store, who: Rank, verdict: dict[str, Any]) ->
         store.set(_VERDICT, json.dumps({**verdict, "by": who.rank}))
 
 
-def _wait(store: torch.distributed.Store, keys: list[str], deadline: float) -> bool:
+def _waiting_for_rank_0(who: Rank) -> Waiting | None:
+    """The line of the second rank alone: rank 0 says which of the others it waits for."""
+    return (
+        Waiting(f"rank 0 of {who.world_size}, which compares what all ranks are about to run")
+        if who.rank == 1
+        else None
+    )
+
+
+def _wait(
+    store: torch.distributed.Store, keys: Sequence[str], deadline: float, ranks: int = 1, line: Waiting | None = None
+) -> bool:
     """Whether all keys are there before the deadline.
 
     Asks again and again: the store's own wait is deaf to ctrl-C, and writes warnings when its time is over.
+
+    Args:
+        ranks: how many wait like this one; the more they are, the less often each asks.
+        line: looked at now and then.
     """
     pause = _SHORTEST_PAUSE_SECONDS
-    while not store.check(keys):
+    longest = _LONGEST_PAUSE_SECONDS * max(1, ranks / _RANKS_A_PAUSE)
+    while not store.check(list(keys)):
         if time.monotonic() >= deadline:
             return False
+        if line is not None:
+            line.look()
         time.sleep(pause)
-        pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
+        pause = min(1.5 * pause, longest)
     return True
 
 
 def _absent(store: torch.distributed.Store, world_size: int) -> list[int]:
-    return [rank for rank in range(world_size) if not store.check([f"{_HERE}{rank}"])]
+    keys = absent(store, [f"{_HERE}{rank}" for rank in range(world_size)])
+    return [int(key[len(_HERE) :]) for key in keys]
 
 
 def differences(present: Sequence[Present]) -> str:

@@ -1,16 +1,15 @@
-"""A thread in each rank that ends the job when ranks stop coming further, and says which of them is to blame.
+"""A thread in each rank that ends the job when ranks stop coming further, and reports which of them is to blame.
 
-Every rank tells the others through the launcher's store, a few times within the time-out, that it is alive and where
-its main thread is. A rank that hangs leaves all others waiting in a collective. They look twice at what everybody last
-said: who has fallen silent between the looks is stopped or dead; else, who is not waiting in a collective is the one
-that the others wait for. Then every rank writes its Python stacks to its log and ends.
+Every rank reports through the launcher's store, a few times within the time-out, that it is alive and where its main
+thread is. A rank that hangs leaves all others waiting in a collective. A few of them look twice at the reports of all
+(`search.py`): a rank without a new report between the looks is stopped or dead; else, one that is not waiting in a
+collective is the one that the others wait for. Then every rank writes its Python stacks to its log and ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import queue
 import signal
@@ -19,7 +18,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -27,36 +25,18 @@ from typing import NoReturn, TypeVar
 import torch
 
 from megatron_kaiyuan import exit_codes
+from megatron_kaiyuan.cluster import search
 from megatron_kaiyuan.cluster.bad_nodes import node_name
 from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.last_words import LastWords
+from megatron_kaiyuan.cluster.search import Search
+from megatron_kaiyuan.cluster.verdict import Alive, Verdict, judge
 from megatron_kaiyuan.logs import write_error
 
-_KEY, _FAILED, _SPOKEN = "kaiyuan/alive/", "kaiyuan/failed", "kaiyuan/spoken"
+_FAILED = "kaiyuan/failed"
 _LONGEST_PERIOD_SECONDS = 5.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Alive:
-    """What a rank last said of itself.
-
-    Attributes:
-        count: rises each time it speaks.
-        beats: how far its main thread has come.
-        waiting: its main thread is inside a call of torch.distributed.
-        where: the innermost line of its main thread.
-        born: in clock ticks since boot, so that a process id is not mistaken for another process's.
-    """
-
-    count: int
-    beats: int
-    waiting: bool
-    where: str
-    host: str
-    process: int
-    born: str
 
 
 class Watchdog:
@@ -88,7 +68,7 @@ class Watchdog:
 
     def start(self) -> None:
         # At once, so that the others know this process if it is the first to hang.
-        self._exchange(look=False)
+        self._exchange(None)
         self._thread.start()
 
     def stop(self) -> None:
@@ -105,33 +85,35 @@ class Watchdog:
         self._ask(lambda: self._store.set(_FAILED, str(self._rank)))
 
     def _watch(self) -> None:
-        before: dict[int, Alive] | None = None
+        searching: Search | None = None
         while not self._ended.wait(self._period):
             left = self._limit - (time.monotonic() - self._last_beat)
             if left > 6 * self._period:
-                before = None
-                self._exchange(look=False)
-            elif before is None:
-                before = self._exchange(look=True)
-            elif left > 3 * self._period:
-                self._exchange(look=False)
-            else:
-                self._end_hanging_job(before, self._exchange(look=True))
+                searching = None
+            elif searching is None:
+                searching = Search(self._store, self._rank, self._world, self._beats, self._master)
+            answered, verdict = self._exchange(searching)
+            if verdict is None and not answered and left <= 3 * self._period:
+                verdict = judge({}, [], self._master)
+            if verdict is not None:
+                self._end_hanging_job(verdict)
 
-    def _exchange(self, look: bool) -> dict[int, Alive]:
-        """Speak, and hear whether a rank has failed and, for a look, what all ranks last said."""
+    def _exchange(self, searching: Search | None) -> tuple[bool, Verdict | None]:
+        """Report, hear whether a rank has failed, and take a step of the search; did the store answer, and what?"""
 
-        def talk() -> tuple[bool, dict[int, Alive]]:
+        def talk() -> tuple[bool, Verdict | None]:
             self._speak()
-            return self._store.check([_FAILED]), self._look() if look else {}
+            failed = self._store.check([_FAILED])
+            return failed, searching.step() if searching is not None and not failed else None
 
-        failed, said = self._ask(talk) or (False, {})
+        answer = self._ask(talk)
+        failed, verdict = answer or (False, None)
         if failed:
             self._leave_failed_job()
-        return said
+        return answer is not None, verdict
 
     def _ask(self, question: Callable[[], T]) -> T | None:
-        """The answer of the store, or None: a client waits for ever for a server that is stopped, this for a period."""
+        """Return the store's answer, or None after a period: a client waits for ever for a server that is stopped."""
         heard: queue.SimpleQueue[T | None] = queue.SimpleQueue()
 
         def talk() -> None:
@@ -152,14 +134,7 @@ class Watchdog:
         where = _place(frames[0]) if frames else "an unknown place"
         self._count += 1
         said = Alive(self._count, self._beats, waiting, where, **self._self)  # type: ignore[arg-type]
-        self._store.set(f"{_KEY}{self._rank}", json.dumps(asdict(said)))
-
-    def _look(self) -> dict[int, Alive]:
-        ranks = list(range(self._world))
-        if not self._store.check([f"{_KEY}{rank}" for rank in ranks]):
-            ranks = [rank for rank in ranks if self._store.check([f"{_KEY}{rank}"])]
-        said = self._store.multi_get([f"{_KEY}{rank}" for rank in ranks])
-        return {rank: Alive(**json.loads(text)) for rank, text in zip(ranks, said, strict=True)}
+        search.report(self._store, self._rank, said)
 
     def _leave_failed_job(self) -> NoReturn:
         """Another rank has said why. The main thread may leave in good order first."""
@@ -167,22 +142,19 @@ class Watchdog:
             os._exit(exit_codes.FAILED)
         sys.exit()
 
-    def _end_hanging_job(self, before: dict[int, Alive], now: dict[int, Alive]) -> NoReturn:
-        silent = [rank for rank in range(self._world) if rank not in now or before.get(rank) == now[rank]]
-        silent = [rank for rank in silent if rank != self._rank]
-        # Who sees it first says it, before it ends a silent rank, whose end then ends others; without a store, each.
-        if not now or self._ask(lambda: self._store.add(_SPOKEN, 1)) in (1, None):
-            whom = blame(now, silent, self._master)
-            write_error(f"error: no rank has come further for {self._timeout:g} seconds: {whom}")
+    def _end_hanging_job(self, verdict: Verdict) -> NoReturn:
+        # Who gave it prints it, before it ends a silent rank, whose end then ends others; without a store, each.
+        if verdict.by in (self._rank, None):
+            write_error(f"error: no rank has come further for {self._timeout:g} seconds: {verdict.message}")
             if self._last_words is not None:
-                self._last_words.name_nodes([one.host for one in suspects(now, silent).values()], whom)
+                self._last_words.name_nodes(verdict.hosts, verdict.message)
         # Before any rank is ended, which may end the others.
         if self._last_words is not None:
             self._last_words.write_flight_recorder()
         self._write_stacks()
-        for rank in silent:
-            if rank in now:
-                self._wake_to_write_its_stacks(now[rank])
+        for rank in verdict.silent:
+            if rank != self._rank and rank in verdict.accused:
+                self._wake_to_write_its_stacks(verdict.accused[rank])
         # The others write too, which our end would interrupt.
         time.sleep(self._period)
         os._exit(exit_codes.FAILED)
@@ -207,29 +179,6 @@ class Watchdog:
                 os.kill(other.process, signal.SIGCONT)
 
 
-def suspects(said: dict[int, Alive], silent: list[int]) -> dict[int, Alive]:
-    """What is known of the ranks that the others wait for; empty where none stands out."""
-    if silent:
-        return {rank: said[rank] for rank in silent if rank in said}
-    guilty = {rank: one for rank, one in said.items() if not one.waiting}
-    if len(guilty) == len(said):
-        fewest = min((one.beats for one in said.values()), default=0)
-        guilty = {rank: one for rank, one in said.items() if one.beats == fewest}
-    return {} if len(guilty) == len(said) else guilty
-
-
-def blame(said: dict[int, Alive], silent: list[int], master: str) -> str:
-    """Which ranks the others wait for, in words; `master` is where the store listens."""
-    if not said:
-        return f"the store at {master} does not answer, which rank 0 or its launcher holds"
-    if silent:
-        return "; ".join(f"rank {rank} does not answer{_address(said.get(rank))}" for rank in silent)
-    guilty = suspects(said, silent)
-    if not guilty:
-        return "none stands out, as the stacks of all show"
-    return "; ".join(f"rank {rank} is at {one.where}{_address(one)}" for rank, one in guilty.items())
-
-
 @contextlib.contextmanager
 def watched(watchdog: Watchdog) -> Iterator[Watchdog]:
     """The watchdog at work for the body of the `with`; an exception is told to the other ranks."""
@@ -241,10 +190,6 @@ def watched(watchdog: Watchdog) -> Iterator[Watchdog]:
         raise
     finally:
         watchdog.stop()
-
-
-def _address(one: Alive | None) -> str:
-    return f" (host {one.host}, process {one.process})" if one else ""
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from megatron_kaiyuan.errors import UserError
 
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
     import torch
 
 Fused: TypeAlias = "Callable[..., torch.Tensor]"
+
+
+class Mark(Protocol):
+    """A point in the queue of a device; torch's events are such."""
+
+    def record(self) -> None:
+        """The point is here, after all that was queued so far."""
+
+    def elapsed_time(self, later: Any) -> float:
+        """Milliseconds to a later mark; the device has come past both."""
+
+
+class HostMark:
+    """A mark on the clock of the host, for devices that compute at once."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def elapsed_time(self, later: HostMark) -> float:
+        return 1e3 * (later._at - self._at)
 
 
 def recorded_collectives(name: str, default: str) -> bytes | None:
@@ -80,6 +104,10 @@ class Platform(ABC):
         """Let the library of collectives give one up between these seconds; before process groups are made."""
         return
 
+    def mark(self) -> Mark:
+        """A place in what this process does, which `record()` sets."""
+        return HostMark()
+
     def flight_recorder(self) -> bytes | None:
         """Return the last collectives of this process as torch's flight recorder pickles them; None: it is off."""
         return recorded_collectives("_dump_fr_trace", default="0")
@@ -87,6 +115,10 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until the device has finished what was queued."""
+
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes of this rank's device that are free, and all of them; None for `cpu`."""
+        return None
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:
@@ -153,11 +185,13 @@ class NoDevice(UserError):
 
     Attributes:
         whole_node: no rank of this node has one, so that one of them prints it.
+        lost: it had one in an earlier start.
     """
 
     def __init__(self, message: str, whole_node: bool = False):
         super().__init__(message)
         self.whole_node = whole_node
+        self.lost = False
 
 
 def device_index(kind: str, local_rank: int, visible: int, ranks: int, present: int) -> int:

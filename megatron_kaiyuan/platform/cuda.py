@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.platform import present
-from megatron_kaiyuan.platform.base import NoDevice, Platform, device_index, first_line, recorded_collectives
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, device_index, first_line, recorded_collectives
 from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
 from megatron_kaiyuan.platform.numa import bind_beside_gpu
 
@@ -49,11 +49,17 @@ class CudaPlatform(Platform):
         if lack is not None:
             self.findings["weight_gradient"] = lack
 
+    def mark(self) -> Mark:
+        return torch.cuda.Event(enable_timing=True)
+
     def flight_recorder(self) -> bytes | None:
         return recorded_collectives("_dump_nccl_trace", default="2000")
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+    def memory(self) -> tuple[int, int] | None:
+        return torch.cuda.mem_get_info(self.device)
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)

@@ -19,7 +19,7 @@ import torch
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.platform import present
 from megatron_kaiyuan.platform.ascend import Chip
-from megatron_kaiyuan.platform.base import NoDevice, Platform, device_index, first_line
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, device_index, first_line
 from megatron_kaiyuan.platform.lean_imports import without_compiler
 from megatron_kaiyuan.platform.npu_kernels import OPERATIONS, fused_kernel, kernel_name
 from megatron_kaiyuan.platform.npu_trial import Trial, findings
@@ -73,8 +73,16 @@ class NpuPlatform(Platform):
         periods = int((shortest + longest) / 2 / _HCCL_PERIOD)
         os.environ.setdefault("HCCL_EXEC_TIMEOUT", str(_HCCL_PERIOD * max(1, periods)))
 
+    def mark(self) -> Mark:
+        event: Mark = self._npu.Event(enable_timing=True)
+        return event
+
     def synchronize(self) -> None:
         self._npu.synchronize()
+
+    def memory(self) -> tuple[int, int] | None:
+        free, total = self._npu.mem_get_info()
+        return int(free), int(total)
 
     def peak_memory_bytes(self) -> int:
         return self._npu.max_memory_allocated()

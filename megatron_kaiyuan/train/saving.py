@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from megatron_kaiyuan.checkpoint.retention import Retention, prune, remove_unfin
 from megatron_kaiyuan.checkpoint.save import Saved, Saver
 from megatron_kaiyuan.checkpoint.verify import usable_steps
 from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.limits import TimeLimits
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.monitor.sinks import Sinks, warn
@@ -30,13 +32,19 @@ class OnlyJob(Hook):
     """Rank 0 holds the run's lock, from here to the last hook; what a dead job left half written is removed.
 
     Collective. After an error nothing is released, as other ranks may still be at work: the lock goes with the
-    process.
+    process. The lock's note says what the job is doing, and since when.
+
+    Args:
+        limits: how long it may be doing one thing, as the watchdog has them too.
 
     Raises:
         UserError: another job holds it.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, limits: TimeLimits):
+        self._limits, self._doing = limits, "starting"
+        self._step: int | None = None
+
         def take() -> RunLock | None:
             if not _is_first_rank():
                 return None
@@ -46,6 +54,37 @@ class OnlyJob(Hook):
             return lock
 
         self._lock = agreed(take)
+        self._advance("starting")
+
+    @contextlib.contextmanager
+    def working(self, doing: str) -> Iterator[None]:
+        """The body is work of its own, which may take longer than a step."""
+        before = self._doing
+        self._advance(doing)
+        yield
+        self._advance(before)
+
+    def start(self, session: Session) -> None:
+        self._step = session.state.progress.step
+        self._advance("first step")
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        self._step = session.state.progress.step
+        self._advance("step")
+
+    def bad_step(self, session: Session, result: StepResult) -> None:
+        self._advance("answering a bad step")
+
+    def rolled_back(self, session: Session) -> None:
+        self._step = session.state.progress.step
+        self._advance("step")
+
+    def _advance(self, doing: str) -> None:
+        self._doing = doing
+        if self._lock is not None:
+            at_start = doing in ("starting", "first step")
+            limit = self._limits.collective if at_start else self._limits.hang
+            self._lock.advance(doing, self._step, limit)
 
     def require(self) -> None:
         """Raise on every rank when the lock was removed: another job may have taken the folder. Collective."""
@@ -122,6 +161,10 @@ class Checkpoints(Hook):
         return minutes is not None and time.monotonic() - self._last_save >= 60 * minutes
 
     def _save(self, session: Session) -> None:
+        with self._only_job.working(f"saving step {session.state.progress.step}"):
+            self._save_now(session)
+
+    def _save_now(self, session: Session) -> None:
         self._settle()
         run, progress = session.run, session.state.progress
         run_dir, step, retention = run.run_dir, progress.step, _retention(session)
@@ -168,7 +211,8 @@ class Checkpoints(Hook):
 
     def _settle(self) -> None:
         """Wait for the save that is under way."""
-        self._report(self._saver.wait())
+        with self._only_job.working("saving"):
+            self._report(self._saver.wait())
 
     def _report(self, saved: Saved | None) -> None:
         if saved is None:

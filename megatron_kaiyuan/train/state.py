@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from megatron_kaiyuan.model.build import Network
 from megatron_kaiyuan.optim.scaler import adapt_scaler
 from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.recorded import RecordedPasses
 
 
@@ -60,6 +62,7 @@ class TrainState:
 
     Attributes:
         models: the chunks of the network, wrapped for data parallelism.
+        own_time: how long this rank takes to its own gradients.
         recorded: plays the passes over micro-batches where they are recorded.
         before_update: called before weights and moments change: a save may still be copying them.
     """
@@ -69,6 +72,7 @@ class TrainState:
     optimizer: MegatronOptimizer
     platform: Platform
     progress: Progress
+    own_time: OwnTime
     recorded: RecordedPasses | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
     before_update: Callable[[], None] = lambda: None
@@ -116,8 +120,10 @@ class TrainState:
         return self.network.sharded_state_dict(metadata={"dp_cp_group": group})
 
     def _gather_random_states(self) -> list[dict[str, Any]]:
-        states: list[Any] = [None] * torch.distributed.get_world_size()
+        """Return the states of all ranks on rank 0, which writes them, equal ones as one object; elsewhere none."""
+        is_first = torch.distributed.get_rank() == 0
+        states: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
         device, name = self.platform.rng_state(), self.platform.name
-        mine = {"host": torch.get_rng_state(), "device": device, "platform": name}
-        torch.distributed.all_gather_object(states, mine)
-        return states
+        torch.distributed.gather_object({"host": torch.get_rng_state(), "device": device, "platform": name}, states)
+        known: dict[bytes, dict[str, Any]] = {}
+        return [known.setdefault(pickle.dumps(state), state) for state in states or []]
