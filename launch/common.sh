@@ -81,6 +81,7 @@ split_words() { # VARIABLE
     words=()
     [[ -n ${!1:-} ]] || return 0
     xargs -r true <<<"${!1}" 2>/dev/null || fail "$1 has a quote that is not closed: ${!1}"
+    # shellcheck disable=SC2034 # for the script
     mapfile -t -d '' words < <(xargs -r printf '%s\0' <<<"${!1}")
 }
 
