@@ -5,7 +5,7 @@
 Nothing here needs more than this machine. Three ways of measuring:
 
     ranks      forked gloo ranks that save and resume a small state: file operations (stat, lstat, open, listing),
-               bytes read, and bytes of Python objects that each rank receives. What one rank does is fitted as
+               bytes read from shards, and bytes of Python objects that each rank receives. What one rank does is fitted as
                a + b * ranks and multiplied by the ranks of a job
     clients    the job's store replaced by one that counts calls and keys: the watchdog, the roll call. A call takes
                its client 0.2 ms; the server does one call at a time, at the cost that torch's own store has here
@@ -21,17 +21,17 @@ import builtins
 import inspect
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import pickle
 import socket
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ _STATS = ("stat", "lstat", "scandir", "listdir")
 
 
 class Counted:
-    """File operations of this process by Python, and bytes that it read, in the body of `counting()`."""
+    """File operations of this process by Python, and bytes of shards that it read, in the body of `counting()`."""
 
     def __init__(self) -> None:
         self.stats = self.opens = self.bytes = self.objects = 0
@@ -58,6 +58,8 @@ class Counted:
 
 @contextmanager
 def counting() -> Iterator[Counted]:
+    from torch.distributed.checkpoint import filesystem
+
     counted = Counted()
 
     def count(name: str, action: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,19 +74,20 @@ def counting() -> Iterator[Counted]:
     for name, action in kept.items():
         setattr(os, name, count("stats", action))
     builtins.open = io.open = count("opens", opened)
-    before = _bytes_read(opened)
+    cut = filesystem.FileSystemReader._slice_file
+
+    def count_bytes(reader: Any, file: Any, place: Any) -> Any:
+        counted.bytes += place.length
+        return cut(reader, file, place)
+
+    filesystem.FileSystemReader._slice_file = count_bytes
     try:
         yield counted
     finally:
-        counted.bytes = _bytes_read(opened) - before
+        filesystem.FileSystemReader._slice_file = cut
         builtins.open = io.open = opened
         for name, action in kept.items():
             setattr(os, name, action)
-
-
-def _bytes_read(opened: Callable[..., Any]) -> int:
-    with opened("/proc/self/io") as file:
-        return int(file.readline().split()[1])
 
 
 def _count_objects(counted: Counted) -> None:
@@ -159,8 +162,9 @@ class Costs:
         for key in keys:
             store.set(key, "x" * 300)
         # The least of many: what others do on this machine is not the store's cost.
-        self.call = min(_seconds(lambda: [store.check(keys[:1]) for _ in range(200)]) for _ in range(30)) / 200
-        self.key = min(_seconds(lambda: store.multi_get(keys[:1024])) for _ in range(30)) / 1024
+        clock = partial(timeit.repeat, number=1, repeat=30)
+        self.call = min(clock(lambda: [store.check(keys[:1]) for _ in range(200)])) / 200
+        self.key = min(clock(lambda: store.multi_get(keys[:1024]))) / 1024
 
     def seconds(self, calls: int, keys: int) -> float:
         """The server's time for calls and keys of all clients."""
@@ -168,38 +172,57 @@ class Costs:
 
 
 def _seconds(action: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    """Processor time, which others on this machine do not change much."""
+    began = time.process_time()
     action()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 # Clients: the watchdog and the roll call.
 
 
-def look(ranks: int) -> tuple[int, int, str]:
-    """Calls and keys of all ranks when a job of `ranks` hangs in its last rank, and whom the watchdog names."""
-    from megatron_kaiyuan.cluster.watchdog import Alive, Watchdog, blame
+def look(ranks: int) -> tuple[int, int, float, str]:
+    """A job of `ranks` that hangs in its last rank, all of them searching for it, a step of each in turn.
+
+    Returns:
+        Calls and keys of all ranks until the last one has the verdict, the seconds that the calls of the rank that made
+        the most took it, and the verdict.
+    """
+    from megatron_kaiyuan.cluster.search import Search, report
+    from megatron_kaiyuan.cluster.verdict import Alive, Verdict
 
     store = Store()
-    for rank in range(ranks):
-        waiting = rank != ranks - 1
-        said = Alive(1, 7, waiting, "file.py:7 (read)", f"node{rank // 8}", rank, "1")
-        store.content[f"kaiyuan/alive/{rank}"] = json.dumps(said.__dict__).encode()
-    watchdog = SimpleNamespace(_store=store, _world=ranks)
-    said = Watchdog._look(watchdog)  # type: ignore[arg-type]
-    # Every rank looks twice.
-    return 2 * ranks * store.calls, 2 * ranks * store.keys, blame(said, [], "")
+    searches = [Search(store, rank, ranks, 7, "node0:29500") for rank in range(ranks)]  # type: ignore[arg-type]
+    own = [0] * ranks
+    verdicts: dict[int, Verdict] = {}
+    for period in range(20):
+        counted = store.calls, store.keys
+        for rank in range(ranks):
+            waiting = rank != ranks - 1
+            report(store, rank, Alive(period, 7, waiting, "file.py:7 (read)", f"node{rank // 8}", rank, "1"))  # type: ignore[arg-type]
+        # What every rank reports once a period, hanging or not, is no part of the search.
+        store.calls, store.keys = counted
+        for rank, search in enumerate(searches):
+            before = store.calls
+            if rank not in verdicts and (verdict := search.step()) is not None:
+                verdicts[rank] = verdict
+            own[rank] += store.calls - before
+    (message,) = {one.message for one in verdicts.values()}
+    assert len(verdicts) == ranks
+    return store.calls, store.keys, max(own) * LATENCY, message
 
 
 def absentees(ranks: int, absent: int) -> tuple[int, int]:
-    """Calls and keys of all ranks that look for those which have not come, all at once."""
+    """Calls and keys of all ranks that look for those which have not come."""
     from megatron_kaiyuan.cluster import roll_call
 
     store = Store()
     for rank in range(ranks - absent):
         store.content[f"kaiyuan/here/{rank}"] = b"{}"
     assert roll_call._absent(store, ranks) == list(range(ranks - absent, ranks))  # type: ignore[arg-type]
-    return (ranks - absent) * store.calls, (ranks - absent) * store.keys
+    # The others wait for a verdict.
+    searchers = roll_call._MOST_SEARCHERS
+    return searchers * store.calls, searchers * store.keys
 
 
 # Alone: what one process does with the lists of a large job.
@@ -214,12 +237,10 @@ def shares_seconds(ranks: int) -> float:
 
 def share_out_seconds(ranks: int) -> float:
     """Who writes which weights: 28 layers of 11 weights, held by `ranks` data-parallel ranks."""
-    from megatron.core.dist_checkpointing.exchange_utils import distribute_shards_to_ranks
+    from megatron_kaiyuan.checkpoint.verify import spread
 
-    shards = [("layer", (number,), None) for number in range(28 * 11)]
-    holders = {shard: list(range(ranks)) for shard in shards}
-    sizes = {shard: 1 + number % 13 for number, shard in enumerate(shards)}
-    return _seconds(lambda: distribute_shards_to_ranks(holders, sizes, ranks, set()))
+    sizes = [1 + number % 13 for number in range(28 * 11)]
+    return _seconds(lambda: spread(sizes, ranks))
 
 
 def validation_seconds(ranks: int) -> float:
@@ -272,6 +293,7 @@ def pruning_operations(files: int, steps: int = 8) -> int:
 
 def _fake_run(run_dir: Path, steps: int, files: int) -> list[Path]:
     from megatron_kaiyuan.checkpoint import layout
+    from megatron_kaiyuan.files import DIGEST_PREFIX
 
     folders = []
     for step in range(1, steps + 1):
@@ -280,7 +302,7 @@ def _fake_run(run_dir: Path, steps: int, files: int) -> list[Path]:
         names = [".metadata", "common.pt", "metadata.json", *(f"__{rank}_0.distcp" for rank in range(files))]
         for name in names:
             (folder / name).write_bytes(b"x")
-        entry = {"bytes": 1, "checksum": "xxh3_128:0"}
+        entry = {"bytes": 1, "checksum": f"{DIGEST_PREFIX}{0:032x}"}
         layout.write_manifest(folder, dict.fromkeys(names, entry), step=step, tokens=step, scheduled=True)
         folders.append(folder)
     return folders
@@ -388,30 +410,26 @@ def measure_clients(table: Table) -> None:
     costs = Costs()
     print(f"store: {costs.call * 1e6:.1f} us a call, {costs.key * 1e6:.2f} us a key, one thread")
     looks = [look(size) for size in SIZES]
-    table.row("watchdog: store calls of all ranks until the verdict", [calls for calls, _, _ in looks])
-    table.row("watchdog: keys read", [keys for _, keys, _ in looks])
-    table.row("watchdog: server's time", [costs.seconds(calls, keys) for calls, keys, _ in looks], " s")
+    table.row("watchdog: store calls of all ranks until the verdict", [calls for calls, *_ in looks])
+    table.row("watchdog: keys read and written", [keys for _, keys, *_ in looks])
+    table.row("watchdog: server's time", [costs.seconds(calls, keys) for calls, keys, *_ in looks], " s")
+    table.row("watchdog: time of the rank with the most calls", [seconds for _, _, seconds, _ in looks], " s")
+    print(f"watchdog: it names: {looks[-1][-1]}")
     for absent in (1, 512):
         found = [absentees(size, absent) for size in SIZES]
         table.row(f"preflight: store calls, {absent} ranks missing", [calls for calls, _ in found])
-        slowest = [
-            max(costs.seconds(*one), one[0] / (size - absent) * LATENCY) for size, one in zip(SIZES, found, strict=True)
-        ]
+        slowest = [max(costs.seconds(*one), one[0] / 3 * LATENCY) for size, one in zip(SIZES, found, strict=True)]
         table.row(f"preflight: seconds to name {absent} missing ranks", slowest, " s")
 
 
 def measure_alone(table: Table) -> None:
-    few = (512, 1024)
-    # Work that grows by the square is measured on few and multiplied out.
     for name, action in (
         ("first save, each rank: who writes which weights", share_out_seconds),
-        ("first save, rank 0: check of one tensor's plan (of some 20)", validation_seconds),
+        ("first save, rank 0: check of the plan of one state of three", validation_seconds),
         ("resume, each rank: shares of the verification", shares_seconds),
         ("start, each rank: megatron-core's groups, without connections", groups_seconds),
     ):
-        seconds = [action(size) for size in few]
-        power = max(np.log2(seconds[1] / seconds[0]), 0)
-        table.row(f"{name} (grows by {power:.1f})", [seconds[1], seconds[1] * 8**power], " s")
+        table.row(name, [action(size) for size in SIZES], " s")
     operations = [manifest_operations(size) for size in (64, 128)]
     table.row("file operations of one look into a manifest", [fitted((64, 128), operations, size) for size in SIZES])
     operations = [pruning_operations(size) for size in (32, 64)]
@@ -434,16 +452,17 @@ def measure_ranks(table: Table, counts: Sequence[int]) -> None:
     rows("resume: files opened by all ranks", lambda one: one[3]["opens"])
     rows("resume: bytes of objects that all ranks receive", lambda one: one[3]["objects"])
     print(
-        f"resume, measured: {'ranks':>8}{'stats a rank':>16}{'opens a rank':>16}{'bytes read, all':>18}{'weights':>14}"
+        f"resume, measured: {'ranks':>8}{'stats a rank':>16}{'opens a rank':>16}{'shard bytes, all':>18}{'weights':>14}"
     )
     for ranks, one in said.items():
         read = sum(rank[3]["bytes"] for rank in one)
         line = f"{ranks:>8}{one[-1][3]['stats']:>16,}{one[-1][3]['opens']:>16,}{read:>18,}{one[0][4]:>14,}"
         print(f"{'':18}{line}")
-    # Beyond the checkpoint itself, which is verified once and loaded once, each added rank reads so many weights.
+    # What each added rank reads, by the bytes of the weights.
     read = [sum(rank[3]["bytes"] for rank in one) / one[0][4] for one in said.values()]
-    slope = max(np.polyfit(counts, read, 1)[0], 0)
-    table.row("resume: weights read by all, 4 GB of them (TB)", [slope * size * WEIGHT_BYTES / 1e12 for size in SIZES])
+    each, all_else = np.polyfit(counts, read, 1)
+    terabytes = [(max(each, 0) * size + all_else) * WEIGHT_BYTES / 1e12 for size in SIZES]
+    table.row("resume: read from shards by all, with 4 GB of weights", terabytes, " TB")
 
 
 def main() -> None:

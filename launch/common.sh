@@ -94,6 +94,10 @@ use_project_environment() {
     local folder folders=("$root/.venv/bin")
     # A file of the current folder must hide no module, and sources without their extensions not what is installed.
     export PYTHONSAFEPATH=1
+    # On this node's own disk (launch/stage_env.sh).
+    if [[ -n ${KAIYUAN_STAGED:-} ]]; then
+        KAIYUAN_VENV="$(bash "$root/launch/stage_env.sh" use "$KAIYUAN_STAGED")" || exit 2
+    fi
     if [[ -n ${KAIYUAN_VENV:-} ]]; then
         has_project "$KAIYUAN_VENV/bin/python" ||
             fail "KAIYUAN_VENV=$KAIYUAN_VENV has no Python with megatron_kaiyuan: 'source launch/setup_env.sh' makes it," \

@@ -27,7 +27,7 @@ Example: launch/msrun.sh --nproc-per-node 8 train.yaml train.precision=fp16
 
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. msrun itself would die and leave them, so they get the signal in its place.
-Exit code: 0 only when the run has come to its end, 2 for a mistake that is found before the start, 143 after SIGTERM, 129
+Exit code: 0 only when the run has come to its end, 2 for a mistake (RUN_DIR/mistake.json), 143 after SIGTERM, 129
 after SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 1 for any other failure: msrun does not pass on a rank's own exit code.
 END
 }

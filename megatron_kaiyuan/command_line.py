@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import functools
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +103,7 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
     # Names of processor masks, clocks and /proc are Linux's own, in all rooms.
     if sys.platform != "linux":
         fail(f"this project runs on Linux only, and this is {sys.platform}")
+    _require_utf8()
     survive_lost_output()
     for stream in (sys.stdout, sys.stderr):
         # A file name that the terminal's encoding cannot show does not end the command.
@@ -120,6 +123,15 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
         fail(describe(error))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(exit_codes.of_signal(signal.SIGINT))
+
+
+def _require_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names of files would not be what they
+    are, and texts would be read as something else. Python does so by itself only for the locale C.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _exit_for_lost_output() -> None:

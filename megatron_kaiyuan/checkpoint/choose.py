@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest, shares
-from megatron_kaiyuan.cluster.groups import agreed, told_by_rank_0
+from megatron_kaiyuan.checkpoint.verify import Files, problems_of, read_manifest, shares
+from megatron_kaiyuan.cluster.groups import agreed, gather_if_any, told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 
 
@@ -62,9 +62,14 @@ def verify_together(folder: Path) -> list[str]:
     Raises:
         UserError: a rank reads other bytes than rank 0 does: that is no damage, and another start may go well.
     """
-    mine = _problems_of_my_share(folder)
-    everyone: list[dict[str, str]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, mine)
+    # One rank reads the manifest, which has a line for every rank of the job that wrote it.
+    manifest = told_by_rank_0(lambda: _files_or_problem(folder))
+    if isinstance(manifest, str):
+        mine = {layout.MANIFEST: manifest} if torch.distributed.get_rank() == 0 else {}
+    else:
+        ranks = torch.distributed.get_world_size()
+        mine = problems_of(folder, manifest, shares(manifest, ranks)[torch.distributed.get_rank()])
+    everyone = gather_if_any(mine, bool(mine))
     problems = {name: problem for share in reversed(everyone) for name, problem in share.items()}
     # A step is set aside only if rank 0 sees the damage too, and sees it again.
     if problems and not told_by_rank_0(lambda: _confirmed(folder, list(problems))):
@@ -77,13 +82,11 @@ def verify_together(folder: Path) -> list[str]:
     return list(problems.values())
 
 
-def _problems_of_my_share(folder: Path) -> dict[str, str]:
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def _files_or_problem(folder: Path) -> Files | str:
     try:
-        files = read_manifest(folder)["files"]
+        return read_manifest(folder)["files"]  # type: ignore[no-any-return]
     except (UserError, OSError) as error:
-        return {layout.MANIFEST: describe(error)}
-    return problems_of(folder, files, shares(files, ranks)[rank])
+        return describe(error)
 
 
 def _confirmed(folder: Path, names: list[str]) -> bool:

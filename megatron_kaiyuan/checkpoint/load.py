@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_kaiyuan.checkpoint.common_form import CommonForm
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
+from megatron_kaiyuan.checkpoint.replicas import Given, ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
+from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import ModelConfig, parse
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.forms import require_form
@@ -55,10 +59,31 @@ def model_of(folder: Path, run: dict[str, Any]) -> ModelConfig:
 
 
 def load_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
-    """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective."""
+    """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective.
+
+    Rank 0 reads what describes the checkpoint, each shard is read by one rank for all that hold it.
+    """
+
+    def described() -> tuple[Metadata, dict[str, Any]]:
+        with _loading(folder, Exception), removed_meanwhile(folder):
+            return require_plain(folder), dist_checkpointing.load_common_state_dict(str(folder))
+
+    metadata, common = told_by_rank_0(described)
+    strategy = ReadOnce(metadata, partial(_reading, folder))
+    # Which shards there are is checked when they are saved; to gather what each rank asks for takes minutes.
+    return dist_checkpointing.load(
+        sharded_state,
+        str(folder),
+        sharded_strategy=strategy,
+        common_strategy=Given(common),
+        validate_access_integrity=False,
+    )
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
     with _loading(folder, CheckpointException, CheckpointingException), removed_meanwhile(folder):
-        require_plain(folder)
-        return dist_checkpointing.load(sharded_state, str(folder))
+        yield
 
 
 def stored_tensors(folder: Path) -> dict[str, ShardedTensor]:

@@ -26,7 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import break_hard_links
 
 LOCK = "lock"
@@ -210,8 +210,8 @@ class RunLock:
     def _refusal(self, owner: dict[str, Any] | None) -> UserError:
         who = "another job"
         if owner is not None:
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("started", 0)))
-            who = f"process {owner.get('pid')} on {owner.get('host')}, since {since}"
+            pid, host = excerpt(owner.get("pid")), excerpt(owner.get("host"))
+            who = f"process {pid} on {host}, since {_date(owner.get('started'))}"
             if hangs(owner, time.time()):
                 quiet = timedelta(seconds=round(quiet_seconds(owner, time.time()) or 0))
                 who += f", which hangs ({owner.get('doing')} for {quiet})"
@@ -243,6 +243,13 @@ class RunLock:
             # A full disk is no reason to give the run up; the kernel's lock still holds.
             with contextlib.suppress(OSError):
                 self._write_note()
+
+
+def _date(seconds: Any) -> str:
+    """A time out of a note, which another program may have written."""
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
+        return "an unknown time"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _boot() -> str:

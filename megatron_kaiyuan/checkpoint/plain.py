@@ -55,8 +55,11 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
-def require_plain(folder: Path) -> None:
+def require_plain(folder: Path) -> Metadata:
     """Refuse a checkpoint whose pickles are more than data, or whose metadata name files that are not its own.
+
+    Returns:
+        The metadata.
 
     Raises:
         UserError: naming the file and what was found in it.
@@ -71,6 +74,7 @@ def require_plain(folder: Path) -> None:
             with open(path, "rb") as file:
                 file.seek(place.offset)
                 _read_weights_only(io.BytesIO(file.read(place.length)), path)
+    return metadata
 
 
 def _read_metadata(path: Path, sizes: dict[str, int]) -> Metadata:

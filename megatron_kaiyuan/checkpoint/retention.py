@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
@@ -47,7 +48,11 @@ def removable(run_dir: Path, retention: Retention) -> list[int]:
     """Steps that may go, ascending. At least two that look whole are left, whatever the rule says."""
     steps = [step for step in usable_steps(run_dir) if step > 0]
     kept = _newest(run_dir, steps, retention.keep_last) | _kept_for_ever(run_dir, steps, retention)
-    whole = sum(_looks_whole(layout.step_folder(run_dir, step)) for step in kept)
+    if kept.issuperset(steps):
+        return []
+    # A look at every file of a step, one for each rank of a job: at no more steps than it takes.
+    looks = (_looks_whole(layout.step_folder(run_dir, step)) for step in sorted(kept, reverse=True))
+    whole = sum(itertools.islice(filter(None, looks), _FEWEST))
     removed = []
     for step in reversed(steps):
         if step in kept:

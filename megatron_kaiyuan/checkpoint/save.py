@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import os
-import queue
 import shutil
 import time
 from collections.abc import Callable
@@ -24,22 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.part import HostCopies, Part, Task
+from megatron_kaiyuan.checkpoint.replicas import share_out
 from megatron_kaiyuan.checkpoint.verify import Files
-from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.cluster.groups import gather_if_any, sum_over_ranks, told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
+from megatron_kaiyuan.platform.megatron import report_writes_to_this_process
 
 COMMON = "common.pt"
 # What torch.save puts round each tensor, and what a file system needs for itself.
@@ -102,7 +100,6 @@ class Saver:
     def __init__(self) -> None:
         self._copies = HostCopies()
         self._strategy = _Strategy()
-        self._spread: FullyParallelSaveStrategyWrapper | None = None
         self._flight: _Flight | None = None
         self._bytes = 0
 
@@ -140,11 +137,12 @@ class Saver:
         if self._flight is not None:
             raise RuntimeError("the save before has not been waited for")
         started = time.perf_counter() if started is None else started
-        tensors, common = save_preprocess(sharded_state, validate_access_integrity=self._spread is None)
-        self._share_out(tensors)
+        # torch's planner checks on rank 0 that the shards of all ranks cover each tensor once.
+        tensors, common = save_preprocess(sharded_state, validate_access_integrity=False)
+        share_out(tensors)
         own = _own_shards(tensors)
         if not self._bytes:
-            self._bytes = _total(sum(_bytes_of(shard) for shard in own))
+            self._bytes = sum_over_ranks(sum(_bytes_of(shard) for shard in own))
         temporary = _make_folder(folder, self._bytes)
         copies = []
         if copy:
@@ -202,17 +200,9 @@ class Saver:
             saved = self._go_on(flight)
         return saved
 
-    def _share_out(self, tensors: dict[str, Any]) -> None:
-        """Weights that several data-parallel ranks hold are written by all of them, a share each."""
-        if self._spread is None:
-            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-            self._spread = FullyParallelSaveStrategyWrapper(self._strategy, group, do_cache_distribution=True)
-        self._spread.apply_saving_parallelization(tensors)
-
     def _plan(self, tensors: dict[str, Any], temporary: Path) -> tuple[Any, Any, list[Any]]:
         """megatron-core's writer, the metadata (on rank 0) and this rank's files with their items, in host memory."""
-        # The writers report to a queue; megatron-core would start a manager process for it.
-        filesystem_async._results_queue = queue.SimpleQueue()
+        report_writes_to_this_process()
         self._strategy.async_save(tensors, str(temporary))
         assert self._strategy.planned is not None
         (writer, metadata, _), self._strategy.planned = self._strategy.planned, None
@@ -246,8 +236,7 @@ class Saver:
         assert self._flight is not None
         error = self._error()
         message = None if error is None else _describe(error)
-        messages: list[str | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(messages, message)
+        messages = gather_if_any(message, message is not None)
         causes = [f"rank {rank}: {text}" for rank, text in enumerate(messages) if text]
         if not causes:
             return
@@ -290,13 +279,6 @@ def _close(flight: _Flight, results: list[Any], files: Files) -> None:
         layout.set_aside(flight.folder, "replaced")
     put_in_place(flight.temporary, flight.folder)
     flight.after()
-
-
-def _total(own: int) -> int:
-    """The sum over all ranks."""
-    parts = [0] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, own)
-    return sum(parts)
 
 
 def _make_folder(folder: Path, needed: int) -> Path:

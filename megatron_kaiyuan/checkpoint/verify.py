@@ -7,9 +7,11 @@ that leads out of the folder is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,6 +27,7 @@ FORMAT, VERSION = "kaiyuan-checkpoint", 1
 _ALWAYS_OPENED = (".metadata", "common.pt", "metadata.json")
 # xxhash and read() release the interpreter's lock; more readers than this only help some network file systems.
 _READERS = 4
+_HERE = PurePosixPath()
 
 Files = dict[str, dict[str, Any]]
 
@@ -53,9 +56,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise UserError(f"{path}: damaged, `files` does not list a size and a checksum for each file")
     require_form(path, {name: value for name, value in manifest.items() if name != "files"}, _Manifest, "do not use it")
-    for name in files:
-        if "\0" in name or len(name) > 4095 or not _is_inside(folder, name):
-            raise UserError(f"{path}: names {excerpt(repr(name))}, which is not inside the checkpoint; do not use it")
+    if (name := _leading_out(folder, files)) is not None:
+        raise UserError(f"{path}: names {excerpt(repr(name))}, which is not inside the checkpoint; do not use it")
     if _names_another_step(folder, manifest):
         raise UserError(
             f"{folder}: its manifest is that of step {manifest['step']}, so this is a copy of it; not used under this "
@@ -103,14 +105,23 @@ def verify(folder: Path) -> None:
 
 
 def shares(files: Files, ranks: int) -> list[list[str]]:
-    """File names for each rank, the bytes spread evenly: the largest first, each to who has least."""
+    """Return the file names for each rank to read, the bytes spread evenly."""
+    names = sorted(files)
     parts: list[list[str]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for name in sorted(files, key=lambda name: (-files[name]["bytes"], name)):
-        rank = loads.index(min(loads))
+    for name, rank in zip(names, spread([files[name]["bytes"] for name in names], ranks), strict=True):
         parts[rank].append(name)
-        loads[rank] += files[name]["bytes"]
     return parts
+
+
+def spread(sizes: Sequence[int], ranks: int) -> list[int]:
+    """Return the rank for each piece of work: the largest first, each to the rank that has least."""
+    loads = [(0, rank) for rank in range(ranks)]
+    found = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        load, rank = loads[0]
+        heapq.heapreplace(loads, (load + sizes[index], rank))
+        found[index] = rank
+    return found
 
 
 def _problem(path: Path, expected: dict[str, Any]) -> str | None:
@@ -141,7 +152,35 @@ def _is_entry(entry: Any) -> bool:
     return True
 
 
+def _leading_out(folder: Path, names: Iterable[str]) -> str | None:
+    """Return a name that leads out of the folder by `..`, as an absolute path or by a link; None: there is none.
+
+    One listing finds the links: to resolve each name costs a look at each folder above it, for each file.
+    """
+    links = _links(folder)
+    for name in names:
+        if "\0" in name or len(name) > 4095:
+            return name
+        place = PurePosixPath(name)
+        if not place.parts or place.is_absolute() or ".." in place.parts:
+            return name
+        if links and not links.isdisjoint([place, *place.parents]) and not _is_inside(folder, name):
+            return name
+    return None
+
+
+def _links(folder: Path, above: PurePosixPath = _HERE) -> set[PurePosixPath]:
+    """Return the links in a folder and its folders, as names in it."""
+    found = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                found.add(above / entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                found |= _links(Path(entry.path), above / entry.name)
+    return found
+
+
 def _is_inside(folder: Path, name: str) -> bool:
-    """Neither `..`, nor an absolute path, nor a link leads out of the folder."""
     place, whole = (folder / name).resolve(), folder.resolve()
     return place != whole and place.is_relative_to(whole)

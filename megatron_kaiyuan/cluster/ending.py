@@ -46,20 +46,21 @@ class Look:
     Attributes:
         step: of the newest checkpoint; -1: none.
         marker: tells one `preempted.json` from another; empty: there is none.
-        bad_nodes: the same of `bad_nodes.json`.
+        bad_nodes, mistake: the same of `bad_nodes.json` and `mistake.json`.
     """
 
     step: int
     marker: str
     bad_nodes: str
+    mistake: str
 
     def __str__(self) -> str:
-        return f"{self.step}:{self.marker}:{self.bad_nodes}"
+        return f"{self.step}:{self.marker}:{self.bad_nodes}:{self.mistake}"
 
     @classmethod
     def from_text(cls, text: str) -> Look:
-        step, marker, bad_nodes = text.split(":")
-        return cls(int(step), marker, bad_nodes)
+        step, *marks = text.split(":")
+        return cls(int(step), *marks)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def look(run_dir: Path) -> Look:
     """Look at a run folder, which need not be there."""
     name = layout.read_latest(run_dir)
     step = layout.step_of(name) if name else None
-    return Look(-1 if step is None else step, _mark(run_dir / layout.PREEMPTED), _mark(run_dir / BAD_NODES))
+    names = (layout.PREEMPTED, BAD_NODES, layout.MISTAKE)
+    return Look(-1 if step is None else step, *(_mark(run_dir / name) for name in names))
 
 
 def judge(before: Look, now: Look, status: int, signal: int, restarts: int, most: int) -> Verdict:
@@ -97,6 +99,8 @@ def judge(before: Look, now: Look, status: int, signal: int, restarts: int, most
         return Verdict("stopped", stop, 0)
     if signal:
         return Verdict("end", exit_codes.of_signal(signal), 0)
+    if now.mistake and now.mistake != before.mistake:
+        return Verdict("end", exit_codes.MISTAKE, 0)
     if status in (exit_codes.FINISHED, exit_codes.MISTAKE):
         return Verdict("end", status, 0)
     if now.step > before.step:

@@ -13,12 +13,13 @@ import torch
 from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
 from megatron_kaiyuan.cluster.loopback import interfaces
-from megatron_kaiyuan.cluster.roll_call import Facts, open_store, roll_call
+from megatron_kaiyuan.cluster.open_files import allow_open_files
+from megatron_kaiyuan.cluster.roll_call import Facts, holds_store, open_store, roll_call
 from megatron_kaiyuan.cluster.waiting import waiting
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, describe
-from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.platform import Platform, current
 
 Result = TypeVar("Result")
 
@@ -41,7 +42,7 @@ def process_groups(
 
     Raises:
         RankMissing: a rank does not come within the time-out.
-        UserError: ranks hold different facts.
+        UserError: ranks hold different facts, or the store's connections are more than rank 0 may open.
     """
     from megatron.core import parallel_state
 
@@ -49,6 +50,8 @@ def process_groups(
         limits = limits or time_limits(platform, parallel)
         platform.limit_collectives(limits.hang, limits.collective)
         timeout = timedelta(seconds=limits.collective)
+        if raised := allow_open_files(who.world_size, holds_store(who)):
+            print(raised, flush=True)
         store = open_store(who, timeout)
         roll_call(store, who, facts or {}, timeout)
         torch.distributed.init_process_group(
@@ -63,7 +66,8 @@ def process_groups(
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=parallel.virtual_stages,
             distributed_timeout_minutes=limits.collective / 60,
-            create_gloo_process_groups=True,
+            # No one uses them, and each takes a descriptor for each rank of the group.
+            create_gloo_process_groups=False,
         )
         yield
         # Rank 0 speaks for all.
@@ -106,8 +110,7 @@ def agreed(action: Callable[[], Result]) -> Result:
         result = action()
     except (UserError, OSError) as error:
         message = describe(error)
-    messages: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(messages, message)
+    messages = gather_if_any(message, message is not None)
     failing = [rank for rank, text in enumerate(messages) if text is not None]
     if failing:
         first = messages[failing[0]]
@@ -115,6 +118,26 @@ def agreed(action: Callable[[], Result]) -> Result:
         where = "" if everywhere else f" (on rank {', '.join(map(str, failing[:8]))} of {len(messages)})"
         raise UserError(f"{first}{where}", every_rank=True)
     return result  # type: ignore[return-value]
+
+
+def gather_if_any(value: Result, matters: bool) -> list[Result]:
+    """Return every rank's value where it matters on any rank, else an empty list. Collective.
+
+    Where it matters on none, as nearly always, this is the all-reduce of one number: to gather an object costs each
+    rank time and memory for every other rank.
+    """
+    if sum_over_ranks(int(matters)) == 0:
+        return []
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def sum_over_ranks(number: int) -> int:
+    """Return the sum of a number of each rank. Collective."""
+    total = torch.tensor([number], dtype=torch.int64, device=current().device)
+    torch.distributed.all_reduce(total)
+    return int(total)
 
 
 def told_by_rank_0(action: Callable[[], Result]) -> Result:

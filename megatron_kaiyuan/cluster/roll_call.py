@@ -62,6 +62,11 @@ class Present:
     facts: Facts
 
 
+def holds_store(who: Rank) -> bool:
+    """Return whether this process is to hold the job's store: rank 0, where torchrun's agent does not."""
+    return who.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
     """The job's key-value store: torchrun's where its agent holds one, else one that rank 0 holds.
 
@@ -69,8 +74,7 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
         RankMissing: rank 0 cannot be reached.
         UserError: rank 0 cannot listen at its port.
     """
-    at_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    holder = who.rank == 0 and not at_agent
+    holder = holds_store(who)
     try:
         if holder and is_loopback(who.master_address):
             return hold_store(who.master_port, who.world_size, timeout)

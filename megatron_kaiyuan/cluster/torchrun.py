@@ -28,12 +28,15 @@ import os
 import signal
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.cluster import parent
+from megatron_kaiyuan.cluster.open_files import allow_open_files
+from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.logs import make_output_optional
 
 if TYPE_CHECKING:
@@ -84,12 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="torchrun_") as scratch:
             # Options may be given twice; the last one counts.
             parsed = parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *given])
+            if raised := allow_open_files(_ranks(parsed), holds_store=True):
+                print(raised, flush=True)
             if parsed.standalone:
                 stay_inside(parsed)
             elif parsed.rdzv_endpoint:
                 wait_for_name(parsed.rdzv_endpoint)
                 announce_waits(parsed)
             run(parsed)
+    except UserError as error:
+        print(f"error: {describe(error)}", file=sys.stderr, flush=True)
+        return _USER_ERROR
     except ChildFailedError as error:
         return report_failures(error.failures)
     except api.SignalException as error:
@@ -103,6 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def handled_signals() -> list[str]:
     """Names of the signals that stop the job: not SIGHUP where it is ignored, as nohup wants it."""
     return [name for name in _SIGNALS if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN]
+
+
+def _ranks(arguments: Namespace) -> int:
+    """Return how many ranks torchrun's arguments ask for at most; `auto` and `gpu` stand for no more than 16 a node."""
+    nodes, of_node = str(arguments.nnodes).rpartition(":")[2], str(arguments.nproc_per_node)
+    return (int(nodes) if nodes.isdigit() else 1) * (int(of_node) if of_node.isdigit() else 16)
 
 
 def _stop_once(

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_kaiyuan.config.schema import RunConfig
+from megatron_kaiyuan.errors import excerpt
 
 
 class AtResume(enum.Enum):
@@ -82,7 +83,8 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.field} was {self.was!r}, is {self.now!r}"
+        field, was, now = (excerpt(value, 400) for value in (self.field, repr(self.was), repr(self.now)))
+        return f"{field} was {was}, is {now}"
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:

@@ -14,6 +14,8 @@ from megatron_kaiyuan.platform.base import NoDevice
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # What users and schedulers write for no device.
 _NOTHING = ("", "-1", "NoDevFiles", "void")
+# Of torchrun, and of our launchers that start the ranks themselves (`cluster/parent.py`).
+_SHARED = {"TORCHELASTIC_RUN_ID", "KAIYUAN_PARENT"}
 _WORDS = {"cuda": "GPU", "npu": "NPU"}
 _NVIDIA_SMI_SECONDS = 30
 
@@ -56,9 +58,10 @@ def accelerators(environ: Mapping[str, str], root: Path = Path("/")) -> Present 
 def for_own_tasks(environ: Mapping[str, str], platform: str, root: Path = Path("/")) -> int:
     """Return how many accelerators the ranks of this node have together, where each may see its own ones only.
 
-    0 under torchrun, whose ranks share one environment: fewer visible devices than ranks are a mistake there.
+    0 under torchrun and launch/mpirun.sh, whose ranks share one environment: fewer visible devices than ranks are a
+    mistake there.
     """
-    if "TORCHELASTIC_RUN_ID" in environ:
+    if _SHARED & environ.keys():
         return 0
     if platform == "cuda" and "SLURM_STEP_GPUS" in environ:
         return _given_by_slurm(environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from megatron_kaiyuan import exit_codes, platform
-from megatron_kaiyuan.checkpoint.layout import read_latest
+from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.bad_nodes import node_name, write_bad_nodes
 from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.cluster.roll_call import RankMissing
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe, excerpt
+from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.platform.base import NoDevice
 from megatron_kaiyuan.train.startup import Startup
@@ -60,12 +62,14 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     except (UserError, OSError) as error:
         code = exit_codes.BAD_NODE if isinstance(error, NoDevice) and error.lost else exit_codes.MISTAKE
         if isinstance(error, UserError) and _another_prints(error, who):
-            _let_another_speak()
+            _let_another_speak(code)
             _exit(code, "")
+        if code == exit_codes.MISTAKE:
+            _leave_mistake(recipe, overrides, who, describe(error))
         _exit(code, describe(error))
     except RankMissing as error:
         if not error.speaker:
-            _let_another_speak()
+            _let_another_speak(exit_codes.FAILED)
         _exit(exit_codes.FAILED, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
@@ -90,7 +94,7 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) 
     except UserError as error:
         # All processes read the same recipe: one of them speaks. Only a missing device is a rank's own, or its node's.
         error.every_rank = not isinstance(error, NoDevice)
-        if isinstance(error, NoDevice) and read_latest(run.run_dir) is not None:
+        if isinstance(error, NoDevice) and layout.read_latest(run.run_dir) is not None:
             # The run has trained before: this is the node's fault, not the recipe's.
             error.lost = write_bad_nodes(run.run_dir, [node_name()], str(error))
         raise
@@ -109,6 +113,17 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) 
         raise
 
 
+def _leave_mistake(recipe: Path, overrides: Sequence[str], who: Rank, message: str) -> None:
+    """Say in the run folder, where there is one, that another start would end in the same way.
+
+    Launchers do not pass on this rank's exit code where others end with a higher one, or pass on none.
+    """
+    with contextlib.suppress(UserError, OSError):
+        run_dir = load_run(recipe, overrides).run_dir
+        if run_dir.is_dir():
+            write_json(run_dir / layout.MISTAKE, {"rank": who.rank, "message": message, "time": time.time()})
+
+
 def _another_prints(error: UserError, who: Rank) -> bool:
     """Whether the same error is printed by rank 0, or by the first rank of this node."""
     if isinstance(error, NoDevice):
@@ -116,9 +131,12 @@ def _another_prints(error: UserError, who: Rank) -> bool:
     return error.every_rank and who.rank != 0
 
 
-def _let_another_speak() -> None:
-    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _let_another_speak(code: int) -> None:
+    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why.
+
+    srun's exit code is the highest of its tasks': one that is stopped here ends with its own code, not with SIGTERM's.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
     time.sleep(_WAIT_FOR_SPEAKER_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -119,8 +120,10 @@ class TrainState:
         return self.network.sharded_state_dict(metadata={"dp_cp_group": group})
 
     def _gather_random_states(self) -> list[dict[str, Any]]:
-        states: list[Any] = [None] * torch.distributed.get_world_size()
+        """Return the states of all ranks on rank 0, which writes them, equal ones as one object; elsewhere none."""
+        is_first = torch.distributed.get_rank() == 0
+        states: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
         device, name = self.platform.rng_state(), self.platform.name
-        mine = {"host": torch.get_rng_state(), "device": device, "platform": name}
-        torch.distributed.all_gather_object(states, mine)
-        return states
+        torch.distributed.gather_object({"host": torch.get_rng_state(), "device": device, "platform": name}, states)
+        known: dict[bytes, dict[str, Any]] = {}
+        return [known.setdefault(pickle.dumps(state), state) for state in states or []]

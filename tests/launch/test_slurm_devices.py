@@ -43,7 +43,7 @@ class Job:
         records = folder / "records"
         records.mkdir()
         (folder / "sitecustomize.py").write_text(RECORDER)
-        environ = {**cluster, "PYTHONPATH": f"{folder}:{ROOT}", "RECORDS": str(records), **more}
+        environ = {**cluster, "PYTHONPATH": f"{folder}:{ROOT}", "RECORDS": str(records), "RESTARTS": "0", **more}
         sbatch = ["sbatch", "--parsable", "--ntasks-per-node=2", f"--output={folder}/log", *options]
         done = subprocess.run(
             [*sbatch, "launch/slurm.sbatch", *map(str, words)], cwd=ROOT, env=environ, capture_output=True, text=True

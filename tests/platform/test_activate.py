@@ -185,14 +185,13 @@ def test_missing_devices_and_packages_are_one_line() -> None:
         assert expected in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize("platform", ["auto", "cuda"])
 @pytest.mark.parametrize(
-    ("environ", "advice"),
+    ("platform", "environ", "advice"),
     [
-        ({}, "the Slurm job asked for none; submit it with --gpus-per-node"),
-        ({"SLURM_JOB_GPUS": "0,1"}, "the job has them and srun's step does not; give srun --gpus-per-node"),
-        ({"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides them; unset it"),
-        ({"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}, "built without CUDA; install one with CUDA"),
+        ("auto", {}, "the Slurm job asked for none; submit it with --gpus-per-node"),
+        ("cuda", {"SLURM_JOB_GPUS": "0,1"}, "the job has them and srun's step does not; give srun --gpus-per-node"),
+        ("auto", {"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides them; unset it"),
+        ("auto", {"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}, "built without CUDA; install one with CUDA"),
     ],
 )
 def test_node_whose_gpus_this_process_does_not_see(platform: str, environ: dict[str, str], advice: str) -> None:

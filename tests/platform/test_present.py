@@ -58,4 +58,5 @@ def test_devices_of_all_ranks_together(tmp_path: Path) -> None:
     root = node(tmp_path, "dev/nvidia0", "dev/nvidia1", "dev/nvidia2", "dev/nvidia3")
     assert for_own_tasks({}, "cuda", root) == 4 and for_own_tasks({}, "npu", root) == 0
     assert for_own_tasks({"SLURM_STEP_GPUS": "1", "SLURM_GPUS_ON_NODE": "2"}, "cuda", root) == 2
-    assert for_own_tasks({"TORCHELASTIC_RUN_ID": "1"}, "cuda", root) == 0
+    for shared in ("TORCHELASTIC_RUN_ID", "KAIYUAN_PARENT"):
+        assert for_own_tasks({shared: "0"}, "cuda", root) == 0

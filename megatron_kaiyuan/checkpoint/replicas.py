@@ -1,0 +1,175 @@
+"""Shards that all data-parallel ranks hold: one of them writes each, one of them reads it for the others.
+
+megatron-core has wrappers for both (`FullyParallelSaveStrategyWrapper`, `FullyParallelLoadStrategyWrapper`). They
+gather the description of every shard on every rank and compare every shard with every rank, for which each of 8,192
+ranks needs minutes. Here each rank finds its share alone: the ranks of a data-parallel group hold the same shards in
+the same order, which one all-reduce checks.
+
+A shard that they all hold has a tuple for its replica, which ends in the data-parallel rank, as megatron-core gives it.
+A shard of one rank (a piece of a distributed optimizer's state) has a number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import xxhash
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import (
+    CachedMetadataFileSystemReader,
+)
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.metadata import Metadata
+
+from megatron_kaiyuan.checkpoint.verify import spread
+from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.platform import current
+
+_DIGEST_BITS = 24  # a whole number that FP32 holds
+
+
+def share_out(tensors: dict[str, Any]) -> None:
+    """Mark each shard that all data-parallel ranks hold as to be written by one of them. Collective."""
+    group = _group()
+    shards = [shard for shard in _replicated(tensors) if not any(shard.replica_id[:-1])]  # type: ignore[index]
+    _require_same(shards, group)
+    rank = torch.distributed.get_rank(group)
+    for shard, writer in zip(shards, _spread(shards, group), strict=True):
+        shard.replica_id = int(writer != rank)
+
+
+class Given(TorchCommonLoadStrategy):
+    """The state that is common to all ranks, which has been read before."""
+
+    def __init__(self, common: dict[str, Any]):
+        super().__init__()
+        self._common = common
+
+    def load_common(self, checkpoint_dir: Any) -> dict[str, Any]:
+        return self._common
+
+
+class ReadOnce(TorchDistLoadShardedStrategy):
+    """megatron-core's reading of torch_dist, but that no two ranks of a data-parallel group read the same.
+
+    Args:
+        metadata: of the checkpoint; no rank reads them again.
+        reading: what makes one error of all that a rank may meet while it reads.
+    """
+
+    def __init__(self, metadata: Metadata, reading: Callable[[], contextlib.AbstractContextManager[None]]):
+        super().__init__()
+        self._metadata, self._reading = metadata, reading
+
+    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Any) -> dict[str, Any]:
+        """Read this rank's share, then exchange. Collective."""
+        group = _group()
+        shards = _replicated(sharded_state_dict)
+        _require_same(shards, group)
+        rank = torch.distributed.get_rank(group)
+        readers = {id(shard): reader for shard, reader in zip(shards, _spread(shards, group), strict=True)}
+        values = list(nested_values(sharded_state_dict))
+        # Objects, which are small, are the first rank's.
+        mine = {
+            str(index): value
+            for index, value in enumerate(values)
+            if readers.get(id(value), 0 if isinstance(value, ShardedObject) else rank) == rank
+        }
+        read = agreed(lambda: self._read(mine, checkpoint_dir))
+        loaded = {id(values[int(index)]): content for index, content in read.items()}
+        for shard in shards:
+            loaded[id(shard)] = _sent(shard, loaded.get(id(shard)), readers[id(shard)], group)
+        objects = [value for value in values if isinstance(value, ShardedObject)]
+        if objects:
+            contents = [loaded.get(id(value)) for value in objects]
+            torch.distributed.broadcast_object_list(
+                contents, src=torch.distributed.get_global_rank(group, 0), group=group
+            )
+            loaded.update((id(value), content) for value, content in zip(objects, contents, strict=True))
+        dict_list_map_inplace(lambda value: loaded[id(value)], sharded_state_dict)
+        return sharded_state_dict
+
+    def _read(self, values: dict[str, Any], folder: Any) -> dict[str, Any]:
+        with self._reading(), _without_other_ranks(Path(folder), self._metadata):
+            return super().load(values, folder)  # type: ignore[no-any-return]
+
+
+def _group() -> Any:
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def _replicated(state: dict[str, Any]) -> list[ShardedTensor]:
+    """Return the shards that all data-parallel ranks hold, in one order on all of them."""
+    shards = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
+    return [shard for shard in shards if isinstance(shard.replica_id, tuple)]
+
+
+def _spread(shards: list[ShardedTensor], group: Any) -> list[int]:
+    sizes = [shard.dtype.itemsize * int(torch.Size(shard.local_shape).numel()) for shard in shards]
+    return spread(sizes, torch.distributed.get_world_size(group))
+
+
+def _require_same(shards: list[ShardedTensor], group: Any) -> None:
+    """Refuse to share out what the ranks of a group do not all hold. Collective."""
+    digest = xxhash.xxh3_64()
+    for shard in shards:
+        digest.update(repr((shard.key, shard.global_offset, shard.local_shape, shard.dtype)).encode())
+    own = digest.intdigest() % (1 << _DIGEST_BITS)
+    extremes = torch.tensor([own, -own], dtype=torch.float32, device=current().device)
+    torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX, group=group)
+    if extremes.tolist() != [own, -own]:
+        # Nothing that a user can do: megatron-core 0.16 gives them the same.
+        raise RuntimeError("the data-parallel ranks of a group do not hold the same shards")
+
+
+def _sent(shard: ShardedTensor, read: torch.Tensor | None, reader: int, group: Any) -> torch.Tensor:
+    """Return what the reader of a shard has read of it."""
+    device = current().device
+    if read is None and shard.data is None:
+        shard.init_data(device)
+    place = shard.data.detach() if read is None else read
+    # Without a copy where the tensor is on the device already, and in one piece.
+    moved = place.to(device).contiguous()
+    torch.distributed.broadcast(moved, src=torch.distributed.get_global_rank(group, reader), group=group)
+    if read is None and moved.data_ptr() != place.data_ptr():
+        place.copy_(moved)
+    return place
+
+
+@contextlib.contextmanager
+def _without_other_ranks(folder: Path, metadata: Metadata) -> Iterator[None]:
+    """Let megatron-core read by itself, with metadata that are known.
+
+    Else every rank would read the metadata, which describe every rank's shards, and rank 0 gather the plans of all,
+    which torch's planner then leaves as they are.
+    """
+    reader = CachedMetadataFileSystemReader(folder)
+    reader._cached_metadata = metadata
+    load = partial(checkpoint.load_state_dict, no_dist=True)
+    own: dict[str, Any] = {
+        "_get_filesystem_reader": lambda *_, **__: reader,
+        "checkpoint": SimpleNamespace(load_state_dict=load),
+    }
+    kept = {name: getattr(torch_strategy, name) for name in own}
+    for name, value in own.items():
+        setattr(torch_strategy, name, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        for name, value in kept.items():
+            setattr(torch_strategy, name, value)
