@@ -22,7 +22,8 @@ SLACK = 20
 
 def test_stopped_rank(recipe: Path, tmp_path: Path) -> None:
     overrides = [f"run_dir={tmp_path}", f"faults.hang_timeout_seconds={TIMEOUT}", "train.train_tokens=null"]
-    overrides.append(f'monitor.notify_command=echo "$KAIYUAN_EVENT: $KAIYUAN_TEXT" >> {tmp_path}/told')
+    # In quotes of YAML, which ends a plain value at a colon.
+    overrides.append(f"monitor.notify_command='echo \"$KAIYUAN_EVENT: $KAIYUAN_TEXT\" >> {tmp_path}/told'")
     with at_work(2, recipe, *overrides) as job:
         while not (tmp_path / "metrics.jsonl").exists() or len(metrics(tmp_path)) < 2:
             assert job.poll() is None
