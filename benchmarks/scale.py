@@ -283,12 +283,13 @@ def plan_seconds(ranks: int) -> float:
     """Rank 0's work on the plans of all: unpickled, made into metadata, checked."""
     from torch.distributed.checkpoint import default_planner
 
+    from megatron_kaiyuan.checkpoint.coverage import require_covered
+
     pickled = [pickle.dumps(plan) for plan in _plans(ranks)]
 
     def work() -> None:
         plans = [pickle.loads(one) for one in pickled]
-        plans, metadata = default_planner.create_default_global_save_plan(plans)
-        assert not default_planner._validate_global_plan(plans, metadata)
+        require_covered(default_planner.create_default_global_save_plan(plans)[1])
 
     return _seconds(work)
 
