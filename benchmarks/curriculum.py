@@ -91,7 +91,7 @@ def build(datasets: list[Dataset], folder: Path, threads: int, memory: int) -> i
 
 
 def splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """csrc/hash.h for arrays."""
+    """csrc/common/hash.h for arrays."""
     z = x + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -26,7 +26,16 @@ for_each_source() { # COMMAND... -- SOURCES...
     printf '%s\0' "${@:2}" | xargs -0 -P "$(nproc)" -n 1 "${command[@]}"
 }
 
-build() { # MODULE'S PATH, SOURCES...
+# Those of extensions.txt whose name fits the pattern.
+build() { # PATTERN
+    local module sources
+    while read -r module sources; do
+        # shellcheck disable=SC2053 # a pattern
+        if [[ $module == $1 ]]; then build_one "$module" "csrc/$sources"/*.cpp csrc/common/*.cpp; fi
+    done < <(grep -v '^#' csrc/extensions.txt)
+}
+
+build_one() { # MODULE'S PATH, SOURCES...
     local objects="$folder/objects/$1"
     echo "== $1"
     mkdir -p "$objects"
@@ -40,19 +49,15 @@ cp -r csrc data_tools megatron_kaiyuan benchmarks tests pyproject.toml "$folder"
 if [[ ${1:-} == --fast ]]; then
     shift
     echo "== warnings in all sources"
-    for_each_source "${compiler[@]}" "${flags[@]}" -fsyntax-only -- csrc/*.cpp csrc/*/*.cpp
+    for_each_source "${compiler[@]}" "${flags[@]}" -fsyntax-only -- csrc/*/*.cpp
     # The other extensions are those of the project.
     optimization=-O0
-    build data_tools/_index csrc/index*.cpp
+    build '*/_index'
     tests=(tests/csrc/test_index_fuzz.py)
 else
     rm -f "$folder"/data_tools/*.so "$folder"/megatron_kaiyuan/data/*.so
     optimization=-O1
-    build megatron_kaiyuan/data/_reader csrc/reader*.cpp csrc/index_format.cpp
-    build data_tools/_index csrc/index*.cpp
-    build data_tools/_scores csrc/scores/*.cpp
-    build data_tools/_dedup csrc/dedup/*.cpp csrc/{index_file,store}.cpp
-    build data_tools/_curriculum csrc/{algorithm1,bindings,dataset,interleave,output,store,index_file}.cpp csrc/packing*.cpp
+    build '*'
     tests=(tests/csrc tests/data/test_reader.py tests/data_tools/dedup/test_{kaiyuan_preset,normalisation,signatures}.py
         tests/data_tools/scores/test_{linear,rules}_scorer.py)
 fi

@@ -7,6 +7,10 @@ if [[ $(uname -s) != Linux || ! $BASH_VERSION =~ ^(4\.[4-9]|[5-9]|[1-9][0-9]) ]]
 fi
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+# Of megatron_kaiyuan/exit_codes.py, where all of them are.
+# shellcheck disable=SC2034 # some are for the scripts
+exit_failed=1 exit_mistake=2 exit_killed=137
+
 # A reader that has gone, or a full disk under a log, must not end what runs: the one way to print.
 trap '' PIPE
 say() {
@@ -15,7 +19,7 @@ say() {
 
 fail() {
     say "error: $*; see ${script:-launch/${0##*/}} --help" >&2
-    exit 2
+    exit "$exit_mistake"
 }
 
 require_number() { # NAME VALUE LEAST
@@ -25,14 +29,16 @@ require_number() { # NAME VALUE LEAST
     fi
 }
 
-# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, and dry_run; what follows the
-# options is left in arguments.
+# Sets the variables that `options` maps options to, from --NAME VALUE and --NAME=VALUE, dry_run, and preflight, an option
+# of `kaiyuan train`; what follows the options is left in arguments.
 parse_options() { # ARGUMENT...
-    dry_run=''
+    dry_run='' preflight=()
+    # shellcheck disable=SC2034 # preflight is for the script
     while (($#)); do
         case "$1" in
             -h | --help) usage; exit ;;
             --dry-run) dry_run=yes; shift ;;
+            --preflight) preflight=(--preflight); shift ;;
             --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
             -*)
                 [[ -n ${options[$1]:-} ]] || fail "unknown option $1"
@@ -70,6 +76,14 @@ find_devices() {
     [[ $platform != npu ]] || source "$root/launch/env_ascend.sh"
 }
 
+# Sets words from a variable's value, with the quotes of a shell and nothing else of it.
+split_words() { # VARIABLE
+    words=()
+    [[ -n ${!1:-} ]] || return 0
+    xargs -r true <<<"${!1}" 2>/dev/null || fail "$1 has a quote that is not closed: ${!1}"
+    mapfile -t -d '' words < <(xargs -r printf '%s\0' <<<"${!1}")
+}
+
 has_project() { # INTERPRETER
     "$1" -c 'import megatron_kaiyuan' 2>/dev/null
 }
@@ -80,6 +94,10 @@ use_project_environment() {
     local folder folders=("$root/.venv/bin")
     # A file of the current folder must hide no module, and sources without their extensions not what is installed.
     export PYTHONSAFEPATH=1
+    # On this node's own disk (launch/stage_env.sh).
+    if [[ -n ${KAIYUAN_STAGED:-} ]]; then
+        KAIYUAN_VENV="$(bash "$root/launch/stage_env.sh" use "$KAIYUAN_STAGED")" || exit 2
+    fi
     if [[ -n ${KAIYUAN_VENV:-} ]]; then
         has_project "$KAIYUAN_VENV/bin/python" ||
             fail "KAIYUAN_VENV=$KAIYUAN_VENV has no Python with megatron_kaiyuan: 'source launch/setup_env.sh' makes it," \
@@ -185,4 +203,59 @@ finish() {
     # shellcheck disable=SC2034 # for the script
     wait "$child" 2>/dev/null || status=$?
     end_group
+}
+
+# What a script launches, how many starts in a row may win no checkpoint, and the seconds before the first of them.
+command=() restarts=0 delay=10
+
+# One start of it, which sets status. A script with more to do redefines it.
+attempt() {
+    run "${command[@]}"
+}
+
+look_at_run() { # RUN_DIR
+    python -m megatron_kaiyuan.cluster.ending look "$1"
+}
+
+# What to do after an end, by the one rule of all launchers (megatron_kaiyuan/cluster/ending.py): sets action (end,
+# stopped, again), code, since (starts in a row without a newer checkpoint), step, and bad_nodes.
+judge_end() { # RUN_DIR BEFORE SIGNAL SINCE
+    local number=0 answer
+    [[ -z $3 ]] || number="$(kill -l "$3")"
+    # Where that cannot be asked (no memory for a process), the end is one.
+    answer="$(python -m megatron_kaiyuan.cluster.ending judge "$1" "$2" "$status" "$number" "$4" "$restarts")" ||
+        answer="end $((number ? 128 + number : status)) 0 -1"
+    # shellcheck disable=SC2034 # bad_nodes is for launch/slurm.sbatch
+    read -r action code since step bad_nodes <<<"$answer"
+}
+
+# Starts `command`, and again after a failure while checkpoints are won, and `restarts` times in a row without a newer
+# one; exits with the code of the last end.
+run_to_its_end() { # RUN_DIR
+    local before action code step since=0 pause
+    handle_signals
+    while true; do
+        before="$(look_at_run "$1")"
+        attempt
+        judge_end "$1" "$before" "$stopped" "$since"
+        case "$action" in
+            stopped) say "launch: stopped as it was asked to at step $step; the same command resumes it" ;;
+            again)
+                # Doubled for each one that follows without a newer checkpoint in between.
+                pause=$((since > 7 ? 600 : delay << (since - 1)))
+                pause=$((pause < 600 ? pause : 600))
+                say "launch: ended with exit code $code; restart $since of $restarts without a newer checkpoint, from" \
+                    "step $step in $pause s"
+                run sleep "$pause"
+                exit_if_stopped
+                continue
+                ;;
+            end)
+                ((restarts == 0 || since < restarts)) ||
+                    say "error: launch: restart $since won no newer checkpoint than step $step and ended with exit code" \
+                        "$code: it would end so again" >&2
+                ;;
+        esac
+        exit "$code"
+    done
 }

@@ -7,7 +7,9 @@
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 # Memory grows in place: tensors of many sizes leave no holes that end in out-of-memory.
 export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
-# When a collective times out, each rank writes its last ones: they show which rank left the common order.
+# Each rank keeps its last collectives. When the watchdog ends a hung job, or a collective times out first, they are
+# written to RUN_DIR/flight_recorder: they show which rank left the common order.
+export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}"
 export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}"
 # A link of InfiniBand or RoCE that is away for a minute is waited for (4 us x 2^22, several tries; NCCL's default is 20).
 export NCCL_IB_TIMEOUT="${NCCL_IB_TIMEOUT:-22}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the project's virtual environment, or brings it to the pinned versions; `source launch/setup_env.sh` does this and
 # puts it on PATH.
-#   bash launch/make_env.sh [--dev]    --dev: what the tests and the checks of style need, too
+#   bash launch/make_env.sh [--dev]                 --dev: what the tests and the checks of style need, too
+#   bash launch/make_env.sh --wheels DIR [--dev]    only fetch or build all wheels, for a machine without a network
 # KAIYUAN_VENV  where the environment is (default: .venv in the project). Where the project's folder cannot be written, it
 #               is needed, and a copy of the project is installed there
 # KAIYUAN_NPU   1: requirements-npu.txt too, torch_npu and a torch without CUDA; 0: not (default: where there is an NPU)
@@ -24,10 +25,16 @@ fail() {
 }
 
 [[ $(uname -s) == Linux ]] || fail "this project runs on Linux only, and this is $(uname -s)"
+wheels=''
+if [[ ${1:-} == --wheels ]]; then
+    [[ -n ${2:-} && ${2:-} != -* ]] || fail "--wheels needs a folder to write the wheels to"
+    wheels="$2"
+    shift 2
+fi
 case "$*" in
     '') files=(requirements.txt requirements-build.txt) ;;
     --dev) files=(requirements.txt requirements-build.txt requirements-dev.txt) ;;
-    *) fail "unknown arguments '$*'; --dev is the one that there is" ;;
+    *) fail "unknown arguments '$*'; there are --wheels DIR and --dev" ;;
 esac
 has_npu() {
     [[ ${KAIYUAN_NPU:-$(find /dev -maxdepth 1 -name 'davinci[0-9]*' | wc -l)} != 0 ]]
@@ -208,7 +215,31 @@ set_up() {
     echo "set-up: ready in $SECONDS s"
 }
 
+# All that an installation on a machine of the same kind asks for, in one folder; what is there already is kept.
+make_wheels() {
+    local python file
+    python="$(find_python)" || exit 1
+    mkdir -p "$wheels" || fail "$wheels cannot be written"
+    wheels="$(cd "$wheels" && pwd)" log="$wheels/setup.log"
+    work="$(mktemp -d)" || fail "no temporary folder can be made: set TMPDIR"
+    trap 'rm -rf "$work"' EXIT
+    echo "set-up: wheels for $(describe_python "$python") into $wheels (some minutes; log: $log)"
+    # In an environment of its own: the interpreter may have no pip.
+    "$python" -m venv "$work/venv" >>"$log" 2>&1 || fail_with_log
+    for file in "${files[@]}"; do
+        # `wheel`, not `download`: some packages come as sources only.
+        "$work/venv/bin/python" -m pip wheel --disable-pip-version-check --progress-bar off --find-links "$wheels" \
+            --wheel-dir "$wheels" -r "$root/$file" >>"$log" 2>&1 || fail_with_log
+    done
+    echo "set-up: $(find "$wheels" -name '*.whl' | wc -l) wheels, $(du -sh "$wheels" | cut -f1), in $wheels. Copy it, and there:"
+    echo "PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/$(basename "$wheels") source launch/setup_env.sh${*:+ $*}"
+}
+
 [[ -z ${PYTHON:-} ]] || find_python >/dev/null || exit 1
+if [[ -n $wheels ]]; then
+    make_wheels "$@"
+    exit
+fi
 check_interpreter
 # An environment that others made may be one that cannot be written.
 if is_complete; then

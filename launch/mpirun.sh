@@ -13,6 +13,12 @@ Starts a training recipe through Open MPI, MPICH or Intel MPI, whichever mpirun 
   --hosts HOST[,HOST...] the hosts, which mpirun reaches by ssh or the site's scheduler (HOSTS; default: this one). The
                          first one holds rank 0
   --master-port PORT     a free port on the first host (MASTER_PORT; default: from the process id)
+  --restarts N           start again after a failure while checkpoints are won, and N times in a row without a newer one
+                         (RESTARTS; default 0: never)
+  --restart-delay S      seconds before a restart, doubled for each one that follows without a newer checkpoint, at most
+                         600 (RESTART_DELAY; default 10)
+  --preflight            examine all ranks for half a minute first; bad nodes are named in
+                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run              check the recipe and print the command, start nothing
 
 Example: launch/mpirun.sh --nproc-per-node 2 train.yaml train.seed=7
@@ -26,7 +32,9 @@ END
 }
 
 processes="${NPROC_PER_NODE:-}" hosts="${HOSTS:-localhost}" port="${MASTER_PORT:-$((15000 + $$ % 15000))}"
-declare -A options=([--nproc-per-node]=processes [--hosts]=hosts [--master-port]=port)
+restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
+declare -A options=(
+    [--nproc-per-node]=processes [--hosts]=hosts [--master-port]=port [--restarts]=restarts [--restart-delay]=delay)
 parse_options "$@"
 set -- "${arguments[@]}"
 
@@ -34,6 +42,8 @@ find_devices
 processes="${processes:-$((devices ? devices : 1))}"
 require_number --nproc-per-node "$processes" 1
 require_number --master-port "$port" 1
+require_number --restarts "$restarts" 0
+require_number --restart-delay "$delay" 0
 [[ $hosts =~ ^[^,:\ ]+(,[^,:\ ]+)*$ ]] || fail "--hosts must be names with commas between them, not '$hosts'"
 IFS=, read -r -a host_list <<<"$hosts"
 ((${#host_list[@]} == 1)) || [[ -z ${HCCL_IF_IP:-} ]] ||
@@ -71,7 +81,7 @@ esac
 command+=("$(command -v python)")
 # It ends all ranks after an exception in one, also in code of the user's that calls MPI.
 ! python -c 'import mpi4py' 2>/dev/null || command+=(-m mpi4py)
-command+=(-m megatron_kaiyuan.cli train "$@")
+command+=(-m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 
 check_recipe "$world_size" "$@"
 check_hccl "$world_size" "${#host_list[@]}"
@@ -81,9 +91,10 @@ forward() { # SIGNAL
     kill -USR1 "$child"
 }
 
-handle_signals
-run "${command[@]}"
-exit_if_stopped
-# MPICH tells of a killed rank by the bare number of its signal; no rank of ours ends with 9 by itself.
-[[ $version != *HYDRA* ]] || ((status != 9)) || status=137
-exit "$status"
+attempt() {
+    run "${command[@]}"
+    # MPICH tells of a killed rank by the bare number of its signal; no rank of ours ends with 9 by itself.
+    [[ $version != *HYDRA* ]] || ((status != 9)) || status=$exit_killed
+}
+
+run_to_its_end "$(run_dir_of "$@")"

@@ -15,22 +15,29 @@ Starts a training recipe through MindSpore's msrun, for Ascend sites that use it
   --master-addr ADDRESS  node 0's IP address (MASTER_ADDR; default 127.0.0.1); needed with several nodes
   --master-port PORT     a port on it that is free, and the next one too (MASTER_PORT; default 8118)
   --log-dir FOLDER       where msrun writes what the ranks print (LOG_DIR; default RUN_DIR/msrun)
+  --restarts N           start again after a failure while checkpoints are won, and N times in a row without a newer one
+                         (RESTARTS; default 0: never)
+  --restart-delay S      seconds before a restart, doubled for each one that follows without a newer checkpoint, at most
+                         600 (RESTART_DELAY; default 10)
+  --preflight            examine all ranks for half a minute first; bad nodes are named in
+                         RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run              check the recipe and print the command, start nothing
 
 Example: launch/msrun.sh --nproc-per-node 8 train.yaml train.precision=fp16
 
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. msrun itself would die and leave them, so they get the signal in its place.
-Exit code: 0 only when the run has come to its end, 2 for a mistake that is found before the start, 143 after SIGTERM, 129
+Exit code: 0 only when the run has come to its end, 2 for a mistake (RUN_DIR/mistake.json), 143 after SIGTERM, 129
 after SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 1 for any other failure: msrun does not pass on a rank's own exit code.
 END
 }
 
 processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-}"
 address="${MASTER_ADDR:-}" port="${MASTER_PORT:-8118}" log_dir="${LOG_DIR:-}"
+restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
 declare -A options=(
     [--nproc-per-node]=processes [--nnodes]=nodes [--node-rank]=node_rank [--master-addr]=address
-    [--master-port]=port [--log-dir]=log_dir)
+    [--master-port]=port [--log-dir]=log_dir [--restarts]=restarts [--restart-delay]=delay)
 parse_options "$@"
 set -- "${arguments[@]}"
 
@@ -39,6 +46,8 @@ processes="${processes:-$((devices ? devices : 1))}"
 require_number --nproc-per-node "$processes" 1
 require_number --nnodes "$nodes" 1
 require_number --master-port "$port" 1
+require_number --restarts "$restarts" 0
+require_number --restart-delay "$delay" 0
 if ((nodes > 1)); then
     # Without it msrun gives two workers the same rank.
     require_number --node-rank "$node_rank" 0
@@ -56,21 +65,14 @@ export KAIYUAN_PARENT=0
 world_size=$((nodes * processes))
 check_recipe "$world_size" "$@"
 check_hccl "$world_size" "$nodes"
-log_dir="${log_dir:-$(run_dir_of "$@")/msrun}"
+run_dir="$(run_dir_of "$@")"
+log_dir="${log_dir:-$run_dir/msrun}"
 # --join: else msrun returns at once and leaves its workers. --tail_worker_log: no rank's; msrun's own readers of the logs
 # outlive it when it is killed.
 command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node_rank "${node_rank:-0}"
     --master_addr "${address:-127.0.0.1}" --master_port "$port" --log_dir "$log_dir" --join True
-    --tail_worker_log "$world_size" python -m megatron_kaiyuan.cli train "$@")
+    --tail_worker_log "$world_size" python -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 show "${command[@]}"
-
-# This node's ranks write them.
-mkdir -p "$log_dir"
-logs=()
-for ((rank = ${node_rank:-0} * processes; ${#logs[@]} < processes; rank++)); do
-    logs+=("$log_dir/worker_$rank.log")
-    : >"${logs[-1]}"
-done
 
 forward() { # SIGNAL
     local processes
@@ -78,11 +80,20 @@ forward() { # SIGNAL
     kill "-$1" "${processes[@]}"
 }
 
-handle_signals
-start "${command[@]}"
-tail --quiet --lines +1 --follow=name --pid "$child" "${logs[@]}" &
-finish
-# For the last lines.
-wait
-exit_if_stopped
-exit "$((status ? 1 : 0))"
+attempt() {
+    local logs=() rank
+    # This node's ranks write them.
+    mkdir -p "$log_dir"
+    for ((rank = ${node_rank:-0} * processes; ${#logs[@]} < processes; rank++)); do
+        logs+=("$log_dir/worker_$rank.log")
+        : >"${logs[-1]}"
+    done
+    start "${command[@]}"
+    tail --quiet --lines +1 --follow=name --pid "$child" "${logs[@]}" &
+    finish
+    # For the last lines.
+    wait
+    ((status == 0)) || status=$exit_failed
+}
+
+run_to_its_end "$run_dir"

@@ -15,31 +15,48 @@ Starts a training recipe on the processes of this node, after checking the recip
                                themselves
   --rdzv-endpoint HOST:PORT    node 0's name and a free port on it (RDZV_ENDPOINT); needed with several nodes
   --log-dir FOLDER             also write each rank's output and the trace of its error there (LOG_DIR)
-  --restarts N                 start again after a failure, at most N times (RESTARTS; default 0); see below
-  --restart-delay S            seconds before the first restart, doubled for each one that follows without a new
-                               checkpoint in between, at most 600 (RESTART_DELAY; default 10)
+  --restarts N                 start again after a failure while checkpoints are won, and N times in a row without a
+                               newer one (RESTARTS; default 0: never); see below
+  --restart-delay S            seconds before a restart, doubled for each one that follows without a newer checkpoint,
+                               at most 600 (RESTART_DELAY; default 10)
+  --preflight                  examine all ranks for half a minute first; bad nodes are named in
+                               RUN_DIR/bad_nodes.json, and the exit code is 3 (docs/training.md)
   --dry-run                    check the recipe and print the command, start nothing
+
+Where they are not set, torchrun's own PET_NPROC_PER_NODE, PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR with
+PET_MASTER_PORT, or PET_RDZV_ENDPOINT, are read, which Kubeflow's Trainer sets; any other PET_* is refused.
 
 Example: launch/torchrun.sh --nproc-per-node 2 train.yaml train.seed=7
 
 SIGTERM, SIGHUP (a lost terminal; not under nohup), SIGUSR1 or ctrl-C lets the workers save a checkpoint; the same command
 resumes it. They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds for it (default 120). Lost output stops nothing.
 
-A restart continues from the newest checkpoint. There is none after a mistake (exit code 2), after one of these signals, or
-when a restart ended without a newer checkpoint than it began with (with several nodes, three in a row: another node may
-not have been ready): the same would happen again. With several nodes each one restarts its own processes, and they meet
-again at the endpoint; with MIN:MAX those that are there within 30 seconds continue without the others.
-Exit code: 0 only when the run has come to its end, 2 for a mistake in the recipe or the data, 143 after SIGTERM, 129 after
-SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a worker was killed, else a worker's own.
+A restart continues from the newest checkpoint. There is none after a mistake (exit code 2), and none when the run was
+asked to stop, on whichever node. With several nodes each one restarts its own processes, and they meet again at the
+endpoint; with MIN:MAX those that are there within 30 seconds continue without the others.
+Exit code: 0 only when the run has come to its end, 2 for a mistake in the recipe or the data, 143 after SIGTERM (on every
+node, also when another one was asked), 129 after SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a worker was
+killed, else a worker's own. docs/launch.md lists them.
 END
 }
 
-processes="${NPROC_PER_NODE:-}" nodes="${NNODES:-1}" node_rank="${NODE_RANK:-${SLURM_NODEID:-}}"
-endpoint="${RDZV_ENDPOINT:-}" log_dir="${LOG_DIR:-}" restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
+# Kubeflow's Trainer (v2) gives torchrun's own variables to a pod.
+[[ ! ${PET_NPROC_PER_NODE:-} =~ ^(auto|cpu|gpu)$ ]] || unset PET_NPROC_PER_NODE
+endpoint="${PET_MASTER_ADDR:+$PET_MASTER_ADDR:${PET_MASTER_PORT:-29500}}"
+processes="${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-}}" nodes="${NNODES:-${PET_NNODES:-1}}"
+node_rank="${NODE_RANK:-${PET_NODE_RANK:-${SLURM_NODEID:-}}}"
+endpoint="${RDZV_ENDPOINT:-${PET_RDZV_ENDPOINT:-$endpoint}}"
+log_dir="${LOG_DIR:-}" restarts="${RESTARTS:-0}" delay="${RESTART_DELAY:-10}"
 declare -A options=(
     [--nproc-per-node]=processes [--nnodes]=nodes [--node-rank]=node_rank [--rdzv-endpoint]=endpoint
     [--log-dir]=log_dir [--restarts]=restarts [--restart-delay]=delay)
 parse_options "$@"
+# They would reach torchrun beside this script's options.
+for name in "${!PET_@}"; do
+    [[ $name =~ ^PET_(NPROC_PER_NODE|NNODES|NODE_RANK|MASTER_ADDR|MASTER_PORT|RDZV_ENDPOINT)$ ]] ||
+        fail "$name=${!name} is not read, and torchrun would take it: unset it, and use an option of this script"
+    unset "$name"
+done
 set -- "${arguments[@]}"
 
 find_devices
@@ -75,52 +92,6 @@ check_recipe $((fewest * processes)) "$@"
 ((fewest == most)) || check_recipe $((most * processes)) "$@"
 check_hccl $((most * processes)) "$most"
 command=(python -m megatron_kaiyuan.cluster.torchrun "${where[@]}" --nproc-per-node "$processes"
-    -m megatron_kaiyuan.cli train "$@")
+    -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 show "${command[@]}"
-# In place of this shell, so that a signal to its process id reaches the launcher.
-((restarts)) || exec "${command[@]}"
-
-run_dir="$(run_dir_of "$@")" marker="$run_dir/preempted.json"
-fruitless=0 most_fruitless=$((most > 1 ? 3 : 1))
-
-# The number of the newest checkpoint; -1 for none.
-newest_step() {
-    local latest=''
-    [[ ! -f $run_dir/latest ]] || read -r latest <"$run_dir/latest" || true
-    [[ $latest =~ ^step_([0-9]+)$ ]] && echo "${BASH_REMATCH[1]}" || echo -1
-}
-
-handle_signals
-for ((attempt = 0; ; attempt++)); do
-    before="$(newest_step)"
-    # A marker of an earlier stop is no answer of this attempt; training removes it when it goes on.
-    earlier="$(cat "$marker" 2>/dev/null || true)"
-    run "${command[@]}"
-    exit_if_stopped
-    ((status && status != 2)) || exit "$status"
-    after="$(newest_step)"
-    if [[ -f $marker && $(<"$marker") != "$earlier" ]]; then
-        say "launch: stopped as it was asked to at step $after; the same command resumes it"
-        exit "$status"
-    fi
-    if ((after > before)); then
-        fruitless=0 wait_seconds=$delay
-    else
-        fruitless=$((fruitless + (attempt > 0)))
-    fi
-    if ((fruitless == most_fruitless)); then
-        say "error: launch: restart $attempt ended with exit code $status and without a newer checkpoint than" \
-            "step $before: it would end so again" >&2
-        exit "$status"
-    fi
-    if ((attempt == restarts)); then
-        say "error: launch: ended with exit code $status after $restarts restarts" >&2
-        exit "$status"
-    fi
-    wait_seconds=${wait_seconds:-$delay}
-    say "launch: ended with exit code $status; restart $((attempt + 1)) of $restarts from step $after in" \
-        "$wait_seconds s"
-    run sleep "$wait_seconds"
-    exit_if_stopped
-    wait_seconds=$((wait_seconds * 2 < 600 ? wait_seconds * 2 : 600))
-done
+run_to_its_end "$(run_dir_of "$@")"

@@ -6,23 +6,21 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan import cli_checkpoint, cli_research
+from megatron_kaiyuan import cli_checkpoint, cli_config, cli_research
 from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.paths import path_word
 
-if TYPE_CHECKING:
-    pass
-
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.", root=True)
 
 app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.add_typer(cli_config.app, name="config")
 cli_research.add_commands(app)
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
@@ -70,6 +68,14 @@ def train(
         Path | None, typer.Option(help="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a damaged checkpoint ends the run")] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option(
+            "--preflight",
+            help="first, in 30 s, examine the devices of all ranks and what lies between them; a bad node is named in "
+            "RUN_DIR/bad_nodes.json, and the exit code is 3",
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe; resumes by itself when the run folder holds a checkpoint.
 
@@ -97,6 +103,10 @@ def train(
 
         print(build_without_devices(recipe, overrides, world_size))
     else:
+        if preflight:
+            from megatron_kaiyuan.doctor.preflight import preflight as examine_all_ranks
+
+            examine_all_ranks(recipe, overrides)
         from megatron_kaiyuan.train.rank import run_on_this_rank
 
         run_on_this_rank(recipe, overrides)
@@ -113,23 +123,41 @@ def plan(
         float | None, typer.Option(min=1e-6, help="dense peak of a device in the recipe's precision, 1e12 FLOP/s")
     ] = None,
     mfu: Annotated[
-        float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that a stage at work reaches")
+        float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that matrix products reach")
+    ] = None,
+    measured_mfu: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1.0, help="instead: mfu_causal of metrics.jsonl, in the recipe's layout on --gpus"),
     ] = None,
     price: Annotated[float | None, typer.Option(min=0.0, help="of a device for an hour, in any currency")] = None,
-    all_layouts: Annotated[bool, typer.Option("--all", help="every micro-batch size of every layout")] = False,
+    mtbf: Annotated[
+        float | None, typer.Option(min=0.001, help="hours between failures of one device; default: as published")
+    ] = None,
+    restart_minutes: Annotated[float, typer.Option(min=0.0, help="from a failure to the next step")] = 10.0,
+    save_seconds: Annotated[
+        float | None, typer.Option(min=0.001, help="until a checkpoint is whole, as measured; default: 2 GB/s in all")
+    ] = None,
+    all_layouts: Annotated[
+        bool, typer.Option("--all", help="every micro-batch size of every layout, and the parts of its memory")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Memory, FLOPs, days and cost of every legal layout of a recipe, best first; needs neither devices nor torch.
+    """Memory, days, cost and losses by failures of every legal layout of a recipe, best first; needs no devices.
 
     Example: kaiyuan plan mine/launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2.2T
     """
-    from megatron_kaiyuan.planning import show
+    from megatron_kaiyuan.planning.failures import Assumed
     from megatron_kaiyuan.planning.plan import make_plan
+    from megatron_kaiyuan.planning.records import Costs, as_record
+    from megatron_kaiyuan.planning.show import as_text
     from megatron_kaiyuan.platform.figures import device_named
 
     device = device_named(gpu, gpu_memory_gib, peak_tflops)
-    found = make_plan(recipe, overrides or [], gpus, device, mfu)
-    print(json.dumps(show.as_json(found, price), indent=1) if as_json else show.as_text(found, all_layouts, price))
+    if mfu is not None and measured_mfu is not None:
+        raise UserError("--mfu and --measured-mfu: give one of them")
+    found = make_plan(recipe, overrides or [], gpus, device, mfu, measured_mfu)
+    costs = Costs(price, Assumed(mtbf, restart_minutes, save_seconds))
+    print(json.dumps(as_record(found, costs), indent=1) if as_json else as_text(found, all_layouts, costs))
 
 
 @app.command()
@@ -324,7 +352,7 @@ def replay(
 def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Look at a run from any machine that sees its folder: state, step, loss, speed, time left, checkpoint, holder.
 
-    Exit code 0 while it starts or trains and when it is finished; 1 when it is stalled, stopped or dead.
+    Exit code 0 while it starts or trains and when it is finished; 1 when it is hung, stopped or dead; 2 for a mistake.
 
     Example: kaiyuan status runs/mine
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import functools
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from megatron_kaiyuan import __version__
+from megatron_kaiyuan import __version__, exit_codes
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.logs import lost_output, survive_lost_output
 from megatron_kaiyuan.numbers import read_count, read_number
@@ -100,6 +103,7 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
     # Names of processor masks, clocks and /proc are Linux's own, in all rooms.
     if sys.platform != "linux":
         fail(f"this project runs on Linux only, and this is {sys.platform}")
+    _require_utf8()
     survive_lost_output()
     for stream in (sys.stdout, sys.stderr):
         # A file name that the terminal's encoding cannot show does not end the command.
@@ -118,7 +122,16 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
     except (UserError, OSError) as error:
         fail(describe(error))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        sys.exit(exit_codes.of_signal(signal.SIGINT))
+
+
+def _require_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names of files would not be what they
+    are, and texts would be read as something else. Python does so by itself only for the locale C.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _exit_for_lost_output() -> None:
@@ -134,7 +147,7 @@ def _exit_for_lost_output() -> None:
 def fail(message: str) -> None:
     """Print one line to standard error and exit with 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(exit_codes.MISTAKE)
 
 
 class SeveralValuesCommand(TyperCommand):

@@ -68,10 +68,10 @@ def require_between(option: str, value: float, least: float, most: float) -> Non
         raise UserError(f"{option} {value}: must be between {least:,} and {most:,}")
 
 
-def excerpt(error: object) -> str:
-    """A library's message in one line of at most 160 characters: it may quote a whole line of a file."""
+def excerpt(error: object, most: int = 160) -> str:
+    """A library's message in one line of at most `most` characters: it may quote a whole line of a file."""
     text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"{text[:110]} ... {text[-40:]}"
+    return text if len(text) <= most else f"{text[: most * 11 // 16]} ... {text[-most // 4 :]}"
 
 
 def require(module: str, extra: str, purpose: str) -> Any:

@@ -45,6 +45,22 @@ def read_count(text: str, units: bool = True) -> int:
     return int(number)
 
 
+def read_share(text: str) -> float:
+    """A share as people write it: `0.05` or `5%`.
+
+    Raises:
+        ValueError: it is neither; the message says what to write.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = Decimal(number.strip())
+    except ArithmeticError:
+        value = Decimal("nan")
+    if rest or not value.is_finite():
+        raise ValueError(f"write a share, as 0.05 or 5%, not {text!r}")
+    return float(value / 100 if percent else value)
+
+
 def is_counted(name: str) -> bool:
     """Whether a field or an option counts what is counted in thousands and millions: tokens, documents, rows."""
     return _COUNTED.search(name) is not None

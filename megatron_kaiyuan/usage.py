@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import typer
 
 # typer brings click's errors along under names of its own, which differ between its versions.
 UsageError: Any = typer.BadParameter.__base__
+# The command line that a command's help shows: a paragraph of its own.
+_EXAMPLE = re.compile(r"Example: (.*?)(?:\n\s*\n|$)", re.DOTALL)
 # Commands that change fields of a training recipe.
 _OF_TRAINING = ("train", "plan")
 
@@ -28,11 +31,30 @@ def describe_usage(error: Any, elsewhere: Mapping[str, str]) -> str:
         field = _field(error.option_name, error.ctx.info_name)
         if field or not error.possibilities:
             return f"{command}: {_field_not_option(error.option_name, field)}"
+    if type(error).__name__ == "MissingParameter" and error.param is not None:
+        return f"{command}: {_missing(error.param, error.ctx)}; see {command} --help"
     # Older versions of typer name a variable of the environment where there is none.
     message = error.format_message().replace(" (env var: 'None')", "").rstrip(".")
     if type(error).__name__ in ("UsageError", "NoSuchCommand") and "No such command" in message:
         message = _other_program(message, elsewhere)
     return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"
+
+
+def _missing(first: Any, context: Any) -> str:
+    """What has to be given: the parameter that was found missing, and the required options that are missing as well."""
+    missing = [first]
+    for parameter in context.command.params:
+        is_given = any(word.partition("=")[0] in parameter.opts for word in sys.argv)
+        if parameter.required and parameter is not first and parameter.opts[0].startswith("-") and not is_given:
+            missing.append(parameter)
+    missing.sort(key=context.command.params.index)
+    what = " and ".join(f"{_shown(one)} ({one.help})" if getattr(one, "help", None) else _shown(one) for one in missing)
+    example = _EXAMPLE.search(context.command.help or "")
+    return f"missing {what}" + (f"; as in: {' '.join(example[1].split())}" if example else "")
+
+
+def _shown(parameter: Any) -> str:
+    return parameter.opts[0] if parameter.opts[0].startswith("-") else f"argument {parameter.human_readable_name!r}"
 
 
 def _field(option: str, command: str) -> str | None:

@@ -25,7 +25,9 @@ check() { # COMMAND...
 check ruff check .
 check ruff format --check .
 check mypy
-check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/run.sh .ci/run
+check lint-imports --no-cache --no-logo
+check shellcheck launch/*.sh launch/*.sbatch csrc/*.sh tests/*.sh .ci/run
+check hadolint launch/docker/*.Dockerfile
 # A minute; the whole of it takes too long for every change.
 compiler="${CXX:-g++}"
 if command -v "${compiler%% *}" >/dev/null; then check bash csrc/sanitize.sh --fast; fi

@@ -1,6 +1,6 @@
-"""A Slurm cluster of one node on this machine, of real daemons, for as long as a test needs it.
+"""A Slurm cluster on this machine, of real daemons, for as long as a test needs it.
 
-The node has four processors and two GPUs, null devices that Slurm hands out as it does real ones.
+A node has four processors and two GPUs of type h100, null devices that Slurm hands out as it does real ones.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+{nodes}
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -36,13 +36,12 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=30
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldPort={controller}
-SlurmdPort={node}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -57,21 +56,28 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 
 
 @contextlib.contextmanager
-def slurm_cluster() -> Iterator[dict[str, str]]:
-    """Start the daemons; yield the environment in which `sbatch` and `srun` find them."""
+def slurm_cluster(nodes: int = 1, more: str = "") -> Iterator[dict[str, str]]:
+    """Start the daemons; yield the environment in which `sbatch` and `srun` find them.
+
+    Args:
+        nodes: one is called as this host is, several are node1, node2, ...
+        more: lines for slurm.conf.
+    """
     if missing := [name for name in DAEMONS if not shutil.which(name, path=SEARCH)]:
         pytest.fail(f"{', '.join(missing)} not found: as root, apt-get install slurm-wlm munge", pytrace=False)
     # Sockets have short names at most, which a test's own folder may exceed.
     with tempfile.TemporaryDirectory(prefix="slurm") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        environ = {**os.environ, "SLURM_CONF": str(_configure(folder)), "PATH": SEARCH}
+        names = [f"node{number}" for number in range(1, nodes + 1)] if nodes > 1 else [_host()]
+        environ = {**os.environ, "SLURM_CONF": str(_configure(folder, names, more)), "PATH": SEARCH}
         munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/key"]
         munged += [f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/seed", f"--log-file={folder}/munged.log"]
         stack.enter_context(_daemon(munged, environ, folder))
         _wait((folder / "munge.socket").exists, "munged", folder)
-        for line in (["slurmctld", "-D", "-c"], ["slurmd", "-D"]):
+        for line in (["slurmctld", "-D", "-c"], *(["slurmd", "-D", "-N", node] for node in names)):
             stack.enter_context(_daemon(line, environ, folder))
-        _wait(lambda: "idle" in _output(["sinfo", "-h", "-o", "%T"], environ), "the node", folder)
+        idle = ["sinfo", "-h", "-p", "all", "-N", "-t", "idle", "-o", "%N"]
+        _wait(lambda: len(_output(idle, environ).split()) == nodes, "the nodes", folder)
         yield environ
         # So that no step outlives the daemons.
         subprocess.run(["scancel", "--user", getpass.getuser()], env=environ, check=False, capture_output=True)
@@ -82,26 +88,37 @@ def wait_for_job(number: str, environ: dict[str, str], seconds: float = 300) -> 
     _wait(lambda: not _output(["squeue", "-h", "-j", number], environ).strip(), f"job {number}", seconds=seconds)
 
 
-def _configure(folder: Path) -> Path:
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
+def _configure(folder: Path, names: list[str], more: str) -> Path:
     (folder / "key").write_bytes(os.urandom(128))
     (folder / "key").chmod(0o600)
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
+    (folder / "state").mkdir()
+    for name in names:
+        (folder / f"spool-{name}").mkdir()
     path = folder / "slurm.conf"
-    host = socket.gethostname().partition(".")[0]
-    controller, node = _free_ports()
-    path.write_text(CONFIG.format(folder=folder, host=host, user=getpass.getuser(), controller=controller, node=node))
+    host = _host()
+    controller, *ports = _free_ports(1 + len(names))
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:h100:2 State=UNKNOWN"
+        for name, port in zip(names, ports, strict=True)
+    )
+    content = CONFIG.format(folder=folder, host=host, user=getpass.getuser(), controller=controller, nodes=nodes)
+    path.write_text(content + more)
     for number in range(2):
         os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={folder}/gpu[0-1]\n")
+    devices = [f"NodeName={name} Name=gpu Type=h100 File={folder}/gpu[0-1]\n" for name in names]
+    (folder / "gres.conf").write_text("".join(devices))
     # Nothing here uses control groups; left to find out their version, Slurm fails where there are none.
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     return path
 
 
-def _free_ports() -> list[int]:
+def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
@@ -111,7 +128,7 @@ def _free_ports() -> list[int]:
 def _daemon(line: list[str], environ: dict[str, str], folder: Path) -> Iterator[None]:
     program = shutil.which(line[0], path=SEARCH)
     assert program
-    with open(folder / f"{line[0]}.out", "wb") as output:
+    with open(folder / f"{line[0]}.out", "ab") as output:
         process = subprocess.Popen([program, *line[1:]], env=environ, stdout=output, stderr=output)
     try:
         yield

@@ -23,7 +23,7 @@ LARGE = {"torch", "megatron-core"}
 CALENDAR = {"fsspec", "packaging"}
 COMMANDS = """
 kaiyuan-data tokenizer train --input texts.jsonl --vocab-size 600 --output tokenizer.json
-kaiyuan-data tokenizer inspect --input texts.jsonl --tokenizer-model tokenizer.json
+kaiyuan-data tokenizer inspect tokenizer.json texts.jsonl
 kaiyuan-data dedup --input texts.jsonl --output unique
 kaiyuan-data score --input unique --output scored --scorer rules
 kaiyuan-data audit scored --score rules_gopher --by domain --output audit.html

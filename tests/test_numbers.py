@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_kaiyuan.numbers import is_counted, read_count, read_number
+from megatron_kaiyuan.numbers import is_counted, read_count, read_number, read_share
 
 
 @given(st.integers(0, 2**63 - 1))
@@ -31,6 +32,17 @@ def test_powers_and_units_are_exact(number: int, power: int, unit: str) -> None:
 def test_anything_else_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ValueError, match=r"write|below"):
         read_count(text)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), (" 2.5 %", 0.025), ("0.05", 0.05), ("1e-2", 0.01)])
+def test_a_share_may_be_a_percentage(text: str, share: float) -> None:
+    assert read_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["%", "", "5%%", "5 percent", "nan", "1/20"])
+def test_other_shares_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"write a share, as 0.05 or 5%, not {text!r}")):
+        read_share(text)
 
 
 def test_a_unit_is_for_what_is_counted_in_thousands() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # What the page calls a reader, and how the source calls it.
 READERS = {
-    "json": r"(?<![\w.])json\.loads?\(",
+    "json": r"(?<![\w.])json\.loads?\(|\.model_validate_json\(",
     "orjson": r"\borjson\.loads\(",
     "OmegaConf": r"\bOmegaConf\.(load|create)\(|\.merge_with_dotlist\(",
     "yaml.safe_load": r"\byaml\.safe_load\(",
@@ -27,6 +27,7 @@ READERS = {
     "kenlm": r"\bkenlm\.Model\(",
     "tiktoken": r"\btiktoken\.Encoding\(",
     "gigatoken": r"\blibrary\.Tokenizer\.from_\w+\(",
+    "tarfile": r"\btarfile\.open\(fileobj=\w+, mode=\"r",
     "ast.parse": r"\bast\.parse\(",
 }
 # What can run code that it reads, in any spelling: it stands nowhere.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +63,16 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("kaiyuan-data curriculum o.yaml --rank-by tokens --output x", "without dashes: rank_by=tokens"),
         ("kaiyuan train r.yaml --chek", "--check"),
         ("kaiyuan train --check train.seed=7 r.yaml", "name the recipe first"),
-        ("kaiyuan train", "kaiyuan train: missing argument 'recipe'; see kaiyuan train --help"),
+        (
+            "kaiyuan train",
+            "kaiyuan train: missing argument 'recipe' (training recipe, a YAML file); as in: kaiyuan train "
+            "mine/train.yaml; see kaiyuan train --help",
+        ),
+        (
+            "kaiyuan plan r.yaml --gpu h100",
+            "kaiyuan plan: missing --gpus (devices, one for each process); as in: kaiyuan plan ",
+        ),
+        ("kaiyuan plan r.yaml", "missing --gpus (devices, one for each process) and --gpu (h100, h200, a100, 910a, "),
         ("kaiyuan preprocess", "it is one of kaiyuan-data's, as kaiyuan-data preprocess"),
         ("kaiyuan-data train", "it is one of kaiyuan's, as kaiyuan train"),
         ("kaiyuan-data verify --thread 2 x", "--threads"),
@@ -141,3 +152,16 @@ def test_home_in_words_and_options_and_numbers_with_units(call: Call, tmp_path: 
     assert call(words).code == 0
     assert (tmp_path / "unique" / "report.json").is_file()
     assert not (tmp_path / "~").exists()
+
+
+def test_names_and_texts_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    """Python has UTF-8 by itself in the locale C only; without it a name of other letters is not what it is."""
+    (tmp_path / "数据.jsonl").write_text('{"text": "你好"}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "data_tools", "dedup", "--input", "数据.jsonl", "--output", "out", "--exact-only"]
+    odd = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    place = [str(Path(__file__).parents[1]), *sys.path]
+    environment = {**os.environ, **odd, "PYTHONPATH": os.pathsep.join(place)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["datasets"][""]["files"] == ["数据.jsonl"]

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../file_errors.h"
+#include "../common/file_errors.h"
 #include "components.h"
 #include "jaccard.h"
 #include "pairs.h"

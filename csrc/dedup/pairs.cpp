@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "../index_file.h"
-#include "../sorter.h"
+#include "../common/index_file.h"
+#include "../common/sorter.h"
 
 namespace dedup {
 namespace {

@@ -1,6 +1,6 @@
 #include "run_merge.h"
 
-#include "../index_format.h"
+#include "../common/index_format.h"
 
 namespace dedup {
 

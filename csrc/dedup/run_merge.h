@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../index_file.h"
+#include "../common/index_file.h"
 
 namespace dedup {
 

@@ -3,8 +3,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../hash.h"
-#include "../radix_sort.h"
+#include "../common/hash.h"
+#include "../common/radix_sort.h"
 
 namespace dedup {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../hash.h"
+#include "../common/hash.h"
 
 namespace dedup {
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../hash.h"
+#include "../common/hash.h"
 #include "unicode.h"
 
 namespace dedup {

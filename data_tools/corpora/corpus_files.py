@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +46,22 @@ def _all_paths(prefix: Path) -> tuple[Path, ...]:
     return (*sealed_paths(prefix), manifest_path(prefix))
 
 
+def tokenizer_path(prefix: Path, recorded: Mapping[str, Any]) -> Path:
+    """Where the tokenizer of a corpus is: where the manifest says, or, for one that was moved together with the corpus,
+    at the end of its old path, as long as possible, below a folder that the corpus lies in.
+
+    Args:
+        recorded: the manifest's `tokenizer`. Whether it is that one is for the caller to compare.
+    """
+    path = Path(recorded["path"])
+    if path.exists():
+        return path
+    names = [part for part in path.parts if part != path.anchor]
+    folders = Path(os.path.abspath(prefix)).parents
+    moved = (Path(folder, *names[first:]) for first in range(len(names)) for folder in folders)
+    return next((place for place in moved if place.exists()), path)
+
+
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """How Megatron stores ids below `vocab_size`, which is the largest id + 1."""
     return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
@@ -80,6 +96,9 @@ class _Manifest(_Checked):
     columns: list[str] = []  # the first writers had none
     sources: list[str]
     skipped: dict[str, Count]
+    identity: str = ""
+    base_identity: str = ""
+    made: dict[str, dict[str, Any]] = {}
     files: dict[str, _File]
 
 
@@ -118,6 +137,9 @@ def _check_agreement(prefix: Path, manifest: _Manifest) -> None:
         if name in expected:
             raise UserError(f"{path}: a field is missing or wrong (files: lacks {name}); {AGAIN}")
         raise UserError(f"{path}: names the file {name!r}, which is none of this corpus ({prefix.name}.*); {AGAIN}")
+    names = [*manifest.scores, *manifest.columns]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: a field is missing or wrong (scores, columns: a name stands twice); {AGAIN}")
     if max(manifest.max_token_id, tokenizer.eod_id) >= tokenizer.vocab_size:
         raise UserError(f"{path}: has ids outside the tokenizer's vocabulary of {tokenizer.vocab_size}; {AGAIN}")
     dtype = token_dtype(tokenizer.vocab_size)

@@ -31,7 +31,7 @@ from data_tools.corpora.corpus_files import (
 )
 from data_tools.corpora.sidecar import SidecarWriter, sidecar_rows, sidecar_schema
 from data_tools.corpora.stock import is_stock, merge_stock
-from data_tools.corpora.verify import check_sealed_index
+from data_tools.corpora.verify import check_sealed_index, check_sizes
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
@@ -97,9 +97,9 @@ def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identit
     """
     parts = _open_parts([Path(prefix) for prefix in inputs], Path(output))
     _check_alike(parts)
-    require_space(output, sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values()))
     for part in parts:
         _check_small_files(part)
+    require_space(output, sum(entry["bytes"] for part in parts for entry in part.manifest["files"].values()))
     with replace_corpus(Path(output)) as new:
         digest = _join_files(parts, new, threads)
         content = {**_joined_content(parts), "identity": identity}
@@ -147,10 +147,9 @@ def _check_alike(parts: Sequence[Part]) -> None:
 
 
 def _check_small_files(part: Part) -> None:
-    """All but the `.bin`, whose checksum is taken when it is copied."""
+    """The sizes of all files, and the checksums of all but the `.bin`, which has its own taken when it is copied."""
+    check_sizes(part.prefix, part.manifest["files"])
     for path in (idx_path(part.prefix), metadata_path(part.prefix)):
-        if not path.is_file():
-            raise UserError(f"{path}: named in the manifest but not found; {AGAIN}")
         _check_seal(path, checksum(path), part)
 
 

@@ -18,12 +18,18 @@ from data_tools.corpora.corpus_files import AGAIN, manifest_path, metadata_path,
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, temporary_beside, write_sealed_json
+from megatron_kaiyuan.forms import Checksum, FileName, Form, require_form
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
 from megatron_kaiyuan.progress import Progress
 
 _FORMAT = "kaiyuan-merged-pair"
 # A multiple of every token's size.
 _CHUNK_BYTES = 1 << 22
+
+
+class _Record(Form):
+    identity: str
+    files: dict[FileName, Checksum]
 
 
 class StockPair(NamedTuple):
@@ -131,7 +137,8 @@ def _earlier(output: Output) -> str | None:
         content = {}
     if content.get("format") != _FORMAT:
         raise output.in_the_way(there[0])
+    form = require_form(record, content, _Record, "move it away, or name another place")
     for path in pair:
-        if path.exists() and checksum(path) != content["files"].get(path.name):
+        if path.exists() and checksum(path) != form.files.get(path.name):
             raise output.in_the_way(path, "was changed after it was written")
-    return str(content["identity"])
+    return form.identity

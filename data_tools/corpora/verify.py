@@ -63,7 +63,7 @@ def verify(prefix: Path, fast: bool = False, threads: int = 1) -> VerifiedCorpus
     if is_stock(prefix):
         return VerifiedCorpus(prefix, *verify_stock(prefix, fast, threads), is_stock=True)
     manifest = read_manifest(prefix)
-    _check_sizes(prefix, manifest["files"])
+    check_sizes(prefix, manifest["files"])
     check_header(prefix, manifest)
     _check_metadata(prefix, manifest)
     if not fast:
@@ -114,7 +114,12 @@ def _check_count(prefix: Path, name: str, stated: int, found: int) -> None:
         raise UserError(f"{manifest_path(prefix)}: says {stated} {name}, but the index has {found}; {AGAIN}")
 
 
-def _check_sizes(prefix: Path, files: dict[str, Any]) -> None:
+def check_sizes(prefix: Path, files: dict[str, Any]) -> None:
+    """Compare the sizes of a corpus's files with its manifest.
+
+    Raises:
+        UserError: a file is missing, or has another size.
+    """
     for path in sealed_paths(prefix):
         if not path.is_file():
             raise UserError(f"{path}: named in the manifest but not found; {AGAIN}")

@@ -1,6 +1,6 @@
 """`kaiyuan-data curriculum`: the order of each phase, built once and written as an artefact that training maps.
 
-The order itself is made in C++ (csrc/algorithm1.h), in bounded memory; here the recipe is put into its calls.
+The order itself is made in C++ (csrc/curriculum/algorithm1.h), in bounded memory; here the recipe becomes its calls.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def build_recipe(
             f"{recipe}: no phase {phase_name!r}; {nearest(str(phase_name), [p.name for p in order.phases])}"
         )
     built = []
-    for phase in build_phases(order.corpora, phases, output, threads, memory, force):
+    for phase in build_phases(order.prefixes, phases, output, threads, memory, force):
         built.append(phase)
         print(phase, flush=True)
     documents, tokens = (sum(getattr(phase, what) for phase in built) for what in ("documents", "tokens"))

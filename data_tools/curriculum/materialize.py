@@ -46,7 +46,7 @@ def check_recipe(recipe: Path, overrides: Sequence[str], how: str, phase_name: s
     order = load_order(recipe, overrides)
     phases = [phase for phase in order.phases if phase_name in (None, phase.name)]
     for phase in phases:
-        check_materialize(phase, order.corpora, "index" if how == "index" else "tokens")
+        check_materialize(phase, order.prefixes, "index" if how == "index" else "tokens")
     return [phase.name for phase in phases]
 
 

@@ -1,4 +1,4 @@
-"""Best-fit packing of a phase: its order, as built, becomes one of packs (csrc/packing.h)."""
+"""Best-fit packing of a phase: its order, as built, becomes one of packs (csrc/curriculum/packing.h)."""
 
 from __future__ import annotations
 

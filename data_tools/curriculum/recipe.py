@@ -47,15 +47,31 @@ class DatasetRecipe(Section):
     """
 
     corpus: Annotated[str, Field(description="a name under `corpora`")]
-    score: Annotated[str | None, Field(description="column of the corpus's .meta.parquet; higher is better")] = None
-    keep: Annotated[str, Field(description="all, `top F`, `random F` or `window A-B` from the best score")] = "all"
-    repeat: Annotated[float, Field(description="copies; a fraction adds one with that chance")] = 1.0
-    share: Annotated[float | None, Field(description="part of the phase's tokens; all its datasets or none")] = None
-    max_repeat: Annotated[float | None, Field(description="most copies that a share may need; null: the phase's")] = (
-        None
-    )
+    score: Annotated[
+        str | None,
+        Field(description="column of the corpus's .meta.parquet, higher is better; null: documents in random order"),
+    ] = None
+    keep: Annotated[
+        str,
+        Field(
+            description="`all`; `top 0.3`; `random 0.2`; `window 0.30-0.32`, a band counted from the best score; `top` "
+            "and `window` also `of tokens`"
+        ),
+    ] = "all"
+    repeat: Annotated[float, Field(description="copies; 2.5 is two, and a third with a chance of one half")] = 1.0
+    share: Annotated[
+        float | None,
+        Field(description="part of the phase's tokens, for every dataset or none; `repeat` then follows"),
+    ] = None
+    max_repeat: Annotated[
+        float | None, Field(description="most copies that its share may ask for; null: the phase's")
+    ] = None
     missing_scores: Annotated[
-        Literal["refuse", "drop", "lowest"], Field(description="what becomes of documents whose score is NaN or null")
+        Literal["refuse", "drop", "lowest"],
+        Field(
+            description="documents without a score (no such field, null or NaN in the input of `preprocess`, or null "
+            "from a scorer): refuse the corpus, drop them before `keep`, or take them as the lowest"
+        ),
     ] = "refuse"
     optional: Annotated[bool, Field(description="leave the dataset out when its corpus is empty or absent")] = False
 
@@ -91,7 +107,7 @@ class DatasetRecipe(Section):
             raise ValueError(f"keep {self.keep!r} {who} needs a score: name its column, as score: score")
         if self.score is None and self.missing_scores != "refuse":
             raise ValueError(f"missing_scores {self.missing_scores!r} {who} needs a score; remove it or name a score")
-        if self.share is not None and "repeat" in self.model_fields_set:
+        if self.share is not None and self.repeat != 1:
             raise ValueError(f"share {self.share:g} {who} decides how often it repeats; remove repeat {self.repeat:g}")
         if self.max_repeat is not None and self.repeat > self.max_repeat:
             raise ValueError(f"repeat {self.repeat:g} {who} is above its max_repeat {self.max_repeat:g}; raise that")
@@ -115,18 +131,30 @@ class PhaseRecipe(Section):
     """
 
     name: Annotated[str, Field(description="letters, digits, '_', '-' and '.'")]
-    order: Literal["shuffle", "curriculum"]
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
-    tokens: Annotated[int | Literal["all"], Field(description="budget: all, or tokens such as 2.5e9 or 1.2T")] = "all"
-    rank_by: Annotated[Literal["documents", "tokens"], Field(description="what the rescaled rank counts")] = "documents"
+    order: Annotated[
+        Literal["shuffle", "curriculum"],
+        Field(description="curriculum: in every dataset the worst first, the best last, all datasets side by side"),
+    ]
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="one for several phases nests their top fractions")] = 1234
+    tokens: Annotated[
+        int | Literal["all"],
+        Field(
+            description="budget, such as 2.5e9 or 1.2T; all datasets are thinned alike, at random, so that shares and "
+            "the range of quality stay"
+        ),
+    ] = "all"
+    rank_by: Annotated[
+        Literal["documents", "tokens"], Field(description="what places a document: documents, or cumulative tokens")
+    ] = "documents"
     perturb: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="width of the random shift, in what rank_by counts")
+        float,
+        Field(ge=0, allow_inf_nan=False, description="width of a random shift of that place, in what rank_by counts"),
     ] = 0.0
-    max_repeat: Annotated[float, Field(description="most copies that a share may need")] = WORTHWHILE_REPEATS
+    max_repeat: Annotated[float, Field(description="most copies that a share may ask for")] = WORTHWHILE_REPEATS
     pack: Annotated[
         int | None, Field(ge=2, lt=2**31, description="sequence length of best-fit packing; null: one stream")
     ] = None
-    datasets: list[DatasetRecipe]
+    datasets: Annotated[list[DatasetRecipe], Field(description="what the phase takes, a corpus once")]
 
     @model_validator(mode="before")
     @classmethod
@@ -189,7 +217,7 @@ class OrderRecipe(Section):
 
     root: Annotated[Path, Field(description="folder where relative prefixes start")] = Path()
     corpora: Annotated[dict[str, Path], Field(description="name: prefix of .bin, .idx, .meta.parquet")]
-    phases: list[PhaseRecipe]
+    phases: Annotated[list[PhaseRecipe], Field(description="one folder each")]
 
     @field_validator("corpora", mode="before")
     @classmethod
@@ -203,12 +231,11 @@ class OrderRecipe(Section):
 
     @field_validator("corpora")
     @classmethod
-    def _check_prefixes(cls, corpora: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
+    def _check_prefixes(cls, corpora: dict[str, Path]) -> dict[str, Path]:
         for name, prefix in corpora.items():
             if prefix.suffix in (".bin", ".idx"):
                 raise ValueError(f"{name} is {prefix}; write the prefix alone: {prefix.with_suffix('')}")
-        root = info.data.get("root", Path())
-        return {name: root / prefix for name, prefix in corpora.items()}
+        return corpora
 
     @field_validator("phases", mode="before")
     @classmethod
@@ -225,6 +252,11 @@ class OrderRecipe(Section):
                     hint = nearest(dataset.corpus, self.corpora)
                     raise ValueError(f"phase {phase.name!r}: unknown corpus {dataset.corpus!r}; {hint}")
         return self
+
+    @property
+    def prefixes(self) -> dict[str, Path]:
+        """Where the corpora are, by name."""
+        return {name: self.root / prefix for name, prefix in self.corpora.items()}
 
 
 def load_order(recipe: Path, overrides: Sequence[str] = ()) -> OrderRecipe:

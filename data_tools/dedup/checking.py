@@ -95,19 +95,17 @@ def documents_again(
 
 
 def _require_as_indexed(signed: SignedShard) -> None:
-    file = signed.shard.task.file
-    if not file.is_local:
-        return
-    try:
-        state = os.stat(file.location)
-        same = (state.st_size, str(state.st_mtime_ns)) == (file.size, file.version)
-    except OSError:
-        same = False
-    if not same:
-        raise UserError(
-            f"{file.location}: of the index {signed.index} is gone or was changed, and its texts are needed to check "
-            "candidates; bring it back, make the index again, or leave the check out with --no-verify"
-        )
+    for file in (task.file for task in signed.shard.tasks if task.file.is_local):
+        try:
+            state = os.stat(file.location)
+            same = (state.st_size, str(state.st_mtime_ns)) == (file.size, file.version)
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{file.location}: of the index {signed.index} is gone or was changed, and its texts are needed to "
+                "check candidates; bring it back, make the index again, or leave the check out with --no-verify"
+            )
 
 
 @dataclass(frozen=True)

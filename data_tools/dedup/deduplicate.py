@@ -94,6 +94,7 @@ class _Run:
                 record["documents"],
                 record["signed"],
                 record["hashed"],
+                first_rows=tuple(record.get("first_rows", (0,))),
             )
             for shard, name, record in zip(shards, stage.names, records, strict=True)
         ]

@@ -22,7 +22,7 @@ from data_tools.dedup.signing import SUFFIXES, Sign
 from data_tools.engines.stage import Engine
 from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile
-from data_tools.reading.tasks import Settings, Task
+from data_tools.reading.tasks import Group, Settings, Task
 from data_tools.steps.folder import link
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import atomic_path, read_sealed_json
@@ -50,12 +50,20 @@ class _Task(Form):
     name: FileName
 
 
+class _Part(Form):
+    model_config = ConfigDict(extra="forbid")
+    file: _InputFile
+    task: _Task
+
+
 class _Shard(Form):
     dataset: Annotated[Count, Field(lt=1 << 16)]
     number: Annotated[Count, Field(lt=1 << 20)]
     name: str
     file: _InputFile
     task: _Task
+    # The other files of a shard of several small ones.
+    more: list[_Part] = []
     documents: Count
     signed: Count
     hashed: Count
@@ -191,18 +199,24 @@ def _name(signed: SignedShard) -> str:
 
 def _row(signed: SignedShard) -> dict[str, Any]:
     shard = signed.shard
-    file = shard.task.file
+    place = {"dataset": shard.dataset, "number": shard.number, "name": shard.name}
+    first, *more = map(_part, shard.tasks)
+    return {**place, **first, "more": more, **{count: getattr(signed, count) for count in _COUNTS}}
+
+
+def _part(task: Task) -> dict[str, Any]:
+    file = task.file
     # Another run may be started elsewhere.
     name = os.path.abspath(file.location) if file.is_local else file.name
     about = {**file.identity(), "name": name}
-    place = {"dataset": shard.dataset, "number": shard.number, "name": shard.name}
-    task = {"start": shard.task.start, "stop": shard.task.stop, "name": shard.task.name}
-    return {**place, "file": about, "task": task, **{count: getattr(signed, count) for count in _COUNTS}}
+    return {"file": about, "task": {"start": task.start, "stop": task.stop, "name": task.name}}
 
 
 def _signed(folder: Path, settings: Settings, row: dict[str, Any]) -> SignedShard:
-    file = InputFile(**row["file"], location=row["file"]["name"])
-    task = Task(file=file, **row["task"])
-    shard = Shard(row["dataset"], row["number"], row["name"], task)
+    tasks = [
+        Task(file=InputFile(**part["file"], location=part["file"]["name"]), **part["task"])
+        for part in (row, *row.get("more", ()))
+    ]
+    shard = Shard(row["dataset"], row["number"], row["name"], Group.of(tasks))
     base = str(folder / f"{shard.dataset:05d}-{shard.number:06d}")
     return SignedShard(shard, settings, base, row["documents"], row["signed"], row["hashed"], str(folder))

@@ -31,6 +31,7 @@ class SignedShard:
         base: path of these files, without suffix.
         documents, signed, hashed: how many there are, have shingles, have a digest.
         index: the folder of the index it comes from; "" for the input of this run.
+        first_rows: places in the shard of the first row of each of its files; of no account for an index.
     """
 
     shard: Shard
@@ -40,6 +41,7 @@ class SignedShard:
     signed: int
     hashed: int
     index: str = ""
+    first_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

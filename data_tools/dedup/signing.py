@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from data_tools._dedup import band_keys, sort_run
 from data_tools.dedup.signatures import Recipe, text_memory
 from data_tools.engines.stage import Record, Target
-from data_tools.reading.arrow_values import is_number, to_doubles
+from data_tools.reading.arrow_values import in_words, is_number, to_doubles
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, TEXT, Batch, Shard, document_batches
 from data_tools.reading.inputs import require_unchanged
-from data_tools.reading.tasks import Settings
-from data_tools.reading.text import BadPlace
+from data_tools.reading.tasks import Settings, Task
 from megatron_kaiyuan.errors import UserError
 
 BANDS, DIGESTS, ABOUT = ".bands", ".digests", ".about"
@@ -70,38 +69,51 @@ class Sign:
             UserError: it cannot be read, has too many bad rows, or its scores are no numbers.
         """
         found = _Signed(self.recipe, self.exact_only)
-        bad: list[BadPlace] = []
-        rows = 0
+        bad: list[dict[str, Any]] = []
+        rows, first_rows = 0, dict.fromkeys(range(len(shard.tasks)), 0)
         needed = {DUPLICATE_COUNT, *WRITTEN, *([self.score] if self.score else [])}
         for batch in document_batches(shard, self.settings, needed):
-            _refuse_written(batch.documents.schema, shard)
+            _refuse_written(batch.documents.schema, shard.tasks[batch.task])
             rows += batch.rows
+            first_rows[batch.task] = batch.first
             self._note_bad(shard, batch, bad)
-            found.add(batch.documents, self._scores(batch.documents, shard))
-        require_unchanged(shard.task.file)
+            found.add(batch.documents, self._scores(batch, shard))
+        for task in shard.tasks:
+            require_unchanged(task.file)
         counts = found.write(target)
-        return {"rows": rows, "bad": [place._asdict() for place in bad], **counts}
+        return {"rows": rows, "first_rows": list(first_rows.values()), "bad": bad, **counts}
 
-    def _note_bad(self, shard: Shard, batch: Batch, bad: list[BadPlace]) -> None:
+    def _note_bad(self, shard: Shard, batch: Batch, bad: list[dict[str, Any]]) -> None:
         for place in batch.bad:
-            bad.append(place)
+            bad.append({"task": batch.task, **place._asdict()})
             if len(bad) > self.max_bad_rows:
-                raise too_many(shard.task, place, len(bad), self.max_bad_rows)
+                raise too_many(shard.tasks[batch.task], place, len(bad), self.max_bad_rows)
 
-    def _scores(self, documents: pa.RecordBatch, shard: Shard) -> NDArray[np.float64]:
+    def _scores(self, batch: Batch, shard: Shard) -> NDArray[np.float64]:
         """NaN where there is none. A field of JSON lines may be missing from a whole shard, a column may not."""
+        documents = batch.documents
         if self.score is None or self.score not in documents.schema.names:
-            if self.score and shard.task.file.format == "parquet":
-                raise UserError(f"{shard.task.file.name}: has no column {self.score!r}; give another --score")
+            if self.score and shard.has_columns:
+                name = shard.tasks[batch.task].file.name
+                raise UserError(f"{name}: has no column {self.score!r}; give another --score")
             return np.full(len(documents), np.nan)
         column = documents.column(self.score)
         if not is_number(column.type):
-            name = shard.task.file.name
-            raise UserError(f"{name}: --score {self.score}: is {column.type}, not numbers; name another column")
+            raise self._no_numbers(shard, batch.task)
         return to_doubles(column).to_numpy(zero_copy_only=False)
 
+    def _no_numbers(self, shard: Shard, number: int) -> UserError:
+        """The error about a score, of the first file with such values: fields have the type of the shard."""
+        assert self.score is not None
+        for at in range(number, len(shard.tasks)):
+            schema = next(document_batches(shard.of_one(at), self.settings, {self.score})).documents.schema
+            if self.score in schema.names and not is_number(kind := schema.field(self.score).type):
+                break
+        name = shard.tasks[at].file.name
+        return UserError(f"{name}: --score: column {self.score!r} is {in_words(kind)}, not numbers; name another one")
 
-def _refuse_written(schema: pa.Schema, shard: Shard) -> None:
+
+def _refuse_written(schema: pa.Schema, task: Task) -> None:
     """Refuse a document's columns that would be lost under columns of this command.
 
     Raises:
@@ -112,9 +124,7 @@ def _refuse_written(schema: pa.Schema, shard: Shard) -> None:
     if at >= 0 and not is_number(schema.field(at).type):
         wrong.append(DUPLICATE_COUNT)
     if wrong:
-        raise UserError(
-            f"{shard.task.file.name}: has a column {wrong[0]!r}, which dedup writes itself; rename or drop it"
-        )
+        raise UserError(f"{task.file.name}: has a column {wrong[0]!r}, which dedup writes itself; rename or drop it")
 
 
 class _Signed:

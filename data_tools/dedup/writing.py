@@ -135,7 +135,8 @@ class WriteColumns:
     def __call__(self, shard: Shard, target: Target) -> Record:
         decided = self.decided[shard.dataset]
         number = decided.number_of(shard)
-        about = map_array(f"{decided.scope.shards[number].base}{ABOUT}", ABOUT_ROW)
+        signed = decided.scope.shards[number]
+        about = map_array(f"{signed.base}{ABOUT}", ABOUT_ROW)
         mine = decided.of_shard(number)
         at, goes = mine["ordinal"].astype(np.int64), mine["fate"] != STAYS
         counts, cluster = np.array(about["copies"]), np.array(about["id"])
@@ -152,7 +153,7 @@ class WriteColumns:
             pq.write_table(pa.table(columns), path, compression="zstd")
         gone = {reason: int((mine["fate"] == fate).sum()) for fate, reason in REASONS.items()}
         return {
-            "file": shard.task.file.name,
+            "first_rows": list(signed.first_rows),
             "rows": len(about),
             "documents": len(about) - sum(gone.values()),
             "dropped": {reason: count for reason, count in gone.items() if count},

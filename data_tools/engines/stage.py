@@ -16,11 +16,17 @@ from typing import Any, Protocol
 from data_tools.reading.place import Place
 from data_tools.reading.tasks import KEPT
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, read_json, write_json
+from megatron_kaiyuan.files import atomic_path, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Count, FileName, Form, require_form
 from megatron_kaiyuan.locks import lock
 
 # What a task leaves beside its files: counts and whatever else later stages need, as JSON.
 Record = dict[str, Any]
+
+
+class _RecordForm(Form):
+    files: dict[FileName, Count]
+    record: Record
 
 
 class Target:
@@ -76,11 +82,11 @@ class Stage:
     def finished(self, number: int) -> Record | None:
         """The record of a task that was done before and whose files are still there."""
         try:
-            content = read_json(self._record(number), "record of a task")
-            files: dict[str, int] = content["files"]
-            there = all((self.folder / name).stat().st_size == size for name, size in files.items())
-            return dict(content["record"]) if there else None
-        except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+            path = self._record(number)
+            found = require_form(path, read_sealed_json(path, "record of a task"), _RecordForm)
+            there = all((self.folder / name).stat().st_size == size for name, size in found.files.items())
+            return found.record if there else None
+        except (UserError, OSError):
             return None
 
     def finish(self, number: int, *, wait: bool = True) -> Record | None:
@@ -110,7 +116,7 @@ class Stage:
         self._record(number).unlink(missing_ok=True)
         target = Target(self.folder, self.names[number])
         record = self.do(self.tasks[number], target)
-        write_json(self._record(number), {"files": target.files, "record": record})
+        write_sealed_json(self._record(number), {"files": target.files, "record": record})
         return record
 
     def _record(self, number: int) -> Path:

@@ -15,11 +15,13 @@ from data_tools.reading.tasks import Settings
 from data_tools.reading.text import Rows
 
 _SEED = 1234
+# How the words begin for what a corpus of held-out documents holds.
+HELD_OUT = "held out: "
 
 
 def corpus_prefixes(output_prefix: Path, settings: Settings) -> dict[Path, str]:
     """The prefix of each corpus and what it holds: the documents of each json key, then those that are held out."""
-    splits = {output_prefix.name: ""} | ({f"{output_prefix.name}.heldout": "held out: "} if settings.held_out else {})
+    splits = {output_prefix.name: ""} | ({f"{output_prefix.name}.heldout": HELD_OUT} if settings.held_out else {})
     return {
         output_prefix.with_name(f"{name}_{key}_document"): f"{split}{key}"
         for name, split in splits.items()

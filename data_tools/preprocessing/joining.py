@@ -16,12 +16,13 @@ import xxhash
 from data_tools.corpora.corpus_files import read_manifest
 from data_tools.corpora.merge import join_corpora
 from data_tools.preprocessing.progress import METERS
-from data_tools.preprocessing.shards import Record, Shards, is_there, record_from
+from data_tools.preprocessing.shards import Record, RecordForm, Shards, is_there
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.tasks import Group, Task
 from data_tools.reading.text import BadPlace
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, read_json, write_json
+from megatron_kaiyuan.files import atomic_path, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.outputs import Output
 
 _JOINED = "joined.json"
@@ -29,6 +30,18 @@ _JOINED = "joined.json"
 _OURS = re.compile(r"[0-9a-f]{32}\.|joined\.json|run\.lock$")
 
 Done = tuple[Group, Record]
+
+
+class _Joined(Form):
+    work: str
+    records: list[RecordForm]
+
+
+class _Bad(Form):
+    task: Count
+    row: Count
+    offset: Count | None
+    reason: str
 
 
 def within_limit(shards: Shards, done: Iterable[Done], max_bad_rows: int) -> Iterator[Done]:
@@ -73,7 +86,9 @@ def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_
         join_corpora([shards.corpora(group)[i] for group, _ in done], prefix, identity=identity)
     _write_bad_rows(shards, done, bad_rows)
     records = [vars(record) for _, record in done]
-    write_json(shards.folders[0] / _JOINED, {"work": _fingerprint(group for group, _ in done), "records": records})
+    write_sealed_json(
+        shards.folders[0] / _JOINED, {"work": _fingerprint(group for group, _ in done), "records": records}
+    )
 
 
 def joined_earlier(shards: Shards, outputs: Mapping[Path, str], groups: Sequence[Group]) -> list[Record] | None:
@@ -83,11 +98,11 @@ def joined_earlier(shards: Shards, outputs: Mapping[Path, str], groups: Sequence
         outputs: the identity of the corpus at each prefix; another one may have taken its place since.
     """
     try:
-        note = read_json(shards.folders[0] / _JOINED, "note of joined shards")
-        records = [record_from(record) for record in note["records"]]
-    except (UserError, KeyError, TypeError):
+        path = shards.folders[0] / _JOINED
+        note = require_form(path, read_sealed_json(path, "note of joined shards"), _Joined)
+    except UserError:
         return None
-    return records if note.get("work") == _fingerprint(groups) and are_made(outputs) else None
+    return [form.record() for form in note.records] if note.work == _fingerprint(groups) and are_made(outputs) else None
 
 
 def are_made(outputs: Mapping[Path, str]) -> bool:
@@ -126,8 +141,13 @@ def _fingerprint(groups: Iterable[Group]) -> str:
 def _bad_places(shards: Shards, group: Group) -> Iterator[tuple[Task, BadPlace]]:
     with open(shards.bad_rows_path(group), encoding="utf-8") as file:
         for line in file:
-            content = json.loads(line)
-            yield group.tasks[content.pop("task")], BadPlace(**content)
+            try:
+                bad = _Bad.model_validate_json(line)
+                task = group.tasks[bad.task]
+            except (ValueError, IndexError) as error:
+                path = shards.bad_rows_path(group)
+                raise UserError(f"{path}: is damaged; remove {path.parent}, and run the command again") from error
+            yield task, BadPlace(bad.row, bad.offset, bad.reason)
 
 
 def earlier_bad_rows(output: Output) -> str | None:

@@ -21,7 +21,7 @@ from data_tools.engines.local import LocalEngine
 from data_tools.engines.ranks import Pause, claim_order
 from data_tools.engines.spark import SparkEngine
 from data_tools.engines.stage import Engine
-from data_tools.preprocessing.held_out import corpus_prefixes
+from data_tools.preprocessing.held_out import HELD_OUT, corpus_prefixes
 from data_tools.preprocessing.joining import (
     Done,
     are_made,
@@ -57,6 +57,7 @@ class Totals:
     Attributes:
         tokenizer_engine: which one was used and why; "" when every shard was there already.
         missing_scores: documents without a score, by its name.
+        held_out, held_out_tokens: of the sequences and tokens, those that are held out.
         state: "joined"; "there" when an earlier start had made the corpora; "left" by a rank that leaves the joining to
             the first one, with the figures of all ranks.
     """
@@ -69,6 +70,8 @@ class Totals:
     tokenizer_engine: str = ""
     state: Literal["joined", "there", "left"] = "joined"
     missing_scores: Counter[str] = field(default_factory=Counter)
+    held_out: int = 0
+    held_out_tokens: int = 0
 
     def __str__(self) -> str:
         left_out = "".join(f"; left out: {count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count)
@@ -76,6 +79,8 @@ class Totals:
             f"; {name} missing: {count:,}" for name, count in sorted(self.missing_scores.items()) if count
         )
         counts = f"preprocess: {self.sequences:,} documents, {self.tokens / 1e6:.2f} M tokens"
+        if self.held_out:
+            counts += f", of these held out: {self.held_out:,} documents, {self.held_out_tokens:,} tokens"
         if self.state == "there":
             return f"{counts}, made before{left_out}"
         left = "; the first rank joins the shards, or --merge-only" if self.state == "left" else ""
@@ -129,9 +134,9 @@ def preprocess(
     work = _Work(groups, files, Shards(prefixes), job, tokenizer, engine)
     # Ranks may start when others have ended, as elements of an array do.
     if engine.place.world > 1 and not merge_only and are_made(identities):
-        return _made_before(prefixes)
+        return _made_before(holds)
     if not engine.is_first:
-        return _help(work, identities, force)
+        return _help(work, identities, holds, force)
     with ExitStack() as claims:
         for prefix, identity in identities.items():
             claims.enter_context(claim(corpus_output(prefix), identity, earlier_corpus, force=force))
@@ -164,12 +169,12 @@ def _joined(work: _Work, identities: Mapping[Path, str], bad_rows: Path, merge_o
         return records
 
 
-def _help(work: _Work, identities: Mapping[Path, str], force: bool) -> Totals:
+def _help(work: _Work, identities: Mapping[Path, str], holds: Mapping[Path, str], force: bool) -> Totals:
     """What a rank other than the first does: shards, until those of all ranks are there."""
     with lock(work.shards.lock_path, shared=True, seconds=None):
         if are_made(identities):
             tidy(work.shards)
-            return _made_before(list(identities))
+            return _made_before(holds)
         _check_places(identities, force)
         return _totals(work, [record for _, record in work.do()], "left")
 
@@ -340,6 +345,8 @@ def _totals(work: _Work, records: Sequence[Record], state: Literal["joined", "le
     for record in records:
         totals.sequences += record.sequences
         totals.tokens += record.tokens
+        totals.held_out += record.held_out
+        totals.held_out_tokens += record.held_out_tokens
         totals.text_bytes += record.text_bytes
         totals.skipped.update(record.skipped)
         totals.missing_scores.update(record.missing_scores)
@@ -347,10 +354,13 @@ def _totals(work: _Work, records: Sequence[Record], state: Literal["joined", "le
     return totals
 
 
-def _made_before(prefixes: list[Path]) -> Totals:
-    totals = Totals(prefixes, 0, 0, 0, Counter(), state="there")
-    for prefix in prefixes:
+def _made_before(holds: Mapping[Path, str]) -> Totals:
+    totals = Totals(list(holds), 0, 0, 0, Counter(), state="there")
+    for prefix, what in holds.items():
         manifest = read_manifest(prefix)
         totals.sequences += manifest["sequences"]
         totals.tokens += manifest["tokens"]
+        if what.startswith(HELD_OUT):
+            totals.held_out += manifest["sequences"]
+            totals.held_out_tokens += manifest["tokens"]
     return totals

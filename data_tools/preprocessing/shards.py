@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -29,7 +29,8 @@ from data_tools.reading.tasks import KEPT, Group, Settings, Task
 from data_tools.reading.text import Rows, line_rows
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import atomic_path, read_json, write_json
+from megatron_kaiyuan.files import atomic_path, read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.locks import lock
 
 
@@ -43,7 +44,7 @@ class Record:
         skipped: rows that are in no corpus, by reason; an empty text counts for each json key.
         bad_rows: how many of them were bad.
         missing_scores: documents without a score, by its name; over the json keys.
-        held_out: sequences that are held out, over the json keys.
+        held_out, held_out_tokens: sequences that are held out, and their tokens, over the json keys.
     """
 
     rows: int = 0
@@ -54,17 +55,26 @@ class Record:
     bad_rows: int = 0
     missing_scores: Counter[str] = field(default_factory=Counter)
     held_out: int = 0
+    held_out_tokens: int = 0
 
 
-def record_from(content: dict[str, Any]) -> Record:
-    """The record that was written as JSON.
+class RecordForm(Form):
+    """A `Record` in a file."""
 
-    Raises:
-        TypeError: it is none.
-    """
-    record = Record(**content)
-    record.skipped, record.missing_scores = Counter(record.skipped), Counter(record.missing_scores)
-    return record
+    rows: Count
+    sequences: Count
+    tokens: Count
+    text_bytes: Count
+    skipped: dict[str, Count]
+    bad_rows: Count
+    missing_scores: dict[str, Count]
+    held_out: Count
+
+    def record(self) -> Record:
+        """Return the record that was written."""
+        found = Record(**{name: getattr(self, name) for name in type(self).model_fields})
+        found.skipped, found.missing_scores = Counter(found.skipped), Counter(found.missing_scores)
+        return found
 
 
 class Shards:
@@ -98,8 +108,8 @@ class Shards:
         if not path.exists() or not all(is_there(prefix) for prefix in self.corpora(group)):
             return None
         try:
-            return record_from(read_json(path, "record of a shard"))
-        except (UserError, TypeError):
+            return require_form(path, read_sealed_json(path, "record of a shard"), RecordForm).record()
+        except UserError:
             return None
 
 
@@ -170,8 +180,9 @@ class ShardWriter:
                 writer.skipped.update(record.skipped)
         record.sequences = sum(writer.sequences for writer in writers)
         record.held_out = sum(writer.sequences for writer in writers[len(self.settings.json_keys) :])
+        record.held_out_tokens = sum(writer.tokens for writer in writers[len(self.settings.json_keys) :])
         record.skipped["empty text"] += sum(writer.skipped["empty text"] for writer in writers)
-        write_json(self.shards.record_path(group), vars(record))
+        write_sealed_json(self.shards.record_path(group), vars(record))
         return record
 
     def _take(

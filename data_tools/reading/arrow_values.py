@@ -34,7 +34,7 @@ def plain_values(column: pa.Array) -> list[Any]:
         return _times(column)
     if types.is_decimal(kind):
         return _each(column, lambda value: format(value, "f"))
-    if _is_bytes(kind):
+    if is_bytes(kind):
         # Old writers mark no column as text.
         return _each(column, lambda value: value.decode("utf-8", "backslashreplace"))
     if types.is_struct(kind):
@@ -64,11 +64,24 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if types.is_dictionary(kind) else kind
 
 
+def in_words(kind: pa.DataType) -> str:
+    """A type of a column as messages name it: what a user sees in the data, not how Arrow stores it."""
+    value = stored_type(kind)
+    if types.is_boolean(value):
+        return "true or false"
+    if types.is_date(value):
+        return "dates"  # Parquet has one type for both of Arrow's
+    if is_bytes(value):
+        return "binary (bytes that no schema marks as text)"
+    return str(value)
+
+
 def _each(column: pa.Array, convert: Callable[[Any], str]) -> list[str | None]:
     return [None if value is None else convert(value) for value in column.to_pylist()]
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes that no schema marks as text."""
     return (
         types.is_binary(kind)
         or types.is_large_binary(kind)

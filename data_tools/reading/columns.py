@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.reading.arrow_values import is_number, plain_values, stored_type, to_doubles
+from data_tools.reading.arrow_values import in_words, is_bytes, is_number, plain_values, stored_type, to_doubles
 from data_tools.reading.inputs import InputFile, open_stored
 from data_tools.reading.packing import advice
 from data_tools.reading.tasks import Settings, Task
@@ -69,6 +69,12 @@ def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(pa.schema(fields)) if any(field.type in _VIEWS for field in batch.schema) else batch
 
 
+def metadata(task: Task) -> Any:
+    """What the footer of a task's file says."""
+    with _open(task.file) as parquet:
+        return parquet.metadata
+
+
 def rows_before(task: Task) -> int:
     """Rows of the file that belong to earlier tasks, for messages about a place in its middle."""
     with _open(task.file) as parquet:
@@ -119,7 +125,10 @@ def _fields(file: InputFile, schema: pa.Schema, settings: Settings) -> dict[str,
         found = schema.field(column).type
         if wanted and not (_is_text(found) if key in settings.json_keys else is_number(found)):
             kind = "text" if key in settings.json_keys else "numbers"
-            raise UserError(f"{file.name}: column {column!r} is {found}, not {kind}; name another one")
+            remedy = "name another one"
+            if kind == "text" and is_bytes(found):
+                remedy += ", or mark it as text where it is UTF-8 (pyarrow: column.cast(pyarrow.string()))"
+            raise UserError(f"{file.name}: column {column!r} is {in_words(found)}, not {kind}; {remedy}")
     return fields
 
 

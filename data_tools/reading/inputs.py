@@ -262,8 +262,23 @@ def _describe(name: str) -> InputFile:
         raise UserError(f"{name}: a Parquet file packed once more cannot be read in parts; unpack it")
     if form != "parquet" and not packing:
         refuse_other_encodings(name, beginning, form == "text")
+        if form == "json":
+            _refuse_array(name, beginning)
     shown = redact(name) if _is_url(name) else name
     return InputFile(shown, form, packing, size, version, name)
+
+
+def _refuse_array(name: str, beginning: bytes) -> None:
+    """Refuse a file that is one JSON array of objects, as other programs call JSON.
+
+    Raises:
+        UserError: it is.
+    """
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", beginning):
+        raise UserError(
+            f"{name}: is one JSON array, not JSON lines with an object in each; write each of its entries in a line, "
+            "as with: jq -c '.[]' FILE.json > FILE.jsonl"
+        )
 
 
 def _beginning(name: str) -> bytes:

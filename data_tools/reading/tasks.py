@@ -27,6 +27,9 @@ _PARQUET_FACTOR = 8
 # What a file costs besides its bytes (to look at, to open, to look at again), in bytes that are tokenized meanwhile.
 _FILE_COST = 8 << 10
 # A document's id has 20 bits for its task. Each task is a file or more, and small ones are most of their own cost.
+# Settings, and words of the tokenizer's description, that the content of shards does not depend on; its fingerprint is
+# among the others.
+_NO_CONTENT = ("tokenizer", "eod_token", "tokenizer_engine", "path")
 _SMALL_TASK, _MOST_SMALL_TASKS, _MOST_TASKS = 1 << 20, 1 << 16, 1 << 20
 
 
@@ -80,6 +83,11 @@ class Task:
     def size(self) -> int:
         return self.stop - self.start
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether its rows come from a table (Parquet), and not from lines or texts."""
+        return self.file.format == "parquet"
+
 
 def cut_tasks(
     files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], task_bytes: int = 0
@@ -111,6 +119,8 @@ def cut_tasks(
 class Group:
     """Tasks that are done one after another and leave one shard: a part of a file, or several small files.
 
+    Those of a group are all of Parquet files, or of none.
+
     Attributes:
         name: fingerprint of all of them.
     """
@@ -118,9 +128,18 @@ class Group:
     tasks: tuple[Task, ...]
     name: str
 
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> Group:
+        return cls(tuple(tasks), _group_name(tasks))
+
     @property
     def size(self) -> int:
         return sum(task.size for task in self.tasks)
+
+    @property
+    def place(self) -> str:
+        """Its files, for messages."""
+        return files_in_words([task.file for task in self.tasks])
 
 
 def cut_groups(
@@ -133,17 +152,23 @@ def cut_groups(
     """
     wanted = _wanted(files, task_bytes)
     groups: list[list[Task]] = []
-    room = 0
+    room, columns = 0, False
     for task in cut_tasks(files, settings, tokenizer, task_bytes):
         whole = (task.start, task.stop) == (0, task.file.size)
         cost = task.size + _FILE_COST
-        if not (groups and whole and cost <= room):
+        if not (groups and whole and cost <= room and columns == task.has_columns):
             groups.append([])
             # Nothing follows a part of a file, so that a shard has rows of one file only or of whole files.
-            room = wanted if whole else 0
+            room, columns = wanted if whole else 0, task.has_columns
         groups[-1].append(task)
         room -= cost
-    return [Group(tuple(tasks), _group_name(tasks)) for tasks in groups]
+    return [Group.of(tasks) for tasks in groups]
+
+
+def files_in_words(files: Sequence[InputFile]) -> str:
+    """The first of some files and how many more there are, for messages."""
+    more = len(files) - 1
+    return f"{files[0].name}{f' and {more:,} more file' + 's' * (more > 1) if more else ''}"
 
 
 def work_identity(files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], key: str) -> str:
@@ -179,7 +204,7 @@ def _about(settings: Settings, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     about = {**asdict(settings), **tokenizer, "version": _SHARD_VERSION}
     if not settings.held_out:
         del about["held_out"]
-    return {name: value for name, value in about.items() if name not in ("tokenizer", "eod_token", "tokenizer_engine")}
+    return {name: value for name, value in about.items() if name not in _NO_CONTENT}
 
 
 def _name(file: InputFile, start: int, stop: int, about: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -208,7 +208,7 @@ def parse_row(line: bytes, exact: Collection[str] | None = None) -> dict[str, An
     except orjson.JSONDecodeError:
         row = _parse_leniently(line)
     if not isinstance(row, dict):
-        raise BadRow("not a JSON object")
+        raise BadRow("a JSON array, not an object" if isinstance(row, list) else "not a JSON object")
     if any(may_be_rounded(row.get(name)) for name in (row if exact is None else exact)):
         row = _parse_leniently(line)
     return row
@@ -261,7 +261,7 @@ def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
     for key in settings.json_keys:
         text = row.get(key)
         if not isinstance(text, str):
-            raise BadRow(f"field {key!r} is not text" if key in row else f"no field {key!r}")
+            raise BadRow(_no_such(row, key, "text"))
         sizes[key] = text_bytes(text)
         if sizes[key] < 0:
             raise BadRow(f"field {key!r} holds half of a surrogate pair")
@@ -273,7 +273,7 @@ def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
         raise BadRow(too_long(settings))
     for key in settings.score_keys:
         if not (is_missing(row.get(key)) or _is_finite(row[key])):
-            raise BadRow(f"field {key!r} is not a finite number")
+            raise BadRow(_no_such(row, key, "a finite number"))
     return sizes
 
 
@@ -297,6 +297,13 @@ def label(row: dict[str, Any], name: str) -> str:
     """Return a field that says where a text is from; "" where its value is not a string."""
     value = row.get(name)
     return value if isinstance(value, str) and text_bytes(value) >= 0 else ""
+
+
+def _no_such(row: Mapping[str, Any], key: str, wanted: str) -> str:
+    """Why a field does not hold what is wanted."""
+    if key not in row:
+        return f"no field {key!r}"
+    return f"field {key!r} is {'true or false, ' if isinstance(row[key], bool) else ''}not {wanted}"
 
 
 def _is_finite(score: Any) -> bool:

@@ -18,7 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.corpora.corpus_files import corpus_output, earlier_corpus, metadata_path, read_manifest
+from data_tools.corpora.corpus_files import (
+    corpus_output,
+    earlier_corpus,
+    metadata_path,
+    read_manifest,
+    tokenizer_path,
+)
 from data_tools.corpora.growing import add_columns
 from data_tools.corpora.sidecar import FIXED, sidecar_slice
 from data_tools.engines.stage import Engine, Record, Stage
@@ -180,7 +186,7 @@ class _Growth:
         ranges = cut_ranges(map_lengths(idx_path(self._prefix)), self._options.task_tokens)
         names = [f"{number:06d}" for number in range(len(ranges))]
         gone = tuple(wanted.made)
-        tokenizer = (self._options.tokenizer or Path(wanted.manifest["tokenizer"]["path"])).absolute()
+        tokenizer = (self._options.tokenizer or tokenizer_path(self._prefix, wanted.manifest["tokenizer"])).absolute()
         work = ScoreRange(self._absolute, tokenizer, tuple(wanted.scorers), gone)
         stage = Stage("score", place.folder / "score", work, ranges, names, [one.tokens for one in ranges])
         records: list[Record] = []

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_tools.reading.arrow_values import in_words
 from data_tools.steps.step import column_list
 from megatron_kaiyuan.errors import UserError
 
@@ -106,7 +107,7 @@ class Comparison:
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         if is_text if isinstance(self.value, str) else (is_number or pa.types.is_boolean(kind)):
             return self._alike(values, wanted)
-        held = "text" if is_text else "numbers" if is_number else str(kind)
+        held = "text" if is_text else "numbers" if is_number else in_words(kind)
         raise UserError(f"--filter {str(self)!r}: column {self.column!r} holds {held}, compared with {self.value!r}")
 
     def _alike(self, values: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, pa.Scalar]:

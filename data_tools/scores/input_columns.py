@@ -18,15 +18,15 @@ _READ_WHOLE = 8
 
 
 def find_columns(dataset: Dataset, settings: Settings, needed: Collection[str]) -> pa.RecordBatch:
-    """The columns of a dataset, without rows: of shards in order until all that are `needed` are found.
+    """The columns of a dataset, without rows: of files in order until all that are `needed` are found.
 
-    First the schemas of Parquet and the first rows of JSON lines of all shards are looked at, then all rows of the
-    first shards of JSON lines: a mistyped name must not cost a pass over the whole dataset.
+    First the schemas of Parquet and the first rows of JSON lines of all files are looked at, then all rows of the first
+    shards of JSON lines: a mistyped name must not cost a pass over the whole dataset.
 
     Raises:
         UserError: a file that is looked at cannot be read.
     """
-    found = next(document_batches(dataset.shards[0], settings)).documents.slice(0, 0)
+    found = next(document_batches(dataset.shards[0].of_one(0), settings)).documents.slice(0, 0)
     for schema in _schemas(dataset, settings):
         if set(needed) <= set(found.schema.names):
             break
@@ -37,15 +37,14 @@ def find_columns(dataset: Dataset, settings: Settings, needed: Collection[str]) 
 
 
 def _schemas(dataset: Dataset, settings: Settings) -> Iterator[pa.Schema]:
-    for shard in dataset.shards[1:]:
-        yield first_fields(shard, settings) if _is_json(shard) else _all_fields(shard, settings)
-    for shard in [shard for shard in dataset.shards if _is_json(shard)][:_READ_WHOLE]:
+    for shard in dataset.shards:
+        if shard.has_columns:
+            yield from (_all_fields(shard.of_one(number), settings) for number in range(len(shard.tasks)))
+        else:
+            yield from first_fields(shard, settings)
+    for shard in [shard for shard in dataset.shards if not shard.has_columns][:_READ_WHOLE]:
         yield _all_fields(shard, settings)
 
 
 def _all_fields(shard: Shard, settings: Settings) -> pa.Schema:
     return next(document_batches(shard, settings)).documents.schema
-
-
-def _is_json(shard: Shard) -> bool:
-    return shard.task.file.format != "parquet"

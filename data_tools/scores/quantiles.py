@@ -1,8 +1,9 @@
 """Exact ranks over all shards of a dataset, as stages in bounded memory, and quantiles from them.
 
-The order is that of Algorithm 1's builder (csrc/dataset.h): ascending by score, equal scores by a hash of the seed and
-the row. A quantile is r / N as in its step 3: r counts documents up to and with the row, or their tokens, where an
-empty document counts one. So `quantile > 1 - F` is `keep: top F` but for rounding. Missing scores have no rank.
+The order is that of Algorithm 1's builder (csrc/curriculum/dataset.h): ascending by score, equal scores by a hash of
+the seed and the row. A quantile is r / N as in its step 3: r counts documents up to and with the row, or their tokens,
+where an empty document counts one. So `quantile > 1 - F` is `keep: top F` but for rounding. Missing scores have no
+rank.
 
 Three stages: each shard sorts its scores (a run); bands of the sorted order are ranked apart, each from its slices of
 all runs; each shard takes its ranks back.
@@ -30,7 +31,7 @@ SUFFIX = "_quantile"
 _BAND_ROWS = 1 << 22
 _SAMPLES = 256
 _SIGN = np.uint64(1 << 63)
-# csrc/hash.h, Purpose::selection: the draw between equal scores.
+# csrc/common/hash.h, Purpose::selection: the draw between equal scores.
 _SELECTION = 3
 
 
@@ -221,13 +222,13 @@ def choice_seed(seed: int, dataset: str) -> int:
 
 
 def ascending_bits(scores: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """Keys in the order of the scores; -0.0 is 0.0 (csrc/rows.h)."""
+    """Keys in the order of the scores; -0.0 is 0.0 (csrc/common/rows.h)."""
     bits = (scores + 0.0).view(np.uint64)
     return np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
 
 def draws(seed: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A hash of seed and row number, for each row (csrc/hash.h)."""
+    """A hash of seed and row number, for each row (csrc/common/hash.h)."""
     state = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(_SELECTION))
     return _mix(state ^ rows)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_tools.reading.arrow_values import in_words
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
@@ -75,7 +76,7 @@ def texts_of(batch: pa.RecordBatch) -> pa.LargeStringArray:
         )
     column = batch.column(position)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise UserError(f"column {TEXT!r} holds {column.type}, not text; name the input's text column")
+        raise UserError(f"column {TEXT!r} is {in_words(column.type)}, not text; name the input's text column")
     return column.cast(pa.large_string())
 
 

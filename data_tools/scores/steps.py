@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from data_tools.reading.arrow_values import is_number
+from data_tools.reading.arrow_values import in_words, is_number
 from data_tools.reading.documents import TEXT
 from data_tools.scores.filters import Condition
 from data_tools.scores.scorer import Scorer
@@ -90,7 +90,9 @@ class NumbersStep:
         for column in set(self.wanted).intersection(documents.schema.names):
             kind = documents.schema.field(column).type
             if not is_number(kind):
-                raise UserError(f"--quantile: column {column!r} is {kind}, not numbers; name another one, or mend it")
+                raise UserError(
+                    f"--quantile: column {column!r} is {in_words(kind)}, not numbers; name another one, or mend it"
+                )
         return documents
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile, find_inputs
 from data_tools.reading.limits import MAX_ROW_BYTES
-from data_tools.reading.tasks import Settings, cut_tasks
+from data_tools.reading.tasks import Settings, cut_groups
 from data_tools.steps.folder import FOLDERS, is_documents, read_documents_manifest, require_files
 from data_tools.steps.shards import DOCUMENTS
 from megatron_kaiyuan.errors import UserError
@@ -77,7 +77,7 @@ def find_datasets(
     Datasets are numbered in the order in which their names come first.
 
     Raises:
-        UserError: as `find_inputs` and `cut_tasks`; a name is not allowed, or a file is in two datasets.
+        UserError: as `find_inputs` and `cut_groups`; a name is not allowed, or a file is in two datasets.
     """
     by_name: dict[str, list[str]] = {}
     for word in words:
@@ -86,8 +86,8 @@ def find_datasets(
     found = []
     for number, (name, named_words) in enumerate(by_name.items()):
         files = find_inputs(named_words, quiet=quiet)
-        tasks = cut_tasks(files, settings, {}, task_bytes)
-        shards = tuple(Shard(number, i, name, task) for i, task in enumerate(tasks))
+        groups = cut_groups(files, settings, {}, task_bytes)
+        shards = tuple(Shard(number, i, name, group) for i, group in enumerate(groups))
         found.append(Dataset(name, tuple(files), shards))
     if not found:
         find_inputs([])
@@ -101,7 +101,7 @@ def find_datasets(
 
 def datasets_identity(datasets: Sequence[Dataset]) -> str:
     """Fingerprint of the input, and of how it is cut, on which document ids depend."""
-    return identity_of([[dataset.name, [shard.task.name for shard in dataset.shards]] for dataset in datasets])
+    return identity_of([[dataset.name, [shard.group.name for shard in dataset.shards]] for dataset in datasets])
 
 
 def _named(word: str) -> list[tuple[str, str]]:

@@ -17,9 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.documents import Shard
+from data_tools.reading.tasks import files_in_words
 from data_tools.reading.text import BadPlace
 from data_tools.steps.shards import COLUMNS, DOCUMENTS, LEFT_OUT
 from megatron_kaiyuan.errors import UserError
@@ -29,6 +33,16 @@ from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import RECORD, Earlier, Output, check, claim, recorded_folder
 
 FORMAT = "kaiyuan-documents"
+# A row for each input file of a shard, or part of one: the shard, and the row of ids with which it begins.
+INPUTS = "inputs.parquet"
+_INPUT_COLUMNS = (
+    ("dataset", pa.string()),
+    ("shard", pa.int64()),
+    ("first_row", pa.int64()),
+    ("file", pa.string()),
+    ("start", pa.int64()),
+    ("stop", pa.int64()),
+)
 FOLDERS = {DOCUMENTS: "documents", LEFT_OUT: "dropped", COLUMNS: "columns"}
 _KIND = "a folder of documents"
 _LAST_RANK_SECONDS = 60.0
@@ -121,7 +135,7 @@ def _are_there(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def _refuse_input(output: Output, shards: Sequence[Shard]) -> None:
     place = Path(os.path.realpath(output.path))
-    for file in dict.fromkeys(shard.task.file for shard in shards):
+    for file in dict.fromkeys(task.file for shard in shards for task in shard.tasks):
         if file.is_local and place in Path(os.path.realpath(file.location)).parents:
             raise UserError(f"{file.name}: is input, and lies in the output {output.path}; name another --output")
 
@@ -141,7 +155,7 @@ def _earlier(command: str) -> Earlier:
 def stage_of(place: Workplace, title: str, do: Any, shards: Sequence[Shard]) -> Stage:
     """A stage with one task a shard; its names tell dataset and shard."""
     names = [f"{shard.dataset:05d}-{shard.number:06d}" for shard in shards]
-    return Stage(title, place.folder / title, do, shards, names, [shard.task.size for shard in shards])
+    return Stage(title, place.folder / title, do, shards, names, [shard.group.size for shard in shards])
 
 
 def refuse_bad_rows(shards: Sequence[Shard], records: Sequence[Record], max_bad_rows: int) -> None:
@@ -155,7 +169,8 @@ def refuse_bad_rows(shards: Sequence[Shard], records: Sequence[Record], max_bad_
         for bad in record["bad"]:
             count += 1
             if count > max_bad_rows:
-                raise too_many(shard.task, BadPlace(**bad), count, max_bad_rows)
+                place = {"task": 0, **bad}  # in records of earlier versions a shard is one task
+                raise too_many(shard.tasks[place.pop("task")], BadPlace(**place), count, max_bad_rows)
 
 
 def refuse_empty(shards: Sequence[Shard], records: Sequence[Record]) -> None:
@@ -166,10 +181,10 @@ def refuse_empty(shards: Sequence[Shard], records: Sequence[Record]) -> None:
     """
     rows, bad = sum(record["rows"] for record in records), sum(len(record["bad"]) for record in records)
     if rows == bad:
-        more = f" and {len(shards) - 1:,} more" if len(shards) > 1 else ""
+        files = [task.file for shard in shards for task in shard.tasks]
         wrong = f", all of them bad rows ({records[0]['bad'][0]['reason']})" if records[0]["bad"] else ""
         raise UserError(
-            f"{shards[0].task.file.name}{more}: no document in {rows:,} rows{wrong}; name input that holds text in the "
+            f"{files_in_words(files)}: no document in {rows:,} rows{wrong}; name input that holds text in the "
             "field of --json-key"
         )
 
@@ -198,13 +213,26 @@ def publish_documents(
                 target = new / FOLDERS[suffix] / shard.name / f"{shard.number:06d}.parquet"
                 link(stage.folder / f"{name}{suffix}", target)
                 files[str(target.relative_to(new))] = {"bytes": target.stat().st_size, "checksum": digest}
-        for path in extra:
-            link(path, new / path.name)
+        _write_inputs(new / INPUTS, stage.tasks, records)
+        for path in (new / INPUTS, *extra):
+            if path.parent != new:
+                link(path, new / path.name)
             files[path.name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
         manifest["files"] = files
         write_sealed_json(new / RECORD, manifest)
     place.remove()
     return manifest
+
+
+def _write_inputs(path: Path, shards: Sequence[Shard], records: Sequence[Record]) -> None:
+    """For each file of each shard, the rows of ids that begin with it: what leads from a document's id to its line."""
+    rows = [
+        (shard.name, shard.number, first, task.file.name, task.start, task.stop)
+        for shard, record in zip(shards, records, strict=True)
+        for task, first in zip(shard.tasks, record.get("first_rows", (0,)), strict=True)
+    ]
+    columns = zip(_INPUT_COLUMNS, zip(*rows, strict=True), strict=True)
+    pq.write_table(pa.table({name: pa.array(values, kind) for (name, kind), values in columns}), path)
 
 
 class _Dataset(Form):
@@ -263,13 +291,13 @@ def summary(manifest: dict[str, Any]) -> list[str]:
 def _counts(shards: Sequence[Shard], records: Sequence[Record]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for shard, record in zip(shards, records, strict=True):
-        entry = found.setdefault(shard.name, {"files": [], "rows": 0, "documents": 0, "dropped": Counter()})
-        if record["file"] not in entry["files"]:
-            entry["files"].append(record["file"])
+        entry = found.setdefault(shard.name, {"files": {}, "rows": 0, "documents": 0, "dropped": Counter()})
+        entry["files"].update(dict.fromkeys(task.file.name for task in shard.tasks))
         entry["rows"] += record["rows"]
         entry["documents"] += record["documents"]
         entry["dropped"].update(record["dropped"])
     for entry in found.values():
+        entry["files"] = list(entry["files"])
         entry["dropped"] = dict(sorted(entry["dropped"].items()))
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.corpora.corpus_files import manifest_path, read_manifest
+from data_tools.corpora.corpus_files import manifest_path, read_manifest, tokenizer_path
 from data_tools.tokenizers.tokenizer_formats import open_reference
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
@@ -26,7 +26,7 @@ class CorpusText:
 
     def __init__(self, prefix: Path, tokenizer: Path | None = None):
         made_by = read_manifest(prefix)["tokenizer"]
-        path = tokenizer or Path(made_by["path"])
+        path = tokenizer or tokenizer_path(prefix, made_by)
         if not path.exists():
             raise UserError(f"{path}: tokenizer not found, which made {prefix}; name it with --tokenizer-model")
         self._corpus = IndexedCorpus(prefix, check=None)
@@ -63,7 +63,7 @@ def decode_sample(prefix: Path, sequence: int, tokenizer: Path | None = None, mo
         raise UserError(f"{prefix}: has no sequence {sequence}; {known}")
     ids = corpus.tokens(sequence, 0, most_tokens).tolist()
     made_by = read_manifest(prefix)["tokenizer"] if manifest_path(prefix).exists() else {}
-    path = tokenizer or Path(made_by.get("path", ""))
+    path = tokenizer or (tokenizer_path(prefix, made_by) if made_by else Path())
     if not tokenizer and not path.is_file():
         return " ".join(map(str, ids))
     found = open_reference(path)

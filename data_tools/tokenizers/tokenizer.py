@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -184,7 +185,7 @@ class TextTokenizer:
     def description(self) -> dict[str, Any]:
         """What a corpus manifest records."""
         return {
-            "path": str(self.path),
+            "path": os.path.abspath(self.path),
             "fingerprint": self._reference.fingerprint(),
             "vocab_size": self.vocab_size,
             "eod_id": self.eod_id,

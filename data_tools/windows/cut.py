@@ -61,7 +61,7 @@ def cut_windows(
         tokens = budget([window for dataset in datasets for window in dataset.windows], asked, options.repeat)
         write_order(new / ORDER, datasets, tokens, options.seed)
         order = load_order(new / ORDER)
-        built = list(build_phases(order.corpora, order.phases, new, threads, memory))
+        built = list(build_phases(order.prefixes, order.phases, new, threads, memory))
         found = {
             "format": FORMAT,
             "version": VERSION,

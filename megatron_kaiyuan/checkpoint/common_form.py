@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from megatron_kaiyuan.data.tokenizer_identity import TokenizerForm
 from megatron_kaiyuan.forms import Count, Form
@@ -41,8 +41,13 @@ class _ResumableRun(_Run):
     phases: list[_Phase]
 
 
+class _ResumableProgress(_Progress):
+    # Each field is one of the run's own progress.
+    model_config = ConfigDict(extra="forbid")
+
+
 class ResumableForm(CommonForm):
     """`common.pt` of a checkpoint from which training continues."""
 
     run: _ResumableRun
-    progress: _Progress
+    progress: _ResumableProgress

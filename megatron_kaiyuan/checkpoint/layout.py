@@ -3,6 +3,8 @@
     run_dir/checkpoints/step_N/   megatron-core's torch_dist files and manifest.json (size and checksum of each)
     run_dir/checkpoints/step_N.damaged/  a step that was not whole when it was to be loaded, kept for a look
     run_dir/latest                the name of the newest step
+    run_dir/preempted.json        the run was asked to stop, and saved; gone when it continues
+    run_dir/mistake.json          the mistake that ended a start, where the folder was there by then
 
 A folder without `manifest.json` is no checkpoint; `verify.py` says whether one that has it is whole.
 """
@@ -17,6 +19,8 @@ from typing import Any
 from megatron_kaiyuan.files import checksum, fsync_path, write_sealed_json, write_text
 
 MANIFEST = "manifest.json"
+PREEMPTED = "preempted.json"
+MISTAKE = "mistake.json"
 _STEP = re.compile(r"step_(0|[1-9]\d*)")
 
 

@@ -6,6 +6,9 @@ process ends, however it ends, the lock is gone, so that there is nothing stale 
 Mounts without lock service keep such locks on their own machine, and some file systems refuse them. For these the
 holder also rewrites the file every few seconds. Who gets the kernel's lock, or cannot have one, and finds another
 machine's note in the file, watches it for a while: if it changes, its owner lives. No clocks are compared.
+
+The note also holds what the job is doing and for how long: a thread that lives is no proof that training advances. A
+job that hangs keeps the lock, as it may continue to write; whoever is refused is told that it hangs.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ import socket
 import struct
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import break_hard_links
 
 LOCK = "lock"
@@ -59,6 +63,29 @@ def holder(run_dir: Path, watch_seconds: float = _WATCH_SECONDS) -> dict[str, An
         return None
     finally:
         os.close(descriptor)
+
+
+def quiet_seconds(note: dict[str, Any], now: float) -> float | None:
+    """Return for how long a job has been at what it is doing.
+
+    Args:
+        note: of a holder.
+        now: seconds since 1970; compared with the holder's clock for the time since the note was written.
+    """
+    quiet, written = note.get("quiet_seconds"), note.get("time")
+    if not _is_number(quiet) or not _is_number(written):
+        return None
+    return quiet + max(now - written, 0.0)
+
+
+def hangs(note: dict[str, Any], now: float) -> bool:
+    """Whether a job has been at one thing for longer than its watchdog allows."""
+    quiet, limit = quiet_seconds(note, now), note.get("limit_seconds")
+    return quiet is not None and _is_number(limit) and quiet > limit
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 <= value < 1e11
 
 
 def _is_held(descriptor: int) -> bool:
@@ -98,7 +125,9 @@ class RunLock:
         self._is_kernels = True
         self._beats = 0
         self._started = time.time()
-        self._stop = threading.Event()
+        # What is being done, at which step, since when, and for how long it may be: replaced whole by `advance`.
+        self._work: tuple[str, int | None, float, float | None] = ("starting", None, time.monotonic(), None)
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._beat_seconds = beat_seconds
         try:
             self._acquire()
@@ -110,9 +139,22 @@ class RunLock:
         self._heart = threading.Thread(target=self._beat, daemon=True, name="run lock")
         self._heart.start()
 
+    def advance(self, doing: str, step: int | None = None, limit_seconds: float | None = None) -> None:
+        """The job has come further. A thread records it: at once when the work is another, else with the next beat.
+
+        Args:
+            doing: in a word or two, what comes now.
+            step: the last one that was taken.
+            limit_seconds: how long it may take before the job counts as hung.
+        """
+        before, self._work = self._work[0], (doing, step, time.monotonic(), limit_seconds)
+        if doing != before:
+            self._wake.set()
+
     def release(self) -> None:
         """Leave an empty file: no one has to watch for an owner."""
         self._stop.set()
+        self._wake.set()
         self._heart.join()
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
@@ -168,8 +210,11 @@ class RunLock:
     def _refusal(self, owner: dict[str, Any] | None) -> UserError:
         who = "another job"
         if owner is not None:
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("started", 0)))
-            who = f"process {owner.get('pid')} on {owner.get('host')}, since {since}"
+            pid, host = excerpt(owner.get("pid")), excerpt(owner.get("host"))
+            who = f"process {pid} on {host}, since {_date(owner.get('started'))}"
+            if hangs(owner, time.time()):
+                quiet = timedelta(seconds=round(quiet_seconds(owner, time.time()) or 0))
+                who += f", which hangs ({owner.get('doing')} for {quiet})"
         return UserError(
             f"{self.path.parent}: is in use by {who}; wait for it, stop it, or choose another run_dir", every_rank=True
         )
@@ -180,16 +225,31 @@ class RunLock:
     def _write_note(self) -> None:
         self._beats += 1
         who = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
-        note = {**who, "started": self._started, "beats": self._beats, "folder": str(self.path.parent.resolve())}
-        content = json.dumps(note).encode().ljust(256)
+        doing, step, since, limit = self._work
+        work = {"doing": doing, "step": step, "quiet_seconds": round(time.monotonic() - since, 1)}
+        work |= {"limit_seconds": limit, "time": time.time()}
+        note = {**who, "started": self._started, "beats": self._beats, **work}
+        note["folder"] = str(self.path.parent.resolve())
+        content = json.dumps(note).encode().ljust(512)
         os.pwrite(self._descriptor, content, 0)
         os.ftruncate(self._descriptor, len(content))
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._beat_seconds):
+        while not self._stop.is_set():
+            if self._wake.wait(self._beat_seconds):
+                self._wake.clear()
+                if self._stop.is_set():
+                    return
             # A full disk is no reason to give the run up; the kernel's lock still holds.
             with contextlib.suppress(OSError):
                 self._write_note()
+
+
+def _date(seconds: Any) -> str:
+    """A time out of a note, which another program may have written."""
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
+        return "an unknown time"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _boot() -> str:

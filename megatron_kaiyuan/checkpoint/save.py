@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import os
-import queue
 import shutil
 import time
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
@@ -40,6 +38,7 @@ from megatron_kaiyuan.checkpoint.verify import Files
 from megatron_kaiyuan.cluster.groups import gather_if_any, sum_over_ranks, told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
+from megatron_kaiyuan.platform.megatron import report_writes_to_this_process
 
 COMMON = "common.pt"
 # What torch.save puts round each tensor, and what a file system needs for itself.
@@ -205,8 +204,7 @@ class Saver:
 
     def _plan(self, tensors: dict[str, Any], temporary: Path) -> tuple[Any, Any, list[Any]]:
         """megatron-core's writer, the metadata (on rank 0) and this rank's files with their items, in host memory."""
-        # The writers report to a queue; megatron-core would start a manager process for it.
-        filesystem_async._results_queue = queue.SimpleQueue()
+        report_writes_to_this_process()
         with unchecked_by_torch():
             self._strategy.async_save(tensors, str(temporary))
         assert self._strategy.planned is not None

@@ -15,6 +15,7 @@ from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
 from megatron_kaiyuan.cluster.loopback import interfaces
 from megatron_kaiyuan.cluster.open_files import allow_open_files
 from megatron_kaiyuan.cluster.roll_call import Facts, holds_store, open_store, roll_call
+from megatron_kaiyuan.cluster.waiting import waiting
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, describe
@@ -69,7 +70,9 @@ def process_groups(
             create_gloo_process_groups=False,
         )
         yield
-        torch.distributed.barrier()
+        # Rank 0 speaks for all.
+        with waiting(f"the other {who.world_size - 1} ranks to end") if who.rank == 0 else contextlib.nullcontext():
+            torch.distributed.barrier()
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
 

@@ -13,6 +13,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.loopback import hold_store, is_loopback
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
 from megatron_kaiyuan.cluster.store_keys import absent, chunks
+from megatron_kaiyuan.cluster.waiting import Waiting, waiting
 from megatron_kaiyuan.errors import UserError
 
 Facts = Mapping[str, str]
@@ -76,10 +78,13 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
     try:
         if holder and is_loopback(who.master_address):
             return hold_store(who.master_port, who.world_size, timeout)
-        # Not waiting for the others: torch would say how many have come in time, but not which.
-        return torch.distributed.TCPStore(
-            who.master_address, who.master_port, who.world_size, holder, timeout, wait_for_workers=False
-        )
+        # One line of each node is enough.
+        speaks = who.local_rank == 0 and not holder
+        with waiting(f"rank 0 at {who.master_address}:{who.master_port}") if speaks else nullcontext():
+            # Not waiting for the others: torch would say how many have come in time, but not which.
+            return torch.distributed.TCPStore(
+                who.master_address, who.master_port, who.world_size, holder, timeout, wait_for_workers=False
+            )
     except (torch.distributed.DistError, OSError) as error:
         reason = str(error).splitlines()[0]
         if holder:
@@ -108,7 +113,7 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
     deadline = time.monotonic() + timeout.total_seconds()
     if who.rank == 0:
         _judge(store, who, deadline)
-    elif not _wait(store, [_VERDICT], deadline, who.world_size):
+    elif not _wait(store, [_VERDICT], deadline, who.world_size, _waiting_for_rank_0(who)):
         _judge_in_its_place(store, who)
     verdict = json.loads(store.get(_VERDICT))
     if missing := verdict.get("missing"):
@@ -128,8 +133,10 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
 def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
     """Rank 0's part, unless another rank has lost its patience before."""
     keys = [f"{_HERE}{rank}" for rank in range(who.world_size)]
+    line = Waiting(lambda: f"{ranks_in_words(_absent(store, who.world_size) or [0])} of {who.world_size} to come")
     for some in chunks(keys):
         while not _wait(store, some, min(deadline, time.monotonic() + _LOOK_SECONDS)):
+            line.look()
             if store.check([_VERDICT]):
                 return
             if time.monotonic() >= deadline and (missing := _absent(store, who.world_size)):
@@ -158,19 +165,33 @@ def _give(store: torch.distributed.Store, who: Rank, verdict: dict[str, Any]) ->
         store.set(_VERDICT, json.dumps({**verdict, "by": who.rank}))
 
 
-def _wait(store: torch.distributed.Store, keys: Sequence[str], deadline: float, ranks: int = 1) -> bool:
+def _waiting_for_rank_0(who: Rank) -> Waiting | None:
+    """The line of the second rank alone: rank 0 says which of the others it waits for."""
+    return (
+        Waiting(f"rank 0 of {who.world_size}, which compares what all ranks are about to run")
+        if who.rank == 1
+        else None
+    )
+
+
+def _wait(
+    store: torch.distributed.Store, keys: Sequence[str], deadline: float, ranks: int = 1, line: Waiting | None = None
+) -> bool:
     """Whether all keys are there before the deadline.
 
     Asks again and again: the store's own wait is deaf to ctrl-C, and writes warnings when its time is over.
 
     Args:
         ranks: how many wait like this one; the more they are, the less often each asks.
+        line: looked at now and then.
     """
     pause = _SHORTEST_PAUSE_SECONDS
     longest = _LONGEST_PAUSE_SECONDS * max(1, ranks / _RANKS_A_PAUSE)
     while not store.check(list(keys)):
         if time.monotonic() >= deadline:
             return False
+        if line is not None:
+            line.look()
         time.sleep(pause)
         pause = min(1.5 * pause, longest)
     return True

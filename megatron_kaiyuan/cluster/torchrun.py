@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.cluster.open_files import allow_open_files
 from megatron_kaiyuan.errors import UserError, describe
@@ -41,7 +42,6 @@ from megatron_kaiyuan.logs import make_output_optional
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-_USER_ERROR = 2
 # torchrun's own, and the one that clusters send before the time is up; unhandled it would end the launcher alone.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 # Of a worker that was asked to stop and has printed so.
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    from megatron_kaiyuan.cluster.meeting import NameNotKnown, announce_waits, wait_for_name
     from megatron_kaiyuan.cluster.one_launcher import stay_inside
 
     if not chosen_level:
@@ -90,17 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(raised, flush=True)
             if parsed.standalone:
                 stay_inside(parsed)
+            elif parsed.rdzv_endpoint:
+                wait_for_name(parsed.rdzv_endpoint)
+                announce_waits(parsed)
             run(parsed)
     except UserError as error:
         print(f"error: {describe(error)}", file=sys.stderr, flush=True)
-        return _USER_ERROR
+        return exit_codes.MISTAKE
     except ChildFailedError as error:
         return report_failures(error.failures)
     except api.SignalException as error:
-        return 128 + error.sigval
-    except (RuntimeError, ValueError, OSError) as error:
+        return exit_codes.of_signal(error.sigval)
+    except (RuntimeError, ValueError, OSError, NameNotKnown) as error:
         print(f"error: launcher: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 1
+        return exit_codes.FAILED
     return 0
 
 
@@ -135,11 +139,11 @@ def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
     # The launcher stops the other workers with SIGTERM: such an end is a consequence, unless there is nothing else.
     causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     for rank, failure in sorted(causes.items()):
-        if failure.exitcode not in (_USER_ERROR, *_STOPPED):
+        if failure.exitcode not in (exit_codes.MISTAKE, *_STOPPED):
             trace = f", its trace is in {failure.error_file}" if os.path.exists(failure.error_file) else ""
             print(f"error: rank {rank} {_ending(failure.exitcode)}{trace}", file=sys.stderr, flush=True)
-    if any(failure.exitcode == _USER_ERROR for failure in causes.values()):
-        return _USER_ERROR
+    if any(failure.exitcode == exit_codes.MISTAKE for failure in causes.values()):
+        return exit_codes.MISTAKE
     # Who loses a rank that was killed ends too, maybe before anybody looks.
     first = min(causes.values(), key=lambda failure: (failure.exitcode > 0, failure.timestamp))
     return first.exitcode if first.exitcode > 0 else 128 - first.exitcode

@@ -13,7 +13,6 @@ import faulthandler
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,13 +24,15 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.cluster import search
+from megatron_kaiyuan.cluster.bad_nodes import node_name
 from megatron_kaiyuan.cluster.discover import Rank
+from megatron_kaiyuan.cluster.last_words import LastWords
 from megatron_kaiyuan.cluster.search import Search
 from megatron_kaiyuan.cluster.verdict import Alive, Verdict, judge
 from megatron_kaiyuan.logs import write_error
 
-EXIT_CODE = 1
 _FAILED = "kaiyuan/failed"
 _LONGEST_PERIOD_SECONDS = 5.0
 
@@ -44,16 +45,18 @@ class Watchdog:
     Args:
         timeout: seconds that the main thread may take from one beat to the next.
         start_timeout: the same before the first beat, while data and checkpoints are opened.
+        last_words: what is written before a hanging job is ended.
     """
 
-    def __init__(self, who: Rank, timeout: float, start_timeout: float):
+    def __init__(self, who: Rank, timeout: float, start_timeout: float, last_words: LastWords | None = None):
+        self._last_words = last_words
         self._rank, self._world = who.rank, who.world_size
         self._timeout, self._limit = timeout, max(timeout, start_timeout)
         self._period = min(_LONGEST_PERIOD_SECONDS, timeout / 10)
         self._beats, self._count, self._last_beat = 0, 0, time.monotonic()
         self._main = threading.main_thread().ident or 0
         self._master = f"{who.master_address}:{who.master_port}"
-        self._self = {"host": socket.gethostname(), "process": os.getpid(), "born": _born(os.getpid())}
+        self._self = {"host": node_name(), "process": os.getpid(), "born": _born(os.getpid())}
         # A connection of its own: another thread's call on a shared one would keep this thread waiting.
         self._store = torch.distributed.TCPStore(
             who.master_address, who.master_port, is_master=False, timeout=timedelta(seconds=max(1.0, self._period))
@@ -136,20 +139,25 @@ class Watchdog:
     def _leave_failed_job(self) -> NoReturn:
         """Another rank has said why. The main thread may leave in good order first."""
         if not self._ended.wait(2 * self._period):
-            os._exit(EXIT_CODE)
+            os._exit(exit_codes.FAILED)
         sys.exit()
 
     def _end_hanging_job(self, verdict: Verdict) -> NoReturn:
         # Who gave it prints it, before it ends a silent rank, whose end then ends others; without a store, each.
         if verdict.by in (self._rank, None):
             write_error(f"error: no rank has come further for {self._timeout:g} seconds: {verdict.message}")
+            if self._last_words is not None:
+                self._last_words.name_nodes(verdict.hosts, verdict.message)
+        # Before any rank is ended, which may end the others.
+        if self._last_words is not None:
+            self._last_words.write_flight_recorder()
         self._write_stacks()
         for rank in verdict.silent:
             if rank != self._rank and rank in verdict.accused:
                 self._wake_to_write_its_stacks(verdict.accused[rank])
         # The others write too, which our end would interrupt.
         time.sleep(self._period)
-        os._exit(EXIT_CODE)
+        os._exit(exit_codes.FAILED)
 
     def _write_stacks(self) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_kaiyuan.config.schema import RunConfig
+from megatron_kaiyuan.errors import excerpt
 
 
 class AtResume(enum.Enum):
@@ -58,7 +59,8 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "preempt_deadline_seconds strict",
         "faults": "hang_timeout_seconds",
         "monitor": "log_every_steps peak_tflops profile_steps activations_every_steps headroom_warning_bits "
-        "overflow_capsules overflow_capsule_scale tensorboard wandb wandb_project swanlab swanlab_project",
+        "overflow_capsules overflow_capsule_scale notify_command notify_events notify_timeout_seconds prometheus_file "
+        "tensorboard wandb wandb_project swanlab swanlab_project",
     },
     AtResume.NOT_COMPARED: {"": "run_dir init_from"},
 }
@@ -81,7 +83,8 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.field} was {self.was!r}, is {self.now!r}"
+        field, was, now = (excerpt(value, 400) for value in (self.field, repr(self.was), repr(self.now)))
+        return f"{field} was {was}, is {now}"
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:

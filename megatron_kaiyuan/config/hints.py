@@ -111,16 +111,16 @@ def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of all fields; of lists of sections, those of the first one."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        for inner, is_list in _sections(field.annotation):
+        for inner, is_list in sections_of(field.annotation):
             yield from _paths(inner, f"{prefix}{name}.{'0.' if is_list else ''}")
 
 
-def _sections(annotation: Any, is_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+def sections_of(annotation: Any, is_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
     """The sections in a field's type, and whether they stand in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, is_list
     for argument in get_args(annotation):
-        yield from _sections(argument, is_list or getattr(annotation, "__origin__", None) is list)
+        yield from sections_of(argument, is_list or getattr(annotation, "__origin__", None) is list)
 
 
 def _section_at(root: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
@@ -128,6 +128,6 @@ def _section_at(root: type[BaseModel], place: Sequence[str | int]) -> type[BaseM
     section = root
     for part in place:
         field = section.model_fields.get(str(part))
-        inner = [found for found, _ in _sections(field.annotation)] if field else []
+        inner = [found for found, _ in sections_of(field.annotation)] if field else []
         section = inner[0] if inner else section
     return section

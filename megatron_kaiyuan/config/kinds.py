@@ -39,6 +39,13 @@ KINDS = {
         "kaiyuan mix {path} --output RUNS",
     ),
 }
+# Files of other programs, and of this one, that lie beside recipes and corpora; a recipe has none of these pairs.
+_OTHERS = (
+    (frozenset(["model", "added_tokens"]), "a tokenizer (tokenizer.json)"),
+    (frozenset(["model_type", "vocab_size"]), "the configuration of a model (config.json)"),
+    (frozenset(["tokenizer_class"]), "the configuration of a tokenizer"),
+    (frozenset(["weight_map"]), "the list of a model's weights"),
+)
 _WINDOWS = frozenset(["windows", "datasets", "by", "seal"])
 
 
@@ -58,6 +65,9 @@ def another_kind(section: str, values: Mapping[str, Any], path: str) -> str | No
         return f"is the list of windows that kaiyuan-data quantile wrote, not {wanted.name}; name it there as windows"
     if isinstance(values.get("format"), str) and "seal" in values:
         return f"is a file that this project wrote ({values['format']}), not {wanted.name}; name that"
+    for fields, what in _OTHERS:
+        if fields <= values.keys():
+            return f"is {what}, not {wanted.name}; name a YAML file as in launch/recipes (kaiyuan init DIR writes one)"
     for name, kind in KINDS.items():
         # Of another kind only if it lacks nothing of it: a mistake in a recipe does not make it another one.
         if name != section and kind.fields <= values.keys():

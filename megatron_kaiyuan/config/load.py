@@ -21,7 +21,7 @@ from megatron_kaiyuan.errors import UserError, excerpt
 # aliases, and stops at 10,000.
 _MOST_NODES = 2_000_000
 # Of those that one message lists.
-_MOST_PROBLEMS = 10
+_MOST_PROBLEMS, _MOST_CHARACTERS = 10, 600
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -84,9 +84,20 @@ def parse(section: type[SectionType], values: dict[str, Any], source: str) -> Se
         if kind := another_kind(section.__name__, values, source):
             raise UserError(f"{source}: {kind}") from error
         found = _without_consequences(error.errors())
-        problems = [_describe(section, problem) for problem in found[:_MOST_PROBLEMS]]
-        problems += [f"and {len(found) - _MOST_PROBLEMS} more"] if len(found) > _MOST_PROBLEMS else []
+        problems = _shown([_describe(section, problem) for problem in found])
         raise UserError(f"{source}: {'; '.join(problems)}") from error
+
+
+def _shown(problems: list[str]) -> list[str]:
+    """The first problems, as many as a reader takes in, and how many more there are."""
+    shown, room = problems[:1], _MOST_CHARACTERS - len(problems[0])
+    for problem in problems[1:_MOST_PROBLEMS]:
+        room -= len(problem)
+        if room < 0:
+            break
+        shown.append(problem)
+    more = len(problems) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
 
 
 def _no_recipe(path: Path) -> str:

@@ -13,15 +13,13 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.numbers import is_counted, read_count
 from megatron_kaiyuan.paths import user_paths
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
     """Base of every section: unknown fields are refused, and nothing changes after loading.
 
-    Every field reads whole numbers as people write them (`numbers.py`) and `~` in paths (`paths.py`).
+    Every field reads whole numbers as people write them (`numbers.py`), below 2^63, and `~` in paths (`paths.py`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -32,6 +30,8 @@ class Section(BaseModel):
         name = str(info.field_name)
         annotation = cls.model_fields[name].annotation
         kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError("must stay below 2^63")
         return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value
 
     @field_validator("*", mode="after")
@@ -49,21 +49,24 @@ class ModelConfig(Section):
     Fields that a recipe leaves out come from the preset it names.
     """
 
-    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
-    num_layers: Positive
-    hidden_size: Positive
-    ffn_hidden_size: Positive
-    num_attention_heads: Positive
-    num_query_groups: Positive
+    preset: Annotated[
+        Literal[tuple(PRESETS)] | None,  # type: ignore[valid-type]
+        Field(description="a named shape, which the other fields change"),
+    ] = None
+    num_layers: Annotated[int, Field(gt=0, description="layers, each attention and MLP")]
+    hidden_size: Annotated[int, Field(gt=0, description="width of the residual stream")]
+    ffn_hidden_size: Annotated[int, Field(gt=0, description="width inside the MLP (SwiGLU: of gate and of up)")]
+    num_attention_heads: Annotated[int, Field(gt=0, description="query heads of a layer")]
+    num_query_groups: Annotated[int, Field(gt=0, description="key and value heads, each shared by as many queries")]
     kv_channels: Annotated[int, Field(gt=0, multiple_of=2, description="size of one attention head")]
     vocab_size: Annotated[int, Field(gt=0, description="ids in the tokenizer; padded up to a multiple of 128")]
-    max_position_embeddings: Positive
-    rotary_base: Annotated[int, Field(gt=0)] = 1_000_000
-    layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    init_method_std: Annotated[float, Field(gt=0)] = 0.02
-    embedding_init_method_std: Annotated[float, Field(gt=0)] = 1.0
+    max_position_embeddings: Annotated[int, Field(gt=0, description="the longest sequence, in tokens")]
+    rotary_base: Annotated[int, Field(gt=0, description="base of the rotary embedding's wavelengths")] = 1_000_000
+    layernorm_epsilon: Annotated[float, Field(gt=0, description="added to the mean square in each RMSNorm")] = 1e-6
+    init_method_std: Annotated[float, Field(gt=0, description="standard deviation of fresh matrices")] = 0.02
+    embedding_init_method_std: Annotated[float, Field(gt=0, description="of the fresh embedding")] = 1.0
     post_norm_initial_gain: Annotated[float, Field(gt=0, description="RMS that a fresh sub-layer adds")] = 0.1
-    qk_layernorm: bool = True
+    qk_layernorm: Annotated[bool, Field(description="RMSNorm of each head's queries and keys")] = True
     sandwich_norm: Annotated[bool, Field(description="x + norm_post(F(norm_pre(x))) round attention and MLP")] = True
     embedding_norm: Annotated[bool, Field(description="RMSNorm between the embedding and the first layer")] = False
     fp32_residual: Annotated[bool, Field(description="residual stream in FP32; sub-layers keep the precision")] = False
@@ -97,13 +100,15 @@ class ModelConfig(Section):
 class ParallelConfig(Section):
     """How the network is cut over ranks; what is left of the world is data parallel."""
 
-    tensor_model_parallel_size: Positive = 1
-    pipeline_model_parallel_size: Positive = 1
+    tensor_model_parallel_size: Annotated[int, Field(gt=0, description="ranks that share each matrix")] = 1
+    pipeline_model_parallel_size: Annotated[int, Field(gt=0, description="ranks that share the layers, in turn")] = 1
     virtual_pipeline_model_parallel_size: Annotated[
         int, Field(gt=0, description="parts of the network on each pipeline rank, which take turns (interleaved 1F1B)")
     ] = 1
     context_parallel_size: Annotated[int, Field(gt=0, description="1 only, see docs/decisions.md")] = 1
-    sequence_parallel: bool = False
+    sequence_parallel: Annotated[
+        bool, Field(description="cut what lies between the matrices along the sequence, over the tensor ranks")
+    ] = False
     use_distributed_optimizer: Annotated[
         bool, Field(description="cut optimizer state over the data-parallel ranks")
     ] = True
@@ -186,10 +191,13 @@ class PhaseConfig(Section):
     """One phase of the token stream and its learning rates."""
 
     path: Annotated[Path, Field(description="folder that kaiyuan-data curriculum wrote")]
-    peak_lr: Annotated[float, Field(gt=0)]
+    peak_lr: Annotated[float, Field(gt=0, description="learning rate after the warm-up, until the decay")]
     final_lr: Annotated[float | None, Field(gt=0, description="where the decay ends; null: no decay")] = None
     decay_fraction: Annotated[Fraction, Field(description="last part of the phase over which the LR decays")] = 0.2
-    decay_shape: Literal["one_minus_sqrt", "linear", "cosine"] = "one_minus_sqrt"
+    decay_shape: Annotated[
+        Literal["one_minus_sqrt", "linear", "cosine"],
+        Field(description="of the decay, t from 0 to 1: 1 - sqrt(t), 1 - t, or half a cosine"),
+    ] = "one_minus_sqrt"
 
     @model_validator(mode="after")
     def _check_decay(self) -> PhaseConfig:
@@ -204,7 +212,7 @@ class PhaseConfig(Section):
 class DataConfig(Section):
     """Where the token stream comes from."""
 
-    phases: Annotated[list[PhaseConfig], Field(min_length=1)]
+    phases: Annotated[list[PhaseConfig], Field(min_length=1, description="trained on one after the other")]
     reset_position_ids: Annotated[bool, Field(description="position ids start again with each document")] = False
     reset_attention_mask: Annotated[bool, Field(description="attention stays inside each document")] = False
     eod_mask_loss: Annotated[
@@ -224,10 +232,17 @@ class DataConfig(Section):
 class BackendConfig(Section):
     """What computes the operations between the matrix products: a library, or the first choice of the device."""
 
-    norm: Literal["auto", "torch", "compiled", "liger", "npu"] = "auto"
-    swiglu: Literal["auto", "torch", "compiled", "liger", "npu"] = "auto"
-    rope: Literal["auto", "torch", "compiled"] = "auto"
-    loss: Literal["auto", "torch", "compiled"] = "auto"
+    norm: Annotated[
+        Literal["auto", "torch", "compiled", "liger", "npu"],
+        Field(description="RMSNorm; compiled: by torch.compile; liger: Liger's Triton kernels; npu: CANN's"),
+    ] = "auto"
+    swiglu: Annotated[
+        Literal["auto", "torch", "compiled", "liger", "npu"], Field(description="silu(gate) * up of the MLP")
+    ] = "auto"
+    rope: Annotated[Literal["auto", "torch", "compiled"], Field(description="the rotary embedding")] = "auto"
+    loss: Annotated[
+        Literal["auto", "torch", "compiled"], Field(description="soft cap and cross-entropy, block by block")
+    ] = "auto"
     attention: Annotated[
         Literal["auto", "torch", "cudnn", "flash", "efficient", "blocked"],
         Field(
@@ -255,19 +270,22 @@ class BackendConfig(Section):
 class TrainConfig(Section):
     """The step: batch, length, precision and how far to go."""
 
-    seq_length: Positive
-    micro_batch_size: Positive
-    global_batch_size: Positive
+    seq_length: Annotated[int, Field(gt=0, description="tokens of a sample")]
+    micro_batch_size: Annotated[int, Field(gt=0, description="samples of one pass on a data-parallel rank")]
+    global_batch_size: Annotated[int, Field(gt=0, description="samples of a step, over all ranks")]
     train_tokens: Annotated[
         int | None,
         Field(ge=0, description="stop after these tokens, whatever the schedule; null: at the end of the phases"),
     ] = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Field(description="of weights and activations; the optimizer's copy of the weights is FP32 in any case"),
+    ] = "fp32"
     z_loss: Annotated[
         float,
         Field(ge=0, description="coefficient of (log Z)^2 in what is minimised; the reported loss has none"),
     ] = 0.0
-    seed: NotNegative = 1234
+    seed: Annotated[int, Field(ge=0, description="of fresh weights")] = 1234
 
     @property
     def tokens_per_step(self) -> int:
@@ -277,16 +295,16 @@ class TrainConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and the dynamic loss scaler (used with `precision: fp16` only)."""
 
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the gradient's running mean")] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the squared gradient's running mean")] = 0.95
+    adam_eps: Annotated[float, Field(gt=0, description="added to the root of that mean")] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, description="decoupled, of matrices; norms have none")] = 0.1
     clip_grad: Annotated[float, Field(ge=0, description="largest gradient norm; 0 turns clipping off")] = 1.0
     qk_clip_tau: Annotated[
         float | None,
         Field(gt=0, description="QK-clip: the attention logit beyond which a head is scaled back; null: none"),
     ] = None
-    warmup_tokens: NotNegative = 0
+    warmup_tokens: Annotated[int, Field(ge=0, description="over which the learning rate rises from 0 to its peak")] = 0
     schedule_tokens: Annotated[
         int | None,
         Field(
@@ -295,8 +313,10 @@ class OptimizerConfig(Section):
             "the rate stays where it ends; more make the last phase longer; null: what the phases hold",
         ),
     ] = None
-    initial_loss_scale: Annotated[float, Field(gt=0)] = 65536.0
-    min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
+    initial_loss_scale: Annotated[float, Field(gt=0, description="FP16: what the loss is multiplied by at first")] = (
+        65536.0
+    )
+    min_loss_scale: Annotated[float, Field(gt=0, description="FP16: an overflow at this scale is a bad step")] = 1.0
     loss_scale_window: Annotated[int, Field(gt=0, description="good steps before the scale doubles")] = 1000
     hysteresis: Annotated[
         int, Field(gt=0, description="overflows before the scale halves, counted anew only when it has doubled")
@@ -317,7 +337,7 @@ class CheckpointConfig(Section):
     A step is also saved on SIGTERM, SIGHUP and SIGUSR1, which end the run, and after `touch RUN_DIR/save_now`.
     """
 
-    save_every_steps: Positive = 1000
+    save_every_steps: Annotated[int, Field(gt=0, description="steps from one scheduled checkpoint to the next")] = 1000
     save_every_minutes: Annotated[float | None, Field(gt=0, description="by the clock of rank 0")] = None
     asynchronous: Annotated[bool, Field(description="write while training goes on")] = True
     keep_last: Annotated[int, Field(ge=2, description="step 0 is kept besides")] = 10
@@ -342,7 +362,7 @@ class FaultsConfig(Section):
     the run.
     """
 
-    on_bad_step: Literal["skip", "rollback", "stop"] = "skip"
+    on_bad_step: Annotated[Literal["skip", "rollback", "stop"], Field(description="see above")] = "skip"
     spike_zscore: Annotated[
         float | None, Field(gt=0, description="robust standard deviations above the window's median; null: no check")
     ] = 12.0
@@ -364,10 +384,13 @@ class FaultsConfig(Section):
     ] = None
 
 
+NotifyEvent = Literal["start", "save", "bad_step", "hang", "stop", "end"]
+
+
 class MonitorConfig(Section):
     """What is recorded; `metrics.jsonl` always is."""
 
-    log_every_steps: Positive = 10
+    log_every_steps: Annotated[int, Field(gt=0, description="steps from one line on the terminal to the next")] = 10
     peak_tflops: Annotated[
         float | None,
         Field(
@@ -407,18 +430,39 @@ class MonitorConfig(Section):
             "not kept; an overflow in a forward pass, or at the smallest scale, always may be",
         ),
     ] = 1024.0
-    tensorboard: bool = False
-    wandb: bool = False
-    wandb_project: str = "megatron-kaiyuan"
-    swanlab: bool = False
-    swanlab_project: str = "megatron-kaiyuan"
+    notify_command: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="a shell's command that rank 0 has run for each event, which is JSON on its standard input and "
+            "in KAIYUAN_EVENT, KAIYUAN_TEXT, KAIYUAN_STEP, KAIYUAN_RUN_DIR, KAIYUAN_HOST; never waited for; null: none",
+        ),
+    ] = None
+    notify_events: Annotated[
+        list[NotifyEvent], Field(description="the events that notify_command is run for; end: also of a job that died")
+    ] = ["start", "save", "bad_step", "hang", "stop", "end"]
+    notify_timeout_seconds: Annotated[
+        float, Field(gt=0, le=600, description="after so long a notify_command is killed")
+    ] = 10.0
+    prometheus_file: Annotated[
+        Path | None,
+        Field(description="NAME.prom in the textfile folder of rank 0's node exporter, rewritten with each row"),
+    ] = None
+    tensorboard: Annotated[bool, Field(description="event files in RUN_DIR/tensorboard")] = False
+    wandb: Annotated[bool, Field(description="Weights & Biases, offline without an account")] = False
+    wandb_project: Annotated[str, Field(description="its project")] = "megatron-kaiyuan"
+    swanlab: Annotated[bool, Field(description="SwanLab")] = False
+    swanlab_project: Annotated[str, Field(description="its project")] = "megatron-kaiyuan"
 
 
 class RunConfig(Section):
     """A whole training run. `run_dir` holds everything it writes."""
 
-    run_dir: Path
-    platform: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    run_dir: Annotated[Path, Field(description="the folder that the run writes; the same one resumes it")]
+    platform: Annotated[
+        Literal["auto", "cpu", "cuda", "npu"], Field(description="what trains; auto: the devices that are found")
+    ] = "auto"
     mindspeed: Annotated[
         bool, Field(description="on platform npu: load MindSpeed's adaptor over Megatron Core, see docs/npu.md")
     ] = False

@@ -3,6 +3,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+SEQUENCE_BITS: int
+PADDING_DATASET: int
+BLOCK_ENTRIES: int
+
 class Damage(Exception): ...
 
 def map_file(path: bytes) -> NDArray[np.uint8]: ...

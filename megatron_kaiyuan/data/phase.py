@@ -6,7 +6,7 @@ A phase folder (written by `kaiyuan-data curriculum`) holds, little-endian:
 - `pieces.bin`, in packed phases only, two u32 for each entry: first token in the sequence, and tokens. In other phases
   an entry is a whole sequence.
 - `tokens.bin`, u64: tokens before entry k * stride, and the total as last one.
-- `checks.bin`, u64: checksum of each block of `stride` entries in order.bin and pieces.bin, see csrc/reader.cpp.
+- `checks.bin`, u64: checksum of each block of `stride` entries in order.bin and pieces.bin, see csrc/reader/reader.cpp.
 - `profile.json` for reports; and `manifest.json`, written last.
 
 Opening reads headers and sizes, so that it takes the same time for any size. All blocks are checked in a step of its
@@ -32,13 +32,12 @@ from megatron_kaiyuan.nearby import near_phase
 from megatron_kaiyuan.outputs import unlisted
 
 FORMAT, VERSION = "kaiyuan-phase", 2
-SEQUENCE_BITS = 48
+# csrc/common/phase_format.h says what these are.
+SEQUENCE_BITS: int = _reader.SEQUENCE_BITS
+PADDING_DATASET: int = _reader.PADDING_DATASET
+STRIDE: int = _reader.BLOCK_ENTRIES
 SEQUENCE_MASK = np.uint64((1 << SEQUENCE_BITS) - 1)
 MANIFEST = "manifest.json"
-# The dataset of an entry that holds no tokens of a corpus, only places.
-PADDING_DATASET = 65535
-# Entries between two entries of tokens.bin: the most that a lookup has to walk.
-STRIDE = 256
 _FILES = ("order.bin", "tokens.bin", "checks.bin")
 _REMEDY = "build it again with kaiyuan-data curriculum"
 

@@ -15,7 +15,7 @@ from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 
-# What the marks of a token say; csrc/reader.h.
+# What the marks of a token say; csrc/reader/reader.h.
 STARTS_ENTRY, PADDING = 1, 2
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, read_json
-from megatron_kaiyuan.forms import Count, Form
+from megatron_kaiyuan.forms import Count, Form, require_form
 
 # What a corpus manifest says of its tokenizer, without the folder: it decides which id stands for what.
 Tokenizer = Mapping[str, Any]
@@ -33,13 +33,19 @@ class TokenizerForm(Form):
 
 
 def tokenizer_of_corpus(prefix: Path) -> Tokenizer | None:
-    """The tokenizer that a corpus manifest names: `file`, `fingerprint`, `vocab_size`, `eod_id`; None: unknown."""
+    """The tokenizer that a corpus manifest names: `file`, `fingerprint`, `vocab_size`, `eod_id`; None: unknown.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
     path = prefix.with_name(f"{prefix.name}.manifest.json")
     manifest = read_json(path, "corpus manifest") if path.is_file() else None
     recorded = manifest.get("tokenizer") if isinstance(manifest, dict) else None
     if not isinstance(recorded, dict) or not all(name in recorded for name in _DECIDE):
         return None
-    return {"file": Path(str(recorded.get("path", ""))).name, **{name: recorded[name] for name in _DECIDE}}
+    found = {"file": Path(str(recorded.get("path", ""))).name, **{name: recorded[name] for name in _DECIDE}}
+    require_form(path, found, TokenizerForm, "make the corpus again, or copy it again from where it came")
+    return found
 
 
 def only_tokenizer(named: Sequence[tuple[str, Tokenizer | None]], remedy: str) -> Tokenizer | None:

@@ -18,10 +18,12 @@ class Finding:
 
     Attributes:
         level: a `problem` stops training or harms it; a `note` may explain something.
+        of_node: it is this node's: another one in its place would not have it.
     """
 
     level: Level
     message: str
+    of_node: bool = False
 
 
 @dataclass
@@ -37,8 +39,8 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     doing: str = "start"
 
-    def problem(self, message: str) -> None:
-        self.findings.append(Finding("problem", message))
+    def problem(self, message: str, of_node: bool = False) -> None:
+        self.findings.append(Finding("problem", message, of_node))
 
     def note(self, message: str) -> None:
         self.findings.append(Finding("note", message))

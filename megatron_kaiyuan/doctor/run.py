@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.examination import Examination
+from megatron_kaiyuan.doctor.health import examine_health
 from megatron_kaiyuan.doctor.machine import examine_disks, examine_limits, examine_machine
 from megatron_kaiyuan.doctor.names import examine_names
 from megatron_kaiyuan.doctor.software import examine_kernels, examine_torch, examine_versions
@@ -92,6 +93,9 @@ def _examine_alone(
     if found.facts.get("platform", {}).get("name") == "npu":
         with found.part("HCCL"):
             _examine_hccl(found, who)
+    if who.local_rank == 0:
+        with found.part("health"):
+            examine_health(found)
     with found.part("kernels"):
         examine_kernels(found)
     with found.part("disk"):

@@ -47,7 +47,8 @@ def _look_for(path: Path, found: Examination) -> None:
         if time.monotonic() > deadline:
             found.problem(
                 f"shared folder: {path.parent} does not show a file that rank 0 wrote there; runs, phases and corpora "
-                "have to lie on a file system that all hosts mount"
+                "have to lie on a file system that all hosts mount",
+                of_node=True,
             )
             return
         time.sleep(0.1)

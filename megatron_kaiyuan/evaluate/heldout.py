@@ -13,7 +13,7 @@ Shapes: B windows in a batch, S seq_length, V padded vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +124,8 @@ def held_out_loss(
         advance: called with the number of tokens that were predicted since its last call.
 
     Returns:
-        {"tokens", "nats_per_token", "unigram_entropy", "seq_length", "domains": {name: the first three, and
-        "bits_per_byte", which is None for a corpus without a sidecar}}.
+        {"tokens", "nats_per_token", "unigram_entropy", "bits_per_byte", "seq_length", "domains": {name: the first
+        four}}. Bits per byte are None for a corpus without a sidecar, and for all corpora with one of these.
 
     Raises:
         UserError: a corpus has no token to predict, or ids outside the model's vocabulary.
@@ -134,8 +134,9 @@ def held_out_loss(
     tallies = {name: _measure(predictor, corpus, seq_length, share, advance) for name, corpus in corpora.items()}
     first, *others = tallies.values()
     overall = sum(others, start=first)
-    domains = {name: {**tally.figures(), **_bits_per_byte(tally, corpora[name])} for name, tally in tallies.items()}
-    return {**overall.figures(), "seq_length": seq_length, "domains": domains}
+    found = {name: _bits_and_bytes(tally, corpora[name]) for name, tally in tallies.items()}
+    domains = {name: {**tally.figures(), **_bits_per_byte([found[name]])} for name, tally in tallies.items()}
+    return {**overall.figures(), **_bits_per_byte(found.values()), "seq_length": seq_length, "domains": domains}
 
 
 def tokens_to_predict(corpora: Mapping[str, IndexedCorpus], seq_length: int, token_limit: int | None) -> int:
@@ -186,10 +187,16 @@ def unigram_entropy(counts: NDArray[np.int64]) -> float:
     return float(-(probabilities * np.log(probabilities)).sum())
 
 
-def _bits_per_byte(tally: Tally, corpus: IndexedCorpus) -> dict[str, float | None]:
-    found = text_bytes(corpus)
-    bits = None if found is None else tally.nats / tally.tokens / math.log(2) * corpus.num_tokens / found
-    return {"bits_per_byte": bits}
+def _bits_and_bytes(tally: Tally, corpus: IndexedCorpus) -> tuple[float, int | None]:
+    """Bits that the model needs for a corpus, as those of the predicted tokens say, and its UTF-8 bytes."""
+    return tally.nats / tally.tokens / math.log(2) * corpus.num_tokens, text_bytes(corpus)
+
+
+def _bits_per_byte(corpora: Iterable[tuple[float, int | None]]) -> dict[str, float | None]:
+    """Of corpora laid together; each counts by its bytes, however few of its tokens were predicted."""
+    bits, sizes = zip(*corpora, strict=True)
+    known = None not in sizes
+    return {"bits_per_byte": sum(bits) / sum(sizes) if known else None}
 
 
 def _measure(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from typing import Any
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
+from megatron_kaiyuan.evaluate.results import FORMAT, HELD_OUT, read_entries, refuse_replaced, replaced, with_entry
 from megatron_kaiyuan.evaluate.source import Model, Source, find_source, open_source
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection
-from megatron_kaiyuan.evaluate.tasks import TaskSizes, write_tasks
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection, require_tasks
+from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, read_domains, write_tasks
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
 from megatron_kaiyuan.progress import Progress
 
-FORMAT = "kaiyuan-evaluation"
 # Where `kaiyuan report` looks for it, in a run's folder.
 RESULT = "evaluation.json"
 
@@ -49,12 +50,43 @@ class Measures:
     seed: int = 1234
 
     @property
-    def identity(self) -> list[Any]:
-        """For `identity_of`, with the state of all files."""
-        files = [*map(idx_path, self.held_out), *self.held_out_text]
-        files += [folder] if (folder := self.tasks.include_path) else []
-        settings = [self.seq_length, self.token_limit, dataclasses.asdict(self.sizes), self.seed, vars(self.tasks)]
-        return [files_identity(path for path in files if path.exists()), settings]
+    def held_out_identity(self) -> str:
+        """What the held-out loss depends on besides the weights, with the state of all files."""
+        return identity_of(_state(map(idx_path, self.held_out)), self.seq_length, self.token_limit)
+
+    @property
+    def text_identity(self) -> str:
+        """Likewise for the tasks that are made of held-out text."""
+        return identity_of(_state(self.held_out_text), self.seq_length, dataclasses.asdict(self.sizes), self.seed)
+
+    @property
+    def tasks_identity(self) -> str:
+        """Likewise for each of the tasks of lm-eval."""
+        folder = self.tasks.include_path
+        return identity_of(
+            _state([folder] if folder else []), self.seq_length, self.tasks.num_fewshot, self.tasks.limit
+        )
+
+    def made_from(self) -> dict[str, str]:
+        """The identity of each measure that is asked for by name, as results name it."""
+        found = {HELD_OUT: self.held_out_identity} if self.held_out else {}
+        found |= dict.fromkeys((ROLLING, CONTINUATION), self.text_identity) if self.held_out_text else {}
+        return found | dict.fromkeys(self.tasks.names, self.tasks_identity)
+
+    def require_inputs(self) -> None:
+        """Look for everything that is to be read, before hours are spent or a refusal sends the user elsewhere.
+
+        Raises:
+            UserError: a corpus, a text or a task is missing or wrong.
+        """
+        from megatron_kaiyuan.evaluate.heldout import open_corpora
+
+        if self.held_out:
+            open_corpora(self.held_out)
+        if self.held_out_text:
+            read_domains(self.held_out_text)
+        if self.tasks.names:
+            require_tasks(self.tasks)
 
 
 def evaluate(
@@ -72,26 +104,35 @@ def evaluate(
 
     Args:
         model: a Hugging Face folder, a checkpoint, or a run, whose newest checkpoint is taken.
-        output: a new file, or the result of the same evaluation; None: `evaluation.json` in the model's run.
+        output: a file, to which the results are added; None: `evaluation.json` in the model's run.
         baseline: as `model`; the untrained one.
         tokenizer: folder of a checkpoint's tokenizer, for what is measured on text.
         work: where task files and caches go; None: a temporary folder of the system.
         device: a torch device. For a checkpoint a platform is active and process groups are those of one.
-        force: the result of another evaluation may be replaced.
+        force: results of the same model or step, but of other data, settings or weights, may be replaced.
 
     Returns:
-        {"format", "identity", "model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None,
-        "items": by task made of held-out text, "seed"}, and the file that it was written to.
+        {"model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items": by task made
+        of held-out text, "seed", "made_from": fingerprints by measure}: what was measured now; and the file that it was
+        added to.
 
     Raises:
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
             message names it.
     """
-    sources = [find_source(path) if path else None for path in (model, baseline)]
+    source, untrained = find_source(model), find_source(baseline) if baseline else None
+    sources = [source, untrained]
     _check(measures, sources, tokenizer)
-    place = Output(_output(output, sources[0]), "a result of kaiyuan eval", kind="file")
-    identity = identity_of("evaluation", [source and source.identity for source in sources], *measures.identity)
-    with claim(place, identity, marked_json(FORMAT), force=force), _work_folder(work) as folder:
+    place = Output(_output(output, source), "a result of kaiyuan eval", kind="file")
+    made_from = {"model": identity_of(source.identity), **measures.made_from()}
+    made_from |= {"baseline": identity_of(untrained.identity)} if untrained else {}
+    asked: dict[str, Any] = {"model": {"path": str(source.path), "name": source.name}, "made_from": made_from}
+    # An earlier file of results is added to: what would be replaced is looked for by `refuse_replaced`.
+    with claim(place, "", lambda output: marked_json(FORMAT)(output) and ""), _work_folder(work) as folder:
+        entries = read_entries(place.path)
+        if not force and replaced(entries, asked):
+            measures.require_inputs()
+            refuse_replaced(place.path, entries, asked)
         # The data of tasks that were asked for may have to be fetched, or lie in the user's own caches.
         with contextlib.nullcontext() if measures.tasks.names else offline(folder / "cache"):
             for module in ("transformers", "lm_eval"):
@@ -103,12 +144,12 @@ def evaluate(
             )
             selections = [TaskSelection(tuple(made), folder)] if made else []
             selections += [measures.tasks] if measures.tasks.names else []
-            measured = [
-                _measure(source, tokenizer, measures, selections, device) if source else None for source in sources
-            ]
-        result: dict[str, Any] = {"format": FORMAT, "identity": identity, "model": measured[0], "baseline": measured[1]}
-        result |= {"items": made, "seed": measures.seed}
-        write_json(place.path, result)
+            measured = _measure(source, tokenizer, measures, selections, device)
+            beside = _measure(untrained, tokenizer, measures, selections, device) if untrained else None
+        found = dict.fromkeys(measured["tasks"], measures.tasks_identity)
+        result: dict[str, Any] = {"model": measured, "baseline": beside, "items": made, "seed": measures.seed}
+        result["made_from"] = {**found, **made_from}
+        write_json(place.path, with_entry(entries, result))
     return result, place.path
 
 
@@ -119,6 +160,10 @@ def _check(measures: Measures, sources: Sequence[Source | None], tokenizer: Path
             raise UserError(f"--tokenizer: {source.name} has none of its own; name the folder with its tokenizer.json")
     if not (measures.held_out or measures.held_out_text or measures.tasks.names):
         raise UserError("evaluation: nothing to measure; name corpora (--held-out), text (--held-out-text) or --tasks")
+
+
+def _state(paths: Iterable[Path]) -> list[list[Any]]:
+    return files_identity(path for path in paths if path.exists())
 
 
 def _output(output: Path | None, source: Source | None) -> Path:
@@ -157,7 +202,13 @@ def _measure(
     held_out = _held_out(model, corpora, context, measures.token_limit) if corpora else None
     tasks = _tasks(model, selections, context) if selections else {}
     seconds = round(time.perf_counter() - started, 2)
-    return {"path": str(source.path), "name": source.name, "held_out": held_out, "tasks": tasks, "seconds": seconds}
+    return {
+        "path": os.path.abspath(source.path),
+        "name": source.name,
+        "held_out": held_out,
+        "tasks": tasks,
+        "seconds": seconds,
+    }
 
 
 def _held_out(

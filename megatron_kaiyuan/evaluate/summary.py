@@ -20,7 +20,7 @@ def summary_line(result: Mapping[str, Any]) -> str:
         for metric, words in _TOLD.get(task, _TOLD_OF_OTHERS).items():
             if metric in metrics:
                 part = f"{words} {metrics[metric]:.2f}"
-                if baseline:
+                if baseline and metric in baseline["tasks"].get(task, {}):
                     part += f" against {baseline['tasks'][task][metric]:.2f} untrained"
                 parts.append(part if task in _TOLD else f"{task} {part}")
     return "; ".join(parts)
@@ -28,6 +28,10 @@ def summary_line(result: Mapping[str, Any]) -> str:
 
 def _held_out(model: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
     loss, entropy = model["held_out"]["nats_per_token"], model["held_out"]["unigram_entropy"]
+    bits = model["held_out"].get("bits_per_byte")
+    known = "" if bits is None else f", {bits:.3f} bits/byte"
     side = "below" if loss <= entropy else "above"
-    line = f"held-out {loss:.2f} nats/token, unigram entropy {entropy:.2f} ({abs(entropy - loss):.2f} {side})"
-    return f"{line}, untrained {baseline['held_out']['nats_per_token']:.2f}" if baseline else line
+    line = f"held-out {loss:.2f} nats/token{known}, unigram entropy {entropy:.2f} ({abs(entropy - loss):.2f} {side})"
+    return (
+        f"{line}, untrained {baseline['held_out']['nats_per_token']:.2f}" if baseline and baseline["held_out"] else line
+    )

@@ -66,6 +66,17 @@ def load_tasks(selection: TaskSelection, manager: TaskManager) -> dict[str, Task
     return found
 
 
+def require_tasks(selection: TaskSelection) -> None:
+    """Look for all tasks by name, without their data.
+
+    Raises:
+        UserError: lm-eval is not installed, or a task or the folder is not there.
+    """
+    manager = task_manager(selection)
+    for name in selection.names:
+        _require(name, manager)
+
+
 def fields_of(name: str, manager: TaskManager) -> Iterator[dict[str, Any]]:
     """The YAML fields of a task, or of each task of a group or tag, without data. Groups may name what is not there.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
@@ -21,6 +21,7 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 class _Seen(Form):
+    model_config = ConfigDict(extra="forbid")
     part: Literal["embedding", "layer", "head"]
     layer: Annotated[int | None, Field(ge=1, lt=1 << 31)]
     tensor: str

@@ -19,8 +19,9 @@ from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.model.build import build_model, transformer_config
 from megatron_kaiyuan.monitor.capsule import Tensors, read_capsule
-from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Part, Seen, TensorWatch, part_weights
+from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Seen, TensorWatch, part_weights
 from megatron_kaiyuan.monitor.headroom import headroom_bits
+from megatron_kaiyuan.monitor.spots import Part
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.platform.precisions import DTYPES
 
@@ -111,7 +112,7 @@ def _run(
         if first is not None:
             first(named, micro_batch, tensor)
 
-    TensorWatch(network, model, look)
+    TensorWatch(network, look)
     try:
         torch.set_rng_state(tensors["random"]["host"])
     except RuntimeError as error:

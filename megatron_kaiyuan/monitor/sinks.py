@@ -118,6 +118,9 @@ class Terminal(Sink):
             parts.insert(-2, f"loss scale {row['loss_scale']:g}")
         if row.get("mfu") is not None:
             parts.insert(-1, f"MFU {row['mfu']:.1%}")
+        if "slowest_node" in row:
+            times = "/".join(f"{row[f'rank_seconds_{name}']:.3g}" for name in ("min", "median", "max"))
+            parts.insert(-1, f"ranks {times} s (slowest {row['slowest_rank']} on {row['slowest_node']})")
         print(" | ".join(parts), flush=True)
 
     def event(self, row: Row) -> None:
@@ -180,12 +183,17 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
     Raises:
         UserError: an optional package that the recipe asks for is not installed.
     """
+    from megatron_kaiyuan.monitor.notify import Notify
+    from megatron_kaiyuan.monitor.prometheus import Prometheus
     from megatron_kaiyuan.monitor.trackers import tracker_sinks
 
+    command, file = monitor.notify_command, monitor.prometheus_file
     return Sinks(
         [
             lambda: JsonLines(run_dir / "metrics.jsonl"),
             lambda: Terminal(total_steps),
+            *([lambda: Prometheus(file, run_dir)] if file is not None else []),
+            *([lambda: Notify(run_dir, monitor)] if command is not None else []),
             *tracker_sinks(run_dir, monitor, redact_values(config)),
         ]
     )

@@ -10,16 +10,25 @@ import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from megatron_kaiyuan.config import MonitorConfig
-from megatron_kaiyuan.errors import UserError, require
+from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import read_json, write_json
+from megatron_kaiyuan.forms import Count, Form, PathText, require_form
 from megatron_kaiyuan.monitor.sinks import Row, Sink, warn
 
 # Events after which rows start again past the event's step.
 _RESTARTS = ("start", "resume", "rollback")
-_IDENTITY = "tracker_run.json"
+_IDENTITY, _NAME = "tracker_run.json", "name of the run at its trackers"
+
+
+class _Identity(Form):
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    path: PathText
+    inode: Count
 
 
 def tracker_sinks(run_dir: Path, monitor: MonitorConfig, config: dict[str, Any]) -> list[Callable[[], Sink]]:
@@ -114,11 +123,11 @@ def tracker_id(run_dir: Path) -> str:
     path, here = run_dir / _IDENTITY, {"path": str(run_dir.resolve()), "inode": run_dir.stat().st_ino}
     if path.exists():
         try:
-            kept = read_json(path, "name of the run at its trackers")
-            if any(kept.get(key) == value for key, value in here.items()):
-                return str(kept["id"])
-            warn(f"{run_dir}: a copy of {kept.get('path')}; trackers get it as a run of its own")
-        except (UserError, AttributeError, KeyError) as error:
+            kept = require_form(path, read_json(path, _NAME), _Identity, "leave it to the run")
+            if here["path"] == kept.path or here["inode"] == kept.inode:
+                return kept.id
+            warn(f"{run_dir}: a copy of {excerpt(kept.path)}; trackers get it as a run of its own")
+        except UserError as error:
             warn(f"{path}: damaged ({error}); trackers start another run")
     identity = uuid.uuid4().hex[:16]
     write_json(path, {"id": identity, **here})

@@ -12,6 +12,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_kaiyuan.optim.plain import PlainOptimizer, main_parameters
+from megatron_kaiyuan.platform.megatron import owned_main_weights
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,4 @@ def _pieces(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch
     if not isinstance(part, DistributedOptimizer):
         yield from ((parameter, 0, main) for parameter, main in main_parameters(part))
         return
-    for parameter, (group, index) in part.model_param_group_index_map.items():
-        start = part._get_model_param_range_map(parameter)["param"].start
-        yield parameter, start, part.optimizer.param_groups[group]["params"][index]
+    yield from owned_main_weights(part)

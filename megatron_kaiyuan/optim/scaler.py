@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.grad_scaler import DynamicGradScaler
+
+from megatron_kaiyuan.platform.megatron import fit_scaler
 
 
 def loss_scaler(optimizer: ChainedOptimizer) -> DynamicGradScaler | None:
@@ -28,8 +29,5 @@ def adapt_scaler(optimizer: ChainedOptimizer, hysteresis: int) -> None:
         hysteresis: that the state was saved with.
     """
     scaler = loss_scaler(optimizer)
-    if scaler is None:
-        return
-    scaler._scale = torch.maximum(scaler._scale, scaler.min_scale)
-    scaler._hysteresis_tracker += scaler.hysteresis - hysteresis
-    scaler._growth_tracker = min(scaler._growth_tracker, scaler.growth_interval - 1)
+    if scaler is not None:
+        fit_scaler(scaler, hysteresis)

@@ -28,6 +28,7 @@ from megatron_kaiyuan.optim.plain import (
     whole_ranges,
     whole_state,
 )
+from megatron_kaiyuan.platform.megatron import owned_ranges, owned_state
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 _PREFIX = "optimizer.state"
@@ -129,18 +130,14 @@ def _own_ranges(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[t
     if not isinstance(part, DistributedOptimizer):
         yield from whole_ranges(part)
         return
-    for ranges in part.gbuf_ranges:
-        for buckets in ranges.values():
-            for bucket in buckets:
-                for parameter, places in bucket["param_map"].items():
-                    yield parameter, places["param"].start, places["param"].end
+    yield from owned_ranges(part)
 
 
 def _state_of(part: DistributedOptimizer | PlainOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """Main weights and moments of this rank's range, each flat; zeros where the optimizer has not stepped yet."""
     if not isinstance(part, DistributedOptimizer):
         return whole_state(part, parameter)
-    state = part._get_main_param_and_optimizer_states(parameter)
+    state = owned_state(part, parameter)
     main = state["param"].detach()
     return {name: state[name].detach() if name in state else torch.zeros_like(main) for name in _STATES}
 

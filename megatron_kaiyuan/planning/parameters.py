@@ -90,15 +90,13 @@ class Held:
 def held(stage: Stage) -> Held:
     """Bytes for the parameters of a stage's first rank."""
     run = stage.run
-    chunks = list(chunk_sizes(stage))
-    total = sum(map(sum, chunks))
+    total = sum(map(sum, chunk_sizes(stage)))
     element = BYTES[run.train.precision]
     # With FP32 the weights themselves are the main weights.
     state = 2 * _FP32 if run.train.precision == "fp32" else 3 * _FP32
     if not run.parallel.use_distributed_optimizer:
         return Held(total, total * element, total * _FP32, total * state)
-    # Each chunk has a buffer of its own.
-    buffers = [_buckets(sizes, stage, is_first=number == 0) for number, sizes in enumerate(chunks)]
+    buffers = chunk_buckets(stage)
     padded = sum(buckets[-1].stop for buckets in buffers)
     own = sum(bucket.real_elements(stage.data_parallel_size) for buckets in buffers for bucket in buckets)
     return Held(total, padded * element, padded * _FP32, own * state)
@@ -123,12 +121,16 @@ def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class _Bucket:
+class Bucket:
     """A range of the flat buffer, and the ranges of it that are parameters; the rest is padding."""
 
     start: int
     stop: int
     parameters: list[tuple[int, int]]
+
+    @property
+    def elements(self) -> int:
+        return self.stop - self.start
 
     def real_elements(self, ranks: int) -> int:
         """In the part of the first of so many data-parallel ranks."""
@@ -136,7 +138,12 @@ class _Bucket:
         return sum(min(stop, own) - start for start, stop in self.parameters if start < own)
 
 
-def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[_Bucket]:
+def chunk_buckets(stage: Stage) -> list[list[Bucket]]:
+    """Of each of the stage's chunks, which have a buffer each, the buckets: the chunk's last parameters first."""
+    return [_buckets(sizes, stage, is_first=number == 0) for number, sizes in enumerate(chunk_sizes(stage))]
+
+
+def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[Bucket]:
     """megatron-core's layout of a chunk's flat buffer: parameters from the last to the first.
 
     Args:
@@ -147,14 +154,14 @@ def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[_Bucket]:
     if stage.run.parallel.overlap_grad_reduce and stage.is_first and is_first:
         largest = max(_BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK * ranks)
     alignment = math.lcm(ranks, _BUCKET_ALIGNMENT)
-    buckets: list[_Bucket] = []
+    buckets: list[Bucket] = []
     start, place, parameters = 0, 0, []
     for index, size in enumerate(reversed(sizes), start=1):
         place = _up_to(place, _PARAMETER_ALIGNMENT)
         parameters.append((place, place + size))
         place += size
         if index == len(sizes) or (largest is not None and place - start >= largest):
-            buckets.append(_Bucket(start, _up_to(place, alignment), parameters))
+            buckets.append(Bucket(start, _up_to(place, alignment), parameters))
             start = place = buckets[-1].stop
             parameters = []
     return buckets

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.data.phase import MANIFEST, read_manifest
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.planning.calibrate import from_measured
 from megatron_kaiyuan.planning.communication import Communication, most_sent
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
@@ -20,6 +21,7 @@ from megatron_kaiyuan.platform.figures import Device
 USABLE = 0.92
 # Two layouts whose steps differ by less are equally fast; then the larger micro-batch has the larger kernels.
 _SAME_SPEED = 0.005
+_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,18 @@ class LayoutPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All layouts of a recipe: those that fit, the fastest first, then the others, the smallest first."""
+    """All layouts of a recipe: those that fit, the fastest first, then the others, the smallest first.
+
+    Attributes:
+        mfu: part of the peak that matrix products reach.
+        spread: how short and how long published runs took, as parts of the planned time; None: `mfu` is given by hand.
+    """
 
     run: RunConfig
     world_size: int
     device: Device
     mfu: float
+    spread: tuple[float, float] | None
     tokens: int | None
     layouts: list[LayoutPlan]
 
@@ -62,6 +70,15 @@ class Plan:
             return None
         both = parallel.model_copy(update={"overlap_grad_reduce": True, "overlap_param_gather": True})
         return speed(layout.run.model_copy(update={"parallel": both}), self.world_size, self.device, self.mfu)
+
+    def days(self, found: Speed) -> float | None:
+        """Of training alone; None where the tokens are not known."""
+        return None if self.steps is None else self.steps * found.step_seconds / _DAY
+
+    def device_hours(self, found: Speed) -> float | None:
+        """Of training alone; None where the tokens are not known."""
+        days = self.days(found)
+        return None if days is None else days * 24 * self.world_size
 
     @property
     def steps(self) -> int | None:
@@ -75,11 +92,19 @@ class Plan:
         return [one for one in self.layouts if first[one.shape] is one or one.is_recipe(self.run)]
 
 
-def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: Device, mfu: float | None) -> Plan:
+def make_plan(
+    recipe: Path,
+    overrides: Sequence[str],
+    world_size: int,
+    device: Device,
+    mfu: float | None,
+    measured_mfu: float | None = None,
+) -> Plan:
     """Plan a recipe.
 
     Args:
-        mfu: part of the device's peak that a stage at work reaches; None: the device's `assumed_mfu`.
+        mfu: part of the device's peak that matrix products reach; None: the device's `assumed_mfu`.
+        measured_mfu: `mfu_causal` of the recipe's own layout on so many devices, from which `mfu` follows.
 
     Raises:
         UserError: the recipe is wrong, the device does not run its precision or its attention, or no layout of it is
@@ -94,16 +119,29 @@ def make_plan(recipe: Path, overrides: Sequence[str], world_size: int, device: D
     for operation in ("attention", "document_attention"):
         if not device.fused_attention and getattr(run.backend, operation) == "torch":
             raise UserError(f"backend.{operation}: torch does not run on --gpu {device.name}; use auto")
+    legal = legal_layouts(run, world_size)
+    if measured_mfu is not None:
+        _require_legal(run, legal, world_size)
+        mfu = from_measured(run, world_size, device, measured_mfu)
+    spread = device.time_spread if mfu is None else None
     mfu = device.assumed_mfu if mfu is None else mfu
     usable = device.memory_bytes(world_size) * USABLE
     layouts = []
-    for layout in legal_layouts(run, world_size):
+    for layout in legal:
         memory = fullest_stage(layout, world_size, device)
         fits = memory.device.total <= usable
         data_parallel = Stage(layout, world_size, 0).data_parallel_size
         sent, found = most_sent(layout, world_size), speed(layout, world_size, device, mfu)
         layouts.append(LayoutPlan(layout, data_parallel, memory, sent, found, fits))
-    return Plan(run, world_size, device, mfu, _tokens(run), _ordered(layouts))
+    return Plan(run, world_size, device, mfu, spread, _tokens(run), _ordered(layouts))
+
+
+def _require_legal(run: RunConfig, legal: Sequence[RunConfig], world_size: int) -> None:
+    if not any((one.parallel, one.train) == (run.parallel, run.train) for one in legal):
+        raise UserError(
+            f"--measured-mfu: the recipe's own layout is not legal on --gpus {world_size}; give the number of "
+            "devices and the parallel.* fields that it was measured with"
+        )
 
 
 def _ordered(layouts: list[LayoutPlan]) -> list[LayoutPlan]:

@@ -1,23 +1,25 @@
-"""A plan as rows for people and as JSON for programs."""
+"""A plan as lines for people: what was assumed, a row for each layout, and what the best one costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from megatron_kaiyuan.network import count_parameters
+from megatron_kaiyuan.planning.links import LINK_EFFICIENCY
 from megatron_kaiyuan.planning.plan import USABLE, LayoutPlan, Plan
-from megatron_kaiyuan.planning.speed import LINK_EFFICIENCY, Speed, flops_per_step
+from megatron_kaiyuan.planning.records import Costs
+from megatron_kaiyuan.planning.show_costs import about_the_best, span
+from megatron_kaiyuan.planning.speed import flops_per_step
 
 _GIB = 1 << 30
-_WORTH_TELLING = 0.005
-UNCERTAINTY = "times are right to a quarter at best"
-_DAY = 86_400
+# Rows that a screen holds besides the other lines.
+_FITTING_ROWS, _OTHER_ROWS = 14, 4
+_PARTS = ("weights", "grads", "optim", "activ", "logits", "buffers")
 
 
 def gib(number: int) -> str:
-    """Bytes as GiB: one digit behind the point, two for less than ten."""
+    """Bytes as GiB: one digit after the point, two for less than ten."""
     value = number / _GIB
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}"
 
@@ -32,80 +34,43 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def as_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
-    """Bytes, seconds, FLOP/s and the price's currency; every micro-batch size."""
-    return {
-        "gpus": plan.world_size,
-        "device": asdict(plan.device) | {"usable_bytes": int(plan.device.memory_bytes(plan.world_size) * USABLE)},
-        "mfu": plan.mfu,
-        "parameters": count_parameters(plan.run.model),
-        "flops_per_step": flops_per_step(plan.run),
-        "tokens": plan.tokens,
-        "steps": plan.steps,
-        "layouts": [_layout_as_json(plan, layout, price) for layout in plan.layouts],
-    }
-
-
-def _layout_as_json(plan: Plan, layout: LayoutPlan, price: float | None) -> dict[str, Any]:
-    memory = layout.memory
-    row: dict[str, Any] = {
-        **layout.run.parallel.model_dump(
-            include={
-                "tensor_model_parallel_size",
-                "pipeline_model_parallel_size",
-                "virtual_pipeline_model_parallel_size",
-                "sequence_parallel",
-            }
-        ),
-        "data_parallel_size": layout.data_parallel_size,
-        "micro_batch_size": layout.run.train.micro_batch_size,
-        "fits": layout.fits,
-        "fullest_stage": memory.stage.index,
-        "bytes": {**asdict(memory.device), "total": memory.device.total, "host": memory.host},
-        "largest_part": memory.device.largest_part,
-        "sent_bytes": {**asdict(layout.sent), "data": layout.sent.data},
-    }
-    if layout.speed is not None:
-        row |= asdict(layout.speed)
-        row["days"] = _days(plan, layout.speed)
-        row["device_hours"] = hours = _device_hours(plan, layout.speed)
-        if price is not None:
-            row["cost"] = None if hours is None else hours * price
-    return row
-
-
-def _days(plan: Plan, found: Speed) -> float | None:
-    return None if plan.steps is None else plan.steps * found.step_seconds / _DAY
-
-
-def _device_hours(plan: Plan, found: Speed) -> float | None:
-    days = _days(plan, found)
-    return None if days is None else days * 24 * plan.world_size
-
-
-def as_text(plan: Plan, every_micro_batch: bool, price: float | None = None) -> str:
-    """The plan for people: what was assumed, then a row for each layout.
+def as_text(plan: Plan, every_layout: bool, costs: Costs | None = None) -> str:
+    """The plan for people.
 
     Args:
-        price: of a device for an hour, in any currency.
+        every_layout: all rows, every micro-batch size, and memory by part; else what a screen holds.
+        costs: what the user says about money and failures.
     """
-    layouts = plan.layouts if every_micro_batch else plan.best_of_each_shape()
+    layouts = plan.layouts if every_layout else plan.best_of_each_shape()
     fitting = [layout for layout in layouts if layout.fits]
     others = [layout for layout in layouts if not layout.fits]
     lines = _heading(plan)
     if fitting:
-        lines += aligned([_head(), *(_row(plan, layout) for layout in fitting)])
+        shown = fitting if every_layout else _first(plan, fitting, _FITTING_ROWS)
+        lines += aligned([_head(every_layout), *(_row(plan, layout, every_layout) for layout in shown)])
+        lines += _left_out(len(fitting) - len(shown), "slower layouts fit")
     else:
         lines.append("no layout fits")
     if others:
+        shown = others if every_layout else _first(plan, others, _OTHER_ROWS)
         lines += [
             "",
             "do not fit, with the largest part:",
-            *aligned([_row_too_large(plan, layout) for layout in others]),
+            *aligned([_row_too_large(plan, layout) for layout in shown]),
         ]
+        lines += _left_out(len(others) - len(shown), "larger layouts do not fit")
     if any(layout.is_recipe(plan.run) for layout in layouts):
-        lines += ["", "* the recipe's own layout"]
-    return "\n".join([*lines, "", *_about_the_best(plan, price), _summary(plan)])
+        lines.append("* the recipe's own layout")
+    return "\n".join([*lines, "", *_best_memory(plan), *about_the_best(plan, costs or Costs()), _summary(plan)])
+
+
+def _first(plan: Plan, layouts: list[LayoutPlan], rows: int) -> list[LayoutPlan]:
+    """So many of the first, and the recipe's own layout wherever it is."""
+    return layouts[:rows] + [layout for layout in layouts[rows:] if layout.is_recipe(plan.run)]
+
+
+def _left_out(count: int, what: str) -> list[str]:
+    return [f"... {count} {what}: --all shows them"] if count else []
 
 
 def _heading(plan: Plan) -> list[str]:
@@ -121,21 +86,28 @@ def _heading(plan: Plan) -> list[str]:
     if peak:
         known_links = device.network_gb_per_second is not None
         assumed += f"; links {LINK_EFFICIENCY:.0%} of their figures" if known_links else "; links cost nothing"
-        source = device.mfu_source if plan.mfu == device.assumed_mfu else "given by hand"
-        speed = f"assumed: a stage at work reaches {plan.mfu:.0%} of the peak ({source}); {UNCERTAINTY}"
-    else:
-        speed = "no times: give --peak-tflops and --mfu"
     return [
         f"{count_parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
         f"{gib(memory)} GiB, {known}",
         f"figures: {device.source}",
         work,
         assumed,
-        speed,
+        _about_times(plan) if peak else "no times: give --peak-tflops and --mfu",
         *_not_counted(plan),
         "memory in GiB, of a rank of the fullest stage; tensor, pipe, data: GiB that a rank sends in a step, at most, "
-        "in its tensor-, pipeline- and data-parallel group:",
+        "in its group of that kind:",
     ]
+
+
+def _about_times(plan: Plan) -> str:
+    reached = f"assumed: matrix products reach {plan.mfu:.0%} of the peak"
+    if plan.spread is None:
+        return f"{reached} (given by hand); times are as right as that is"
+    low, high = plan.spread
+    return (
+        f"{reached} ({plan.device.mfu_source}); steps took {low:g} to {high:g} of the planned time there, which is the "
+        "span in brackets"
+    )
 
 
 def _not_counted(plan: Plan) -> list[str]:
@@ -147,9 +119,9 @@ def _not_counted(plan: Plan) -> list[str]:
     return [f"not counted: {note}" for note, applies in notes.items() if applies]
 
 
-def _head() -> list[str]:
-    names = ["", "TP", "SP", "PP", "DP", "micro", "GiB", "weights", "grads", "optim", "activ", "logits", "buffers"]
-    return [*names, "stage", "host", "tensor", "pipe", "data", "s/step", "tokens/s", "TFLOP/s", "days"]
+def _head(parts: bool) -> list[str]:
+    names = ["", "TP", "SP", "PP", "DP", "micro", "GiB", *(_PARTS if parts else ()), "stage"]
+    return [*names, *(["host"] if parts else []), "tensor", "pipe", "data", "s/step", "tokens/s", "TFLOP/s", "days"]
 
 
 def _layout_columns(layout: LayoutPlan) -> list[str]:
@@ -162,18 +134,23 @@ def _pipeline(layout: LayoutPlan) -> str:
     return f"{pipeline}" if virtual == 1 else f"{pipeline}x{virtual}"
 
 
-def _row(plan: Plan, layout: LayoutPlan) -> list[str]:
-    memory = layout.memory
-    parts = [gib(part) for part in asdict(memory.device).values()]
-    row = ["*" if layout.is_recipe(plan.run) else "", *_layout_columns(layout), gib(memory.device.total), *parts]
-    sent = layout.sent
-    row += [memory.stage.role, *map(gib, (memory.host, sent.tensor, sent.pipeline, sent.data))]
-    if layout.speed is None:
-        return [*row, "-", "-", "-", "-"]
-    days = _days(plan, layout.speed)
+def _row(plan: Plan, layout: LayoutPlan, parts: bool) -> list[str]:
+    memory, sent = layout.memory, layout.sent
+    row = ["*" if layout.is_recipe(plan.run) else "", *_layout_columns(layout), gib(memory.device.total)]
+    if parts:
+        row += map(gib, asdict(memory.device).values())
+    row += [
+        memory.stage.role,
+        *([gib(memory.host)] if parts else []),
+        *map(gib, (sent.tensor, sent.pipeline, sent.data)),
+    ]
     found = layout.speed
-    row += [f"{found.step_seconds:.3g}", f"{found.tokens_per_second:,.0f}", f"{found.tflops_per_gpu:.0f}"]
-    return [*row, "-" if days is None else f"{days:,.1f}"]
+    if found is None:
+        return [*row, "-", "-", "-", "-"]
+    days = plan.days(found)
+    seconds = f"{found.step_seconds:.3g}{span(plan, found.step_seconds, '.2g')}"
+    row += [seconds, f"{found.tokens_per_second:,.0f}", f"{found.tflops_per_gpu:.0f}"]
+    return [*row, "-" if days is None else f"{days:,.1f}{span(plan, days, ',.1f')}"]
 
 
 def _row_too_large(plan: Plan, layout: LayoutPlan) -> list[str]:
@@ -188,21 +165,12 @@ def _row_too_large(plan: Plan, layout: LayoutPlan) -> list[str]:
     ]
 
 
-def _about_the_best(plan: Plan, price: float | None) -> list[str]:
-    """What the best layout costs, and what it would win by overlap."""
+def _best_memory(plan: Plan) -> list[str]:
     best = plan.layouts[0]
-    if not best.fits or best.speed is None:
+    if not best.fits:
         return []
-    lines = []
-    hours = _device_hours(plan, best.speed)
-    if hours is not None:
-        cost = "" if price is None else f", {hours * price:,.0f} at {price:g} for a device and hour"
-        lines.append(f"the best takes {hours:,.0f} device-hours{cost}, without failures and restarts")
-    faster = plan.overlapped(best)
-    if faster is not None and faster.step_seconds < (1 - _WORTH_TELLING) * best.speed.step_seconds:
-        fields = "parallel.overlap_grad_reduce=true parallel.overlap_param_gather=true"
-        lines.append(f"with {fields}: {faster.step_seconds:.3g} s a step instead of {best.speed.step_seconds:.3g}")
-    return lines
+    parts = ", ".join(f"{name} {gib(part)}" for name, part in asdict(best.memory.device).items())
+    return [f"memory of the best: {parts}; in host memory {gib(best.memory.host)} for a checkpoint"]
 
 
 def _summary(plan: Plan) -> str:

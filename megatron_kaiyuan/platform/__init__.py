@@ -32,7 +32,7 @@ def activate(name: str = "auto", local_rank: int = 0, local_world_size: int = 1,
     """Make a platform current and return it.
 
     Args:
-        name: `cpu`, `cuda`, `npu`, or `auto` for the first accelerator that is there, else `cpu`.
+        name: `cpu`, `cuda`, `npu`, or `auto` for the first accelerator that is there, and `cpu` on a node without any.
         local_rank: index of this process on its node; selects the device.
         local_world_size: processes on this node, which share its cores.
         mindspeed: on `npu`, load MindSpeed's adaptor over megatron-core.

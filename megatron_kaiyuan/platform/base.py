@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from megatron_kaiyuan.errors import UserError
 
@@ -14,6 +16,44 @@ if TYPE_CHECKING:
     import torch
 
 Fused: TypeAlias = "Callable[..., torch.Tensor]"
+
+
+class Mark(Protocol):
+    """A point in the queue of a device; torch's events are such."""
+
+    def record(self) -> None:
+        """The point is here, after all that was queued so far."""
+
+    def elapsed_time(self, later: Any) -> float:
+        """Milliseconds to a later mark; the device has come past both."""
+
+
+class HostMark:
+    """A mark on the clock of the host, for devices that compute at once."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def elapsed_time(self, later: HostMark) -> float:
+        return 1e3 * (later._at - self._at)
+
+
+def recorded_collectives(name: str, default: str) -> bytes | None:
+    """Return what torch's function of that name dumps; None where nothing is recorded.
+
+    Args:
+        default: size of the record, in collectives, where the environment does not say it.
+    """
+    import torch
+
+    if os.environ.get("TORCH_FR_BUFFER_SIZE", default) == "0":
+        return None
+    # Missing where torch was built without that library of collectives.
+    dump = getattr(torch._C._distributed_c10d, name, None)
+    return dump() if dump is not None else None
 
 
 class Platform(ABC):
@@ -64,9 +104,21 @@ class Platform(ABC):
         """Let the library of collectives give one up between these seconds; before process groups are made."""
         return
 
+    def mark(self) -> Mark:
+        """A place in what this process does, which `record()` sets."""
+        return HostMark()
+
+    def flight_recorder(self) -> bytes | None:
+        """Return the last collectives of this process as torch's flight recorder pickles them; None: it is off."""
+        return recorded_collectives("_dump_fr_trace", default="0")
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until the device has finished what was queued."""
+
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes of this rank's device that are free, and all of them; None for `cpu`."""
+        return None
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:
@@ -129,13 +181,40 @@ class Platform(ABC):
 
 
 class NoDevice(UserError):
-    """This rank has no device, though others on its node have."""
+    """This rank has no device, though ranks of other nodes may have theirs.
 
-    def __init__(self, platform: str, kind: str, local_rank: int, count: int):
-        super().__init__(
-            f"platform {platform}: local rank {local_rank} has no {kind}, this node shows {count}; "
-            "start fewer processes a node, or set platform=cpu"
-        )
+    Attributes:
+        whole_node: no rank of this node has one, so that one of them prints it.
+        lost: it had one in an earlier start.
+    """
+
+    def __init__(self, message: str, whole_node: bool = False):
+        super().__init__(message)
+        self.whole_node = whole_node
+        self.lost = False
+
+
+def device_index(kind: str, local_rank: int, visible: int, ranks: int, present: int) -> int:
+    """Return the index of a rank's device among those that it sees.
+
+    Args:
+        kind: as users call such a device.
+        visible: devices that this process sees.
+        ranks: on this node.
+        present: devices of this node. Where they are enough for all ranks, a launcher has shown each rank its own ones
+            only (Slurm's `--gpus-per-task`, wrappers that set CUDA_VISIBLE_DEVICES).
+
+    Raises:
+        NoDevice: this rank's device is missing.
+    """
+    if local_rank < visible:
+        return local_rank
+    if ranks * visible <= present:
+        return 0
+    raise NoDevice(
+        f"platform: local rank {local_rank} of {ranks} has no {kind}, this node shows {visible}; "
+        "start fewer processes a node, or set platform=cpu"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,12 +1,14 @@
-"""From a name to a platform; `auto` takes the first accelerator that is there."""
+"""From a name to a platform; `auto` takes the first accelerator that is there, and the CPU of a node without any."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform import present
 from megatron_kaiyuan.platform.base import Platform
 
 
@@ -36,4 +38,7 @@ def _detect() -> str:
         return "cuda"
     if importlib.util.find_spec("torch_npu") is not None:
         return "npu"
+    # Accelerators that this process cannot use: a mistake in how it was started, which training would hide for weeks.
+    if found := present.accelerators(os.environ):
+        raise present.hidden(found, os.environ, has_cuda=torch.version.cuda is not None)
     return "cpu"

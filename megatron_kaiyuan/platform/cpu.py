@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import resource
 import types
@@ -21,35 +20,13 @@ from typing import Any
 
 import torch
 
-from megatron_kaiyuan.platform import half
+from megatron_kaiyuan.platform import half, megatron
 from megatron_kaiyuan.platform.base import Platform
 from megatron_kaiyuan.platform.cores import cores_for_rank
 from megatron_kaiyuan.platform.lean_imports import optimizers_without_compiler, without_compiler
+from megatron_kaiyuan.platform.numa import bind_to_share
 from megatron_kaiyuan.platform.type_names import answer_with_cuda_type_names
 
-# Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
-_MODULES_THAT_NAME_CUDA = (
-    "distributed.distributed_data_parallel",
-    "distributed.param_and_grad_buffer",
-    "dist_checkpointing.exchange_utils",
-    "dist_checkpointing.strategies.async_utils",
-    "dist_checkpointing.strategies.filesystem_async",
-    "dist_checkpointing.strategies.fully_parallel",
-    "dist_checkpointing.strategies.state_dict_saver",
-    "models.common.embeddings.rotary_pos_embedding",
-    "optimizer.clip_grads",
-    "optimizer.distrib_optimizer",
-    "optimizer.grad_scaler",
-    "optimizer.optimizer",
-    "parallel_state",
-    "pipeline_parallel.p2p_communication",
-    "pipeline_parallel.schedules",
-    "tensor_parallel.layers",
-    "tensor_parallel.mappings",
-    "tensor_parallel.random",
-    "tensor_parallel.utils",
-    "utils",
-)
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "rand", "randn", "tensor", "zeros", "zeros_like")
 
 
@@ -61,6 +38,9 @@ class CpuPlatform(Platform):
 
     def activate(self, local_rank: int, local_world_size: int) -> None:
         self.device = torch.device("cpu")
+        cores = bind_to_share(local_rank, local_world_size, os.environ)
+        if cores is not None:
+            self.findings["cores"] = cores
         self._choose_threads(local_world_size)
         with without_compiler():
             _point_megatron_at_cpu()
@@ -178,7 +158,7 @@ class _TorchForMegatron(types.ModuleType):
 
 def _point_megatron_at_cpu() -> None:
     # For modules that are imported later: they take the fuser they find there.
-    importlib.import_module("megatron.core.jit").disable_jit_fuser()
+    megatron.module("jit").disable_jit_fuser()
 
     stand_in = _TorchForMegatron("torch")
     stand_in.__dict__.update(torch.__dict__)
@@ -186,13 +166,10 @@ def _point_megatron_at_cpu() -> None:
     stand_in.__dict__["matmul"] = lambda one, other: one.matmul(other)
     for name in _FACTORIES:
         stand_in.__dict__[name] = _on_cpu(getattr(torch, name))
-    for name in _MODULES_THAT_NAME_CUDA:
-        importlib.import_module(f"megatron.core.{name}").__dict__["torch"] = stand_in
+    for name in megatron.MODULES_THAT_NAME_CUDA:
+        megatron.module(name).__dict__["torch"] = stand_in
 
-    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
-
+    megatron.keep_random_state_of_cpu()
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     answer_with_cuda_type_names()
 

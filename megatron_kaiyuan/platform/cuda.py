@@ -6,14 +6,16 @@ import contextlib
 import gc
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
+from megatron_kaiyuan.platform import present
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, device_index, first_line, recorded_collectives
 from megatron_kaiyuan.platform.cuda_kernels import use_foreach_for_clipping, use_torch_to_accumulate
+from megatron_kaiyuan.platform.numa import bind_beside_gpu
 
 
 class CudaPlatform(Platform):
@@ -25,15 +27,21 @@ class CudaPlatform(Platform):
 
     def activate(self, local_rank: int, local_world_size: int) -> None:
         count = torch.cuda.device_count()
+        found = present.accelerators(os.environ)
+        if count == 0 and found is not None and found.platform == "cuda":
+            raise present.hidden(found, os.environ, has_cuda=torch.version.cuda is not None)
         if count == 0:
-            raise UserError(
-                "platform cuda: torch finds no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or set platform=cpu"
+            raise NoDevice(
+                "platform cuda: torch finds no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or set platform=cpu",
+                whole_node=True,
             )
-        if local_rank >= count:
-            raise NoDevice("cuda", "GPU", local_rank, count)
-        self.device = torch.device("cuda", local_rank)
+        together = present.for_own_tasks(os.environ, "cuda") if local_rank >= count else 0
+        self.device = torch.device("cuda", device_index("GPU", local_rank, count, local_world_size, together))
         torch.cuda.set_device(self.device)
         self.findings = _findings()
+        cores = bind_beside_gpu(str(torch.cuda.get_device_properties(self.device).uuid), os.environ)
+        if cores is not None:
+            self.findings["cores"] = cores
 
     def adapt_megatron(self) -> None:
         use_foreach_for_clipping()
@@ -41,8 +49,17 @@ class CudaPlatform(Platform):
         if lack is not None:
             self.findings["weight_gradient"] = lack
 
+    def mark(self) -> Mark:
+        return torch.cuda.Event(enable_timing=True)
+
+    def flight_recorder(self) -> bytes | None:
+        return recorded_collectives("_dump_nccl_trace", default="2000")
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+    def memory(self) -> tuple[int, int] | None:
+        return torch.cuda.mem_get_info(self.device)
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)

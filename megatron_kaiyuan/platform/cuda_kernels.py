@@ -6,21 +6,17 @@ them through a copy, and adds each weight's gradient to the FP32 sum in a pass o
 
 from __future__ import annotations
 
-import importlib
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from megatron_kaiyuan.platform import megatron
 from megatron_kaiyuan.platform.base import first_line
 
 
 def use_foreach_for_clipping() -> None:
     """Norm and scale of all gradients in a few kernels, for the rest of the process."""
-    clipping: Any = importlib.import_module("megatron.core.optimizer.clip_grads")
-    if clipping.l2_norm_impl.__module__ == "megatron.core.utils":
-        clipping.l2_norm_impl = _norm
-        clipping.multi_tensor_scale_impl = _scale
+    megatron.clip_with(_norm, _scale)
 
 
 def use_torch_to_accumulate() -> str | None:
@@ -28,8 +24,7 @@ def use_torch_to_accumulate() -> str | None:
 
     megatron-core's layers do it where `gradient_accumulation_fusion` is set.
     """
-    layers: Any = importlib.import_module("megatron.core.tensor_parallel.layers")
-    if layers._grad_accum_fusion_available:
+    if megatron.accumulates_weight_gradients():
         return None
     try:
         for dtype in (torch.float16, torch.bfloat16):
@@ -39,8 +34,7 @@ def use_torch_to_accumulate() -> str | None:
                 return f"gives wrong sums with torch {torch.__version__}"
     except Exception as error:  # a kernel that a device or a version has not got fails in many ways
         return f"fails with torch {torch.__version__} ({first_line(error)})"
-    layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=accumulate)
-    layers._grad_accum_fusion_available = True
+    megatron.accumulate_weight_gradients_with(accumulate)
     return None
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.platform import present
 from megatron_kaiyuan.platform.ascend import Chip
-from megatron_kaiyuan.platform.base import NoDevice, Platform, first_line
+from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, device_index, first_line
 from megatron_kaiyuan.platform.lean_imports import without_compiler
 from megatron_kaiyuan.platform.npu_kernels import OPERATIONS, fused_kernel, kernel_name
 from megatron_kaiyuan.platform.npu_trial import Trial, findings
@@ -53,12 +54,12 @@ class NpuPlatform(Platform):
         _set_capability()
         torch_npu = _import_torch_npu()
         self._torch_npu, self._npu = torch_npu, torch_npu.npu
-        _require_device(self._npu, local_rank)
+        index = _device(self._npu, local_rank, local_world_size)
         _transfer_to_npu()
-        self._npu.set_device(local_rank)
-        self.device = torch.device("npu", local_rank)
+        self._npu.set_device(index)
+        self.device = torch.device("npu", index)
         self._describe(Chip(self.device_name()))
-        trial = Trial(local_rank, self.precisions, self.chip.tries)
+        trial = Trial(index, self.precisions, self.chip.tries)
         if self._mindspeed:
             _load_mindspeed()
         # Compiled functions need a compiler for NPUs. Modules imported later take the fuser that they find there.
@@ -72,8 +73,16 @@ class NpuPlatform(Platform):
         periods = int((shortest + longest) / 2 / _HCCL_PERIOD)
         os.environ.setdefault("HCCL_EXEC_TIMEOUT", str(_HCCL_PERIOD * max(1, periods)))
 
+    def mark(self) -> Mark:
+        event: Mark = self._npu.Event(enable_timing=True)
+        return event
+
     def synchronize(self) -> None:
         self._npu.synchronize()
+
+    def memory(self) -> tuple[int, int] | None:
+        free, total = self._npu.mem_get_info()
+        return int(free), int(total)
 
     def peak_memory_bytes(self) -> int:
         return self._npu.max_memory_allocated()
@@ -165,15 +174,17 @@ def _transfer_to_npu() -> None:
     warnings.filterwarnings("ignore", message="The return value of get_device_capability is only for compatibility")
 
 
-def _require_device(npu: Any, local_rank: int) -> None:
+def _device(npu: Any, local_rank: int, local_world_size: int) -> int:
+    """Return the index of this rank's NPU among those that it sees."""
     count = npu.device_count() if npu.is_available() else 0
     if count == 0:
-        raise UserError(
+        raise NoDevice(
             "platform npu: torch_npu finds no device; check npu-smi info, CANN's set_env.sh and "
-            "ASCEND_RT_VISIBLE_DEVICES, or set platform=cpu"
+            "ASCEND_RT_VISIBLE_DEVICES, or set platform=cpu",
+            whole_node=True,
         )
-    if local_rank >= count:
-        raise NoDevice("npu", "NPU", local_rank, count)
+    together = present.for_own_tasks(os.environ, "npu") if local_rank >= count else 0
+    return device_index("NPU", local_rank, count, local_world_size, together)
 
 
 def _load_mindspeed() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from megatron_kaiyuan.platform import megatron
 
 # `torch.HalfTensor` on the CPU, `torch.npu.HalfTensor` on an NPU, `torch.meta.HalfTensor` without memory.
 _TYPE_NAME = re.compile(r"torch\.(?:npu\.|meta\.)?(Float|Half|BFloat16)Tensor")
@@ -21,9 +22,9 @@ _TYPE_NAME = re.compile(r"torch\.(?:npu\.|meta\.)?(Float|Half|BFloat16)Tensor")
 
 def answer_with_cuda_type_names() -> None:
     """Wrap the functions of megatron-core that compare type names, for the rest of the process."""
-    optimizer: Any = importlib.import_module("megatron.core.optimizer.optimizer")
+    optimizer = megatron.module("optimizer.optimizer")
     optimizer.clip_grad_by_total_norm_fp32 = _wrapped(optimizer.clip_grad_by_total_norm_fp32)
-    distributed_optimizer = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
+    distributed_optimizer = megatron.module("optimizer.distrib_optimizer").DistributedOptimizer
     for kind in (distributed_optimizer, optimizer.Float16OptimizerWithFloat16Params):
         kind.__init__ = _wrapped(kind.__init__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,6 +76,23 @@ def training_figures(history: History, phases: Sequence[PhaseMix], references: S
     ):
         values = history.column(name)
         yield frame(lambda axes, v=values, n=logarithmic: _panel(axes, x, v, n), title, caption)  # type: ignore[misc]
+    if np.isfinite(history.column("rank_seconds_max")).any():
+
+        def ranks(axes: Axes) -> None:
+            for name, label, colour in zip(
+                ("max", "median", "min"), ("slowest", "median", "fastest"), COLOURS, strict=False
+            ):
+                axes.plot(x, history.column(f"rank_seconds_{name}"), color=colour, label=label)
+            axes.legend(frameon=False)
+
+        yield frame(ranks, "Ranks", f"Seconds to a rank's own gradients. {_slowest(history)}")
+
+
+def _slowest(history: History) -> str:
+    """Return the nodes that were the slowest most often, in words."""
+    nodes = Counter(str(row["slowest_node"]) for row in history.rows if isinstance(row.get("slowest_node"), str))
+    said = [f"{node} in {count:,}" for node, count in nodes.most_common(3)]
+    return f"The slowest rank was on {', '.join(said)} of {nodes.total():,} rows."
 
 
 def against_tokens(

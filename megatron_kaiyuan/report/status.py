@@ -22,12 +22,27 @@ from megatron_kaiyuan.report.metrics import RESTARTS
 
 # Loss and speed are means and medians of so many rows.
 _ROWS = 20
-# A job is stalled when no row has come for this many times the usual interval, and for this long at least: saves, a
-# second look at an overflow and the first step after a start take longer than a step.
-_STALLED_INTERVALS = 10
-_STALLED_SECONDS = 300.0
+# A job hangs when a step takes this many times as long as usual, and this long at least, or anything else longer than
+# its watchdog allows. Of a job of an older version, whose note has no work, the interval between rows counts.
+_HANG_STEPS = 10
+_HANG_SECONDS = 300.0
 _STARTS = ("start", "resume")
 _RUNNING_WELL = ("starting", "training", "finished")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Seconds that ranks take to their own gradients, and the slowest one with its node."""
+
+    least: float
+    median: float
+    largest: float
+    slowest_rank: int
+    slowest_node: str
+
+    def __str__(self) -> str:
+        times = f"{self.least:.3g} s at least, {self.median:.3g} s in the middle, {self.largest:.3g} s at most"
+        return f"ranks to their own gradients: {times}, by rank {self.slowest_rank} on {self.slowest_node}"
 
 
 @dataclass(frozen=True)
@@ -35,14 +50,16 @@ class Status:
     """One look at a run. None: not known.
 
     Attributes:
-        state: "starting" (a job holds the folder and has written no row yet), "training", "stalled" (it holds the
-            folder and writes none), "finished", "stopped" (asked to: the same command resumes), "died" (no job, and no
-            line that it stopped).
+        state: "starting" (a job holds the folder and has written no row yet), "training", "hung" (it holds the folder
+            and does not come further), "finished", "stopped" (asked to: the same command resumes), "died" (no job, and
+            no line that it stopped).
         loss: nats a token, mean of the last rows.
         row_age: seconds since the last row, by this machine's clock.
         seconds_left: at the median speed of the last rows; of a job that trains.
         device_hours: processes times hours between each start and its last row.
-        holder: note of the job that holds the folder: host, pid, started.
+        holder: note of the job that holds the folder: host, pid, started, what it is doing at which step.
+        quiet_seconds: how long it has been doing that.
+        ranks: of the newest row that has it.
         checkpoint: name of the newest whole step.
         event: the last one, as written.
     """
@@ -60,6 +77,8 @@ class Status:
     device_hours: float
     starts: int
     holder: dict[str, Any] | None
+    quiet_seconds: float | None
+    ranks: Ranks | None
     checkpoint: str | None
     checkpoint_age: float | None
     event: dict[str, Any] | None
@@ -81,12 +100,21 @@ class Status:
         ]
         if words := [figure for figure in figures if figure]:
             lines.append("  " + ", ".join(words))
+        if self.ranks is not None:
+            lines.append(f"  {self.ranks}")
         saved = "no checkpoint" if self.checkpoint is None else f"checkpoint {self.checkpoint}"
         age = "" if self.checkpoint_age is None else f", {_duration(self.checkpoint_age)} old"
         lines.append(f"  {saved}{age}; {self.device_hours:,.2f} device-hours in {self.starts} starts")
         if self.holder:
             since = _date(self.holder.get("started"))
-            lines.append(f"  held by process {self.holder.get('pid')} on {self.holder.get('host')}, since {since}")
+            work = (
+                ""
+                if self.quiet_seconds is None
+                else f": {self.holder.get('doing')} for {_duration(self.quiet_seconds)}"
+            )
+            lines.append(
+                f"  held by process {self.holder.get('pid')} on {self.holder.get('host')}, since {since}{work}"
+            )
         if self.event:
             at = "" if self.event.get("step") is None else f" at step {self.event['step']}"
             lines.append(f"  last event: {self.event['event']}{at}, {_date(self.event.get('time'))}")
@@ -133,6 +161,8 @@ def read_status(run_dir: Path, now: float | None = None) -> Status:
         device_hours=_device_hours(events, row),
         starts=len(starts),
         holder=held,
+        quiet_seconds=lock.quiet_seconds(held, now) if held else None,
+        ranks=next((found for line in reversed(rows) if (found := line.ranks)), None),
         checkpoint=manifest.parent.name if manifest else None,
         checkpoint_age=max(now - manifest.stat().st_mtime, 0.0) if manifest else None,
         event=events[-1].as_written if events else None,
@@ -142,16 +172,29 @@ def read_status(run_dir: Path, now: float | None = None) -> Status:
 def _state(held: dict[str, Any] | None, events: list[_Line], begun: float, rows: list[_Line], now: float) -> str:
     if held is not None:
         newest = max(begun, rows[-1].time if rows else 0.0)
+        if _hangs(held, rows, newest, now):
+            return "hung"
         started = held.get("started")
-        if isinstance(started, int | float) and newest < started:
-            return "starting"
-        intervals = [after.time - before.time for before, after in itertools.pairwise(rows)]
-        usual = statistics.median(intervals) if intervals else 0.0
-        return "stalled" if now - newest > max(_STALLED_SECONDS, _STALLED_INTERVALS * usual) else "training"
+        return "starting" if isinstance(started, int | float) and newest < started else "training"
     stops = [event for event in events if event.event == "stop" and event.time >= begun]
     if stops:
         return "finished" if stops[-1].finished else "stopped"
     return "died"
+
+
+def _hangs(held: dict[str, Any], rows: list[_Line], newest: float, now: float) -> bool:
+    quiet = lock.quiet_seconds(held, now)
+    if quiet is None:
+        intervals = [after.time - before.time for before, after in itertools.pairwise(rows)]
+        usual, quiet = statistics.median(intervals) if intervals else 0.0, now - newest
+    elif held.get("doing") == "step":
+        usual = _median(rows, "seconds_per_step") or 0.0
+    else:
+        return lock.hangs(held, now)
+    return lock.hangs(held, now) or quiet > max(_HANG_SECONDS, _HANG_STEPS * usual)
+
+
+_Seconds = Annotated[float, Field(ge=0, lt=1e9)] | None
 
 
 class _Line(Form):
@@ -171,8 +214,21 @@ class _Line(Form):
     phase: str | None = None
     loss: float | None = None
     tokens_per_second: Annotated[float, Field(ge=0, lt=1e15)] | None = None
-    seconds_per_step: Annotated[float, Field(ge=0, lt=1e9)] | None = None
+    seconds_per_step: _Seconds = None
+    rank_seconds_min: _Seconds = None
+    rank_seconds_median: _Seconds = None
+    rank_seconds_max: _Seconds = None
+    slowest_rank: Count | None = None
+    slowest_node: str | None = None
     row_time: float = 0.0
+
+    @property
+    def ranks(self) -> Ranks | None:
+        least, median, largest = self.rank_seconds_min, self.rank_seconds_median, self.rank_seconds_max
+        rank, node = self.slowest_rank, self.slowest_node
+        if least is None or median is None or largest is None or rank is None or node is None:
+            return None
+        return Ranks(least, median, largest, rank, node)
 
     @property
     def as_written(self) -> dict[str, Any]:

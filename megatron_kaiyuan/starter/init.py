@@ -23,7 +23,10 @@ from megatron_kaiyuan.starter.sizes import size_for
 SCRIPTS = (
     *("common.sh", "env_ascend.sh", "env_nccl.sh"),
     *("train.sh", "torchrun.sh", "mpirun.sh", "msrun.sh", "slurm.sbatch", "spark_submit.sh", "acceptance.sh"),
+    "stage_env.sh",
+    "k8s/jobset.yaml",
     "k8s/pytorchjob.yaml",
+    "k8s/trainjob.yaml",
 )
 # Where launch/common.sh looks for a Python that has the project.
 ENVIRONMENT = "launch/environment"

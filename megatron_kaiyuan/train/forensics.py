@@ -88,8 +88,7 @@ class Forensics(Hook):
         with _as_it_was(session, step.loss_scale):
             firsts = [FirstOutOfRange(session.state.platform.keeps_overflow) for _ in session.state.network.chunks]
             watches = [
-                TensorWatch(chunk, self._run.model, first)
-                for chunk, first in zip(session.state.network.chunks, firsts, strict=True)
+                TensorWatch(chunk, first) for chunk, first in zip(session.state.network.chunks, firsts, strict=True)
             ]
             self._run_again(session, step, [handle for watch in watches for handle in watch.handles])
             places = _first_places([first.first for first in firsts])

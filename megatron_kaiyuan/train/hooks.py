@@ -13,9 +13,11 @@ from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.optim.scaler import loss_scaler
+from megatron_kaiyuan.platform.megatron import good_steps, hysteresis_left
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
+from megatron_kaiyuan.train.stragglers import Stragglers
 from megatron_kaiyuan.train.utilization import Utilization
 
 
@@ -58,14 +60,14 @@ class Metrics(Hook):
     them, those whose loss is not finite left out.
     """
 
-    def __init__(self, sinks: Sinks, utilization: Utilization):
-        self._sinks, self._utilization = sinks, utilization
+    def __init__(self, sinks: Sinks, utilization: Utilization, stragglers: Stragglers):
+        self._sinks, self._utilization, self._stragglers = sinks, utilization, stragglers
         self._results: list[StepResult] = []
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._results.append(result)
         if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
-            self._sinks.write(_row(session, self._results, self._utilization))
+            self._sinks.write({**_row(session, self._results, self._utilization), **self._stragglers.columns})
             self._results.clear()
 
     def rolled_back(self, session: Session) -> None:
@@ -156,17 +158,16 @@ class ReportLossScale(Hook):
         scaler = loss_scaler(session.state.optimizer)
         if scaler is None or torch.distributed.get_rank() != 0:
             return
-        overflow = math.isnan(result.gradient_norm)
         # Read on the host, so that other steps do not wait for the device.
-        if not overflow and scaler._growth_tracker > 0:
+        if not result.overflow and good_steps(scaler) > 0:
             return
         self._sinks.event(
             "loss_scale",
             step=session.state.progress.step,
-            reason="overflow" if overflow else f"{scaler.growth_interval} good steps",
+            reason="overflow" if result.overflow else f"{scaler.growth_interval} good steps",
             was=result.loss_scale,
             now=float(scaler.scale),
-            hysteresis_left=max(scaler._hysteresis_tracker, 0),
+            hysteresis_left=max(hysteresis_left(scaler), 0),
         )
 
 

@@ -62,6 +62,8 @@ def implementations(state: TrainState, run: RunConfig) -> list[dict[str, str]]:
         rows.append(("FP32 products", "from inputs rounded to FP16" if places else "none", ", ".join(places)))
     if "threads" in platform.findings:
         rows.append(("threads", f"{torch.get_num_threads()} a rank", ""))
+    if "cores" in platform.findings:
+        rows.append(("cores", "bound", ""))
     if "megatron-core" in platform.findings:
         rows.append(("megatron-core", "changed by MindSpeed", ""))
     return [

@@ -7,7 +7,6 @@ without the crash did, bit for bit: ranges of a rollback stay out of the stream,
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,8 @@ class LeftOut(Hook):
         """Remember the batch of a step that is skipped."""
         start = session.state.progress.tokens
         if start not in self._skips:
-            overflow = math.isnan(result.gradient_norm)
-            self._add(session, result, "skip", [start, start + session.run.train.tokens_per_step], overflow=overflow)
+            tokens = [start, start + session.run.train.tokens_per_step]
+            self._add(session, result, "skip", tokens, overflow=result.overflow)
 
     def roll_back(self, session: Session, result: StepResult, tokens: list[int], checkpoint: int) -> None:
         """Remember the tokens that a rollback to the checkpoint of a step is about to leave out."""

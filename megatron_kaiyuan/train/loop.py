@@ -46,7 +46,7 @@ def _fit(session: Session) -> None:
         state.progress.step += 1
         state.progress.tokens = step_end
         state.progress.skipped_steps += result.skipped
-        state.progress.overflow_steps += result.skipped and result.fault is None
+        state.progress.overflow_steps += result.overflow and result.fault is None
         for hook in session.hooks:
             with part("hooks", hook):
                 hook.after_step(session, result)

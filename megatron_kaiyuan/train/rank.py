@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from megatron_kaiyuan import platform
+from megatron_kaiyuan import exit_codes, platform
+from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster import Rank, discover
+from megatron_kaiyuan.cluster.bad_nodes import node_name, write_bad_nodes
 from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.cluster.roll_call import RankMissing
 from megatron_kaiyuan.config import load_run
-from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.errors import UserError, describe, excerpt
+from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.platform.base import NoDevice
 from megatron_kaiyuan.train.startup import Startup
@@ -29,14 +33,22 @@ _WAIT_FOR_SPEAKER_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
 _PEER_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 
+# What CUDA's runtime says of a device that does not work any more (cudaGetErrorString), but for what a kernel's own
+# mistake may cause too.
+_DEVICE_LOST = re.compile(
+    r"uncorrectable (ECC|NVLink) error|no CUDA-capable device|hardware stack error|busy or unavailable|GPU is lost",
+    re.I,
+)
+
 
 def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     """Train, whatever launcher started this process.
 
     Returns where the run has come to its end; else exits with 128 and the number of the signal that stopped it (143:
     SIGTERM), on every rank and after all of them have saved; with 2 after a mistake, which is printed once: by rank 0
-    when every rank sees it, else by the rank that found it; with 1 after an exception, with its trace, or when another
-    rank has gone or never came.
+    when every rank sees it, else by the rank that found it; with 3 where a run that has trained before misses a device
+    here; with 1 after an exception, with its trace, or when another rank has gone or never came. Nodes that lost a
+    device are named in the run folder.
     """
     # metrics.jsonl has all that is printed.
     make_output_optional()
@@ -48,23 +60,26 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     try:
         ending = _train(recipe, overrides, who, startup)
     except (UserError, OSError) as error:
-        if isinstance(error, UserError) and error.every_rank and who.rank != 0:
-            _let_another_speak()
-            _exit(2, "")
-        _exit(2, describe(error))
+        code = exit_codes.BAD_NODE if isinstance(error, NoDevice) and error.lost else exit_codes.MISTAKE
+        if isinstance(error, UserError) and _another_prints(error, who):
+            _let_another_speak(code)
+            _exit(code, "")
+        if code == exit_codes.MISTAKE:
+            _leave_mistake(recipe, overrides, who, describe(error))
+        _exit(code, describe(error))
     except RankMissing as error:
         if not error.speaker:
-            _let_another_speak()
-        _exit(1, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
+            _let_another_speak(exit_codes.FAILED)
+        _exit(exit_codes.FAILED, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
-            _exit(1, f"rank {who.rank}: lost the connection to another rank, which has ended")
+            _exit(exit_codes.FAILED, f"rank {who.rank}: lost the connection to another rank, which has ended")
         traceback.print_exc()
-        _exit(1, f"rank {who.rank}: ended by the exception above")
+        _exit(exit_codes.FAILED, f"rank {who.rank}: ended by the exception above")
     if who.rank == 0:
         print(ending.summary, flush=True)
-    if ending.signal:
-        sys.exit(128 + ending.signal)
+    if not ending.finished:
+        sys.exit(exit_codes.of_signal(ending.signal))
 
 
 def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> Ending:
@@ -77,8 +92,11 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) 
         neighbours = who.local_world_size or who.world_size
         device = platform.activate(run.platform, who.local_rank, neighbours, run.mindspeed)
     except UserError as error:
-        # All processes read the same recipe on like nodes: one of them speaks. Only a missing device is a rank's own.
+        # All processes read the same recipe: one of them speaks. Only a missing device is a rank's own, or its node's.
         error.every_rank = not isinstance(error, NoDevice)
+        if isinstance(error, NoDevice) and layout.read_latest(run.run_dir) is not None:
+            # The run has trained before: this is the node's fault, not the recipe's.
+            error.lost = write_bad_nodes(run.run_dir, [node_name()], str(error))
         raise
     # Only now: a platform has to be active before megatron-core is imported.
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -86,13 +104,39 @@ def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) 
     from megatron_kaiyuan.train.start import train
 
     startup.ended("imports")
-    # Leaves an exception with its trace where torchrun looks for it; elsewhere it does nothing.
-    return record(train)(run, who, device, startup)  # type: ignore[return-value]
+    try:
+        # Leaves an exception with its trace where torchrun looks for it; elsewhere it does nothing.
+        return record(train)(run, who, device, startup)  # type: ignore[return-value]
+    except RuntimeError as error:
+        if _DEVICE_LOST.search(str(error)):
+            write_bad_nodes(run.run_dir, [node_name()], f"rank {who.rank}: {excerpt(error)}")
+        raise
 
 
-def _let_another_speak() -> None:
-    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _leave_mistake(recipe: Path, overrides: Sequence[str], who: Rank, message: str) -> None:
+    """Say in the run folder, where there is one, that another start would end in the same way.
+
+    Launchers do not pass on this rank's exit code where others end with a higher one, or pass on none.
+    """
+    with contextlib.suppress(UserError, OSError):
+        run_dir = load_run(recipe, overrides).run_dir
+        if run_dir.is_dir():
+            write_json(run_dir / layout.MISTAKE, {"rank": who.rank, "message": message, "time": time.time()})
+
+
+def _another_prints(error: UserError, who: Rank) -> bool:
+    """Whether the same error is printed by rank 0, or by the first rank of this node."""
+    if isinstance(error, NoDevice):
+        return error.whole_node and who.local_rank != 0
+    return error.every_rank and who.rank != 0
+
+
+def _let_another_speak(code: int) -> None:
+    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why.
+
+    srun's exit code is the highest of its tasks': one that is stopped here ends with its own code, not with SIGTERM's.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
     time.sleep(_WAIT_FOR_SPEAKER_SECONDS)
 
 

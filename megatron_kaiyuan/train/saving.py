@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from megatron_kaiyuan.checkpoint.retention import Retention, prune, remove_unfin
 from megatron_kaiyuan.checkpoint.save import Saved, Saver
 from megatron_kaiyuan.checkpoint.verify import usable_steps
 from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.limits import TimeLimits
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.monitor.sinks import Sinks, warn
@@ -24,20 +26,25 @@ from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
 
 SAVE_NOW = "save_now"
-PREEMPTED = "preempted.json"
 
 
 class OnlyJob(Hook):
     """Rank 0 holds the run's lock, from here to the last hook; what a dead job left half written is removed.
 
     Collective. After an error nothing is released, as other ranks may still be at work: the lock goes with the
-    process.
+    process. The lock's note says what the job is doing, and since when.
+
+    Args:
+        limits: how long it may be doing one thing, as the watchdog has them too.
 
     Raises:
         UserError: another job holds it.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, limits: TimeLimits):
+        self._limits, self._doing = limits, "starting"
+        self._step: int | None = None
+
         def take() -> RunLock | None:
             if not _is_first_rank():
                 return None
@@ -47,6 +54,37 @@ class OnlyJob(Hook):
             return lock
 
         self._lock = agreed(take)
+        self._advance("starting")
+
+    @contextlib.contextmanager
+    def working(self, doing: str) -> Iterator[None]:
+        """The body is work of its own, which may take longer than a step."""
+        before = self._doing
+        self._advance(doing)
+        yield
+        self._advance(before)
+
+    def start(self, session: Session) -> None:
+        self._step = session.state.progress.step
+        self._advance("first step")
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        self._step = session.state.progress.step
+        self._advance("step")
+
+    def bad_step(self, session: Session, result: StepResult) -> None:
+        self._advance("answering a bad step")
+
+    def rolled_back(self, session: Session) -> None:
+        self._step = session.state.progress.step
+        self._advance("step")
+
+    def _advance(self, doing: str) -> None:
+        self._doing = doing
+        if self._lock is not None:
+            at_start = doing in ("starting", "first step")
+            limit = self._limits.collective if at_start else self._limits.hang
+            self._lock.advance(doing, self._step, limit)
 
     def require(self) -> None:
         """Raise on every rank when the lock was removed: another job may have taken the folder. Collective."""
@@ -81,7 +119,7 @@ class Checkpoints(Hook):
         if session.resumed:
             self._saved_step = session.state.progress.step
             if _is_first_rank():
-                self._take_away(session.run.run_dir / PREEMPTED)
+                self._take_away(session.run.run_dir / layout.PREEMPTED)
         else:
             # Step 0 proves that the disk takes a checkpoint before a month depends on it, and keeps the
             # untrained weights for comparison.
@@ -111,7 +149,7 @@ class Checkpoints(Hook):
         if not session.finished and _is_first_rank():
             progress = session.state.progress
             marker = {"step": progress.step, "tokens": progress.tokens, "time": time.time()}
-            write_json(session.run.run_dir / PREEMPTED, marker)
+            write_json(session.run.run_dir / layout.PREEMPTED, marker)
 
     def give_up(self, session: Session) -> None:
         # The error that ended the run is the one to report.
@@ -123,6 +161,10 @@ class Checkpoints(Hook):
         return minutes is not None and time.monotonic() - self._last_save >= 60 * minutes
 
     def _save(self, session: Session) -> None:
+        with self._only_job.working(f"saving step {session.state.progress.step}"):
+            self._save_now(session)
+
+    def _save_now(self, session: Session) -> None:
         self._settle()
         run, progress = session.run, session.state.progress
         run_dir, step, retention = run.run_dir, progress.step, _retention(session)
@@ -169,7 +211,8 @@ class Checkpoints(Hook):
 
     def _settle(self) -> None:
         """Wait for the save that is under way."""
-        self._report(self._saver.wait())
+        with self._only_job.working("saving"):
+            self._report(self._saver.wait())
 
     def _report(self, saved: Saved | None) -> None:
         if saved is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -15,12 +16,14 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.cluster.last_words import LastWords, make_recorder_folder, set_recorder_file
 from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
+from megatron_kaiyuan.monitor.notify import report_hang
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
@@ -34,6 +37,7 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.monitoring import monitoring
+from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.profiling import profiling
 from megatron_kaiyuan.train.qk_clip import qk_clip
@@ -46,14 +50,22 @@ from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
 from megatron_kaiyuan.train.stop import StopOnSignal
+from megatron_kaiyuan.train.stragglers import Stragglers
 from megatron_kaiyuan.train.utilization import utilization
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How training ended, in one line, and the signal that stopped it before its end; 0: it has come to its end."""
+    """How training ended.
+
+    Attributes:
+        summary: one line.
+        finished: it has come to its end.
+        signal: number of the signal that stopped it before; 0: none did.
+    """
 
     summary: str
+    finished: bool
     signal: int
 
 
@@ -74,16 +86,19 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
     check_world_size(run, who.world_size)
     platform.require_precision(run.train.precision)
     limits = time_limits(platform, run.parallel, run.faults)
+    set_recorder_file(run.run_dir)
+    report = partial(report_hang, run.run_dir, run.monitor)
+    last_words = LastWords(run.run_dir, who.rank, platform.flight_recorder, report)
     with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
         startup.ended("groups")
-        with watched(Watchdog(who, limits.hang, limits.collective)) as watchdog:
+        with watched(Watchdog(who, limits.hang, limits.collective, last_words)) as watchdog:
             session = start(run, platform, startup)
             session.hooks = [Heartbeat(watchdog), *session.hooks, *more_hooks]
             fit(session)
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"
         summary = f"train: step {progress.step}/{session.total_steps}, {progress.tokens:,} tokens, {ending}"
-    return Ending(summary, session.stopped_by)
+    return Ending(summary, session.finished, session.stopped_by)
 
 
 def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
@@ -105,7 +120,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     state.monitors["bad_steps"] = bad_steps
     # Only now: a start that fails on its input leaves no run folder behind.
     agreed(lambda: require_run_folder(run.run_dir))
-    only_job = OnlyJob(run.run_dir)
+    only_job = OnlyJob(run.run_dir, time_limits(platform, run.parallel, run.faults))
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
     notes = _initialise(run, state, resumed, stream.tokenizer)
@@ -129,6 +144,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     sinks.event("implementations", table=implementations(state, run))
     used = utilization(run, platform, torch.distributed.get_world_size())
     sinks.event("utilization", **used.facts())
+    stragglers = Stragglers()
     return Session(
         run=run,
         state=state,
@@ -146,7 +162,8 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
             *qk_clip(run),
             *monitoring(run, sinks),
             *forensics(run, sinks),
-            Metrics(sinks, used),
+            stragglers,
+            Metrics(sinks, used, stragglers),
             # After all that records a step: a kill loses no row of a step that is not trained again.
             Checkpoints(sinks, only_job),
             CloseSinks(sinks),
@@ -185,13 +202,14 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
             for number, chunk in enumerate(network.chunks)
         ]
     optimizer = build_optimizer(run, models)
-    config.finalize_model_grads_func = finalize_model_grads
+    own_time = OwnTime(platform)
+    config.finalize_model_grads_func = own_time.ends_at(finalize_model_grads)
     config.grad_scale_func = optimizer.scale_loss
     if run.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
     recorded = RecordedPasses(models[0], optimizer, platform) if is_recorded else None
-    return TrainState(network, models, optimizer, platform, Progress(), recorded)
+    return TrainState(network, models, optimizer, platform, Progress(), own_time, recorded)
 
 
 def _initialise(run: RunConfig, state: TrainState, resumed: Resumed, tokenizer: Tokenizer | None) -> list[str]:
@@ -223,4 +241,5 @@ def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
     if torch.distributed.get_rank() != 0:
         return Sinks([])
     write_config(run)
+    make_recorder_folder(run.run_dir)
     return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))

@@ -16,6 +16,7 @@ from megatron_kaiyuan.model.build import Network
 from megatron_kaiyuan.optim.scaler import adapt_scaler
 from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.recorded import RecordedPasses
 
 
@@ -61,6 +62,7 @@ class TrainState:
 
     Attributes:
         models: the chunks of the network, wrapped for data parallelism.
+        own_time: how long this rank takes to its own gradients.
         recorded: plays the passes over micro-batches where they are recorded.
         before_update: called before weights and moments change: a save may still be copying them.
     """
@@ -70,6 +72,7 @@ class TrainState:
     optimizer: MegatronOptimizer
     platform: Platform
     progress: Progress
+    own_time: OwnTime
     recorded: RecordedPasses | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
     before_update: Callable[[], None] = lambda: None

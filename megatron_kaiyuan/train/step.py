@@ -34,6 +34,8 @@ class StepResult:
     Attributes:
         loss: mean over the labels of the global batch that count, nats per token, before the update.
         gradient_norm: before clipping; NaN when the loss scaler found an overflow.
+        overflow: gradients are not finite, or would not be if the device had infinities, and the loss scaler (FP16
+            only) has answered.
         loss_scale: the scale that the step used; 1 without a scaler.
         skipped: the update was withheld, so the weights stayed as they were.
         fault: why, unless it was the loss scaler's daily work.
@@ -43,6 +45,7 @@ class StepResult:
 
     loss: float
     gradient_norm: float
+    overflow: bool
     loss_scale: float
     skipped: bool
     fault: Fault | None
@@ -64,6 +67,7 @@ def training_step(
         judge: looks at the step before its update, which a fault withholds.
     """
     started = time.perf_counter()
+    state.own_time.begin()
     batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
     # Both passes count: what overflows in a forward pass, or is no number, saturates like the rest, and looks healthy.
     state.platform.clear_overflow()
@@ -92,6 +96,7 @@ def training_step(
     return StepResult(
         loss=loss,
         gradient_norm=gradient_norm,
+        overflow=overflow,
         loss_scale=loss_scale,
         skipped=not updated,
         fault=fault,

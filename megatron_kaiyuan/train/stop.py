@@ -10,12 +10,11 @@ from types import FrameType
 
 import torch
 
+from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.logs import write_error
 from megatron_kaiyuan.train.saving import newest_checkpoint
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.votes import Votes
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopOnSignal(Hook):
@@ -41,7 +40,7 @@ class StopOnSignal(Hook):
         heard, told = os.pipe()
         os.set_blocking(told, False)
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in exit_codes.STOP_SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._request)
         watch = threading.Thread(target=self._watch, args=(heard, session), daemon=True, name="stop deadline")
@@ -61,7 +60,7 @@ class StopOnSignal(Hook):
         self._number = self._number or number
 
     def _watch(self, heard: int, session: Session) -> None:
-        while (number := os.read(heard, 1)[0]) not in _SIGNALS:
+        while (number := os.read(heard, 1)[0]) not in exit_codes.STOP_SIGNALS:
             pass
         self._request(number, None)
         time.sleep(self._deadline_seconds)
@@ -70,4 +69,4 @@ class StopOnSignal(Hook):
             f"error: rank {self._rank}: not ended {self._deadline_seconds:g} s after {signal.Signals(number).name} "
             f"(checkpoint.preempt_deadline_seconds); {newest_checkpoint(session.run.run_dir)}"
         )
-        os._exit(1)
+        os._exit(exit_codes.FAILED)

@@ -92,6 +92,40 @@ def test_the_note_beats(tmp_path: Path) -> None:
     lock.release()
 
 
+def test_the_note_says_that_training_advances(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path, beat_seconds=0.05)
+
+    def note() -> dict:
+        return json.loads(subprocess.run(["cat", str(tmp_path / LOCK)], capture_output=True, check=True).stdout)
+
+    assert note()["doing"] == "starting"
+    lock.advance("step", 7, 300.0)
+    time.sleep(0.7)
+    first = note()
+    assert (first["doing"], first["step"], first["limit_seconds"]) == ("step", 7, 300.0)
+    assert first["quiet_seconds"] >= 0.5, "the thread lives and has beaten meanwhile: it is no step"
+    lock.advance("saving step 8", 8, 300.0)
+    time.sleep(0.2)
+    second = note()
+    assert second["beats"] > first["beats"] and second["doing"] == "saving step 8"
+    assert second["quiet_seconds"] < first["quiet_seconds"] + 0.2
+    lock.release()
+
+
+def test_a_job_that_hangs_is_refused_as_one(tmp_path: Path) -> None:
+    """It keeps the folder: it may write again."""
+    hanging = HOLD.replace(
+        'print("held"', 'lock.advance("step", 7, 0.5); time.sleep(1); lock._write_note(); print("held"'
+    )
+    with subprocess.Popen([sys.executable, "-c", hanging, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(
+            UserError, match=rf"in use by process {holder.pid} on .*, which hangs \(step for 0:00:0\d\)"
+        ):
+            RunLock(tmp_path)
+        holder.kill()
+
+
 def test_a_lock_that_was_removed_is_noticed(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     lock.require()

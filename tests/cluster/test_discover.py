@@ -38,6 +38,27 @@ SLURM = {
     "SLURM_JOB_ID": "42",
     "SLURM_STEP_ID": "0",
 }
+# As Slurm's and Flux's code for Cray's MPI, and jobs of Aurora, name them.
+PALS = {
+    "PALS_RANKID": "9",
+    "PALS_LOCAL_RANKID": "1",
+    "PALS_LOCAL_SIZE": "8",
+    "PALS_NODEID": "1",
+    "PALS_APID": "4f0e",
+    "MASTER_ADDR": "first",
+    "WORLD_SIZE": "16",
+}
+# As flux-core's own tests and flux-environment(7) name them, with the PMI variables of its shell.
+FLUX = {
+    "FLUX_TASK_RANK": "5",
+    "FLUX_TASK_LOCAL_ID": "1",
+    "FLUX_JOB_SIZE": "8",
+    "FLUX_JOB_NNODES": "2",
+    "FLUX_JOB_ID": "f7q2",
+    "PMI_RANK": "5",
+    "PMI_SIZE": "8",
+    "MASTER_ADDR": "first",
+}
 MSRUN = {
     "MS_ROLE": "MS_WORKER",
     "RANK_ID": "1",
@@ -69,6 +90,34 @@ def test_mpich() -> None:
     rank = discover(MPICH)
     assert (rank.rank, rank.world_size, rank.local_rank, rank.local_world_size) == (5, 8, 1, 4)
     assert (rank.master_address, rank.launcher) == ("first", "mpich")
+
+
+def test_pals() -> None:
+    rank = discover(PALS)
+    assert (rank.rank, rank.world_size, rank.local_rank, rank.local_world_size) == (9, 16, 1, 8)
+    assert (rank.master_address, rank.launcher) == ("first", "pals")
+    cray = {name: value for name, value in PALS.items() if name != "WORLD_SIZE"} | {"PMI_RANK": "9", "PMI_SIZE": "16"}
+    assert discover(cray) == rank
+    one_node = {"PALS_RANKID": "1", "WORLD_SIZE": "8"}
+    assert discover({**PALS, **one_node, "MASTER_ADDR": ""}).master_address == "127.0.0.1"
+    assert discover({**PALS, "PALS_APID": "another"}).master_port != rank.master_port
+
+
+def test_flux() -> None:
+    rank = discover(FLUX)
+    assert (rank.rank, rank.world_size, rank.local_rank, rank.local_world_size) == (5, 8, 1, 4)
+    assert (rank.master_address, rank.launcher) == ("first", "flux")
+    uneven = discover({**FLUX, "FLUX_JOB_SIZE": "7"})
+    assert uneven.local_world_size is None
+    assert discover({**FLUX, "FLUX_JOB_NNODES": "1", "MASTER_ADDR": ""}).master_address == "127.0.0.1"
+
+
+def test_variables_of_pals_under_other_launchers() -> None:
+    """srun --mpi=cray_shasta and Flux set them for Cray's MPI."""
+    pals = {name: value for name, value in PALS.items() if name.startswith("PALS")}
+    assert discover({**SLURM, **pals}) == discover(SLURM)
+    assert discover({**FLUX, **pals}) == discover(FLUX)
+    assert discover({**SLURM, **FLUX, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}) == discover(FLUX)
 
 
 def test_slurm_step() -> None:
@@ -178,6 +227,11 @@ def test_no_launcher() -> None:
         ),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}, "MASTER_ADDR"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2", "MASTER_ADDR": "first"}, "MPI_LOCALRANKID"),
+        ({name: value for name, value in PALS.items() if name != "WORLD_SIZE"}, "pals: no variable has the number"),
+        ({**PALS, "MASTER_ADDR": ""}, "pals: several nodes, but MASTER_ADDR is missing"),
+        ({**FLUX, "MASTER_ADDR": ""}, "flux: several nodes, but MASTER_ADDR is missing"),
+        ({"FLUX_JOB_SIZE": "8"}, "FLUX_TASK_RANK is missing"),
+        ({**FLUX, **TORCHRUN}, "RANK=3 of WORLD_SIZE=4 contradicts FLUX_TASK_RANK=5"),
         ({**SLURM, "SLURM_PROCID": "7"}, "rank 7"),
         ({**SLURM, "SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST"),
         ({name: value for name, value in MSRUN.items() if name != "MS_NODE_ID"}, "--node_rank"),

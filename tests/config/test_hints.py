@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_products_are_no_recipes(tmp_path: Path, reader: str) -> None:
     assert "name it there as windows" in message(tmp_path, reader, windows)
     manifest = {"format": "kaiyuan-phase", "seal": ""}
     assert "a file that this project wrote (kaiyuan-phase)" in message(tmp_path, reader, manifest)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_files_of_other_programs_are_named(tmp_path: Path, reader: str) -> None:
+    vocabulary = {f"w{number}": number for number in range(5000)}
+    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
+    found = message(tmp_path, reader, tokenizer)
+    assert found.startswith(f"is a tokenizer (tokenizer.json), not {KINDS[reader].name}; name a YAML file")
+    assert "the configuration of a model" in message(tmp_path, reader, {"model_type": "qwen3", "vocab_size": 5})
+    # Of any other file with many fields a message stays one that can be read.
+    strange = {"a field of the table of another program " * 3 + str(number): number for number in range(500)}
+    found = message(tmp_path, reader, strange)
+    assert len(found) < 1300 and re.search(r"; and \d+ more$", found)
 
 
 def test_the_kinds_are_the_classes() -> None:

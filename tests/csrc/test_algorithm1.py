@@ -178,7 +178,7 @@ def test_datasets_are_interleaved_in_proportion(sizes, part):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_no_prefix_strays_further_than_the_bound(sizes):
-    """csrc/algorithm1.h: -(1 - N_i / N) <= given_i - k N_i / N <= (D - 1) N_i / N."""
+    """csrc/curriculum/algorithm1.h: -(1 - N_i / N) <= given_i - k N_i / N <= (D - 1) N_i / N."""
     words = build(random_datasets(sizes)).words
     share = np.asarray(sizes) / sum(sizes)
     given_so_far = np.cumsum(given_rows(words)[:, None] == np.arange(len(sizes)), axis=0)

@@ -33,7 +33,7 @@ def pack(lengths: list[int], pack_length: int, window: int, cuts: tuple[int, ...
 
 
 def reference(lengths: list[int], pack_length: int, window: int) -> list[Entry]:
-    """The rule of csrc/packing.h, searched from the start for every piece."""
+    """The rule of csrc/curriculum/packing.h, searched from the start for every piece."""
     pieces = [
         (document, first, min(pack_length, length - first))
         for document, length in enumerate(lengths)

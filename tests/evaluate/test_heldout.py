@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 import torch
@@ -64,6 +67,23 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
         all_predicted += predicted
     assert result["nats_per_token"] == pytest.approx(np.mean(all_nats), abs=1e-5)
     assert result["unigram_entropy"] == pytest.approx(scipy.stats.entropy(np.bincount(all_predicted)))
+
+
+def test_bits_per_byte_are_of_all_bytes(tmp_path: Path) -> None:
+    predictor = predictor_of_transformers(load_network(write_model(tmp_path / "model")))
+    sizes = {"code": 12, "english": 5}
+    prefixes = [write_corpus(tmp_path / name, random_documents(count, seed=count)) for name, count in sizes.items()]
+    for prefix, count in zip(prefixes, sizes.values(), strict=True):
+        pq.write_table(pa.table({"bytes": [100 + 7 * row for row in range(count)]}), f"{prefix}.meta.parquet")
+    corpora = open_corpora(prefixes)
+    result = held_out_loss(predictor, corpora, 32, token_limit=None)
+    # Of 17 documents laid end to end: nats of each corpus, all of its tokens counted.
+    nats = sum(result["domains"][name]["nats_per_token"] * corpora[name].num_tokens for name in sizes)
+    size = sum(100 + 7 * row for count in sizes.values() for row in range(count))
+    assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    (tmp_path / "english.meta.parquet").unlink()
+    result = held_out_loss(predictor, open_corpora(prefixes), 32, token_limit=None)
+    assert result["bits_per_byte"] is None and result["domains"]["code"]["bits_per_byte"] > 0
 
 
 @pytest.mark.parametrize("limit", [None, 150])

@@ -283,7 +283,7 @@ TARGETS = (
     ),
     _sealed("acceptance", _named("acceptance.json", _ACCEPTANCE, {"identity": "i", "checks": [_CHECK]}), _acceptance),
     _sealed("journal", _journal, _settle),
-    Target("record-metrics", _metrics, json_damage.rows, [_history, _status]),
+    Target("record-metrics", _metrics, json_damage.rows, [_history, _status], lenient=True),
     Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
     Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),
 )

@@ -10,11 +10,13 @@ import resource
 import select
 import shutil
 import signal
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from megatron_kaiyuan.errors import UserError
@@ -23,6 +25,8 @@ from megatron_kaiyuan.errors import UserError
 _MEMORY = 4 << 30
 # For one file; and before the first, while the readers are imported on a busy machine.
 _SECONDS, _START_SECONDS = 60.0, 600.0
+ROOT = Path(__file__).resolve().parents[2]
+_OURS = tuple(str(ROOT / package) + os.sep for package in ("megatron_kaiyuan", "data_tools"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Target:
             None: an accepted file may have other words in it, and no other numbers.
         seal: called after each damage, for checksums in other files.
         prepare: held by the process that makes the files and reads them.
+        lenient: the readers leave out what they cannot use, so that no file need be refused.
     """
 
     name: str
@@ -44,15 +49,23 @@ class Target:
     read: Sequence[Callable[[Path], Any]]
     seal: Callable[[Path], None] | None = None
     prepare: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    lenient: bool = False
 
 
 @dataclass
 class Outcome:
-    """How many files were accepted and refused, and what went wrong: seed and what happened."""
+    """What came of the files of a target.
+
+    Attributes:
+        accepted, refused: how many files were.
+        faults: what went wrong: seed and what happened.
+        reached: lines of the packages that the readers run for the whole file, as `data_tools/cli.py:7`.
+    """
 
     accepted: int = 0
     refused: int = 0
     faults: list[tuple[int, str]] = field(default_factory=list)
+    reached: list[str] = field(default_factory=list)
 
     def kinds(self) -> Counter[str]:
         return Counter(text for _, text in self.faults)
@@ -64,6 +77,9 @@ def run(target: Target, folder: Path, seeds: Iterable[int]) -> Outcome:
     while left:
         last = None
         for seed, kind, text in _in_child(target, _emptied(folder), left):
+            if kind == "reached":
+                outcome.reached = text.split()
+                continue
             last = seed
             if kind == "fault":
                 outcome.faults.append((seed, text))
@@ -123,7 +139,9 @@ def _serve(target: Target, folder: Path, seeds: list[int], writing: int) -> None
         with target.prepare():
             path = target.make(folder)
             raw = path.read_bytes()
-            whole = [read(path) for read in target.read]
+            with _lines() as reached:
+                whole = [read(path) for read in target.read]
+            say(-1, "reached", " ".join(sorted(reached)))
             _limit_memory()
             for seed in seeds:
                 say(seed, "begin")
@@ -135,6 +153,30 @@ def _serve(target: Target, folder: Path, seeds: list[int], writing: int) -> None
     except BaseException:
         traceback.print_exc()
         os._exit(3)
+
+
+@contextlib.contextmanager
+def _lines() -> Iterator[set[str]]:
+    """Note which lines of the packages run."""
+    found: set[str] = set()
+
+    def called(frame: FrameType, event: str, _: Any) -> Any:
+        file = frame.f_code.co_filename
+        if not file.startswith(_OURS):
+            return None
+        name = os.path.relpath(file, ROOT)
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            found.add(f"{name}:{frame.f_lineno}")
+            return line
+
+        return line
+
+    sys.settrace(called)
+    try:
+        yield found
+    finally:
+        sys.settrace(None)
 
 
 def _quiet() -> None:

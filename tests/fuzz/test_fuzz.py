@@ -30,10 +30,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [target.name for target in TARGETS])
-def test_damaged_files_are_refused_in_one_line_or_read_right(name: str, outcomes: dict[str, Any]) -> None:
-    assert outcomes[name]["faults"] == []
-    assert outcomes[name]["refused"] > 0, "the damage does nothing"
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_damaged_files_are_refused_in_one_line_or_read_right(target: Target, outcomes: dict[str, Any]) -> None:
+    assert outcomes[target.name]["faults"] == []
+    assert outcomes[target.name]["refused"] > 0 or target.lenient, "the damage does nothing"
 
 
 def test_a_reader_that_fails_is_found(tmp_path: Path) -> None:

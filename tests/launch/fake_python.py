@@ -19,6 +19,7 @@ case "$*" in
     *realpath*) cat "$(dirname "$0")/version" 2>/dev/null || echo "3.11.7 of /opt/python" ;;
     "-m venv "*) mkdir -p "$3/bin" && : >"$3/pyvenv.cfg" && cp "$0" "$3/bin/python" ;;
     *"pip install"*) : >"$home/sound" ;;
+    *"pip wheel"*) rest="${{*##*--wheel-dir }}" && : >"${{rest%% -r *}}/one-1.0-py3-none-any.whl" ;;
 esac
 """
 

@@ -101,3 +101,26 @@ def test_manifest_of_kubernetes_starts_what_it_says(recipe: Path) -> None:
     assert code == 0, errors
     command = output.replace("'", "")
     assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint kaiyuan-master-0:23456" in command
+
+
+def test_variables_of_kubeflows_trainer_are_read_or_refused(recipe: Path) -> None:
+    """They are torchrun's own; beside this script's options they would make a job of one node wait for a second one."""
+    pod = {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "kaiyuan-node-0-0.kaiyuan",
+        "PET_MASTER_PORT": "29400",
+    }
+    command = _command("torchrun.sh", recipe, **pod)
+    assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint kaiyuan-node-0-0.kaiyuan:29400" in command
+    assert "--nproc-per-node 1 " in command
+    # What is said to the script itself counts.
+    assert "--nproc-per-node 2 " in _command("torchrun.sh", "--nproc-per-node", 2, recipe, **pod)
+    assert "--standalone --nproc-per-node 1 " in _command(
+        "torchrun.sh", recipe, PET_NNODES="1", PET_NPROC_PER_NODE="auto"
+    )
+    for script in ("torchrun.sh", "train.sh"):
+        with launched(script, "--dry-run", recipe, environ={**pod, "PET_MAX_RESTARTS": "3"}) as job:
+            code, _, errors = job.finish()
+        assert (code, errors.count("\n")) == (2, 1) and errors.startswith("error: PET_MAX_RESTARTS=3 is not read")

@@ -95,5 +95,5 @@ def test_job_ends_says_which_node_and_goes_on(hosts: list[str], recipe: Path, tm
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert f"rank 1 does not answer (host {hosts[1]}, process " in ends[0][2]
     assert "the store at 10.77.0.1:29500 does not answer" in ends[1][2]
-    assert all("; restart 1 of 8 from step " in output for _, output, _ in ends)
+    assert all("; restart 1 of 8 without a newer checkpoint, from step " in output for _, output, _ in ends)
     assert len(losses(tmp_path)) == STEPS > steps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,21 @@ def test_npus_bring_their_file_before_all_others(tmp_path: Path) -> None:
     assert python.source("/npu", KAIYUAN_NPU="1").returncode == 0
     assert python.source("/none", KAIYUAN_NPU="0").returncode == 0
     assert python.installed() == [["requirements-npu.txt"], RUN_TIME, RUN_TIME]
+
+
+def test_wheels_for_a_machine_without_a_network(tmp_path: Path) -> None:
+    """One command fetches what the other one will ask for, and names it."""
+    python = FakePython(tmp_path)
+    command = ["bash", ROOT / "launch" / "make_env.sh", "--wheels", tmp_path / "wheelhouse"]
+    environ = {**os.environ, "PYTHON": str(python.program), "KAIYUAN_NPU": "0"}
+    done = subprocess.run([*command, "--dev"], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fetched = [Path(line.split()[-1]).name for line in python.calls() if "pip wheel" in line]
+    assert fetched == [*RUN_TIME, "requirements-dev.txt"]
+    assert "1 wheels" in done.stdout and done.stdout.rstrip().endswith("wheelhouse source launch/setup_env.sh --dev")
+    assert not python.installed() and (tmp_path / "wheelhouse" / "one-1.0-py3-none-any.whl").exists()
+    done = subprocess.run(command[:3], env=environ, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: set-up: --wheels needs a folder to write the wheels to\n"
 
 
 def pins(name: str) -> dict[str, Requirement]:

@@ -53,8 +53,8 @@ def watched(look: Callable[[Seen, int, torch.Tensor], None], micro_batches: int 
     """Run a step under a watch."""
     from megatron_kaiyuan.monitor.forensics import TensorWatch
 
-    model, network = network_of(**changes)
-    handles = TensorWatch(network, model, look).handles
+    _, network = network_of(**changes)
+    handles = TensorWatch(network, look).handles
     try:
         step(network, micro_batches)
     finally:

@@ -54,7 +54,7 @@ def make_capsule(
         if micro_batch == 1 and (seen.part, seen.layer) == PLACES[part][:2]:
             peaks[seen.tensor, seen.direction] = float(tensor.abs().amax())
 
-    TensorWatch(network, model, look)
+    TensorWatch(network, look)
     tensor = PLACES[part][2 if direction == "forward" else 3]
     seen = Seen(part, PLACES[part][1], tensor, "module", direction)  # type: ignore[arg-type]
     capture = Capture(network, seen, micro_batch=1)

@@ -14,7 +14,9 @@ from small_recipe import KAIYUAN_2B
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.planning.failures import Assumed, losses
 from megatron_kaiyuan.planning.plan import USABLE, Plan, make_plan
+from megatron_kaiyuan.planning.records import Costs, as_record
 from megatron_kaiyuan.planning.show import as_text
 from megatron_kaiyuan.platform.figures import device_named
 from tests.data.small_corpora import write_corpus
@@ -54,19 +56,20 @@ def test_the_best_comes_first_and_what_does_not_fit_last() -> None:
 
 
 def test_the_table_names_assumptions_and_what_is_too_large() -> None:
-    text = as_text(planned(8, "910a"), every_micro_batch=False)
-    assert "28% of the peak" in text and "Puro-2B" in text and "Hot Chips" in text and "HCCL's of 2 x 200 MB" in text
+    text = as_text(planned(8, "910a"), every_layout=False)
+    assert "56% of the peak (no published run on it" in text and "Hot Chips" in text and "HCCL's of 2 x 200 MB" in text
     found = planned(8, "910a", memory_gib=14)
-    text = as_text(found, every_micro_batch=False)
-    rows = [line for line in text.splitlines() if " TP 1 PP" in line]
-    assert len(rows) == 3 and all("GiB,  of which activations" in row for row in rows)
+    text = as_text(found, every_layout=False)
+    assert "*     TP 1 PP 1 DP 8  micro 1:  26.1 GiB,  of which activations 9.01" in text
     assert text.splitlines()[-1].startswith("plan: ")
-    assert len(as_text(found, every_micro_batch=True).splitlines()) > len(text.splitlines())
+    assert len(as_text(found, every_layout=True).splitlines()) > len(text.splitlines())
 
 
 def test_the_table_tells_what_is_sent() -> None:
     """Of the layout TP 2, PP 2, DP 256: a quarter of the gradients, 4 bytes each, and of the weights, 2 bytes each."""
-    lines = [line.split() for line in as_text(planned(1024, "h100"), every_micro_batch=False).splitlines()]
+    text = as_text(planned(1024, "h100"), every_layout=False)
+    # Without the spans of times.
+    lines = [[word for word in line.split() if word[0] != "("] for line in text.splitlines()]
     (head,) = (words for words in lines if words[:2] == ["TP", "SP"])
     # A row without sequence parallelism has no word for it.
     (row,) = (words for words in lines if words[:3] == ["2", "2", "256"])
@@ -77,14 +80,61 @@ def test_the_table_tells_what_is_sent() -> None:
 
 def test_what_is_not_counted_is_said() -> None:
     slower = ["model.qk_layernorm=false", "optimizer.qk_clip_tau=100", "model.fp32_head=true"]
-    text = as_text(planned(8, "h100", *slower), every_micro_batch=False)
+    text = as_text(planned(8, "h100", *slower), every_layout=False)
     assert "not counted: the time that optimizer.qk_clip_tau takes" in text
     assert "not counted: that model.fp32_head multiplies" in text
-    assert "not counted" not in as_text(planned(8, "h100"), every_micro_batch=False)
+    assert "not counted" not in as_text(planned(8, "h100"), every_layout=False)
+
+
+def test_a_screen_holds_the_plan() -> None:
+    """The recipe's own layout is there wherever it stands; the rest is in --all."""
+    own = "parallel.tensor_model_parallel_size=8", "parallel.pipeline_model_parallel_size=4"
+    for found in (planned(256, "h100", TOKENS, *own), planned(64, "910a"), planned(8, "h100"), planned(1, "cpu")):
+        lines = as_text(found, every_layout=False).splitlines()
+        assert len(lines) <= 40 and max(map(len, lines)) <= 185
+        assert sum(line.startswith("*  ") for line in lines) == 1
+    lines = as_text(planned(256, "h100", TOKENS, *own), every_layout=False).splitlines()
+    assert any("slower layouts fit: --all shows them" in line for line in lines)
+
+
+def test_each_time_has_its_span() -> None:
+    """Of published runs on that kind of device; by hand none is known."""
+    found = planned(64, "h100", TOKENS)
+    text = as_text(found, every_layout=False)
+    assert "steps took 0.8 to 1.25 of the planned time there" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("*  "))
+    days = found.layouts[0].speed is not None and found.days(found.layouts[0].speed)
+    assert row.endswith(f"({0.8 * days:,.1f}-{1.25 * days:,.1f})") and row.count("(") == 2
+    by_hand = as_text(planned(64, "h100", TOKENS, mfu=0.4), every_layout=False)
+    assert "(given by hand); times are as right as that is" in by_hand
+    assert not any("(" in line for line in by_hand.splitlines() if line.startswith("*  "))
+
+
+def test_hours_money_and_failures() -> None:
+    found = planned(64, "h100", TOKENS, "checkpoint.asynchronous=false")
+    lost = losses(found, found.layouts[0], Assumed(mtbf_hours=1000, restart_minutes=30))
+    assert lost is not None and found.layouts[0].speed is not None
+    costs = Costs(price=2.0, assumed=Assumed(mtbf_hours=1000, restart_minutes=30))
+    lines = as_text(found, every_layout=False, costs=costs).splitlines()
+    (hours,) = (line for line in lines if line.startswith("the best takes"))
+    all_hours = found.layouts[0].speed.step_seconds * 262_260 * 64 / 3600 * (1 + lost.lost)
+    assert f"the best takes {all_hours:,.0f} device-hours (" in hours
+    assert f", {2 * all_hours:,.0f} (" in hours and "at 2 for a device and hour" in hours
+    (failures,) = (line for line in lines if line.startswith("failures:"))
+    assert "one in 16 hours" in failures and "1,000 h a device, given by hand" in failures and "30 minutes" in failures
+    (saves,) = (line for line in lines if line.startswith("saves:"))
+    assert "every 400 steps" in saves and f"checkpoint.save_every_steps={lost.best_steps} " in saves
+    row = as_record(found, costs)["layouts"][0]
+    assert row["failures"]["best_save_every_steps"] == lost.best_steps
+    assert row["cost"] == 2 * row["device_hours"] and row["failures"]["lost_part"] == lost.lost
+    # A run that would never end is written as null: JSON has no infinity.
+    endless = as_record(found, Costs(assumed=Assumed(mtbf_hours=0.001)))
+    assert endless["layouts"][0]["failures"]["lost_part"] is None
+    assert "add more than 10 times" in as_text(found, False, Costs(assumed=Assumed(mtbf_hours=0.001)))
 
 
 def test_nothing_fits() -> None:
-    text = as_text(planned(1, "h100", memory_gib=16), every_micro_batch=False)
+    text = as_text(planned(1, "h100", memory_gib=16), every_layout=False)
     assert "no layout fits" in text and text.splitlines()[-1].startswith("plan: none of ")
 
 
@@ -108,10 +158,39 @@ def test_tokens_are_those_of_the_phases_where_they_are_there(tmp_path: Path, mon
 
 
 def test_figures_by_hand_and_no_figures() -> None:
-    text = as_text(planned(64, "rtx4090", mfu=0.4, memory_gib=24, peak_tflops=165), every_micro_batch=False)
+    text = as_text(planned(64, "rtx4090", mfu=0.4, memory_gib=24, peak_tflops=165), every_layout=False)
     assert "64 x rtx4090: 24.0 GiB, 165 TFLOP/s" in text and "40% of the peak (given by hand)" in text
-    text = as_text(planned(2, "cpu", "train.seq_length=256", "train.precision=fp32"), every_micro_batch=False)
+    # No run on it is known, nor its memory's speed.
+    text = as_text(planned(64, "rtx4090", memory_gib=24, peak_tflops=165), every_layout=False)
+    assert "56% of the peak (no published run on it" in text and "OPT-175B" in text
+    text = as_text(planned(2, "cpu", "train.seq_length=256", "train.precision=fp32"), every_layout=False)
     assert "no times: give --peak-tflops" in text
+
+
+def test_a_measured_speed_gives_the_utilization_back() -> None:
+    """The plan's own TFLOP/s of the recipe's layout, taken for measured."""
+    layout = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
+    found = planned(64, "h100", *layout, mfu=0.37)
+    (own,) = (one for one in found.layouts if one.is_recipe(found.run))
+    assert own.speed is not None
+    measured = own.speed.tflops_per_gpu / 989.4
+    again = make_plan(Path(KAIYUAN_2B), layout, 64, device_named("h100"), None, measured)
+    assert measured < 0.3 and again.mfu == pytest.approx(0.37, rel=0.001) and again.spread is None
+    with pytest.raises(UserError, match=r"^--measured-mfu 0\.9: more than the recipe's layout can reach on 64 x h100"):
+        make_plan(Path(KAIYUAN_2B), layout, 64, device_named("h100"), None, 0.9)
+    with pytest.raises(
+        UserError, match=r"^--measured-mfu: the peak of --gpu cpu is not known; give --peak-tflops too$"
+    ):
+        make_plan(Path(KAIYUAN_2B), ["train.precision=fp32"], 1, device_named("cpu"), None, 0.4)
+    with pytest.raises(UserError, match="the recipe's own layout is not legal on --gpus 6; give"):
+        make_plan(
+            Path(KAIYUAN_2B),
+            ["parallel.pipeline_model_parallel_size=4", "train.global_batch_size=1536"],
+            6,
+            device_named("h100"),
+            None,
+            0.3,
+        )
 
 
 def test_needs_no_torch() -> None:

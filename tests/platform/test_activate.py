@@ -95,10 +95,12 @@ def test_ranks_of_a_node_share_its_cores() -> None:
 def test_cuda_leaves_torch_alone() -> None:
     """With a GPU that is only claimed: megatron-core gets what it lacks for clipping, and nothing else changes."""
     succeeds("""
+        import types
         import torch
         chosen = []
         torch.cuda.device_count = lambda: 2
         torch.cuda.set_device = chosen.append
+        torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="0")
         from megatron_kaiyuan import platform
         before = torch.Tensor.cuda, torch.Tensor.type, torch.zeros
         assert platform.activate("cuda", local_rank=1).device == torch.device("cuda", 1)
@@ -135,9 +137,11 @@ def test_cuda_says_which_libraries_it_found(tmp_path: Path) -> None:
     succeeds(f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
+        import types
         import torch
         torch.cuda.device_count = lambda: 1
         torch.cuda.set_device = lambda device: None
+        torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="0")
         from megatron_kaiyuan import platform
         findings = platform.activate("cuda").findings
         assert findings["optimizer"] == findings["clipping"] == "Transformer Engine not installed; Apex not installed"
@@ -151,9 +155,11 @@ def test_a_library_that_megatron_cannot_load_is_named(tmp_path: Path) -> None:
     succeeds(f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
+        import types
         import torch
         torch.cuda.device_count = lambda: 1
         torch.cuda.set_device = lambda device: None
+        torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="0")
         from megatron_kaiyuan import errors, platform
         try:
             platform.activate("cuda")
@@ -177,6 +183,63 @@ def test_missing_devices_and_packages_are_one_line() -> None:
                 print(error)
         """)
         assert expected in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("platform", "environ", "advice"),
+    [
+        ("auto", {}, "the Slurm job asked for none; submit it with --gpus-per-node"),
+        ("cuda", {"SLURM_JOB_GPUS": "0,1"}, "the job has them and srun's step does not; give srun --gpus-per-node"),
+        ("auto", {"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides them; unset it"),
+        ("auto", {"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}, "built without CUDA; install one with CUDA"),
+    ],
+)
+def test_node_whose_gpus_this_process_does_not_see(platform: str, environ: dict[str, str], advice: str) -> None:
+    """Neither the processor nor a missing word: the line says what the node has and what hides it."""
+    done = run(
+        f"""
+        import torch
+        torch.cuda.is_available, torch.cuda.device_count, torch.version.cuda = lambda: False, lambda: 0, None
+        from pathlib import Path
+        from megatron_kaiyuan import platform
+        from megatron_kaiyuan.platform import present
+        from megatron_kaiyuan.platform.base import NoDevice
+        present._entries = lambda folder, form: 4 if str(folder) == "/proc/driver/nvidia/gpus" else 0
+        try:
+            platform.activate({platform!r})
+        except NoDevice as error:
+            print(error.whole_node, error)
+    """,
+        SLURM_STEP_ID="0",
+        **environ,
+    )
+    assert done.stdout.startswith(
+        "True platform: this node has 4 GPUs (/proc/driver/nvidia/gpus) and this process sees"
+    )
+    assert advice in done.stdout and "platform=cpu" in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
+
+
+def test_rank_that_sees_its_own_gpu_only() -> None:
+    """--gpus-per-task=1: each of two tasks sees one device, as number 0."""
+    code = """
+        import types
+        import torch
+        torch.cuda.device_count = lambda: 1
+        torch.cuda.set_device = lambda device: None
+        torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="0")
+        from megatron_kaiyuan import platform
+        from megatron_kaiyuan.platform.base import NoDevice
+        try:
+            print(platform.activate("cuda", local_rank=1, local_world_size=2).device)
+        except NoDevice as error:
+            print(error.whole_node, error)
+    """
+    own = {"SLURM_STEP_GPUS": "1", "SLURM_JOB_GPUS": "0,1", "SLURM_GPUS_ON_NODE": "2"}
+    assert run(code, **own).stdout == "cuda:0\n"
+    shared = {"SLURM_STEP_GPUS": "0", "SLURM_JOB_GPUS": "0", "SLURM_GPUS_ON_NODE": "1"}
+    for environ in (shared, {**own, "TORCHELASTIC_RUN_ID": "1"}):
+        printed = run(code, **environ).stdout
+        assert printed.startswith("False platform: local rank 1 of 2 has no GPU, this node shows 1; start fewer")
 
 
 def test_a_process_has_one_platform() -> None:

@@ -73,6 +73,8 @@ def mean_loss(*arguments: Any) -> Any:
             loss, seen = loss * torch.nan, {"loss": seen["loss"] * torch.nan}
         elif fault["kind"] == "infinite_gradient" and is_here(fault):
             loss = loss + (loss - loss.detach()) * torch.inf
+        elif fault["kind"] == "delay" and fault["rank"] == torch.distributed.get_rank():
+            time.sleep(fault["seconds"])
         elif fault["kind"] == "loss":
             seen = {"loss": seen["loss"] + fault["by"]}
     return loss, seen

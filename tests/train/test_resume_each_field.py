@@ -110,6 +110,9 @@ SAME_BITS = {
     "monitor.headroom_warning_bits": "monitor.headroom_warning_bits=5",
     "monitor.overflow_capsules": "monitor.overflow_capsules=1",
     "monitor.overflow_capsule_scale": "monitor.overflow_capsule_scale=1",
+    "monitor.notify_command": "monitor.notify_command=cat",
+    "monitor.notify_events": "monitor.notify_events=[end]",
+    "monitor.notify_timeout_seconds": "monitor.notify_timeout_seconds=3",
     "monitor.tensorboard": "monitor.tensorboard=true",
     "monitor.wandb_project": "monitor.wandb_project=other",
     "monitor.swanlab_project": "monitor.swanlab_project=other",
@@ -131,6 +134,7 @@ ELSEWHERE = {
     "parallel.tensor_model_parallel_size": "tests/train/test_reshard.py",
     "parallel.pipeline_model_parallel_size": "tests/train/test_reshard.py",
     "parallel.virtual_pipeline_model_parallel_size": "tests/train/test_reshard.py",
+    "monitor.prometheus_file": "tests/monitor/test_prometheus.py",
     "parallel.sequence_parallel": "tests/train/test_parallel.py",
     "parallel.overlap_param_gather": "tests/train/test_parallel.py",
     "parallel.context_parallel_size": "only 1 is accepted",
@@ -228,7 +232,7 @@ def left_out(session: Session) -> list[list[int]]:
 
     session.state.progress.tokens += 3 * TOKENS_PER_STEP
     session.hooks = []
-    went_back(session, StepResult(math.nan, math.nan, 1024.0, True, Fault("a test", "rollback"), Votes(), 0.1))
+    went_back(session, StepResult(math.nan, math.nan, True, 1024.0, True, Fault("a test", "rollback"), Votes(), 0.1))
     return session.state.progress.left_out
 
 

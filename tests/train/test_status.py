@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -28,8 +29,11 @@ def test_a_run_from_its_start_to_its_end(recipe: Path, tmp_path: Path) -> None:
         assert (found.step, found.tokens) == (max(metrics(run_dir)), max(metrics(run_dir)) * TOKENS_PER_STEP)
         assert found.holder is not None and found.holder["pid"] == job.ranks[0]
         assert found.total_steps is not None and found.total_steps > STEPS and found.seconds_left is not None
+        assert found.holder["doing"] == "step" and found.holder["step"] >= 1
         later = read_status(run_dir, now=time.time() + 3600)
-        assert (later.state, later.exit_code) == ("stalled", 1) and later.row_age is not None and later.row_age >= 3600
+        assert (later.state, later.exit_code) == ("hung", 1) and later.row_age is not None and later.row_age >= 3600
+        assert later.quiet_seconds is not None and later.quiet_seconds >= 3600
+        assert re.search(r"held by process \d+ on .*: \w+.* for 1:00:\d\d", "\n".join(later.lines()))
         os.kill(job.ranks[0], signal.SIGCONT)
         job.send_signal(signal.SIGKILL)
         job.wait(60)
@@ -81,6 +85,41 @@ def test_the_note_of_another_machine_is_watched(tmp_path: Path) -> None:
         os._exit(0)
     assert lock.holder(tmp_path, watch_seconds=10) == note | {"beats": 2}
     os.wait()
+
+
+NOTE = {"host": "node7", "boot": "another", "pid": 7, "started": 900.0, "time": 1000.0, "beats": 9, "step": 3}
+
+
+@pytest.mark.parametrize(
+    ("doing", "quiet", "seconds_per_step", "state"),
+    [
+        ("step", 20.0, 1.0, "training"),
+        ("step", 310.0, 1.0, "hung"),
+        # A long step is no hang, and neither is what may take longer than a step.
+        ("step", 310.0, 100.0, "training"),
+        ("saving step 3", 310.0, 1.0, "training"),
+        ("saving step 3", 610.0, 1.0, "hung"),
+        ("first step", 610.0, 1.0, "hung"),
+    ],
+)
+def test_a_job_whose_process_lives_and_does_not_come_further(
+    doing: str, quiet: float, seconds_per_step: float, state: str, tmp_path: Path
+) -> None:
+    """Its beats go on, as seen by the watch."""
+    rows = [
+        {"event": "start", "step": 0, "tokens": 0, "total_steps": 9, "time": 901.0},
+        *({"step": step, "seconds_per_step": seconds_per_step, "time": 950.0 + step} for step in (1, 2, 3)),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    note = NOTE | {"doing": doing, "quiet_seconds": quiet, "limit_seconds": 600.0 if doing != "step" else 2000.0}
+    (tmp_path / "lock").write_text(json.dumps(note))
+    if os.fork() == 0:
+        time.sleep(0.3)
+        (tmp_path / "lock").write_text(json.dumps(note | {"beats": 10}))
+        os._exit(0)
+    found = read_status(tmp_path, now=1000.0)
+    os.wait()
+    assert (found.state, found.quiet_seconds) == (state, quiet)
 
 
 def test_looking_does_not_keep_a_job_out(tmp_path: Path) -> None:

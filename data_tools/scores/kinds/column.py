@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.reading.arrow_values import is_number, to_doubles
+from data_tools.reading.arrow_values import in_words, is_number, to_doubles
 from data_tools.scores.scorer import MEASURE, identity_of, measures
 from data_tools.steps.step import column_list
 from megatron_kaiyuan.errors import UserError
@@ -46,7 +46,7 @@ class ColumnScorer:
             raise UserError(f"column {self.column!r} is not in the input, which has {column_list(batch.schema.names)}")
         kind = batch.schema.field(position).type
         if not (is_number(kind) or pa.types.is_boolean(kind)):
-            raise UserError(f"column {self.column!r} holds {kind}, not numbers; it cannot be a score")
+            raise UserError(f"column {self.column!r} is {in_words(kind)}, not numbers; it cannot be a score")
         values = batch.column(position)
         if pa.types.is_boolean(kind):
             values = values.cast(pa.int8())

@@ -48,7 +48,7 @@ class MixRecipe(TaskFields):
         int, Field(ge=0, description="pairs of runs on the best mixture and the corpora's own shares")
     ] = 3
     level: Annotated[float, Field(gt=0.5, lt=1, description="of intervals")] = 0.9
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1234
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="of the mixtures that are drawn")] = 1234
 
     @field_validator("tokens", "target_tokens", mode="before")
     @classmethod

@@ -84,7 +84,7 @@ def build(windows: Sequence[Window], force: bool = False) -> None:
             raise UserError(f"{path}: has no phase {window.name!r}, which {window.listed} lists; cut the windows again")
         for number, place in enumerate(window.parts):
             phase = _part(whole, number, len(window.parts), place.name)
-            build_phase(phase, order.corpora, place, os.cpu_count() or 1, force=force)
+            build_phase(phase, order.prefixes, place, os.cpu_count() or 1, force=force)
 
 
 def _window(listed: Path, entry: _Entry) -> Window:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from data_tools.curriculum.amounts import read_tokens
 from megatron_kaiyuan.config import Section, parse, read_yaml
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.numbers import read_share
 from megatron_kaiyuan.research.probes.parts import read_windows
 from megatron_kaiyuan.research.probes.window import Window
 from megatron_kaiyuan.research.task_fields import TaskFields
@@ -23,7 +24,7 @@ ProtocolName = Literal["small_lr", "tuned"]
 class WindowConfig(Section):
     """A window, or any other phase to compare with: a whole dataset, a mixture."""
 
-    name: str
+    name: Annotated[str, Field(description="in the tables")]
     phases: Annotated[
         list[Path],
         Field(min_length=1, description="one folder a seed, of different documents; or one that all seeds share"),
@@ -33,9 +34,9 @@ class WindowConfig(Section):
 
 
 class MainRunConfig(Section):
-    """The run that the probes are made for; their cost is told as a share of its FLOPs."""
+    """The run that the probes are made for."""
 
-    recipe: Path
+    recipe: Annotated[Path, Field(description="its training recipe")]
     tokens: Annotated[int | None, Field(gt=0, description="null: the recipe's train.train_tokens")] = None
 
 
@@ -50,11 +51,13 @@ class ProbeConfig(TaskFields):
     held_out: Annotated[dict[str, Path], Field(min_length=1, description="domain: prefix of a corpus")]
     held_out_tokens: Annotated[int | None, Field(gt=0, description="measured after each run; null: all")] = 100_000
     train_tokens: Annotated[int | None, Field(gt=0, description="of each run; null: what every window has")] = None
-    seeds: Annotated[int, Field(ge=2, le=1000)] = 3
+    seeds: Annotated[int, Field(ge=2, le=1000, description="runs of each window")] = 3
     share_documents: Annotated[
         bool, Field(description="all seeds train on the whole window of windows.json, not on a part of their own")
     ] = False
-    protocols: Annotated[list[ProtocolName], Field(min_length=1)] = ["small_lr"]
+    protocols: Annotated[
+        list[ProtocolName], Field(min_length=1, description="which of the next two decide the learning rate")
+    ] = ["small_lr"]
     small_lr: Annotated[Factor, Field(description="of the recipe's learning rates; for all windows")] = 0.1
     tuned: Annotated[
         list[Factor], Field(min_length=2, description="factors that are tried for each window; the best one counts")
@@ -66,7 +69,9 @@ class ProbeConfig(TaskFields):
         float,
         Field(gt=0, description="for the plan: SD of the difference of two runs of one seed, bits per byte"),
     ] = 0.03
-    main_run: MainRunConfig | None = None
+    main_run: Annotated[
+        MainRunConfig | None, Field(description="the run that is decided for: the cost is a share of its FLOPs")
+    ] = None
 
     @field_validator("train_tokens", "held_out_tokens", mode="before")
     @classmethod
@@ -76,7 +81,12 @@ class ProbeConfig(TaskFields):
             raise ValueError("write a number of tokens, as 200_000 or 2M, or null")
         return tokens
 
-    @field_validator("windows", mode="before")
+    @field_validator("significance", mode="before")
+    @classmethod
+    def _read_significance(cls, value: Any) -> Any:
+        return read_share(value) if isinstance(value, str) else value
+
+    @field_validator("windows", mode="before", json_schema_input_type=Path | list[Path | WindowConfig])
     @classmethod
     def _list_windows(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

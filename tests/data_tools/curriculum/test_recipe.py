@@ -43,7 +43,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
 
 def test_reads_a_recipe(recipe):
     order = load_order(recipe, ["phases[1].seed=8", "corpora.code=other/code"])
-    assert order.corpora == {"code": Path("other/code"), "wiki": Path("/data/wiki")}
+    assert order.prefixes == {"code": Path("other/code"), "wiki": Path("/data/wiki")}
     assert [phase.order for phase in order.phases] == ["shuffle", "curriculum"]
     assert order.phases[1].seed == 8
     assert order.phases[1].datasets[1].repeat == 2.5
@@ -56,8 +56,8 @@ def test_the_quickstart_recipe_is_valid():
 
 def test_relative_prefixes_start_at_the_root(recipe):
     recipe.write_text("root: data\n" + RECIPE)
-    assert load_order(recipe).corpora == {"code": Path("data/corpora/code"), "wiki": Path("/data/wiki")}
-    assert load_order(recipe, ["root=/other"]).corpora["code"] == Path("/other/corpora/code")
+    assert load_order(recipe).prefixes == {"code": Path("data/corpora/code"), "wiki": Path("/data/wiki")}
+    assert load_order(recipe, ["root=/other"]).prefixes["code"] == Path("/other/corpora/code")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,10 @@ def test_a_share_is_held_out_whatever_the_order_and_the_workers(tmp_path: Path, 
         kept, out = (texts(tmp_path / name / f"x{split}_text_document", tokenizer) for split in ("", ".heldout"))
         others = texts(tmp_path / name / "x.heldout_other_document", tokenizer)
         assert others == [text.replace("document", "other") for text in out]
+        tokens = IndexedCorpus(tmp_path / name / "x.heldout_text_document").num_tokens
+        tokens += IndexedCorpus(tmp_path / name / "x.heldout_other_document").num_tokens
+        assert (totals.held_out, totals.held_out_tokens) == (2 * len(out), tokens)
+        assert f"of these held out: {2 * len(out):,} documents, {tokens:,} tokens" in str(totals)
         found.append((kept, out))
         random.Random(3).shuffle(rows)
     kept, out = found[0]

@@ -158,7 +158,7 @@ BAD_LINES = {
     '{"text": "x \\ud800 y", "score": 1}': "half of a surrogate pair",
     '{"text": "x", "score": "0.5"}': "field 'score' is not a finite number",
     '{"text": "x", "score": Infinity}': "field 'score' is not a finite number",
-    '{"text": "x", "score": true}': "field 'score' is not a finite number",
+    '{"text": "x", "score": true}': "field 'score' is true or false, not a finite number",
 }
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from data_tools.reading import lines as lines_module
 from data_tools.reading.documents import Shard, document_batches
 from data_tools.reading.inputs import find_inputs
-from data_tools.reading.tasks import Settings, cut_tasks
+from data_tools.reading.tasks import Settings, cut_groups, cut_tasks
 from data_tools.reading.text import Rows, line_rows
 from data_tools.reading.texts import texts
 from data_tools.reading.values import DEEPEST
@@ -79,7 +79,7 @@ def test_any_row_is_read_or_bad(folder: Path, rows: list[Any]):
         value = row.get("meta")
         assert meta == (value if value is None or is_utf8(value) else json.dumps(value, sort_keys=True))
     try:
-        shard = Shard(0, 0, "", cut_tasks(find_inputs([path]), wanted, {})[0])
+        shard = Shard(0, 0, "", cut_groups(find_inputs([path]), wanted, {})[0])
         batches = list(document_batches(shard, Settings(Path())))
     except UserError as error:
         assert "in.jsonl: column 'kaiyuan_id' holds no ids" in str(error)
@@ -124,7 +124,7 @@ def test_whole_numbers_of_metadata_are_never_rounded(tmp_path: Path, number: str
     path.write_text(f'{{"text": "a", "id": {number}, "nested": {{"id": [{number}]}}}}\n')
     found = read(path, Settings(Path(), meta_keys=("id", "nested")))
     assert (found.meta["id"], found.meta["nested"]) == ([number], [f'{{"id": [{number}]}}'])
-    shard = Shard(0, 0, "", cut_tasks(find_inputs([path]), Settings(Path()), {})[0])
+    shard = Shard(0, 0, "", cut_groups(find_inputs([path]), Settings(Path()), {})[0])
     documents = [batch.documents.to_pylist() for batch in document_batches(shard, Settings(Path()))]
     row = next(row for rows in documents for row in rows)
     assert (row["id"], row["nested"]) == (number, f'{{"id": [{number}]}}')
@@ -169,7 +169,7 @@ def test_the_limit_holds_for_whole_files_and_parquet(tmp_path: Path):
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": ["one", "three", "é" * 2]}), path)
     wanted = Settings(Path(), max_row_bytes=4)
-    shard = Shard(0, 0, "", cut_tasks(find_inputs([path]), wanted, {})[0])
+    shard = Shard(0, 0, "", cut_groups(find_inputs([path]), wanted, {})[0])
     batches = list(document_batches(shard, wanted))
     assert [bad.row for batch in batches for bad in batch.bad] == [2]
     with pytest.raises(UserError, match=r"in\.parquet:2: over the 4 bytes of --max-row-bytes; mend or remove"):

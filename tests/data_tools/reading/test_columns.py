@@ -88,6 +88,33 @@ def test_bad_rows_of_parquet_have_their_row(tokenizer_path: Path, tmp_path: Path
     }
 
 
+def test_types_are_named_as_users_see_them(tokenizer_path: Path, tmp_path: Path):
+    path = tmp_path / "in.parquet"
+    columns = {
+        "text": pa.array([b"a"], pa.binary()),
+        "flag": pa.array([True]),
+        "day": pa.array([0], pa.date64()),
+        "label": pa.array(["x"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), path)
+    for settings, message in (
+        (
+            Settings(tokenizer_path),
+            r"column 'text' is binary \(bytes that no schema marks as text\), not text; name another one, or mark it "
+            r"as text where it is UTF-8 \(pyarrow: column\.cast\(pyarrow\.string\(\)\)\)",
+        ),
+        (Settings(tokenizer_path, text_column="flag"), "column 'flag' is true or false, not text; name another one"),
+        (Settings(tokenizer_path, text_column="day"), "column 'day' is dates, not text; name another one"),
+        (Settings(tokenizer_path, text_column="label", score_keys=("flag",)), "'flag' is true or false, not numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            preprocess([path], tmp_path / "c", settings)
+    # What the message says is what helps.
+    columns["text"] = columns["text"].cast(pa.string())
+    pq.write_table(pa.table(columns), path)
+    assert preprocess([path], tmp_path / "c", Settings(tokenizer_path)).sequences == 1
+
+
 def test_wrong_columns_and_files_are_told(tokenizer_path: Path, tmp_path: Path):
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"body": ["a"], "score": ["b"], "number": [1]}), path)

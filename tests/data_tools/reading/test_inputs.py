@@ -21,6 +21,8 @@ from json_lines import write_rows
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading.inputs import find_inputs, open_stored, unpack
+from data_tools.reading.tasks import cut_tasks
+from data_tools.reading.text import line_rows
 from data_tools.reading.texts import texts
 from megatron_kaiyuan.errors import UserError
 
@@ -186,3 +188,18 @@ def test_a_password_in_a_url_is_in_no_file_and_no_line(tokenizer_path: Path, tmp
 
     first, second = (find_inputs([url.replace("pa55word-1", word)])[0] for word in ("pa55word-1", "another"))
     assert first.name == second.name and first.location != second.location
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}, {"text": "b"}]', '[\n  {\n    "text": "a"\n  }\n]\n', '\ufeff [ {"text": "a"}]']
+)
+def test_a_file_that_is_one_json_array_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"in\.jsonl: is one JSON array, not JSON lines .* jq -c '\.\[\]' FILE"):
+        find_inputs([path])
+    # Lists of other things than objects are rows that are none, of which a file may have some.
+    path.write_text('[1, 2]\n{"text": "a"}\n')
+    (task,) = cut_tasks(find_inputs([path]), Settings(Path()), {})
+    (rows,) = line_rows(task, Settings(Path()))
+    assert rows.texts["text"] == ["a"] and [place.reason for place in rows.bad] == ["a JSON array, not an object"]

@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+from json_lines import write_rows
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.corpora.corpus_files import read_manifest
+from data_tools.preprocessing.preprocess import Settings, preprocess
+from data_tools.reading.inputs import find_inputs
+from data_tools.reading.tasks import work_identity
 from data_tools.tokenizers.decoding import CorpusText, decode_sample
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
@@ -51,6 +57,33 @@ def test_another_tokenizer_is_not_used_to_decode(prefix: Path, tokenizer_path: P
     write_sealed_json(manifest_path(prefix), manifest)
     with pytest.raises(UserError, match="is not the tokenizer that made"):
         decode_sample(prefix, 0)
+
+
+def test_the_tokenizer_is_found_from_any_folder_and_after_a_move(
+    tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = tmp_path / "lab"
+    (lab / "tokens" / "own").mkdir(parents=True)
+    (lab / "corpora").mkdir()
+    shutil.copy(tokenizer_path, lab / "tokens" / "own" / "tokenizer.json")
+    write_rows(lab / "in.jsonl", [{"text": text} for text in TEXTS])
+    monkeypatch.chdir(lab)
+    preprocess(["in.jsonl"], Path("corpora/c"), Settings(Path("tokens/own/tokenizer.json")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert CorpusText(lab / "corpora/c_text_document").texts([0, 1, 2]) == TEXTS
+    lab.rename(tmp_path / "moved")
+    assert CorpusText(tmp_path / "moved/corpora/c_text_document").texts([1]) == TEXTS[1:2]
+    # The tokenizer is the one of its fingerprint, wherever it lies: the same command finds its corpus made already.
+    monkeypatch.chdir(tmp_path / "moved")
+    (tmp_path / "moved/tokens/own").rename(tmp_path / "moved/tokens/renamed")
+    before = Path("corpora/c_text_document.bin").stat().st_mtime_ns
+    settings = Settings(Path("tokens/renamed/tokenizer.json"))
+    files, about = find_inputs(["in.jsonl"]), TextTokenizer(settings.tokenizer).description()
+    assert read_manifest(Path("corpora/c_text_document"))["identity"] == work_identity(files, settings, about, "text")
+    with pytest.raises(UserError, match=r"lab/tokens/own/tokenizer\.json: tokenizer not found, which made"):
+        CorpusText(Path("corpora/c_text_document"))
+    assert Path("corpora/c_text_document.bin").stat().st_mtime_ns == before
 
 
 AWKWARD = [

@@ -130,17 +130,28 @@ def test_two_queues_and_kills(runs: list[Run], undisturbed: list[dict], tmp_path
 def test_a_signal_saves_what_is_at_work(runs: list[Run], undisturbed: list[dict], tmp_path: Path) -> None:
     """As ctrl-C, or a batch system's word before the time is up."""
     long = [replace(run, overrides=(*run.overrides, "checkpoint.save_every_steps=1000")) for run in runs]
-    path = write_list(tmp_path, long)
+    # A run of eight steps may end before the signal comes, on a busy machine, and the signal finds another one or none.
+    hit = any(stopped_at_work(tmp_path / str(number), long, undisturbed) for number in range(5))
+    assert hit
+
+
+def stopped_at_work(place: Path, runs: list[Run], undisturbed: list[dict]) -> bool:
+    """Send a worker a signal while a run is at work, and finish the list; whether the run was in the midst of it."""
+    path = write_list(place, runs)
     with started(1, [*WORKER, path, "--slots", 1]) as job:
         deadline = time.monotonic() + 60
-        while not any('"loss"' in file.read_text() for file in (tmp_path / "runs").glob("*/metrics.jsonl")):
+        while not any('"loss"' in file.read_text() for file in (place / "runs").glob("*/metrics.jsonl")):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         job.send_signal(signal.SIGTERM)
-        assert job.wait(60) == 128 + signal.SIGTERM
-    (folder,) = (tmp_path / "runs").glob("[!.]*")
-    (stop,) = events(folder, "stop")
-    done = work(tmp_path, long)
+        # 0 where all runs had ended by then.
+        assert job.wait(60) in (0, 128 + signal.SIGTERM)
+    stops = {file.parent: events(file.parent, "stop") for file in (place / "runs").glob("[!.]*/metrics.jsonl")}
+    at_work = [(folder, stop) for folder, found in stops.items() for stop in found if not stop["finished"]]
+    assert len(at_work) <= 1
+    done = work(place, runs)
     assert without_times(done["rows"]) == undisturbed
-    # It was taken up where it had been stopped, unless its last step was the one that the signal came in.
-    assert stop["finished"] or [event["step"] for event in events(folder, "resume")] == [stop["step"]] != [0]
+    taken = [(folder, stop["step"]) for folder, stop in at_work if stop["step"]]
+    # It was taken up where it had been stopped.
+    assert all([event["step"] for event in events(folder, "resume")] == [step] for folder, step in taken)
+    return bool(taken)

@@ -1,0 +1,143 @@
+"""What this project reads, sets or replaces inside Megatron Core: every name there that is not its public interface.
+
+`INTERNALS` lists the names, and `tests/platform/test_megatron_internals.py` looks for each in the installed version, so
+that an upgrade fails there first, with a list. Functions here are the only ones that use them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import queue
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer import DistributedOptimizer
+    from megatron.core.optimizer.grad_scaler import DynamicGradScaler
+
+# By module, or class, below megatron.core. Those that classes get in `__init__` are looked for in their source.
+INTERNALS: dict[str, tuple[str, ...]] = {
+    "optimizer.grad_scaler.DynamicGradScaler": ("_scale", "_growth_tracker", "_hysteresis_tracker"),
+    "optimizer.distrib_optimizer.DistributedOptimizer": (
+        "_get_main_param_and_optimizer_states",
+        "_get_model_param_range_map",
+        "gbuf_ranges",
+        "model_param_group_index_map",
+    ),
+    "optimizer.optimizer": ("clip_grad_by_total_norm_fp32", "Float16OptimizerWithFloat16Params"),
+    "optimizer.clip_grads": ("l2_norm_impl", "multi_tensor_scale_impl"),
+    "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
+    "tensor_parallel.random": ("_get_cuda_rng_state", "_set_cuda_rng_state"),
+    "tensor_parallel.layers": ("_grad_accum_fusion_available", "fused_weight_gradient_mlp_cuda"),
+    "jit": ("disable_jit_fuser",),
+}
+# Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
+MODULES_THAT_NAME_CUDA = (
+    "distributed.distributed_data_parallel",
+    "distributed.param_and_grad_buffer",
+    "dist_checkpointing.exchange_utils",
+    "dist_checkpointing.strategies.async_utils",
+    "dist_checkpointing.strategies.filesystem_async",
+    "dist_checkpointing.strategies.fully_parallel",
+    "dist_checkpointing.strategies.state_dict_saver",
+    "models.common.embeddings.rotary_pos_embedding",
+    "optimizer.clip_grads",
+    "optimizer.distrib_optimizer",
+    "optimizer.grad_scaler",
+    "optimizer.optimizer",
+    "parallel_state",
+    "pipeline_parallel.p2p_communication",
+    "pipeline_parallel.schedules",
+    "tensor_parallel.layers",
+    "tensor_parallel.mappings",
+    "tensor_parallel.random",
+    "tensor_parallel.utils",
+    "utils",
+)
+
+
+def module(name: str) -> Any:
+    """A module below megatron.core."""
+    return importlib.import_module(f"megatron.core.{name}")
+
+
+# The loss scaler.
+
+
+def good_steps(scaler: DynamicGradScaler) -> int:
+    """Steps without overflow since the scale last changed."""
+    return scaler._growth_tracker
+
+
+def hysteresis_left(scaler: DynamicGradScaler) -> int:
+    """Overflows that are still to come before the scale halves; negative after more of them."""
+    return scaler._hysteresis_tracker
+
+
+def fit_scaler(scaler: DynamicGradScaler, hysteresis: int) -> None:
+    """Apply the recipe's options to a loaded state at once; see `optim.scaler.adapt_scaler`."""
+    scaler._scale = torch.maximum(scaler._scale, scaler.min_scale)
+    scaler._hysteresis_tracker += scaler.hysteresis - hysteresis
+    scaler._growth_tracker = min(scaler._growth_tracker, scaler.growth_interval - 1)
+
+
+# The distributed optimizer: each rank has ranges of the flattened parameters.
+
+
+def owned_ranges(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
+    """Each parameter of which this rank has a range, with the range's start and end."""
+    for ranges in part.gbuf_ranges:
+        for buckets in ranges.values():
+            for bucket in buckets:
+                for parameter, places in bucket["param_map"].items():
+                    yield parameter, places["param"].start, places["param"].end
+
+
+def owned_main_weights(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor]]:
+    """Each parameter of which this rank has a range, with the range's start and its FP32 weights."""
+    for parameter, (group, index) in part.model_param_group_index_map.items():
+        start = part._get_model_param_range_map(parameter)["param"].start
+        yield parameter, start, part.optimizer.param_groups[group]["params"][index]
+
+
+def owned_state(part: DistributedOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """`param`, the FP32 weights of this rank's range, and the moments that the optimizer has made so far."""
+    return part._get_main_param_and_optimizer_states(parameter)
+
+
+# Replaced for the rest of the process.
+
+
+def report_writes_to_this_process() -> None:
+    """Let the writers of a checkpoint report to a queue here; megatron-core would start a manager process for one."""
+    module("dist_checkpointing.strategies.filesystem_async")._results_queue = queue.SimpleQueue()
+
+
+def keep_random_state_of_cpu() -> None:
+    """Save and restore the CPU's random state where megatron-core does CUDA's."""
+    random = module("tensor_parallel.random")
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+
+
+def clip_with(norm: Callable[..., Any], scale: Callable[..., None]) -> None:
+    """Take norm and scale of all gradients by these, where Apex and Transformer Engine are absent."""
+    clipping = module("optimizer.clip_grads")
+    if clipping.l2_norm_impl.__module__ == "megatron.core.utils":
+        clipping.l2_norm_impl = norm
+        clipping.multi_tensor_scale_impl = scale
+
+
+def accumulates_weight_gradients() -> bool:
+    """Whether a product of a weight gradient can add itself to the FP32 sum."""
+    return module("tensor_parallel.layers")._grad_accum_fusion_available
+
+
+def accumulate_weight_gradients_with(accumulate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]) -> None:
+    """Let layers with `gradient_accumulation_fusion` call this in the place of Apex's kernel."""
+    layers = module("tensor_parallel.layers")
+    layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=accumulate)
+    layers._grad_accum_fusion_available = True

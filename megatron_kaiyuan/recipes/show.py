@@ -1,0 +1,84 @@
+"""A recipe as it is understood: every field with its value, and where the value is from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_kaiyuan.config import Section, parse, read_yaml
+from megatron_kaiyuan.config.presets import PRESETS
+from megatron_kaiyuan.recipes.classes import class_of
+
+
+def show(recipe: Path, overrides: Sequence[str] = ()) -> str:
+    """The YAML of a recipe with references and numbers read and all fields written out.
+
+    A comment says where a value is from: `default`, `preset NAME` or `command line`; without one it is the recipe's.
+    The text is a recipe itself, with the same meaning.
+
+    Raises:
+        UserError: the recipe or an override is wrong.
+    """
+    raw = read_yaml(recipe, overrides)
+    section = parse(class_of(raw, str(recipe)), raw, source=str(recipe))
+    changed = {re.sub(r"\[(\d+)\]", r".\1", override.partition("=")[0]) for override in overrides}
+    return "\n".join(_lines(section, raw, "", changed))
+
+
+def _lines(section: Section, raw: Any, place: str, changed: set[str]) -> Iterator[str]:
+    written = raw if isinstance(raw, Mapping) else {}
+    for name in type(section).model_fields:
+        value, inner = getattr(section, name), f"{place}{name}"
+        origin = _origin(name, inner, written, changed)
+        if isinstance(value, Section):
+            yield f"{name}:"
+            yield from _indent(_lines(value, written.get(name), f"{inner}.", changed))
+        elif isinstance(value, list) and any(isinstance(item, Section) for item in value):
+            yield f"{name}:"
+            entries = written.get(name)
+            for number, item in enumerate(value):
+                entry = entries[number] if isinstance(entries, list) else None
+                yield from _entry(item, entry, f"{inner}.{number}.", changed)
+        else:
+            yield f"{name}: {_flow(value)}{f'  # {origin}' if origin else ''}"
+
+
+def _entry(item: Any, raw: Any, place: str, changed: set[str]) -> Iterator[str]:
+    if not isinstance(item, Section):
+        yield f"  - {_flow(item)}"
+        return
+    for number, line in enumerate(_lines(item, raw, place, changed)):
+        yield f"  {'- ' if number == 0 else '  '}{line}"
+
+
+def _origin(name: str, place: str, written: Mapping[str, Any], changed: set[str]) -> str | None:
+    if any(place == key or place.startswith(f"{key}.") for key in changed):
+        return "command line"
+    if name in written:
+        return None
+    preset = written.get("preset")
+    return f"preset {preset}" if isinstance(preset, str) and name in PRESETS.get(preset, {}) else "default"
+
+
+def _indent(lines: Iterator[str]) -> Iterator[str]:
+    return (f"  {line}" for line in lines)
+
+
+def _flow(value: Any) -> str:
+    """A value in one line of YAML; with escapes where a character would break the line."""
+    plain = _plain(value)
+    printable = str(plain).isprintable()
+    text = yaml.safe_dump(plain, default_flow_style=True, width=2**31, allow_unicode=printable)
+    return text.removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

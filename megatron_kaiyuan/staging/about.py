@@ -1,0 +1,88 @@
+"""The first member of an archive: what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from megatron_kaiyuan.errors import UserError
+
+ABOUT = "kaiyuan-environment.json"
+_FORMAT = "kaiyuan-environment"
+_MOST_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class About:
+    """What an archive holds.
+
+    Attributes:
+        identity: fingerprint of the environment's files.
+        prefix: where the environment was; its programs name this path.
+        interpreter: the name of the interpreter's program in `base/bin`; empty: it is not in the archive.
+        files: files and links, those in `__pycache__` apart.
+    """
+
+    identity: str
+    prefix: str
+    interpreter: str
+    files: int
+
+    def as_json(self) -> dict[str, Any]:
+        """With the name of the format."""
+        return {"format": _FORMAT, "version": 1, **dataclasses.asdict(self)}
+
+
+def parse_about(content: bytes, source: Path) -> About:
+    """Read what `as_json` gave.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        fields = json.loads(content)
+        if fields.pop("format") == _FORMAT and fields.pop("version") == 1:
+            about = About(**fields)
+            if all(type(getattr(about, one.name)).__name__ == one.type for one in dataclasses.fields(about)):
+                return about
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{source}: is not an archive of launch/stage_env.sh of this version; pack it again")
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[tuple[About, tarfile.TarFile]]:
+    """What an archive holds, and the archive from its second member on.
+
+    Raises:
+        UserError: it is something else, or damaged.
+    """
+    try:
+        with (
+            open(file, "rb") as raw,
+            zstandard.ZstdDecompressor().stream_reader(raw) as unpacked,
+            tarfile.open(fileobj=unpacked, mode="r|") as tar,
+        ):
+            first = tar.next()
+            content = tar.extractfile(first) if first and first.name == ABOUT and first.size < _MOST_BYTES else None
+            yield parse_about(content.read() if content else b"", file), tar
+    except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+        raise UserError(f"{file}: is damaged, or not an archive of launch/stage_env.sh; pack it again") from error
+
+
+def read_about(file: Path) -> About:
+    """What an archive holds, from its beginning alone.
+
+    Raises:
+        UserError: as of `opened`.
+    """
+    with opened(file) as (about, _):
+        return about

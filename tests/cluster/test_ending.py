@@ -1,0 +1,106 @@
+"""The one rule after an end, for every launcher: stopped, a mistake, or worth another start."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_kaiyuan import exit_codes
+from megatron_kaiyuan.checkpoint.layout import PREEMPTED, point_latest
+from megatron_kaiyuan.cluster.bad_nodes import BAD_NODES, read_bad_nodes, write_bad_nodes
+from megatron_kaiyuan.cluster.ending import Look, Verdict, judge, look
+from megatron_kaiyuan.files import write_json
+
+ROOT = Path(__file__).parents[2]
+CALM = Look(10, "", "", "")
+SAVED = Look(12, "new", "", "")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "status", "signal", "restarts", "most", "expected"),
+    [
+        # Trained to the end.
+        (CALM, Look(20, "", "", ""), 0, 0, 0, 3, Verdict("end", 0, 0)),
+        # A new marker: never 0, on no node, whatever the launcher has made of it.
+        (CALM, SAVED, 0, 0, 0, 3, Verdict("stopped", 143, 0)),
+        (CALM, SAVED, 1, 0, 0, 3, Verdict("stopped", 143, 0)),
+        (CALM, SAVED, 137, 0, 0, 3, Verdict("stopped", 143, 0)),
+        (CALM, SAVED, 138, 0, 0, 3, Verdict("stopped", 138, 0)),
+        (CALM, SAVED, 143, 2, 0, 0, Verdict("stopped", 130, 0)),
+        # An earlier stop's marker is no answer of this start.
+        (Look(10, "old", "", ""), Look(10, "old", "", ""), 0, 0, 0, 3, Verdict("end", 0, 0)),
+        (Look(10, "old", "", ""), Look(12, "new", "", ""), 0, 0, 0, 3, Verdict("stopped", 143, 0)),
+        (Look(10, "old", "", ""), Look(10, "old", "", ""), 137, 0, 0, 1, Verdict("again", 137, 1)),
+        # Asked to stop before it could save.
+        (CALM, CALM, 143, 15, 0, 3, Verdict("end", 143, 0)),
+        (CALM, CALM, 2, 0, 0, 3, Verdict("end", 2, 0)),
+        # A mistake of one rank, which the launcher hides: other ranks lost it, or msrun tells of no code.
+        (CALM, Look(10, "", "", "new"), 143, 0, 0, 3, Verdict("end", 2, 0)),
+        (Look(10, "", "", "old"), Look(10, "", "", "old"), 1, 0, 0, 3, Verdict("again", 1, 1)),
+        # A failure: worth another start while checkpoints are won, and `most` times without.
+        (CALM, CALM, 137, 0, 0, 0, Verdict("end", 137, 0)),
+        (CALM, CALM, 137, 0, 2, 3, Verdict("again", 137, 3)),
+        (CALM, CALM, 137, 0, 3, 3, Verdict("end", 137, 3)),
+        (CALM, Look(12, "", "", ""), 1, 0, 3, 3, Verdict("again", 1, 1)),
+        (CALM, CALM, exit_codes.BAD_NODE, 0, 0, 3, Verdict("again", exit_codes.BAD_NODE, 1)),
+    ],
+)
+def test_the_rule(
+    before: Look, now: Look, status: int, signal: int, restarts: int, most: int, expected: Verdict
+) -> None:
+    assert judge(before, now, status, signal, restarts, most) == expected
+
+
+@given(st.integers(0, 255), st.integers(0, 15), st.integers(0, 5), st.integers(0, 5))
+def test_an_unfinished_run_never_ends_with_0(status: int, signal: int, restarts: int, most: int) -> None:
+    assert judge(CALM, SAVED, status, signal, restarts, most).code != 0
+
+
+def _asked(*words: object) -> str:
+    program = [sys.executable, "-m", "megatron_kaiyuan.cluster.ending", *map(str, words)]
+    return subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+
+def test_as_scripts_ask_it(tmp_path: Path) -> None:
+    """Under Slurm the count outlives the job's start: in the run folder."""
+    before = _asked("look", tmp_path)
+    assert before == "-1:::" and look(tmp_path / "nowhere") == Look(-1, "", "", "")
+    write_bad_nodes(tmp_path, ["node7", "node7", "node9"], "rank 3 does not answer")
+    assert _asked("judge", tmp_path, before, 137, 0, "kept", 2) == "again 137 1 -1 node7,node9"
+    before = _asked("look", tmp_path)
+    assert _asked("judge", tmp_path, before, 137, 0, "kept", 2) == "again 137 2 -1"
+    assert _asked("judge", tmp_path, before, 137, 0, "kept", 2) == "end 137 2 -1"
+    # That was the end: whoever starts the job again begins to count again.
+    assert not (tmp_path / "restarts.json").exists()
+    point_latest(tmp_path, 8)
+    write_json(tmp_path / PREEMPTED, {"step": 8, "time": 1.0})
+    assert _asked("judge", tmp_path, before, 0, 0, 0, 0) == "stopped 143 0 8"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"hosts": ["a; reboot"], "why": "", "time": 1.0}', '{"hosts": "a", "why": "", "time": 1.0}', "\udcff"],
+)
+def test_bad_nodes_of_another_hand_are_not_used(content: str, tmp_path: Path) -> None:
+    (tmp_path / BAD_NODES).write_text(content, errors="surrogateescape")
+    assert read_bad_nodes(tmp_path) is None
+
+
+def test_codes_are_in_one_place() -> None:
+    """The scripts and the page for users say the same."""
+    shell = (ROOT / "launch" / "common.sh").read_text()
+    named = dict(re.findall(r"\bexit_(\w+)=(\d+)", shell))
+    assert {name: int(code) for name, code in named.items()} == {"failed": 1, "mistake": 2, "killed": 137}
+    for name, code in named.items():
+        assert getattr(exit_codes, name.upper()) == int(code)
+    page = (ROOT / "docs" / "launch.md").read_text()
+    rows = re.findall(r"^\| ([\d, ]+) \|", page[page.index("| exit code |") :], re.MULTILINE)
+    told = {int(code) for row in rows for code in row.split(",")}
+    codes = {exit_codes.FINISHED, exit_codes.FAILED, exit_codes.MISTAKE, exit_codes.BAD_NODE, exit_codes.KILLED}
+    assert told == codes | {exit_codes.of_signal(number) for number in exit_codes.STOP_SIGNALS}
