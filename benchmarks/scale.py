@@ -5,9 +5,9 @@
 Nothing here needs more than this machine. Three ways of measuring:
 
     ranks      forked gloo ranks that save and resume a small state: file operations (stat, lstat, open, listing),
-               bytes read from shards, and bytes of Python objects that each rank receives. What one rank does is fitted as
-               a + b * ranks and multiplied by the ranks of a job
-    clients    the job's store replaced by one that counts calls and keys: the watchdog, the roll call. A call takes
+               bytes read from shards, and bytes of Python objects that each rank receives. What one rank does is
+               fitted as a + b * ranks and multiplied by the ranks of a job
+    clients    the job's store replaced by one that counts calls and keys: the watchdog, the preflight. A call takes
                its client 0.2 ms; the server does one call at a time, at the cost that torch's own store has here
     alone      work of one process on the lists that a job of that size brings: plans, shares, manifests
 
@@ -80,11 +80,11 @@ def counting() -> Iterator[Counted]:
         counted.bytes += place.length
         return cut(reader, file, place)
 
-    filesystem.FileSystemReader._slice_file = count_bytes
+    filesystem.FileSystemReader._slice_file = count_bytes  # type: ignore[method-assign, assignment]
     try:
         yield counted
     finally:
-        filesystem.FileSystemReader._slice_file = cut
+        filesystem.FileSystemReader._slice_file = cut  # type: ignore[method-assign]
         builtins.open = io.open = opened
         for name, action in kept.items():
             setattr(os, name, action)
@@ -243,31 +243,94 @@ def share_out_seconds(ranks: int) -> float:
     return _seconds(lambda: spread(sizes, ranks))
 
 
-def validation_seconds(ranks: int) -> float:
-    """The plan of one weight's optimizer state, 28 layers of 2,048 x 6,144, cut over `ranks` ranks, checked."""
+# A network of 2 billion parameters: weights of a layer, stacked, and what stands before and after them.
+_WEIGHTS = {
+    "qkv": (28, 3072, 2048),
+    "proj": (28, 2048, 2048),
+    "fc1": (28, 12288, 2048),
+    "fc2": (28, 2048, 6144),
+    "embedding": (151936, 2048),
+    "head": (151936, 2048),
+}
+
+
+def _plans(ranks: int) -> list[Any]:
+    """The plans of a save: optimizer state of 2 billion parameters, cut over `ranks` ranks."""
     import torch
-    from torch.distributed.checkpoint import default_planner
-    from torch.distributed.checkpoint.metadata import (
-        ChunkStorageMetadata,
-        Metadata,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+    from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
     from megatron_kaiyuan.optim.sharded import rectangles
 
-    shape = (28, 2048, 6144)
-    cuts = np.linspace(0, np.prod(shape), ranks + 1).astype(int).tolist()
-    layer = shape[1] * shape[2]
-    chunks = []
+    bounds = np.cumsum([0, *(np.prod(shape) for shape in _WEIGHTS.values())]).tolist()
+    cuts = np.linspace(0, bounds[-1], ranks + 1).astype(int).tolist()
+    plans = []
     for begin, end in itertools.pairwise(cuts):
-        for number in range(begin // layer, -(-end // layer)):
-            first, last = max(begin - number * layer, 0), min(end - number * layer, layer)
-            for place, size in rectangles(shape[1:], first, last):
-                chunks.append(ChunkStorageMetadata(torch.Size((number, *place)), torch.Size((1, *size))))
-    entry = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size(shape), chunks)
-    metadata = Metadata({"exp_avg": entry})
-    return _seconds(lambda: default_planner._validate_global_plan([None, None], metadata))  # type: ignore[list-item]
+        items = []
+        for (name, shape), start in zip(_WEIGHTS.items(), bounds, strict=False):
+            first, last = max(begin - start, 0), min(end - start, int(np.prod(shape)))
+            for place, size in rectangles(shape, first, last):
+                chunk = ChunkStorageMetadata(torch.Size(place), torch.Size(size))
+                data = TensorWriteData(chunk, TensorProperties(torch.float32), torch.Size(shape))
+                for state in ("param", "exp_avg", "exp_avg_sq"):
+                    index = MetadataIndex(f"optimizer.state.{state}.{name}", chunk.offsets)
+                    items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
+        plans.append(SavePlan(items))
+    return plans
+
+
+def plan_seconds(ranks: int) -> float:
+    """Rank 0's work on the plans of all: unpickled, made into metadata, checked."""
+    from torch.distributed.checkpoint import default_planner
+
+    from megatron_kaiyuan.checkpoint.coverage import require_covered
+
+    pickled = [pickle.dumps(plan) for plan in _plans(ranks)]
+
+    def work() -> None:
+        plans = [pickle.loads(one) for one in pickled]
+        require_covered(default_planner.create_default_global_save_plan(plans)[1])
+
+    return _seconds(work)
+
+
+def _metadata(ranks: int) -> tuple[Any, dict[str, int]]:
+    """The metadata that such plans become, and the sizes of the files."""
+    from torch.distributed.checkpoint import default_planner
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    plans, metadata = default_planner.create_default_global_save_plan(_plans(ranks))
+    metadata.storage_data, sizes = {}, {}
+    for rank, plan in enumerate(plans):
+        place = 0
+        for item in plan.items:
+            length = 4 * int(np.prod(item.tensor_data.chunk.sizes))  # type: ignore[union-attr]
+            metadata.storage_data[item.index] = _StorageInfo(f"__{rank}_0.distcp", place, length)
+            place += length
+        sizes[f"__{rank}_0.distcp"] = place
+    return metadata, sizes
+
+
+def metadata_seconds(ranks: int) -> float:
+    """Rank 0's work on the metadata of a checkpoint: unpickled, checked, pickled for the others."""
+    from megatron_kaiyuan.checkpoint.metadata_form import wrong_metadata
+    from megatron_kaiyuan.checkpoint.plain import _MetadataUnpickler
+
+    metadata, sizes = _metadata(ranks)
+    content = pickle.dumps(metadata)
+
+    def work() -> None:
+        read = _MetadataUnpickler(io.BytesIO(content)).load()
+        assert wrong_metadata(read, sizes) is None
+        pickle.dumps(read)
+
+    return _seconds(work)
+
+
+def received_seconds(ranks: int) -> float:
+    """Each rank's work on the metadata that it receives."""
+    content = pickle.dumps(_metadata(ranks)[0])
+    return _seconds(lambda: pickle.loads(content))
 
 
 def manifest_operations(files: int) -> int:
@@ -425,7 +488,9 @@ def measure_clients(table: Table) -> None:
 def measure_alone(table: Table) -> None:
     for name, action in (
         ("first save, each rank: who writes which weights", share_out_seconds),
-        ("first save, rank 0: check of the plan of one state of three", validation_seconds),
+        ("first save, rank 0: plans of all ranks gathered and checked", plan_seconds),
+        ("resume, rank 0: metadata read, checked, and sent", metadata_seconds),
+        ("resume, each rank: metadata received", received_seconds),
         ("resume, each rank: shares of the verification", shares_seconds),
         ("start, each rank: megatron-core's groups, without connections", groups_seconds),
     ):

@@ -81,6 +81,7 @@ split_words() { # VARIABLE
     words=()
     [[ -n ${!1:-} ]] || return 0
     xargs -r true <<<"${!1}" 2>/dev/null || fail "$1 has a quote that is not closed: ${!1}"
+    # shellcheck disable=SC2034 # for the script
     mapfile -t -d '' words < <(xargs -r printf '%s\0' <<<"${!1}")
 }
 
@@ -214,16 +215,16 @@ attempt() {
 }
 
 look_at_run() { # RUN_DIR
-    python -m megatron_kaiyuan.cluster.ending look "$1"
+    python -m megatron_kaiyuan.train.ending look "$1"
 }
 
-# What to do after an end, by the one rule of all launchers (megatron_kaiyuan/cluster/ending.py): sets action (end,
+# What to do after an end, by the one rule of all launchers (megatron_kaiyuan/train/ending.py): sets action (end,
 # stopped, again), code, since (starts in a row without a newer checkpoint), step, and bad_nodes.
 judge_end() { # RUN_DIR BEFORE SIGNAL SINCE
     local number=0 answer
     [[ -z $3 ]] || number="$(kill -l "$3")"
     # Where that cannot be asked (no memory for a process), the end is one.
-    answer="$(python -m megatron_kaiyuan.cluster.ending judge "$1" "$2" "$status" "$number" "$4" "$restarts")" ||
+    answer="$(python -m megatron_kaiyuan.train.ending judge "$1" "$2" "$status" "$number" "$4" "$restarts")" ||
         answer="end $((number ? 128 + number : status)) 0 -1"
     # shellcheck disable=SC2034 # bad_nodes is for launch/slurm.sbatch
     read -r action code since step bad_nodes <<<"$answer"

@@ -118,9 +118,10 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="devices, one for each process")],
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, 910a, 910b, cpu; any other with both figures below")],
     overrides: Overrides = None,
-    gpu_memory_gib: Annotated[float | None, typer.Option(min=0.1, help="memory of a device")] = None,
+    gpu_memory_gib: Annotated[float | None, typer.Option(min=0.1, max=1e6, help="memory of a device")] = None,
     peak_tflops: Annotated[
-        float | None, typer.Option(min=1e-6, help="dense peak of a device in the recipe's precision, 1e12 FLOP/s")
+        float | None,
+        typer.Option(min=1e-6, max=1e9, help="dense peak of a device in the recipe's precision, 1e12 FLOP/s"),
     ] = None,
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1.0, help="part of the peak that matrix products reach")
@@ -129,13 +130,17 @@ def plan(
         float | None,
         typer.Option(min=0.001, max=1.0, help="instead: mfu_causal of metrics.jsonl, in the recipe's layout on --gpus"),
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="of a device for an hour, in any currency")] = None,
-    mtbf: Annotated[
-        float | None, typer.Option(min=0.001, help="hours between failures of one device; default: as published")
+    price: Annotated[
+        float | None, typer.Option(min=0.0, max=1e9, help="of a device for an hour, in any currency")
     ] = None,
-    restart_minutes: Annotated[float, typer.Option(min=0.0, help="from a failure to the next step")] = 10.0,
+    mtbf: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1e9, help="hours between failures of one device; default: as published"),
+    ] = None,
+    restart_minutes: Annotated[float, typer.Option(min=0.0, max=1e5, help="from a failure to the next step")] = 10.0,
     save_seconds: Annotated[
-        float | None, typer.Option(min=0.001, help="until a checkpoint is whole, as measured; default: 2 GB/s in all")
+        float | None,
+        typer.Option(min=0.001, max=1e6, help="until a checkpoint is whole, as measured; default: 2 GB/s in all"),
     ] = None,
     all_layouts: Annotated[
         bool, typer.Option("--all", help="every micro-batch size of every layout, and the parts of its memory")

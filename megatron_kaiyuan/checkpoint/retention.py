@@ -24,7 +24,16 @@ _FEWEST = 2
 _REMOVING = ".removed.tmp"
 _UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|([0-9a-f]{8}\.)?removed)\.tmp")
 # Files of a run that are written whole, of which a killed job may have left a temporary one.
-_WRITTEN_WHOLE = ("latest", "config.yaml", "preempted.json", "left_out.json", "tracker_run.json")
+_WRITTEN_WHOLE = (
+    "latest",
+    "config.yaml",
+    "preempted.json",
+    "left_out.json",
+    "tracker_run.json",
+    "bad_nodes.json",
+    "mistake.json",
+    "restarts.json",
+)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from megatron_kaiyuan.checkpoint import layout
+from megatron_kaiyuan.checkpoint.coverage import require_covered, unchecked_by_torch
 from megatron_kaiyuan.checkpoint.part import HostCopies, Part, Task
 from megatron_kaiyuan.checkpoint.replicas import share_out
 from megatron_kaiyuan.checkpoint.verify import Files
@@ -102,6 +103,7 @@ class Saver:
         self._strategy = _Strategy()
         self._flight: _Flight | None = None
         self._bytes = 0
+        self._checked: Any = None
 
     @property
     def busy(self) -> bool:
@@ -137,7 +139,7 @@ class Saver:
         if self._flight is not None:
             raise RuntimeError("the save before has not been waited for")
         started = time.perf_counter() if started is None else started
-        # torch's planner checks on rank 0 that the shards of all ranks cover each tensor once.
+        # `_plan` checks on rank 0 that the shards of all ranks cover each tensor once.
         tensors, common = save_preprocess(sharded_state, validate_access_integrity=False)
         share_out(tensors)
         own = _own_shards(tensors)
@@ -203,9 +205,13 @@ class Saver:
     def _plan(self, tensors: dict[str, Any], temporary: Path) -> tuple[Any, Any, list[Any]]:
         """megatron-core's writer, the metadata (on rank 0) and this rank's files with their items, in host memory."""
         report_writes_to_this_process()
-        self._strategy.async_save(tensors, str(temporary))
+        with unchecked_by_torch():
+            self._strategy.async_save(tensors, str(temporary))
         assert self._strategy.planned is not None
         (writer, metadata, _), self._strategy.planned = self._strategy.planned, None
+        if metadata is not None and metadata is not self._checked:
+            require_covered(metadata)
+            self._checked = metadata
         buckets, writer.write_buckets = writer.write_buckets or [], []
         return writer, metadata, writer.preload_tensors(buckets, non_blocking=False)
 

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(parsed)
     except UserError as error:
         print(f"error: {describe(error)}", file=sys.stderr, flush=True)
-        return _USER_ERROR
+        return exit_codes.MISTAKE
     except ChildFailedError as error:
         return report_failures(error.failures)
     except api.SignalException as error:

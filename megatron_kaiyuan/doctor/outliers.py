@@ -72,7 +72,7 @@ def outliers(values: Sequence[float]) -> list[int]:
 
 
 def partner(place: int, places: int, turn: int) -> int | None:
-    """Return whom a place meets in a turn; None: nobody."""
+    """Return whom a place meets in a turn; None: it rests."""
     other = (turn - place) % places
     return None if other == place else other
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from megatron_kaiyuan.cluster import Rank, discover
-from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes
+from megatron_kaiyuan.cluster.bad_nodes import node_name, write_bad_nodes
 from megatron_kaiyuan.cluster.parent import end_with_parent
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
 from megatron_kaiyuan.doctor.examination import Examination, in_one_line
@@ -85,7 +84,7 @@ class Quick:
 
     def _meet(self) -> bool:
         """Wait until all ranks have come and take from rank 0 the node of each; False: some never came."""
-        self._store.set(f"{_HERE}{self.who.rank}", socket.gethostname())
+        self._store.set(f"{_HERE}{self.who.rank}", node_name())
         if self.who.rank == 0:
             missing = self._missing(_HERE, _LATE_SECONDS)
             if missing:
@@ -313,7 +312,7 @@ def main() -> None:
     try:
         code = Quick(who, platform, run_dir, seconds).run()
     except Exception as error:
-        _print(f"error: preflight: rank {who.rank} on {socket.gethostname()}: {in_one_line(error)}")
+        _print(f"error: preflight: rank {who.rank} on {node_name()}: {in_one_line(error)}")
         code = FAILED
     _exit(code)
 

@@ -86,7 +86,7 @@ class Prometheus(Sink):
         self._rewrite()
 
     def _rewrite(self) -> None:
-        # Not flushed: after a loss of power there is no job that it could tell of.
+        # Not flushed: after a loss of power there is no job to report.
         temporary = temporary_beside(self._path)
         try:
             temporary.write_text(as_text(self._run, self._values, self._events), encoding="utf-8")

@@ -53,7 +53,8 @@ def _failures(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[
     source += "" if given else device.failures_source
     expected = ""
     if days is not None and lost.lost <= _ENDLESS:
-        expected = f", {days * 86_400 * (1 + lost.lost) / lost.mtbf_seconds:,.1f} in all"
+        count = days * 86_400 * (1 + lost.lost) / lost.mtbf_seconds
+        expected = f", {count:,.0f} in all" if count >= 10 else f", {count:.2g} in all"
     back = _time(costs.assumed.restart_minutes * 60)
     return [
         f"failures: one in {_time(lost.mtbf_seconds)}{expected}, back in {back} ({source})",

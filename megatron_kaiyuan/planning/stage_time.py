@@ -53,7 +53,7 @@ def stage_time(stage: Stage, device: Device, flops: float, rate: float, tensor_o
     # The buffers in the order of the backward pass: the last chunk first.
     buckets = [bucket for chunk in reversed(chunk_buckets(stage)) for bucket in chunk]
     rounds = 1 if parallel.use_distributed_optimizer else 2
-    reduced = _pieces(stage, buckets, over, rounds * _FP32, rounds, micro_batch * (PASSES - 1) / PASSES)
+    reduced = _pieces(stage, buckets, over, _FP32, rounds, micro_batch * (PASSES - 1) / PASSES)
     gathered = _pieces(stage, buckets, over, BYTES[stage.run.train.precision], 1, micro_batch / PASSES)[::-1]
     gradients = waited_for_gradients(reduced) if parallel.overlap_grad_reduce else _all_of(reduced)
     weights = waited_for_weights(gathered) if parallel.overlap_param_gather else _all_of(gathered)
@@ -65,7 +65,12 @@ def _all_of(pieces: list[Piece]) -> float:
 
 
 def _pieces(stage: Stage, buckets: list[Bucket], over: Ring, element: int, rounds: int, seconds: float) -> list[Piece]:
-    """Buckets with their part of a pass of so many seconds; the table of embeddings is looked up in no time."""
+    """Buckets with their part of a pass of so many seconds; the table of embeddings is looked up in no time.
+
+    Args:
+        element: bytes of an element that is sent.
+        rounds: of the ring, two for an all-reduce.
+    """
     table = next(chunk_sizes(stage))[0] if stage.is_first else 0
     work = [sum(stop - start for start, stop in bucket.parameters) for bucket in buckets]
     # The first parameter of the first chunk is the last one in its buffer.
@@ -73,7 +78,7 @@ def _pieces(stage: Stage, buckets: list[Bucket], over: Ring, element: int, round
     return [
         Piece(
             compute=seconds * elements / sum(work) if sum(work) else 0.0,
-            collective=rounds * over.round_seconds(bucket.elements * element / rounds),
+            collective=rounds * over.round_seconds(bucket.elements * element),
         )
         for bucket, elements in zip(buckets, work, strict=True)
     ]

@@ -7,12 +7,12 @@ the waiting inside one copy of the network, so that a slow rank shows as a slow 
 
 from __future__ import annotations
 
-import socket
 import statistics
 
 import torch
 from torch import distributed
 
+from megatron_kaiyuan.cluster.bad_nodes import node_name
 from megatron_kaiyuan.train.session import Hook, Session
 from megatron_kaiyuan.train.step import StepResult
 
@@ -92,7 +92,7 @@ def _begin_gather(own: float, device: torch.device) -> tuple[distributed.Work | 
 
 def _hosts(device: torch.device) -> list[str]:
     """Return the node of each rank. Collective."""
-    name = socket.gethostname().encode()[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0")
+    name = node_name().encode()[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0")
     mine = torch.tensor(list(name), dtype=torch.uint8, device=device)
     everyone = torch.empty(distributed.get_world_size() * _LONGEST_NAME, dtype=torch.uint8, device=device)
     distributed.all_gather_into_tensor(everyone, mine)

@@ -265,3 +265,9 @@ def test_real_mpirun() -> None:
     lines = sorted(line.split() for line in result.stdout.splitlines())
     assert [line[:3] for line in lines] == [["openmpi", "0/2", "0/2"], ["openmpi", "1/2", "1/2"]]
     assert lines[0][3] == lines[1][3]
+
+
+def test_a_pod_of_kubeflows_trainer_is_a_node_and_no_rank() -> None:
+    with pytest.raises(UserError, match="PET_NNODES=2 says that this is one of several nodes; start it with launch"):
+        discover({"PET_NNODES": "2", "PET_NODE_RANK": "1"})
+    assert discover({"PET_NNODES": "1"}).world_size == 1

@@ -12,6 +12,9 @@ import pytest
 from launched import launched
 from small_run import TOKENS_PER_STEP, losses, metrics, succeed
 
+# Four starts, one after the other.
+pytestmark = pytest.mark.timeout(900)
+
 
 def restarting(recipe: Path, run_dir: Path, *options: object, overrides: Sequence[str] = ()):
     options = ("--restart-delay", 0, "--nproc-per-node", 1, *options)

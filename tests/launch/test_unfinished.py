@@ -19,6 +19,7 @@ from small_run import metrics
 
 from tests.ranks import free_port
 
+pytestmark = pytest.mark.timeout(900)
 LONG = ["checkpoint.save_every_steps=1000", "train.train_tokens=null"]
 
 

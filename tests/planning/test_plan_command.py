@@ -13,12 +13,14 @@ from small_recipe import KAIYUAN_2B
 
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import PhaseRecipe
+from megatron_kaiyuan.cli import app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.failures import Assumed, losses
 from megatron_kaiyuan.planning.plan import USABLE, Plan, make_plan
 from megatron_kaiyuan.planning.records import Costs, as_record
 from megatron_kaiyuan.planning.show import as_text
 from megatron_kaiyuan.platform.figures import device_named
+from megatron_kaiyuan.usage import UsageError
 from tests.data.small_corpora import write_corpus
 
 TOKENS = "train.train_tokens=2_200_000_000_000"
@@ -208,6 +210,20 @@ def test_a_mistake_is_one_line() -> None:
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: --gpu 'h1000' is unknown; did you mean 'h100'?")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--mtbf", "--restart-minutes", "--save-seconds", "--price"),
+        *("--mfu", "--measured-mfu", "--gpu-memory-gib", "--peak-tflops"),
+    ],
+)
+@pytest.mark.parametrize("value", ["inf", "nan", "-1", "1e300"])
+def test_numbers_that_mean_nothing_are_refused(option: str, value: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        app(["plan", KAIYUAN_2B, "--gpus", "8", "--gpu", "h100", option, value], standalone_mode=False)
+    assert f"'{option}'" in refused.value.format_message()
 
 
 def test_mistakes_name_what_to_change() -> None:

@@ -107,6 +107,10 @@ def test_what_overlap_exposes_by_hand() -> None:
     waiting = load_run(Path(KAIYUAN_2B), ["train.micro_batch_size=8", *NO_OVERLAP])
     alone = stage_time(Stage(waiting, 16, 0), DEVICES["h100"], flops=1e15, rate=1e14)
     assert alone.gradients > 5 * time.gradients
+    # Without the distributed optimizer an all-reduce of two rounds, and no weights to gather.
+    whole = load_run(Path(KAIYUAN_2B), ["parallel.use_distributed_optimizer=false", *NO_OVERLAP])
+    plain = stage_time(Stage(whole, 16, 0), DEVICES["h100"], flops=1e15, rate=1e14)
+    assert plain.weights == 0 and plain.gradients == pytest.approx(2 * alone.gradients, rel=0.01)
     # More ranks, larger buckets: fewer starts, and steps of longer rings.
     assert len(chunk_buckets(Stage(run, 1024, 0))[0]) < 3
 

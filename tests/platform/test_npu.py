@@ -120,7 +120,7 @@ def test_what_is_missing_on_a_node_is_told_in_one_line(tmp_path: Path) -> None:
     done = machine.python(*program(*cases), trial_in_child=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rank, no_mindspeed, empty, version, dependency = done.stdout.splitlines()
-    assert "local rank 8 has no NPU, this node shows 8" in rank
+    assert "local rank 8 of 9 has no NPU, this node shows 8" in rank
     assert no_mindspeed == empty and "PyPI's mindspeed is an empty package" in empty
     assert "does not load with megatron-core" in version and "no gpt_layer" in version
     assert "einops_npu" in dependency

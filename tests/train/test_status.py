@@ -19,10 +19,15 @@ from megatron_kaiyuan.report.status import read_status
 from tests.rank_server import run
 
 
+def holds(run_dir: Path, process: int, doing: str) -> bool:
+    """Whether the lock's note is that of a process at this work."""
+    return {"pid": process, "doing": doing}.items() <= (lock.holder(run_dir) or {}).items()
+
+
 def test_a_run_from_its_start_to_its_end(recipe: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with at_work(1, recipe, f"run_dir={run_dir}", "train.train_tokens=null") as job:
-        wait_for(took_steps(run_dir, 3), job)
+        wait_for(lambda: took_steps(run_dir, 3)() and holds(run_dir, job.ranks[0], "step"), job)
         os.kill(job.ranks[0], signal.SIGSTOP)
         found = read_status(run_dir)
         assert (found.state, found.exit_code, found.starts) == ("training", 0, 1)
@@ -41,7 +46,8 @@ def test_a_run_from_its_start_to_its_end(recipe: Path, tmp_path: Path) -> None:
     assert (died.state, died.exit_code, died.holder, died.checkpoint) == ("died", 1, None, "step_0")
 
     with at_work(1, recipe, f"run_dir={run_dir}", "train.train_tokens=null") as job:
-        wait_for(lambda: read_status(run_dir).starts == 2 and took_steps(run_dir, 3)(), job)
+        # From its second step on it minds signals, and the lock has its note, no longer that of the job before.
+        wait_for(lambda: holds(run_dir, job.ranks[0], "step"), job)
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 143
     stopped = read_status(run_dir)

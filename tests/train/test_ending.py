@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.checkpoint.layout import PREEMPTED, point_latest
 from megatron_kaiyuan.cluster.bad_nodes import BAD_NODES, read_bad_nodes, write_bad_nodes
-from megatron_kaiyuan.cluster.ending import Look, Verdict, judge, look
 from megatron_kaiyuan.files import write_json
+from megatron_kaiyuan.train.ending import Look, Verdict, judge, look
 
 ROOT = Path(__file__).parents[2]
 CALM = Look(10, "", "", "")
@@ -63,7 +63,7 @@ def test_an_unfinished_run_never_ends_with_0(status: int, signal: int, restarts:
 
 
 def _asked(*words: object) -> str:
-    program = [sys.executable, "-m", "megatron_kaiyuan.cluster.ending", *map(str, words)]
+    program = [sys.executable, "-m", "megatron_kaiyuan.train.ending", *map(str, words)]
     return subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
 
 

@@ -1,8 +1,8 @@
 """What a launch script does when what it has started has ended: the one rule of all launchers.
 
-    before=$(python -m megatron_kaiyuan.cluster.ending look RUN_DIR)
+    before=$(python -m megatron_kaiyuan.train.ending look RUN_DIR)
     COMMAND
-    python -m megatron_kaiyuan.cluster.ending judge RUN_DIR "$before" STATUS SIGNAL RESTARTS MOST
+    python -m megatron_kaiyuan.train.ending judge RUN_DIR "$before" STATUS SIGNAL RESTARTS MOST
 
 `judge` prints `ACTION CODE RESTARTS STEP [HOST,...]`. The rule: a run that was asked to stop and has saved ends as
 stopped, whatever the launcher's exit code is. A failure is worth another start while checkpoints are won, and for MOST
