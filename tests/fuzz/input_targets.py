@@ -18,7 +18,7 @@ from tests.fuzz.target import Target
 
 _ROWS = (
     b'{"text": "one two", "domain": "web", "score": 0.5, "meta": {"a": [1]}, "id": 9007199254740993}\n'
-    b'{"text": "three", "domain": "", "score": null}\n'
+    b'{"text": "three", "domain": "", "score": null, "x": NaN}\n'
     b'{"text": "\\u4e16\\u754c", "score": 3, "other": true}\n'
 )
 _TABLE = (
