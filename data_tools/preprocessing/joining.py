@@ -86,7 +86,9 @@ def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_
         join_corpora([shards.corpora(group)[i] for group, _ in done], prefix, identity=identity)
     _write_bad_rows(shards, done, bad_rows)
     records = [vars(record) for _, record in done]
-    write_sealed_json(shards.folders[0] / _JOINED, {"work": _fingerprint(group for group, _ in done), "records": records})
+    write_sealed_json(
+        shards.folders[0] / _JOINED, {"work": _fingerprint(group for group, _ in done), "records": records}
+    )
 
 
 def joined_earlier(shards: Shards, outputs: Mapping[Path, str], groups: Sequence[Group]) -> list[Record] | None:
