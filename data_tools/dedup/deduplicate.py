@@ -12,7 +12,7 @@ from data_tools.dedup import index as indexes
 from data_tools.dedup.clusters import MEMBERS, Edges, FindClusters
 from data_tools.dedup.edges import EdgeFinder
 from data_tools.dedup.keepers import DECISIONS, MEMBERS_PER_TASK, Choice, Choose
-from data_tools.dedup.report import make_report, refuse_wipe_out
+from data_tools.dedup.report import ReportForm, make_report, refuse_wipe_out
 from data_tools.dedup.request import Request
 from data_tools.dedup.samples import ReadSamples, describe_samples, pick_samples, sample_tasks
 from data_tools.dedup.scopes import Scope, SignedShard, make_scopes
@@ -26,6 +26,7 @@ from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_row
 from data_tools.steps.schemas import one_schema
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json, write_sealed_json
+from megatron_kaiyuan.forms import require_form
 from megatron_kaiyuan.outputs import identity_of
 
 REPORT = "report.json"
@@ -158,5 +159,7 @@ class _Run:
 
 
 def _finished_report(request: Request) -> dict[str, Any]:
-    report = read_sealed_json(request.output / REPORT, "report")
+    path = request.output / REPORT
+    report = read_sealed_json(path, "report")
+    require_form(path, report, ReportForm, "make the folder again with --force")
     return {name: value for name, value in report.items() if name != "seal"}

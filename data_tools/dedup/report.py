@@ -12,8 +12,43 @@ from data_tools.dedup.keepers import SAMPLES
 from data_tools.dedup.scopes import Scope
 from data_tools.engines.stage import Record
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.forms import Count, Form, Share
 
 _LISTED = 1000
+
+
+class _Counts(Form):
+    documents: Count
+    exact: Count
+    near: Count
+    quarantined: Count
+    removed: Count
+    removed_share: Share
+
+
+class _Cluster(Form):
+    documents: Count
+
+
+class _Side(Form):
+    text: str
+
+
+class _Pair(Form):
+    jaccard: Share
+    dataset: str
+    removed: _Side
+    stays: _Side
+
+
+class ReportForm(Form):
+    """A report in a file."""
+
+    datasets: dict[str, _Counts]
+    bad_rows: Count
+    clusters: dict[str, dict[str, Count]]
+    quarantined_clusters: list[_Cluster]
+    pairs: list[_Pair]
 
 
 def make_report(

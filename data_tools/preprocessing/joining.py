@@ -139,7 +139,7 @@ def _fingerprint(groups: Iterable[Group]) -> str:
 
 
 def _bad_places(shards: Shards, group: Group) -> Iterator[tuple[Task, BadPlace]]:
-    with open(shards.bad_rows_path(group), encoding="utf-8") as file:
+    with open(shards.bad_rows_path(group), "rb") as file:
         for line in file:
             try:
                 bad = _Bad.model_validate_json(line)

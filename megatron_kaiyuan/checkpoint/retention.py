@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
+from megatron_kaiyuan.config import read_yaml
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import remove_leftovers
 
@@ -157,9 +156,8 @@ def was_scheduled(folder: Path, manifest: dict[str, Any]) -> bool:
 def _save_every_steps(run_dir: Path) -> int | None:
     """As the run was last started; None where that is not known."""
     try:
-        content = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-        every = content["checkpoint"]["save_every_steps"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        every = read_yaml(run_dir / "config.yaml")["checkpoint"]["save_every_steps"]
+    except (UserError, KeyError, TypeError):
         return None
     return every if isinstance(every, int) and every > 0 else None
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from megatron_kaiyuan.errors import UserError, describe
+from megatron_kaiyuan.errors import UserError, describe, excerpt
 
 _TABLE = "RANK_TABLE_FILE"
 # HCCL takes this many from HCCL_IF_BASE_PORT on, by default from 60000.
@@ -68,7 +68,9 @@ def _ranks(path: Path) -> list[int]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if (status := content["status"]) != "completed":
-            raise UserError(f"{_TABLE}={path}: status is {status!r}, not 'completed': wait for whoever writes it")
+            raise UserError(
+                f"{_TABLE}={path}: status is {excerpt(repr(status))}, not 'completed': wait for whoever writes it"
+            )
         if "group_list" in content:
             instances = [one for group in content["group_list"] for one in group["instance_list"]]
             return list(range(sum(len(instance["devices"]) for instance in instances)))
@@ -76,7 +78,9 @@ def _ranks(path: Path) -> list[int]:
             return [int(one["rank_id"]) for one in content["rank_list"]]
         return [int(device["rank_id"]) for server in content["server_list"] for device in server["device"]]
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{_TABLE}={path} is no table of ranks ({type(error).__name__}: {error}); unset it") from error
+        raise UserError(
+            f"{_TABLE}={path} is no table of ranks ({type(error).__name__}: {excerpt(error)}); unset it"
+        ) from error
     except OSError as error:
         raise UserError(f"{_TABLE}={path}: {error.strerror}; unset it, or let its owner read it") from error
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_kaiyuan.errors import UserError, excerpt, require
+from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.tokenizer_trial import is_panic, read_tokenizer
 
 if TYPE_CHECKING:
@@ -26,16 +27,43 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """
     transformers = require("transformers", extra="eval", purpose="loading an exported model")
     _check_folder(folder)
+    require_layers(folder)
     try:
         with quiet_transformers():
-            network = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            network, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     # Besides OSError and ValueError, what its classes make of a field of another type.
     except Exception as error:
         why = f"{type(error).__name__}: {excerpt(error)}"
         raise UserError(f"{folder}: transformers cannot load this model ({why}); export it again") from error
+    # transformers gives them random values.
+    if absent := sorted(report["missing_keys"]):
+        raise UserError(f"{folder}: its weights lack {excerpt(absent[0])}, which config.json asks for; export it again")
     return network.to(device).eval()
+
+
+def require_layers(folder: Path) -> None:
+    """Refuse a configuration of more layers than there are tensors: transformers would build them all first.
+
+    Raises:
+        UserError: naming the field of `config.json`.
+    """
+    safetensors = require("safetensors", extra="eval", purpose="loading a model")
+    path, tensors = folder / "config.json", 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                tensors += len(opened.keys())
+        except Exception as error:
+            raise UserError(f"{file}: cannot be read ({excerpt(error)}); copy it again") from error
+    left = [read_json(path, "Hugging Face configuration")]
+    while tensors and left:
+        section = left.pop()
+        for name, value in section.items() if isinstance(section, dict) else ():
+            if isinstance(value, int) and "layer" in name and value > tensors:
+                raise UserError(f"{path}: {name} is {value}, but there are {tensors} tensors; copy the folder again")
+            left += [value] if isinstance(value, dict) else []
 
 
 def tokenizer_file(folder: Path) -> Path:

@@ -18,14 +18,17 @@ from tests.fuzz.target import Target
 
 _ROWS = (
     b'{"text": "one two", "domain": "web", "score": 0.5, "meta": {"a": [1]}, "id": 9007199254740993}\n'
-    b'{"text": "three", "domain": "", "score": null}\n'
+    b'{"text": "three", "domain": "", "score": null, "x": NaN}\n'
     b'{"text": "\\u4e16\\u754c", "score": 3, "other": true}\n'
 )
 _TABLE = (
     b'{"status": "completed", "version": "1.0", "server_count": "1", "server_list": [{"server_id": "a", "device": '
     b'[{"device_id": "0", "rank_id": "0"}, {"device_id": "1", "rank_id": "1"}]}]}'
 )
-_CODE = b'"""Of the module."""\n\nTABLE = {"a": "b"}\n\n\nclass A:\n    """Of A."""\n\n    def f(self):\n        """Of f."""\n'
+_CODE = (
+    b'"""Of the module."""\n\nTABLE = {"a": "b"}\n\n\nclass A:\n    """Of A."""\n\n'
+    b'    def f(self):\n        """Of f."""\n'
+)
 
 
 def _file(name: str, content: bytes) -> Callable[[Path], Path]:

@@ -1,4 +1,4 @@
-"""Models that score text: fastText's, KenLM's in both forms, pieces of sentencepiece, and a folder with a classifier."""
+"""Models that score text: fastText's, KenLM's `.arpa`, pieces of sentencepiece, and a folder with a classifier."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,22 @@ def _earlier(path: Path) -> Any:
     earlier_phase(Output(path.parent, "a phase"))
 
 
+def _materialize(path: Path) -> Any:
+    from data_tools.curriculum.materialize import materialize
+
+    output = path.parent.parent.with_name("pair")
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    materialize(path.parent, output / "all", "tokens")
+
+
+def _first(path: Path) -> Any:
+    """What a portrait of a window is made from."""
+    from data_tools.windows.portraits import _first_documents
+
+    _first_documents(path.parent, 5)
+
+
 def _seal(path: Path) -> None:
     """Let the manifest fit a changed file."""
     manifest = path.with_name("manifest.json")
@@ -93,7 +110,7 @@ TARGETS = (
     Target("phase-manifest", _manifest(), json_damage.sealed, [read_stream, _verify, _earlier]),
     Target("phase-manifest-packed", _manifest(8), json_damage.sealed, [read_stream, _report]),
     Target("phase-profile", _file("profile.json"), json_damage.plain, [_report]),
-    Target("phase-order", _file("order.bin"), mutate, [read_stream], _seal),
+    Target("phase-order", _file("order.bin"), mutate, [read_stream, _materialize, _first], _seal),
     Target("phase-tokens", _file("tokens.bin"), mutate, [read_stream], _seal),
     Target("phase-checks", _file("checks.bin"), mutate, [read_stream], _seal),
     Target("phase-pieces", _file("pieces.bin", 8), mutate, [read_stream], _seal),

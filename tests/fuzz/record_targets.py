@@ -10,6 +10,7 @@ from typing import Any
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json, write_sealed_json
 from megatron_kaiyuan.outputs import Output, recorded_folder, write_record
+from tests.data.small_corpora import write_corpus
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
 
@@ -256,6 +257,98 @@ def _named(name: str, format_module: str, content: dict[str, Any], constant: str
     return make
 
 
+def _cloze(folder: Path) -> Path:
+    from megatron_kaiyuan.evaluate.cloze import ClozeTask, Item, write_task
+
+    return write_task(ClozeTask("arc", (Item("The sky is", " blue"), Item("", " x"))), folder / "made")
+
+
+def _read_cloze(path: Path) -> Any:
+    from megatron_kaiyuan.evaluate.cloze import read_task
+
+    assert read_task(path).identity
+
+
+def _report(folder: Path) -> Path:
+    (folder / "made").mkdir()
+    counts = {"documents": 3, "exact": 1, "near": 0, "quarantined": 0, "removed": 1, "removed_share": 0.333333}
+    side = {"id": 1, "text": "a b"}
+    content = {
+        **{"datasets": {"web": counts}, "bad_rows": 1, "clusters": {"web": {"2": 1}}},
+        "quarantined_clusters": [{"scope": "web", "documents": 3, "cluster": 7}],
+        "pairs": [{"jaccard": 0.9, "dataset": "web", "removed": side, "stays": side}],
+    }
+    write_sealed_json(folder / "made" / "report.json", content)
+    return folder / "made" / "report.json"
+
+
+def _read_report(path: Path) -> Any:
+    from data_tools.dedup.deduplicate import Request, _finished_report
+    from data_tools.dedup.report import report_lines
+
+    report_lines(_finished_report(Request(("a.jsonl",), path.parent)))
+
+
+def _shard_files(name: str) -> Callable[[Path], Path]:
+    """A finished shard of `preprocess`, with its bad row, and the note that all are joined."""
+
+    def make(folder: Path) -> Path:
+        from data_tools.preprocessing.joining import _JOINED, _fingerprint
+
+        prefix, (group, shards) = folder / "made" / "web", _shard(folder / "made")
+        write_corpus(prefix, [[1, 2]])
+        write_corpus(shards.corpora(group)[0], [[1, 2]])
+        counts = {"rows": 2, "sequences": 1, "tokens": 2, "text_bytes": 9, "skipped": {"not JSON": 1}, "bad_rows": 1}
+        record = {**counts, "missing_scores": {"s": 1}, "held_out": 0}
+        write_sealed_json(shards.record_path(group), record)
+        bad = {"task": 0, "row": 1, "offset": 4, "reason": "not JSON"}
+        shards.bad_rows_path(group).write_text(json.dumps(bad) + "\n")
+        write_sealed_json(shards.folders[0] / _JOINED, {"work": _fingerprint([group]), "records": [record]})
+        return shards.folders[0] / name
+
+    return make
+
+
+def _shard(folder: Path) -> tuple[Any, Any]:
+    from data_tools.preprocessing.shards import Shards
+    from data_tools.reading.inputs import InputFile
+    from data_tools.reading.tasks import Group, Task
+
+    file = InputFile("a.jsonl", "json", "", 9, "1", location="a.jsonl")
+    return Group((Task(file, 0, 9, "0" * 32),), "0" * 32), Shards([folder / "web"])
+
+
+def _read_shard(path: Path) -> Any:
+    from data_tools.corpora.corpus_files import read_manifest
+    from data_tools.preprocessing.joining import _write_bad_rows, joined_earlier
+
+    group, shards = _shard(path.parent.parent)
+    prefix = path.parent.parent / "web"
+    joined = joined_earlier(shards, {prefix: read_manifest(prefix).get("identity")}, [group])
+    record = shards.finished(group)
+    if joined is None or record is None:
+        raise UserError(f"{path}: is made again")
+    for one in (record, *joined):
+        assert one.tokens >= 0 and sum(one.skipped.values()) >= 0 and sum(one.missing_scores.values()) >= 0
+    _write_bad_rows(shards, [(group, record)], path.parent.parent / "bad_rows.jsonl")
+
+
+def _task_file(folder: Path) -> Path:
+    (folder / "made").mkdir()
+    (folder / "made" / "a.parquet").write_bytes(b"abc")
+    write_sealed_json(folder / "made" / "a.task.json", {"files": {"a.parquet": 3}, "record": {"rows": 3}})
+    return folder / "made" / "a.task.json"
+
+
+def _read_task(path: Path) -> Any:
+    from data_tools.engines.stage import Stage
+
+    record = Stage("t", path.parent, lambda task, target: {}, [0], ["a"]).finished(0)
+    if record is None:
+        raise UserError(f"{path}: is made again")
+    assert isinstance(record, dict)
+
+
 _MIXTURE, _ORDER = "megatron_kaiyuan.research.mixture.command", "data_tools.curriculum.materialize"
 _LINEAR, _TOKENIZER = "data_tools.scores.training", "data_tools.tokenizers.train_tokenizer"
 _ACCEPTANCE = "megatron_kaiyuan.doctor.acceptance.record"
@@ -283,6 +376,12 @@ TARGETS = (
     ),
     _sealed("acceptance", _named("acceptance.json", _ACCEPTANCE, {"identity": "i", "checks": [_CHECK]}), _acceptance),
     _sealed("journal", _journal, _settle),
+    _sealed("cloze", _cloze, _read_cloze),
+    _sealed("report", _report, _read_report),
+    _sealed("shard", _shard_files("0" * 32 + ".task.json"), _read_shard),
+    _sealed("joined", _shard_files("joined.json"), _read_shard),
+    Target("record-shard-bad-rows", _shard_files("0" * 32 + ".bad_rows.jsonl"), json_damage.rows, [_read_shard]),
+    _sealed("task", _task_file, _read_task),
     Target("record-metrics", _metrics, json_damage.rows, [_history, _status], lenient=True),
     Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
     Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),

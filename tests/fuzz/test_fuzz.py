@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +9,6 @@ import pytest
 
 from tests.fuzz.target import Target, run
 from tests.fuzz.targets import TARGETS
-
-_ROUNDS = 25
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of every target, from a process of its own: a fork of a process with threads, as this one, may wait for ever."""
-    path = tmp_path_factory.mktemp("fuzz") / "outcomes.json"
-    command = [sys.executable, "-m", "tests.fuzz", "--rounds", str(_ROUNDS), "--json", str(path)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
-    )
-    assert path.exists(), done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(path.read_text())
 
 
 @pytest.mark.timeout(600)

@@ -59,11 +59,12 @@ class _Classifier:
         import torch
 
         transformers = require("transformers", extra="eval", purpose="a sequence classifier")
-        from megatron_kaiyuan.export.loading import quiet_transformers
+        from megatron_kaiyuan.export.loading import quiet_transformers, require_layers
 
         self._folder = folder
         self._device = pick_device(device)
         with loading(folder, "sequence classifier"), quiet_transformers():
+            require_layers(folder)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from data_tools.corpora.verify import verify
 from data_tools.engines.ranks import RanksEngine
 from data_tools.preprocessing import joining
 from data_tools.preprocessing.preprocess import Settings, Totals, preprocess
+from data_tools.preprocessing.shards import Record, RecordForm
 from data_tools.reading.place import Place
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
@@ -363,3 +365,7 @@ def test_nothing_but_shards_is_removed(tmp_path: Path):
     manifest_path(tmp_path / "other").write_text("{}")
     joining.remove(joining.Shards([tmp_path / "c_text_document"]))
     assert [path.name for path in tmp_path.iterdir()] == ["other.manifest.json"]
+
+
+def test_the_form_of_a_record_has_each_of_its_fields() -> None:
+    assert set(RecordForm.model_fields) == {field.name for field in fields(Record)}
