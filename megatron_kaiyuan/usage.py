@@ -54,7 +54,7 @@ def _missing(first: Any, context: Any) -> str:
 
 
 def _shown(parameter: Any) -> str:
-    return parameter.opts[0] if parameter.opts[0].startswith("-") else f"argument {parameter.human_readable_name!r}"
+    return parameter.opts[0] if parameter.opts[0].startswith("-") else f"argument {parameter.name!r}"
 
 
 def _field(option: str, command: str) -> str | None:

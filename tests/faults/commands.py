@@ -181,10 +181,10 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
 
 
 def _evaluation(inputs: Path, out: Path) -> list[Command]:
-    measured = ("eval", None, "--held-out", inputs / "held_out", "--held-out-text", inputs / "a.jsonl")
-    measured = (*measured, "--seq-length", 2048, "--output", out / "eval.json")
-    models = {"a": inputs / "model_a", "b": inputs / "model_b"}
-    return [Command("kaiyuan eval", *_pair(*measured, **models), "eval.json", heavy=True)]
+    # Of another model results are added; other settings of the same one would replace its results.
+    measured = ("eval", inputs / "model", "--held-out", inputs / "held_out", "--held-out-text", inputs / "a.jsonl")
+    measured = (*measured, "--output", out / "eval.json", "--seq-length", None)
+    return [Command("kaiyuan eval", *_pair(*measured, a=2048, b=1024), "eval.json", heavy=True)]
 
 
 def _pair(*words: object, a: object, b: object) -> tuple[list[str], list[str]]:
@@ -219,10 +219,9 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
         preprocess([inputs / f"{name}.jsonl"], inputs / name, settings)
     build_recipe(inputs.parent / "order.yaml", ("phases[0].seed=9",), inputs / "phases", None, 1)
     if evaluation:
-        for number, name in enumerate("ab"):
-            path = write_model(inputs / f"model_{name}", seed=number) / "config.json"
-            # Room for the tasks of the command, whose items are longer than those of its tests.
-            path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 2048}))
+        path = write_model(inputs / "model") / "config.json"
+        # Room for the tasks of the command, whose items are longer than those of its tests.
+        path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 2048}))
         write_corpus(inputs / "held_out", random_documents(4, seed=1))
 
 

@@ -176,7 +176,8 @@ def test_allowed_bad_rows_are_counted_by_reason(tokenizer_path: Path, tmp_path: 
     settings = Settings(tokenizer_path, score_keys=("score",))
     totals = preprocess([path], tmp_path / "c", settings, LocalEngine(2), max_bad_rows=24)
     assert totals.sequences == 24
-    assert totals.skipped["field 'score' is not a finite number"] == 9
+    assert totals.skipped["field 'score' is not a finite number"] == 6
+    assert totals.skipped["field 'score' is true or false, not a finite number"] == 3
     manifest = json.loads(manifest_path(tmp_path / "c_text_document").read_text())
     assert manifest["skipped"] == dict(totals.skipped)
     assert sum(manifest["skipped"].values()) == 24

@@ -27,7 +27,8 @@ def small_files(folder: Path, count: int) -> Path:
         if number % 5 == 0:
             path.with_suffix(".txt").write_text("".join(f"{row['text']}\n" for row in rows))
         elif number % 5 == 1 and rows:
-            pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
+            # Parquet and lines do not share a group: side by side each would have one of its own.
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"p{number:05d}.parquet")
         elif number % 5 == 2:
             content = "".join(json.dumps(row) + "\n" for row in rows).encode()
             path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(content, mtime=0))
@@ -45,7 +46,7 @@ def test_the_bytes_are_those_of_a_shard_a_file(tmp_path: Path, tokenizer_path: P
     # The rows of one are far more than a task of 100 bytes, and lie between small files.
     write_rows(inputs / "00030a.jsonl", [{"text": f"a long file, row {row}"} for row in range(50)])
     settings, files = Settings(tokenizer_path), find_inputs([inputs])
-    assert len(cut_groups(files, settings, {})) == 1
+    assert len(cut_groups(files, settings, {})) == 2
     assert [len(group.tasks) for group in cut_groups(files, settings, {}, 100)] == [1] * len(
         cut_tasks(files, settings, {}, 100)
     )
