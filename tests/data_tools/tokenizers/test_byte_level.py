@@ -19,6 +19,7 @@ from data_tools.tokenizers.engines import Unsupported, build
 from data_tools.tokenizers.tiktoken_files import KNOWN
 from data_tools.tokenizers.tokenizer_formats import open_reference
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.tokenizer_trial import is_panic
 
 pytest.importorskip("gigatoken")
 
@@ -96,14 +97,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused_or_equal(path: Path, content: dict[str, Any], texts: list[str]) -> bool:
-    """Whether the engine takes the file; if it does, its ids must be the library's."""
+    """Whether the engine takes the file; if it does, its ids must be the library's.
+
+    Where the library panics ("AddedVocabulary bad split", tokens within tokens) there are none to compare with.
+    """
     path.write_text(json.dumps(content), encoding="utf-8")
     try:
         reference = open_reference(path)
         expected = reference.encode(texts)
         found = build("gigatoken", reference).encode(texts)
-    except (Unsupported, UserError):
-        return False
+    except BaseException as error:
+        if isinstance(error, (Unsupported, UserError)) or is_panic(error):
+            return False
+        raise
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
     return True
 

@@ -139,8 +139,14 @@ def test_a_stopped_command_waits_until_its_runs_are_saved(
     number: signal.Signals, queue_recipe: Path, tmp_path: Path
 ) -> None:
     """The process that called `run_all` gets the signal alone."""
+    # A run of forty steps may end before the signal comes, on a busy machine.
+    assert any(stopped_at_work(number, queue_recipe, tmp_path / str(attempt)) for attempt in range(5))
+
+
+def stopped_at_work(number: signal.Signals, queue_recipe: Path, place: Path) -> bool:
+    """Send the signal while a run is at work; whether the run was in the midst of it."""
     runs = make_runs(queue_recipe, 2, "checkpoint.save_every_steps=1000", steps=40)
-    path = write_list(tmp_path, runs)
+    path = write_list(place, runs)
     code = (
         "import sys; from pathlib import Path\n"
         "from megatron_kaiyuan.research.queue import request, run_all\n"
@@ -148,14 +154,16 @@ def test_a_stopped_command_waits_until_its_runs_are_saved(
         "except KeyboardInterrupt: sys.exit(130)"
     )
     environ = {name: value for name, value in os.environ.items() if name != "KAIYUAN_PARENT"}
-    command = [sys.executable, "-c", code, str(tmp_path), str(path)]
+    command = [sys.executable, "-c", code, str(place), str(path)]
     with subprocess.Popen(command, env=environ, start_new_session=True, stderr=subprocess.DEVNULL) as caller:
         deadline = time.monotonic() + 200
-        while not any('"loss"' in file.read_text() for file in (tmp_path / "runs").glob("*/metrics.jsonl")):
+        while not any('"loss"' in file.read_text() for file in (place / "runs").glob("*/metrics.jsonl")):
             assert time.monotonic() < deadline and caller.poll() is None
             time.sleep(0.02)
         caller.send_signal(number)
-        assert caller.wait(100) == 128 + number
-    (folder,) = (tmp_path / "runs").glob("[!.]*")
-    (stop,) = events(folder, "stop")
-    assert (folder / "latest").read_text().strip() == f"step_{stop['step']}" != "step_0"
+        # 0 where all runs had ended by then.
+        assert caller.wait(100) in (0, 128 + number)
+    stops = {file.parent: events(file.parent, "stop") for file in (place / "runs").glob("[!.]*/metrics.jsonl")}
+    at_work = [(folder, stop["step"]) for folder, found in stops.items() for stop in found]
+    assert all((folder / "latest").read_text().strip() == f"step_{step}" for folder, step in at_work)
+    return any(step for _, step in at_work)
