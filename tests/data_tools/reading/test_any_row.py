@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_tools.reading import lines as lines_module
-from data_tools.reading.documents import Shard, document_batches
+from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Settings, cut_groups, cut_tasks
 from data_tools.reading.text import Rows, line_rows
 from data_tools.reading.texts import texts
