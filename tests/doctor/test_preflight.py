@@ -13,7 +13,7 @@ import pytest
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.outliers import outliers, partner
-from megatron_kaiyuan.doctor.quick import bad_nodes
+from megatron_kaiyuan.doctor.quick_verdict import bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
 from tests import rank_server
 
