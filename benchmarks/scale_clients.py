@@ -92,7 +92,7 @@ def look(ranks: int) -> tuple[int, int, float, str]:
         for rank in range(ranks):
             waiting = rank != ranks - 1
             report(store, rank, Alive(period, 7, waiting, "file.py:7 (read)", f"node{rank // 8}", rank, "1"))  # type: ignore[arg-type]
-        # What every rank reports once a period, hanging or not, is no part of the search.
+        # What every rank reports once a period, hanging or not, is not part of the search.
         store.calls, store.keys = counted
         for rank, search in enumerate(searches):
             before = store.calls

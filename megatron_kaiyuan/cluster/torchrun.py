@@ -97,7 +97,7 @@ def _prepare_torchrun() -> None:
     os.environ.setdefault("LOGLEVEL", "ERROR")
     importlib.import_module("torch.distributed.run")
     if not chosen_level:
-        # The workers are no business of this process's log level, and the lines below say what elastic would log.
+        # This process's log level is not for the workers, and the lines below say what elastic would log.
         del os.environ["LOGLEVEL"]
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
 

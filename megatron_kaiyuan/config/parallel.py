@@ -67,7 +67,7 @@ class ParallelConfig(Section):
         if self.virtual_pipeline_model_parallel_size > 1 and self.pipeline_model_parallel_size == 1:
             raise ValueError(
                 f"virtual_pipeline_model_parallel_size {self.virtual_pipeline_model_parallel_size} needs "
-                "pipeline_model_parallel_size above 1: one rank has nobody to take turns with"
+                "pipeline_model_parallel_size above 1: one rank has no other to take turns with"
             )
         return self
 

@@ -62,7 +62,7 @@ class Quick:
         from megatron_kaiyuan.cluster.roll_call import open_store
 
         if not may_be_npu(self._platform) and not torch.cuda.is_available():
-            # Processors need it, and its import is no part of the examination.
+            # Processors need it, and its import is not part of the examination.
             importlib.import_module("megatron.core")
         # Rank 0 may hold it for all: it lives as long as this process.
         self._held = open_store(self.who, timedelta(seconds=_LATE_SECONDS))
