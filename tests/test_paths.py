@@ -62,7 +62,7 @@ RECIPES: list[tuple[type[Section], dict[str, Any], str]] = [
             "corpora": {"a": "~/a", "b": "b"},
             "phases": [{"name": "p", "order": "shuffle", "datasets": [{"corpus": "a"}]}],
         },
-        "root corpora.a corpora.b",
+        "root corpora.a",
     ),
     (
         ProbeConfig,

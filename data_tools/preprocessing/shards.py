@@ -69,6 +69,7 @@ class RecordForm(Form):
     bad_rows: Count
     missing_scores: dict[str, Count]
     held_out: Count
+    held_out_tokens: Count
 
     def record(self) -> Record:
         """Return the record that was written."""

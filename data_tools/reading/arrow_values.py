@@ -71,6 +71,8 @@ def in_words(kind: pa.DataType) -> str:
         return "true or false"
     if types.is_date(value):
         return "dates"  # Parquet has one type for both of Arrow's
+    if types.is_string(value) or types.is_large_string(value):
+        return "text"
     if is_bytes(value):
         return "binary (bytes that no schema marks as text)"
     return str(value)

@@ -51,7 +51,8 @@ def parse_about(content: bytes, source: Path) -> About:
         fields = json.loads(content)
         if fields.pop("format") == _FORMAT and fields.pop("version") == 1:
             about = About(**fields)
-            if all(type(getattr(about, one.name)).__name__ == one.type for one in dataclasses.fields(about)):
+            typed = all(type(getattr(about, one.name)).__name__ == one.type for one in dataclasses.fields(about))
+            if typed and about.files >= 0:
                 return about
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

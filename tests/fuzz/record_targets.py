@@ -299,7 +299,7 @@ def _shard_files(name: str) -> Callable[[Path], Path]:
         write_corpus(prefix, [[1, 2]])
         write_corpus(shards.corpora(group)[0], [[1, 2]])
         counts = {"rows": 2, "sequences": 1, "tokens": 2, "text_bytes": 9, "skipped": {"not JSON": 1}, "bad_rows": 1}
-        record = {**counts, "missing_scores": {"s": 1}, "held_out": 0}
+        record = {**counts, "missing_scores": {"s": 1}, "held_out": 0, "held_out_tokens": 0}
         write_sealed_json(shards.record_path(group), record)
         bad = {"task": 0, "row": 1, "offset": 4, "reason": "not JSON"}
         shards.bad_rows_path(group).write_text(json.dumps(bad) + "\n")

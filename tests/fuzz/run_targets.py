@@ -29,7 +29,10 @@ def _written(name: str, content: Any) -> Callable[[Path], Path]:
 
 _CONFIG = "# As resolved by kaiyuan train\n" + yaml.safe_dump({"run_dir": "a", "checkpoint": {"save_every_steps": 4}})
 # Of another machine: it is watched.
-_NOTE = {"host": "node7", "boot": "b", "pid": 7, "started": 1.7e9, "beats": 3, "folder": "/runs/a"}
+_NOTE = {
+    **{"host": "node7", "boot": "b", "pid": 7, "started": 1.7e9, "beats": 3, "folder": "/runs/a", "doing": "step"},
+    **{"step": 3, "quiet_seconds": 1.5, "limit_seconds": 300.0, "time": 1.7e9},
+}
 
 
 def _lock(path: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.fuzz import (
     capsule_targets,
     checkpoint_targets,
+    cluster_targets,
     corpus_targets,
     hugging_face_targets,
     input_targets,
@@ -25,6 +26,7 @@ TARGETS = (
     *tokenizer_targets.TARGETS,
     *record_targets.TARGETS,
     *run_targets.TARGETS,
+    *cluster_targets.TARGETS,
     *input_targets.TARGETS,
     *model_targets.TARGETS,
     *hugging_face_targets.TARGETS,

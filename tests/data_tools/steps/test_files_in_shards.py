@@ -133,9 +133,9 @@ def test_messages_name_the_file_within_the_shard(tmp_path: Path) -> None:
     for name in "345":
         write_rows(folder / f"{name}.jsonl", [{"text": "one", "n": 3}])
     write_rows(folder / "4.jsonl", [{"text": "two", "n": "many"}])
-    with pytest.raises(UserError, match=r"4\.jsonl: column 'n' is string, not numbers"):
+    with pytest.raises(UserError, match=r"4\.jsonl: column 'n' is text, not numbers"):
         score([str(folder)], tmp_path / "out", scorers=["column=n,name=m"])
-    with pytest.raises(UserError, match=r"4\.jsonl: --score: column 'n' is string, not numbers"):
+    with pytest.raises(UserError, match=r"4\.jsonl: --score: column 'n' is text, not numbers"):
         deduplicate(Request((str(folder),), tmp_path / "unique", score="n"), reading_settings(), LocalEngine(1))
     for name, numbers in (("a", [1]), ("b", [[1]])):
         pq.write_table(pa.table({"text": ["a"], "n": numbers}), tmp_path / f"{name}.parquet")
