@@ -93,7 +93,7 @@ forward() { # SIGNAL
 
 attempt() {
     run "${command[@]}"
-    # MPICH tells of a killed rank by the bare number of its signal; no rank of ours ends with 9 by itself.
+    # MPICH reports a killed rank by the bare number of its signal; no rank of ours ends with 9 by itself.
     [[ $version != *HYDRA* ]] || ((status != 9)) || status=$exit_killed
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_tools.curriculum.recipe import OrderRecipe
 from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.config.schema import Section
+from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.paths import path_word, user_path, user_paths
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe

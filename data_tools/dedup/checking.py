@@ -16,7 +16,8 @@ from data_tools.dedup.arrays import PAIR, map_array, read_array, read_bits, writ
 from data_tools.dedup.scopes import Scope, SignedShard
 from data_tools.dedup.signatures import Recipe, text_memory
 from data_tools.engines.stage import Record, Target
-from data_tools.reading.documents import TEXT, document_batches
+from data_tools.reading.documents import document_batches
+from data_tools.reading.shard import TEXT
 from megatron_kaiyuan.errors import UserError
 
 # The set of the shard's document `row` is hashes [offsets[row], offsets[row + 1]); it is empty where it is not wanted.

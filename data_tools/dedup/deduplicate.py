@@ -19,7 +19,7 @@ from data_tools.dedup.scopes import Scope, SignedShard, make_scopes
 from data_tools.dedup.signing import Sign
 from data_tools.dedup.writing import WriteColumns, WriteDocuments, by_dataset
 from data_tools.engines.stage import Engine, Record, Stage
-from data_tools.reading.documents import Shard
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Settings
 from data_tools.steps.datasets import datasets_identity, find_datasets
 from data_tools.steps.folder import Workplace, publish_documents, refuse_bad_rows, refuse_empty, stage_of, workplace

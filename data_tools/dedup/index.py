@@ -20,8 +20,8 @@ from pydantic import ConfigDict, Field
 from data_tools.dedup.scopes import SignedShard
 from data_tools.dedup.signing import SUFFIXES, Sign
 from data_tools.engines.stage import Engine
-from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Group, Settings, Task
 from data_tools.steps.folder import link
 from megatron_kaiyuan.errors import UserError, excerpt

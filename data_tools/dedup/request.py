@@ -10,7 +10,7 @@ from typing import Any
 
 from data_tools.dedup.keepers import Rules
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset
-from data_tools.reading.documents import MOST_DOCUMENTS
+from data_tools.reading.shard import MOST_DOCUMENTS
 from megatron_kaiyuan.errors import UserError, require_between
 
 _MAX_CLUSTER = 10_000

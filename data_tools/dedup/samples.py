@@ -17,7 +17,7 @@ from data_tools.dedup.keepers import SAMPLES
 from data_tools.dedup.scopes import Scope, SignedShard
 from data_tools.dedup.signatures import Recipe
 from data_tools.engines.stage import Record, Target
-from data_tools.reading.documents import DOCUMENT_ID, TEXT
+from data_tools.reading.shard import DOCUMENT_ID, TEXT
 
 _READ_CHARACTERS, _SHOWN_CHARACTERS, _BEFORE = 20_000, 160, 40
 # Datasets whose pairs are shown, so that the report of a thousand of them reads not all shards once more.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_tools.dedup.arrays import map_array
 from data_tools.dedup.signing import ABOUT, ABOUT_ROW, BANDS, DIGESTS, RUN_ENTRY_BYTES
-from data_tools.reading.documents import Shard
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Settings
 
 # As group_pairs takes it: path, byte where the run begins, entries, ordinal of row 0.

@@ -23,8 +23,9 @@ from data_tools.dedup.signatures import Recipe, text_memory
 from data_tools.engines.stage import Record, Target
 from data_tools.reading.arrow_values import in_words, is_number, to_doubles
 from data_tools.reading.bad_rows import too_many
-from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, TEXT, Batch, Shard, document_batches
+from data_tools.reading.documents import Batch, document_batches
 from data_tools.reading.inputs import require_unchanged
+from data_tools.reading.shard import DOCUMENT_ID, MOST_DOCUMENTS, TEXT, Shard
 from data_tools.reading.tasks import Settings, Task
 from megatron_kaiyuan.errors import UserError
 

@@ -18,7 +18,7 @@ from data_tools.dedup.keepers import DECISION, EXACT, NEAR, STAYS
 from data_tools.dedup.scopes import Scope
 from data_tools.dedup.signing import ABOUT, ABOUT_ROW, DUPLICATE_COUNT, WRITTEN, copies
 from data_tools.engines.stage import Record, Target
-from data_tools.reading.documents import DOCUMENT_ID, Shard
+from data_tools.reading.shard import DOCUMENT_ID, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.steps.shards import COLUMNS, ApplySteps
 from data_tools.steps.step import drop, with_column

@@ -7,8 +7,8 @@ double; where they have several, are lists or objects, or would be rounded, each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,72 +17,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_tools.reading import columns
-from data_tools.reading.common_schema import unify, widen
-from data_tools.reading.tasks import Group, Settings, Task
+from data_tools.reading.field_types import FieldTypes, two_texts
+from data_tools.reading.shard import DOCUMENT_ID, TEXT, Shard
+from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import BadPlace, JsonRows, check_row, json_rows
 from data_tools.reading.values import BadRow, LeftOut, as_text
 from megatron_kaiyuan.errors import UserError
-
-TEXT, DOCUMENT_ID = "text", "kaiyuan_id"
-# (dataset, shard, row) in one number: 16, 20 and 28 bits.
-_SHARD_BITS, _ROW_BITS = 20, 28
-_MOST_FIELDS = 1000
-# For options that count documents: more than there are anywhere.
-MOST_DOCUMENTS = 10**15
-_INT64 = range(-(1 << 63), 1 << 63)
-# Whole numbers that a double holds, each and all between them.
-_EXACT = range(-(1 << 53), (1 << 53) + 1)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A part of a file of a dataset, or several small files: the unit of work of every step.
-
-    Attributes:
-        dataset, number: place of the dataset in the run, and of the shard in the dataset; both make document ids.
-        name: of the dataset.
-    """
-
-    dataset: int
-    number: int
-    name: str
-    group: Group
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        return self.group.tasks
-
-    @property
-    def has_columns(self) -> bool:
-        """Whether its rows come from Parquet files."""
-        return self.tasks[0].has_columns
-
-    def of_one(self, number: int) -> Shard:
-        """The shard with one of its tasks only, to look at the schema of that file."""
-        return replace(self, group=Group.of([self.tasks[number]]))
-
-    def __post_init__(self) -> None:
-        if self.number >> _SHARD_BITS or self.dataset >> 16:
-            raise UserError(
-                f"{self.name or 'the input'}: more than 2^20 shards, or 2^16 datasets; name fewer or larger files, or "
-                "a larger --task-bytes"
-            )
-
-    def document_ids(self, rows: Sequence[int]) -> pa.Array:
-        """uint64 ids of rows, counted in the shard from 0."""
-        base = (self.dataset << (_SHARD_BITS + _ROW_BITS)) | (self.number << _ROW_BITS)
-        if rows and rows[-1] >> _ROW_BITS:
-            raise UserError(f"{self.group.place}: more than 2^28 rows in one task; use a smaller --task-bytes")
-        return pa.array(np.asarray(rows, np.uint64) + np.uint64(base))
-
-
-def parse_document_id(number: int) -> tuple[int, int, int]:
-    """(dataset, shard, row) of a document id."""
-    return (
-        number >> (_SHARD_BITS + _ROW_BITS),
-        (number >> _ROW_BITS) & ((1 << _SHARD_BITS) - 1),
-        number & ((1 << _ROW_BITS) - 1),
-    )
 
 
 @dataclass
@@ -134,7 +74,7 @@ _Reader = Callable[[int, Task, int], Iterator[Batch]]
 
 
 def _json_reader(shard: Shard, settings: Settings) -> _Reader:
-    types = _Types(shard, settings)
+    types = FieldTypes(shard, settings)
 
     def read(number: int, task: Task, first: int) -> Iterator[Batch]:
         kinds = types.of_task(number)
@@ -178,101 +118,6 @@ def _in_column(value: Any, name: str, kind: pa.DataType) -> Any:
     return as_text(value, name) if kind == pa.string() else value
 
 
-def first_fields(shard: Shard, settings: Settings) -> Iterator[pa.Schema]:
-    """The fields of each file of JSON lines of a shard but the text, in the first batch of its rows that holds any.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    for task in shard.tasks:
-        batch = next((lines for lines in json_rows(task, settings) if lines.rows), JsonRows())
-        kinds = _kinds_of([batch], task)
-        kinds.pop(settings.json_keys[0], None)
-        yield pa.schema([(name, _column_type(found)) for name, found in kinds.items()])
-
-
-class _Types:
-    """The type of every field but the text, over all rows of a shard of JSON lines or plain text."""
-
-    def __init__(self, shard: Shard, settings: Settings):
-        key = settings.json_keys[0]
-        found: dict[str, set[str]] = {}
-        self._has_ids = []
-        for task in shard.tasks:
-            kinds = _kinds_of(json_rows(task, settings), task)
-            if TEXT in kinds and key != TEXT:
-                raise _two_texts(task, key) if key in kinds else _no_text(task, key, kinds)
-            self._has_ids.append(DOCUMENT_ID in kinds)
-            for name, values in kinds.items():
-                found.setdefault(name, set()).update(values)
-            _require_few(found, shard.group.place)
-        found.pop(key, None)
-        self._types = {name: _column_type(kinds) for name, kinds in found.items()}
-
-    def of_task(self, number: int) -> dict[str, pa.DataType]:
-        """As those of the shard; without ids where the rows of a file have none."""
-        kept = dict(self._types)
-        if not self._has_ids[number]:
-            kept.pop(DOCUMENT_ID, None)
-        return kept
-
-
-def _kinds_of(batches: Iterable[JsonRows], task: Task) -> dict[str, set[str]]:
-    """The kinds of the values of every field."""
-    found: dict[str, set[str]] = {}
-    for lines in batches:
-        for _, row in lines.rows:
-            for name, value in row.items():
-                if value is not None:
-                    found.setdefault(name, set()).add(_kind(value))
-        _require_few(found, task.file.name)
-    return found
-
-
-def _require_few(fields: Mapping[str, object], place: str) -> None:
-    if len(fields) > _MOST_FIELDS:
-        raise UserError(
-            f"{place}: its rows have more than {_MOST_FIELDS} different fields; put what is data into the values of a "
-            "few fields"
-        )
-
-
-def _kind(value: Any) -> str:
-    """ "bool", "int" (a double can hold it), "int64", "float" or "other"."""
-    kind = type(value)
-    if kind is int:
-        return "int" if value in _EXACT else "int64" if value in _INT64 else "other"
-    return kind.__name__ if kind in (bool, float) else "other"
-
-
-def _column_type(kinds: set[str]) -> pa.DataType:
-    if kinds == {"bool"}:
-        return pa.bool_()
-    if kinds <= {"int", "int64"}:
-        return pa.int64()
-    return pa.float64() if kinds <= {"int", "float"} else pa.string()
-
-
-def group_schema(shard: Shard, settings: Settings) -> pa.Schema | None:
-    """The schema that the batches of all files of a shard can be cast to; None where they have one.
-
-    Raises:
-        UserError: a file cannot be read, or a column has types in two files that have no common one.
-    """
-    if len(shard.tasks) == 1 or not shard.has_columns:
-        return None  # the types of fields are those of the shard
-    own = [next(document_batches(shard.of_one(at), settings)).documents.schema for at in range(len(shard.tasks))]
-    if all(schema == own[0] for schema in own):
-        return None
-    common = own[0]
-    for schema, task in zip(own, shard.tasks, strict=True):
-        common = unify(common, schema, task.file.name)
-    for schema, task in zip(own, shard.tasks, strict=True):
-        if schema != common:
-            common = widen(common, schema, columns.metadata(task))
-    return common
-
-
 def _parquet_reader(shard: Shard, settings: Settings, others: Collection[str] | None) -> _Reader:
     key = settings.text_column or settings.json_keys[0]
     # A second column 'text' is found too.
@@ -282,7 +127,7 @@ def _parquet_reader(shard: Shard, settings: Settings, others: Collection[str] | 
         row = 0
         for table in columns.record_batches(task, key, others):
             if key != TEXT and TEXT in table.schema.names:
-                raise _two_texts(task, key)
+                raise two_texts(task, key)
             yield _parquet_batch(shard, task, settings, table, key, row, first)
             row += len(table)
 
@@ -345,17 +190,3 @@ def _all_sound(texts: pa.Array, settings: Settings) -> bool:
         return False
     longest = pc.max(pc.binary_length(texts)).as_py() or 0
     return not 0 < settings.max_row_bytes < longest
-
-
-def _no_text(task: Task, key: str, names: Iterable[str]) -> UserError:
-    return UserError(
-        f"{task.file.name}: no row has the field {key!r}; there are {', '.join(names)}; name the one with the "
-        "text as --json-key"
-    )
-
-
-def _two_texts(task: Task, key: str) -> UserError:
-    return UserError(
-        f"{task.file.name}: has a field 'text' beside {key!r}, which holds the text and becomes 'text' in the "
-        "output; rename or drop one of them"
-    )

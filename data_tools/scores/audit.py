@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_tools.reading.documents import MOST_DOCUMENTS
+from data_tools.reading.shard import MOST_DOCUMENTS
 from data_tools.reading.tasks import Settings
 from data_tools.scores.audit_groups import FEWEST, correlation, find_groups, separation
 from data_tools.scores.audit_lines import audit_lines

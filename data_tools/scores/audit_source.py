@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from data_tools.corpora.corpus_files import metadata_path, read_manifest
 from data_tools.corpora.sidecar import sidecar_rows
 from data_tools.reading.arrow_values import is_number, stored_type, to_doubles
-from data_tools.reading.documents import DOCUMENT_ID, TEXT, document_batches
+from data_tools.reading.documents import document_batches
+from data_tools.reading.shard import DOCUMENT_ID, TEXT
 from data_tools.reading.tasks import Settings
 from data_tools.scores.quantiles import draws
 from data_tools.steps.datasets import Dataset

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
 from data_tools.reading.arrow_values import to_doubles
-from data_tools.reading.documents import DOCUMENT_ID, MOST_DOCUMENTS, Shard
+from data_tools.reading.shard import DOCUMENT_ID, MOST_DOCUMENTS, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.scores.filters import Condition, parse_filter, require_columns
 from data_tools.scores.input_columns import find_columns

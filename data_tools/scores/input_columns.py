@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
-from data_tools.reading.documents import Shard, document_batches, first_fields
+from data_tools.reading.documents import document_batches
+from data_tools.reading.field_types import first_fields
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Settings
 from data_tools.steps.datasets import Dataset
 

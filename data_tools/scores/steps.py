@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from data_tools.reading.arrow_values import in_words, is_number
-from data_tools.reading.documents import TEXT
+from data_tools.reading.shard import TEXT
 from data_tools.scores.filters import Condition
 from data_tools.scores.scorer import Scorer
 from data_tools.steps.step import drop, with_column

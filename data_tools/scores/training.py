@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_tools.reading.documents import TEXT, document_batches
+from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import InputFile
+from data_tools.reading.shard import TEXT
 from data_tools.reading.tasks import Settings
 from data_tools.scores.train_linear import check_settings, train_linear
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets

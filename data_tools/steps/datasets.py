@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile, find_inputs
 from data_tools.reading.limits import MAX_ROW_BYTES
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Settings, cut_groups
 from data_tools.steps.folder import FOLDERS, is_documents, read_documents_manifest, require_files
 from data_tools.steps.shards import DOCUMENTS

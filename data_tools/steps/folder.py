@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.reading.bad_rows import too_many
-from data_tools.reading.documents import Shard
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import files_in_words
 from data_tools.reading.text import BadPlace
 from data_tools.steps.shards import COLUMNS, DOCUMENTS, LEFT_OUT

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from data_tools.engines.stage import Engine, Record, Stage, Target
 from data_tools.reading.common_schema import cast, unify, widen
-from data_tools.reading.documents import Shard
+from data_tools.reading.shard import Shard
 from data_tools.steps.folder import Workplace, link
 from data_tools.steps.shards import ShardFile
 from megatron_kaiyuan.files import checksum

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from data_tools.engines.stage import Record, Target
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.common_schema import cast
-from data_tools.reading.documents import DOCUMENT_ID, Batch, Shard, document_batches, group_schema
+from data_tools.reading.documents import Batch, document_batches
+from data_tools.reading.group_schema import group_schema
 from data_tools.reading.inputs import require_unchanged
+from data_tools.reading.shard import DOCUMENT_ID, Shard
 from data_tools.reading.tasks import Settings
 from data_tools.steps.step import DROPPED, Step, with_column
 from megatron_kaiyuan.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.reading.documents import DOCUMENT_ID
+from data_tools.reading.shard import DOCUMENT_ID
 from data_tools.reading.tasks import Settings
 
 # Null for a document that stays, else why it is dropped. The name leaves users theirs.

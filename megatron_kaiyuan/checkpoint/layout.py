@@ -47,7 +47,7 @@ def write_manifest(folder: Path, known: dict[str, dict[str, Any]] | None = None,
         about: what the checkpoint is (step, tokens, ...).
     """
     known = known or {}
-    # The listing tells files from folders: to ask for each takes a look for every rank that wrote one.
+    # The listing distinguishes files from folders: to ask for each takes a look for every rank that wrote one.
     found = (Path(where) / name for where, _, names in os.walk(folder) for name in names)
     files = sorted(path for path in found if path.name != MANIFEST)
     names = [str(path.relative_to(folder)) for path in files]

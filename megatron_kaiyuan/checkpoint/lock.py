@@ -7,7 +7,7 @@ Mounts without lock service keep such locks on their own machine, and some file 
 holder also rewrites the file every few seconds. Who gets the kernel's lock, or cannot have one, and finds another
 machine's note in the file, watches it for a while: if it changes, its owner lives. No clocks are compared.
 
-The note also holds what the job is doing and for how long: a thread that lives is no proof that training advances. A
+The note also holds what the job is doing and for how long: a thread that lives does not prove that training advances. A
 job that hangs keeps the lock, as it may continue to write; the refusal of another job says that it hangs.
 """
 

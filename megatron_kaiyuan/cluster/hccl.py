@@ -79,7 +79,7 @@ def _ranks(path: Path) -> list[int]:
         return [int(device["rank_id"]) for server in content["server_list"] for device in server["device"]]
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
-            f"{_TABLE}={path} is no table of ranks ({type(error).__name__}: {excerpt(error)}); unset it"
+            f"{_TABLE}={path} is not a table of ranks ({type(error).__name__}: {excerpt(error)}); unset it"
         ) from error
     except OSError as error:
         raise UserError(f"{_TABLE}={path}: {error.strerror}; unset it, or let its owner read it") from error

@@ -22,7 +22,7 @@ Environment = Mapping[str, str]
 LOOPBACK = "127.0.0.1"
 # Ports for jobs that name none: below the range that systems hand out to outgoing connections (from 32768).
 _FIRST_PORT, _PORTS = 15000, 15000
-# SLURM_STEP_ID of what is no step of srun's: the shell that salloc opens, and the batch script.
+# SLURM_STEP_ID of what is not a step of srun's: the shell that salloc opens, and the batch script.
 _SLURM_SHELLS = ("4294967290", "4294967291")
 
 
@@ -132,7 +132,7 @@ def _from_flux(environ: Environment) -> Rank:
         rank=number(environ, "FLUX_TASK_RANK", "flux"),
         world_size=world_size,
         local_rank=number(environ, "FLUX_TASK_LOCAL_ID", "flux"),
-        # flux-run(1) spreads tasks evenly unless it is told otherwise; then no one says how many a node has.
+        # flux-run(1) spreads tasks evenly unless asked otherwise; then nothing says how many a node has.
         local_world_size=world_size // nodes if world_size % nodes == 0 else None,
         master_address=_master_address(environ, "flux", nodes > 1),
         master_port=_master_port(environ, "flux", job=environ.get("FLUX_JOB_ID", "flux")),
@@ -212,5 +212,5 @@ def _optional_number(environ: Environment, name: str, launcher: LauncherName) ->
     if text is None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UserError(f"{launcher}: {name}={text!r} is no whole number; unset it or start through the launcher")
+        raise UserError(f"{launcher}: {name}={text!r} is not a whole number; unset it or start through the launcher")
     return int(text)

@@ -68,7 +68,7 @@ def announce_waits(arguments: Namespace) -> None:
         self._exit_barrier_timeout = _END_SECONDS
         log = logging.getLogger("torch.distributed.elastic.agent.server.api")
         level = log.level
-        # A launcher that has gone by now is no error of this run, which has come to its end.
+        # A launcher that has gone by now is not an error of this run, which has come to its end.
         log.setLevel(logging.CRITICAL)
         try:
             with waiting(f"the launchers of the other nodes to end, at most {_END_SECONDS:g} s; the run is at its end"):

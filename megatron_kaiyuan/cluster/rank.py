@@ -46,7 +46,7 @@ class Rank:
                 "processes hold one rank?"
             )
         if not 0 < self.master_port < 65536:
-            raise UserError(f"{self.launcher}: master port {self.master_port} is no port; set 1 to 65535")
+            raise UserError(f"{self.launcher}: master port {self.master_port} is not a port; set 1 to 65535")
 
 
 def _require_below(name: str, value: int, limit_name: str, limit: int, launcher: LauncherName) -> None:

@@ -11,11 +11,11 @@ codes:
     otherwise      the exit code of the first worker that failed, none of them by a signal
 
 The first signal to the launcher is passed on to the workers; those that follow are ignored, as is SIGHUP under nohup.
-They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless
-set; torchrun's own default is 30) to save a checkpoint and end before they get SIGKILL. torchrun signals the whole
-process group of a worker, helper processes too. After a signal it does not tell how the workers ended: the run's
-`latest` does. When one rank fails, torchrun sends SIGTERM to the healthy ones and waits 30 seconds, which cannot be
-changed. When the launcher itself is killed, training ranks end with it (`cluster/parent.py`).
+They have TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (here 120 unless set; torchrun's own default is 30) to save a
+checkpoint and end before they get SIGKILL. torchrun signals the whole process group of a worker, helper processes too.
+After a signal it does not report how the workers ended: the run's `latest` does. When one rank fails, torchrun sends
+SIGTERM to the healthy ones and waits 30 seconds, which cannot be changed. When the launcher itself is killed, training
+ranks end with it (`cluster/parent.py`).
 
 With --log-dir, the trace of a rank's exception stays there in an `error.json`, and the line about the rank names it.
 """
@@ -23,6 +23,7 @@ With --log-dir, the trace of a rank's exception stays there in an `error.json`, 
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import signal
@@ -59,23 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, as listed above.
     """
     make_output_optional()
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
-    # The launcher needs no device; platform npu loads torch_npu itself and says what is missing.
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    chosen_level = "LOGLEVEL" in os.environ
-    os.environ.setdefault("LOGLEVEL", "ERROR")
+    _prepare_torchrun()
 
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
 
-    from megatron_kaiyuan.cluster.meeting import NameNotKnown, announce_waits, wait_for_name
-    from megatron_kaiyuan.cluster.one_launcher import stay_inside
+    from megatron_kaiyuan.cluster.meeting import NameNotKnown
 
-    if not chosen_level:
-        # The workers are no business of this process's log level, and the lines below say what elastic would log.
-        del os.environ["LOGLEVEL"]
-        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     given = list(sys.argv[1:] if arguments is None else arguments)
     signals = handled_signals()
     # torchrun's own handler would raise again on a second signal (a lost terminal sends SIGHUP twice) and give up the
@@ -83,18 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     api._terminate_process_handler = functools.partial(_stop_once, signals, api._terminate_process_handler)
     os.environ[parent.VARIABLE] = str(os.getpid())
     try:
-        # torchrun always makes a folder for error files, and leaves it.
-        with tempfile.TemporaryDirectory(prefix="torchrun_") as scratch:
-            # Options may be given twice; the last one counts.
-            parsed = parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *given])
-            if raised := allow_open_files(_ranks(parsed), holds_store=True):
-                print(raised, flush=True)
-            if parsed.standalone:
-                stay_inside(parsed)
-            elif parsed.rdzv_endpoint:
-                wait_for_name(parsed.rdzv_endpoint)
-                announce_waits(parsed)
-            run(parsed)
+        _launch(given, signals)
     except UserError as error:
         print(f"error: {describe(error)}", file=sys.stderr, flush=True)
         return exit_codes.MISTAKE
@@ -106,6 +86,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: launcher: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return exit_codes.FAILED
     return 0
+
+
+def _prepare_torchrun() -> None:
+    """Set what torchrun reads from the environment when it is imported, import it, and quieten its log."""
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
+    # The launcher needs no device; platform npu loads torch_npu itself and says what is missing.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    chosen_level = "LOGLEVEL" in os.environ
+    os.environ.setdefault("LOGLEVEL", "ERROR")
+    importlib.import_module("torch.distributed.run")
+    if not chosen_level:
+        # This process's log level is not for the workers, and the lines below say what elastic would log.
+        del os.environ["LOGLEVEL"]
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+
+
+def _launch(arguments: Sequence[str], signals: Sequence[str]) -> None:
+    """Run torchrun with these arguments until its workers have ended.
+
+    Raises:
+        UserError, ChildFailedError, SignalException, RuntimeError, ValueError, OSError, NameNotKnown: see `main`.
+    """
+    from torch.distributed.run import parse_args, run
+
+    from megatron_kaiyuan.cluster.meeting import announce_waits, wait_for_name
+    from megatron_kaiyuan.cluster.one_launcher import stay_inside
+
+    # torchrun always makes a folder for error files, and leaves it.
+    with tempfile.TemporaryDirectory(prefix="torchrun_") as scratch:
+        # Options may be given twice; the last one counts.
+        parsed = parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *arguments])
+        if raised := allow_open_files(_ranks(parsed), holds_store=True):
+            print(raised, flush=True)
+        if parsed.standalone:
+            stay_inside(parsed)
+        elif parsed.rdzv_endpoint:
+            wait_for_name(parsed.rdzv_endpoint)
+            announce_waits(parsed)
+        run(parsed)
 
 
 def handled_signals() -> list[str]:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from megatron_kaiyuan.config.hints import nearest_choice, unknown_field
 from megatron_kaiyuan.config.kinds import another_kind
-from megatron_kaiyuan.config.schema import RunConfig, Section
+from megatron_kaiyuan.config.schema import RunConfig
+from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.errors import UserError, excerpt
 
 # More than an order recipe of as many datasets as a phase can have. The library's own limit is against aliases of

@@ -21,7 +21,7 @@ from megatron_kaiyuan.platform.precisions import DTYPES
 
 # A rank is an outlier below this share of the median of all: clocks and neighbours make less of a difference.
 _SHARE = 0.5
-# With fewer, the odd one cannot be told from the others.
+# With fewer, the odd one cannot be distinguished from the others.
 _FEWEST = 3
 _ROUNDS, _TRIES = 3, 4
 _MIB = 1 << 20

@@ -45,7 +45,7 @@ def read_entries(path: Path) -> list[Entry]:
     """The entries of a file; none where there is no file.
 
     Raises:
-        UserError: it is damaged, or an entry is no result.
+        UserError: it is damaged, or an entry is not a result.
     """
     if not path.exists():
         return []

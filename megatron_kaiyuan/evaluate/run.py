@@ -121,12 +121,9 @@ def evaluate(
             message names it.
     """
     source, untrained = find_source(model), find_source(baseline) if baseline else None
-    sources = [source, untrained]
-    _check(measures, sources, tokenizer)
+    _check(measures, [source, untrained], tokenizer)
     place = Output(_output(output, source), "a result of kaiyuan eval", kind="file")
-    made_from = {"model": identity_of(source.identity), **measures.made_from()}
-    made_from |= {"baseline": identity_of(untrained.identity)} if untrained else {}
-    asked: dict[str, Any] = {"model": {"path": str(source.path), "name": source.name}, "made_from": made_from}
+    asked = _asked(source, untrained, measures)
     # An earlier file of results is added to: what would be replaced is looked for by `refuse_replaced`.
     with claim(place, "", lambda output: marked_json(FORMAT)(output) and ""), _work_folder(work) as folder:
         entries = read_entries(place.path)
@@ -135,22 +132,39 @@ def evaluate(
             refuse_replaced(place.path, entries, asked)
         # The data of tasks that were asked for may have to be fetched, or lie in the user's own caches.
         with contextlib.nullcontext() if measures.tasks.names else offline(folder / "cache"):
-            for module in ("transformers", "lm_eval"):
-                require(module, extra="eval", purpose="the evaluation")
-            made = (
-                write_tasks(measures.held_out_text, folder, measures.sizes, measures.seed)
-                if (measures.held_out_text)
-                else {}
-            )
-            selections = [TaskSelection(tuple(made), folder)] if made else []
-            selections += [measures.tasks] if measures.tasks.names else []
+            made, selections = _selections(measures, folder)
             measured = _measure(source, tokenizer, measures, selections, device)
             beside = _measure(untrained, tokenizer, measures, selections, device) if untrained else None
-        found = dict.fromkeys(measured["tasks"], measures.tasks_identity)
-        result: dict[str, Any] = {"model": measured, "baseline": beside, "items": made, "seed": measures.seed}
-        result["made_from"] = {**found, **made_from}
+        result = {"model": measured, "baseline": beside, "items": made, "seed": measures.seed}
+        # A name that was asked for may stand for several tasks.
+        result["made_from"] = dict.fromkeys(measured["tasks"], measures.tasks_identity) | asked["made_from"]
         write_json(place.path, with_entry(entries, result))
     return result, place.path
+
+
+def _asked(source: Source, untrained: Source | None, measures: Measures) -> dict[str, Any]:
+    """Return the entry of results that is asked for, before anything is measured."""
+    made_from = {"model": identity_of(source.identity), **measures.made_from()}
+    made_from |= {"baseline": identity_of(untrained.identity)} if untrained else {}
+    return {"model": {"path": str(source.path), "name": source.name}, "made_from": made_from}
+
+
+def _selections(measures: Measures, folder: Path) -> tuple[dict[str, int], list[TaskSelection]]:
+    """Write the tasks that are made of held-out text into a folder.
+
+    Returns:
+        Their items, as `write_tasks` does; and the tasks to run, these and those that were asked for by name.
+
+    Raises:
+        UserError: a package is missing, or a text is missing or wrong.
+    """
+    for module in ("transformers", "lm_eval"):
+        require(module, extra="eval", purpose="the evaluation")
+    texts = measures.held_out_text
+    made = write_tasks(texts, folder, measures.sizes, measures.seed) if texts else {}
+    selections = [TaskSelection(tuple(made), folder)] if made else []
+    selections += [measures.tasks] if measures.tasks.names else []
+    return made, selections
 
 
 def _check(measures: Measures, sources: Sequence[Source | None], tokenizer: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Which tensor of a step left the range of its precision first, and where.
 
 `monitor/spots.py` lists the tensors. The gradient of a tensor is made by the module that uses it, so that the gradient
-of the residual stream belongs to the layer behind it. A weight has the name of its parameter, and only its gradient is
+of the residual stream belongs to the layer after it. A weight has the name of its parameter, and only its gradient is
 looked at.
 """
 

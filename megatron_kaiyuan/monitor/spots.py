@@ -3,17 +3,17 @@
 Names are those of `monitor/tensors.py`, which are measured while training, and these besides, in the order of the
 forward pass, for whoever looks for the first one out of range:
 
-    layer_input        the residual stream in front of the layer
-    attention_norm     behind the norm in front of attention
+    layer_input        the residual stream before the layer
+    attention_norm     after the norm before attention
     qkv                of the first linear of attention
-    query_norm         behind QK-norm, before RoPE; key_norm likewise (with model.qk_layernorm)
+    query_norm         after QK-norm, before RoPE; key_norm likewise (with model.qk_layernorm)
     value              as it enters attention
     attention_context  of core attention, before the last linear
-    mlp_norm           behind the norm in front of the MLP
+    mlp_norm           after the norm before the MLP
     mlp_gate_and_up    of the first linear of the MLP
-    head_input         the residual stream in front of the final norm
-    final_norm         behind the final norm
-    losses             of each token, behind cap and cross-entropy
+    head_input         the residual stream before the final norm
+    final_norm         after the final norm
+    losses             of each token, after cap and cross-entropy
 
 A tensor that no module takes or gives is not in it: attention logits and capped logits are computed from some that are.
 """
@@ -106,7 +106,7 @@ def _spots_of_layer(layer: TransformerLayer) -> Iterator[Spot]:
 
 
 def _last_linear(linear: torch.nn.Module, spot: Callable[..., Spot], name: str, path: str, adds: str) -> Iterator[Spot]:
-    """The last linear of a sub-layer, with its post-norm if it has one, and the sum `adds` behind it."""
+    """The last linear of a sub-layer, with its post-norm if it has one, and the sum `adds` after it."""
     if not hasattr(linear, "post_norm"):
         yield spot(f"{name}_output", linear, None, path, adds)
         return

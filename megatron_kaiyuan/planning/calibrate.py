@@ -36,7 +36,7 @@ def products_mfu(
 
 
 def from_measured(run: RunConfig, world_size: int, device: Device, measured: float) -> float:
-    """The products' utilization behind a whole run's, `mfu_causal` of its metrics, in the recipe's own layout.
+    """Return the products' utilization that gives the whole run's, `mfu_causal` of its metrics, in the recipe's layout.
 
     Raises:
         UserError: the device's peak is not known, or products at their peak would be slower.

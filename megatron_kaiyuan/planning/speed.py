@@ -81,7 +81,7 @@ def speed(run: RunConfig, world_size: int, device: Device, mfu: float, tensor_ov
 def _gradients(stages: list[StageTime], chunks: int) -> float:
     """How much longer than the last backward pass, the first stage's, the gradients' reduction takes.
 
-    A stage ends its last backward pass before those in front of it do theirs.
+    A stage ends its last backward pass before those before it do theirs.
     """
     longest = ahead = 0.0
     for stage in stages:

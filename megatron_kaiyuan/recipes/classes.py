@@ -28,5 +28,5 @@ def class_of(values: Mapping[str, Any], source: str) -> type[Section]:
     best = max(parts, key=lambda name: (parts[name], found[name]))
     if not found[best]:
         kinds = ", ".join(f"{kind.name} ({', '.join(sorted(kind.fields))})" for kind in KINDS.values())
-        raise UserError(f"{source}: is no recipe; by its fields it would be {kinds}")
+        raise UserError(f"{source}: is not a recipe; by its fields it would be {kinds}")
     return CLASSES[best]

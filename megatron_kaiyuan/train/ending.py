@@ -45,7 +45,7 @@ class Look:
 
     Attributes:
         step: of the newest checkpoint; -1: none.
-        marker: tells one `preempted.json` from another; empty: there is none.
+        marker: distinguishes one `preempted.json` from another; empty: there is none.
         bad_nodes, mistake: the same of `bad_nodes.json` and `mistake.json`.
     """
 

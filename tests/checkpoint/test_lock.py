@@ -103,7 +103,7 @@ def test_the_note_says_that_training_advances(tmp_path: Path) -> None:
     time.sleep(0.7)
     first = note()
     assert (first["doing"], first["step"], first["limit_seconds"]) == ("step", 7, 300.0)
-    assert first["quiet_seconds"] >= 0.5, "the thread lives and has beaten meanwhile: it is no step"
+    assert first["quiet_seconds"] >= 0.5, "the thread lives and has beaten meanwhile: that is not a step"
     lock.advance("saving step 8", 8, 300.0)
     time.sleep(0.2)
     second = note()

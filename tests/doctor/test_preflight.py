@@ -13,7 +13,7 @@ import pytest
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.outliers import outliers, partner
-from megatron_kaiyuan.doctor.quick import bad_nodes
+from megatron_kaiyuan.doctor.quick_verdict import bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
 from tests import rank_server
 
@@ -90,7 +90,7 @@ def test_a_place_is_judged_by_its_best_partner() -> None:
                 assert other is None or (partner(other, places, turn) == place and other != place)
         if places == 2:
             continue
-        # One bad place slows all that it meets, and nobody else is called slow.
+        # One bad place slows all that it meets, and no other is called slow.
         for bad in range(places):
             met = [[partner(place, places, turn) for turn in range(3)] for place in range(places)]
             speeds = [
@@ -103,7 +103,7 @@ def test_a_place_is_judged_by_its_best_partner() -> None:
 def test_who_is_an_outlier() -> None:
     assert outliers([1.0, 1.1, 0.3, 1.0]) == [2]
     assert outliers([1.0, 0.9, 1.1, 0.6]) == []
-    assert outliers([1.0, 0.1]) == [], "of two, the odd one cannot be told"
+    assert outliers([1.0, 0.1]) == [], "of two, the odd one cannot be named"
     assert outliers([0.0, 0.0, 0.0, 1.0]) == []
 
 
@@ -112,7 +112,7 @@ def test_who_is_an_outlier() -> None:
     [(set(), []), ({2}, ["b"]), ({2, 3}, ["b"]), ({0, 2}, []), ({0, 2, 4}, [])],
 )
 def test_which_nodes_are_bad(ill: set[int], named: list[str]) -> None:
-    """Ranks 0 and 1 are on node a, 2 and 3 on b, 4 on c; more than half of the nodes are no bad node."""
+    """Ranks 0 and 1 are on node a, 2 and 3 on b, 4 on c; more than half of the nodes are not bad nodes."""
     everybody = [Examination() for _ in range(5)]
     for rank in ill:
         everybody[rank].problem("ECC", of_node=True)

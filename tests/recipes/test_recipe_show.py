@@ -57,7 +57,7 @@ def test_any_value_survives(tmp_path_factory: pytest.TempPathFactory, tokens: in
 def test_a_file_that_is_no_recipe(tmp_path: Path):
     other = tmp_path / "other.yaml"
     other.write_text("colour: green\n")
-    with pytest.raises(UserError, match=r"other\.yaml: is no recipe; by its fields it would be a training recipe"):
+    with pytest.raises(UserError, match=r"other\.yaml: is not a recipe; by its fields it would be a training recipe"):
         show(other)
 
 

@@ -33,14 +33,14 @@ SAVED = Look(12, "new", "", "")
         (CALM, SAVED, 137, 0, 0, 3, Verdict("stopped", 143, 0)),
         (CALM, SAVED, 138, 0, 0, 3, Verdict("stopped", 138, 0)),
         (CALM, SAVED, 143, 2, 0, 0, Verdict("stopped", 130, 0)),
-        # An earlier stop's marker is no answer of this start.
+        # An earlier stop's marker is not an answer of this start.
         (Look(10, "old", "", ""), Look(10, "old", "", ""), 0, 0, 0, 3, Verdict("end", 0, 0)),
         (Look(10, "old", "", ""), Look(12, "new", "", ""), 0, 0, 0, 3, Verdict("stopped", 143, 0)),
         (Look(10, "old", "", ""), Look(10, "old", "", ""), 137, 0, 0, 1, Verdict("again", 137, 1)),
         # Asked to stop before it could save.
         (CALM, CALM, 143, 15, 0, 3, Verdict("end", 143, 0)),
         (CALM, CALM, 2, 0, 0, 3, Verdict("end", 2, 0)),
-        # A mistake of one rank, which the launcher hides: other ranks lost it, or msrun tells of no code.
+        # A mistake of one rank, which the launcher hides: other ranks lost it, or msrun reports no code.
         (CALM, Look(10, "", "", "new"), 143, 0, 0, 3, Verdict("end", 2, 0)),
         (Look(10, "", "", "old"), Look(10, "", "", "old"), 1, 0, 0, 3, Verdict("again", 1, 1)),
         # A failure: worth another start while checkpoints are won, and `most` times without.

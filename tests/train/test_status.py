@@ -101,7 +101,7 @@ NOTE = {"host": "node7", "boot": "another", "pid": 7, "started": 900.0, "time": 
     [
         ("step", 20.0, 1.0, "training"),
         ("step", 310.0, 1.0, "hung"),
-        # A long step is no hang, and neither is what may take longer than a step.
+        # A long step is not a hang, and neither is what may take longer than a step.
         ("step", 310.0, 100.0, "training"),
         ("saving step 3", 310.0, 1.0, "training"),
         ("saving step 3", 610.0, 1.0, "hung"),
@@ -111,7 +111,7 @@ NOTE = {"host": "node7", "boot": "another", "pid": 7, "started": 900.0, "time": 
 def test_a_job_whose_process_lives_and_does_not_come_further(
     doing: str, quiet: float, seconds_per_step: float, state: str, tmp_path: Path
 ) -> None:
-    """Its beats go on, as seen by the watch."""
+    """Its beats continue, as seen by the watch."""
     rows = [
         {"event": "start", "step": 0, "tokens": 0, "total_steps": 9, "time": 901.0},
         *({"step": step, "seconds_per_step": seconds_per_step, "time": 950.0 + step} for step in (1, 2, 3)),

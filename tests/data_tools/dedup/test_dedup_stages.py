@@ -22,8 +22,8 @@ from data_tools.dedup.scopes import Scope, SignedShard
 from data_tools.dedup.signing import ABOUT, ABOUT_ROW
 from data_tools.engines.local import LocalEngine
 from data_tools.engines.stage import Record, Stage, Target
-from data_tools.reading.documents import Shard
 from data_tools.reading.inputs import InputFile
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Group, Task
 from data_tools.steps.datasets import reading_settings
 

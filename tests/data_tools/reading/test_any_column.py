@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from data_tools.reading.arrow_values import plain_values
 from data_tools.reading.columns import column_rows
-from data_tools.reading.documents import Shard, document_batches
+from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Group, Settings, cut_tasks
 from data_tools.reading.text import Rows
 from megatron_kaiyuan.errors import UserError

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data_tools.reading import lines as lines_module
-from data_tools.reading.documents import Shard, document_batches
+from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
+from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Settings, cut_groups, cut_tasks
 from data_tools.reading.text import Rows, line_rows
 from data_tools.reading.texts import texts
@@ -66,6 +67,8 @@ def read(path: Path, wanted: Settings, task_bytes: int = 0) -> Rows:
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ROWS | VALUES, max_size=4))
 def test_any_row_is_read_or_bad(folder: Path, rows: list[Any]):
+    # A file that begins so is refused as one JSON array.
+    assume(not json.dumps(rows[:1]).startswith("[[{"))
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     wanted = Settings(Path(), score_keys=("score",), meta_keys=("meta", "id"))

@@ -16,7 +16,7 @@ from json_lines import write_rows
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.request import Request
 from data_tools.engines.local import LocalEngine
-from data_tools.reading.documents import parse_document_id
+from data_tools.reading.shard import parse_document_id
 from data_tools.scores.documents import ScoreOptions, score_documents
 from data_tools.steps.datasets import find_datasets, reading_settings
 from megatron_kaiyuan.errors import UserError

@@ -1,0 +1,39 @@
+"""The base of every section of a recipe: what all fields have in common."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.numbers import is_counted, read_count
+from megatron_kaiyuan.paths import user_paths
+
+
+class Section(BaseModel):
+    """Base of every section: unknown fields are refused, and nothing changes after loading.
+
+    Every field reads whole numbers as people write them (`numbers.py`), below 2^63, and `~` in paths (`paths.py`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_number(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        annotation = cls.model_fields[name].annotation
+        kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError("must stay below 2^63")
+        return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        try:
+            return user_paths(value)
+        except UserError as error:
+            raise ValueError(str(error)) from error
