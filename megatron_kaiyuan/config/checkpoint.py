@@ -17,11 +17,11 @@ class CheckpointConfig(Section):
 
     save_every_steps: Annotated[int, Field(gt=0, description="steps from one scheduled checkpoint to the next")] = 1000
     save_every_minutes: Annotated[float | None, Field(gt=0, description="by the clock of rank 0")] = None
-    asynchronous: Annotated[bool, Field(description="write while training goes on")] = True
+    asynchronous: Annotated[bool, Field(description="write while training continues")] = True
     keep_last: Annotated[int, Field(ge=2, description="step 0 is kept besides")] = 10
     keep_every_steps: Annotated[int | None, Field(gt=0, description="multiples of it stay for ever")] = None
     keep_every_tokens: Annotated[
-        int | None, Field(gt=0, description="the first checkpoint at or behind each multiple stays for ever")
+        int | None, Field(gt=0, description="the first checkpoint at or after each multiple stays for ever")
     ] = None
     preempt_deadline_seconds: Annotated[
         float, Field(gt=0, description="after SIGTERM, SIGHUP or SIGUSR1: time to finish the step and to save it")

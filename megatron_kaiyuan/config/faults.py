@@ -13,7 +13,7 @@ class FaultsConfig(Section):
     """What happens when a step goes wrong, and when a rank does.
 
     A step is bad when loss or gradient are not finite, when FP16 gradients overflow at the smallest loss scale, and
-    when the loss stands out from the window. Its update is never applied. `skip` goes on with the next batch;
+    when the loss stands out from the window. Its update is never applied. `skip` continues with the next batch;
     `rollback` goes back to the newest whole checkpoint and leaves out batches that end with the bad one; `stop` ends
     the run.
     """

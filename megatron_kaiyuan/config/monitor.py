@@ -29,7 +29,7 @@ class MonitorConfig(Section):
         Field(
             ge=0,
             le=100,
-            description="how many steps of rank 0, behind the first 3 of each job, torch's profiler records, for "
+            description="how many steps of rank 0, after the first 3 of each job, torch's profiler records, for "
             "RUN_DIR/profile; 0: none; they take longer",
         ),
     ] = 0
@@ -51,7 +51,7 @@ class MonitorConfig(Section):
         float,
         Field(
             ge=0,
-            description="FP16: gradients that overflow at a larger loss scale are the scaler's daily work, named and "
+            description="FP16: gradients that overflow at a larger loss scale are expected of the scaler, named and "
             "not kept; an overflow in a forward pass, or at the smallest scale, always may be",
         ),
     ] = 1024.0

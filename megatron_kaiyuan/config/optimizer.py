@@ -36,7 +36,7 @@ class OptimizerConfig(Section):
     min_loss_scale: Annotated[float, Field(gt=0, description="FP16: an overflow at this scale is a bad step")] = 1.0
     loss_scale_window: Annotated[int, Field(gt=0, description="good steps before the scale doubles")] = 1000
     hysteresis: Annotated[
-        int, Field(gt=0, description="overflows before the scale halves, counted anew only when it has doubled")
+        int, Field(gt=0, description="overflows before the scale halves; counted from 0 again only when it has doubled")
     ] = 2
 
     @model_validator(mode="after")

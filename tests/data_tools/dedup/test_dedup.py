@@ -243,7 +243,7 @@ def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path
     ("options", "message"),
     [
         ({"score": "quality"}, r"--score quality: no document has this field as a number"),
-        ({"score": "title"}, r"a\.jsonl: --score: column 'title' is string, not numbers"),
+        ({"score": "title"}, r"a\.jsonl: --score: column 'title' is text, not numbers"),
         ({"index": Path("out/../out/index"), "output": Path("out/../out")}, r"--output .*: lies around --index out"),
         ({"index": Path("out"), "output": Path("./out")}, r"--output out: is the folder of --index out"),
         ({"index": Path("out"), "output": Path("out/new")}, r"--output out/new: lies in --index out"),

@@ -121,7 +121,7 @@ def test_wrong_columns_and_files_are_told(tokenizer_path: Path, tmp_path: Path):
     for settings, message in (
         (Settings(tokenizer_path), r"in\.parquet: has no column 'text'; it has body, score, number"),
         (Settings(tokenizer_path, text_column="number"), "column 'number' is int64, not text"),
-        (Settings(tokenizer_path, text_column="body", score_keys=("score",)), "column 'score' is string, not numbers"),
+        (Settings(tokenizer_path, text_column="body", score_keys=("score",)), "column 'score' is text, not numbers"),
     ):
         with pytest.raises(UserError, match=message):
             preprocess([path], tmp_path / "c", settings)
