@@ -12,11 +12,8 @@ A shard of one rank (a piece of a distributed optimizer's state) has a number.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,18 +21,14 @@ import xxhash
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
-from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import (
-    CachedMetadataFileSystemReader,
-)
 from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_kaiyuan.checkpoint.verify import spread
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.platform import current
+from megatron_kaiyuan.platform.megatron import reading_without_other_ranks
 
 _DIGEST_BITS = 24  # a whole number that FP32 holds
 
@@ -102,7 +95,7 @@ class ReadOnce(TorchDistLoadShardedStrategy):
         return sharded_state_dict
 
     def _read(self, values: dict[str, Any], folder: Any) -> dict[str, Any]:
-        with self._reading(), _without_other_ranks(Path(folder), self._metadata):
+        with self._reading(), reading_without_other_ranks(Path(folder), self._metadata):
             return super().load(values, folder)  # type: ignore[no-any-return]
 
 
@@ -146,30 +139,3 @@ def _sent(shard: ShardedTensor, read: torch.Tensor | None, reader: int, group: A
     if read is None and moved.data_ptr() != place.data_ptr():
         place.copy_(moved)
     return place
-
-
-@contextlib.contextmanager
-def _without_other_ranks(folder: Path, metadata: Metadata) -> Iterator[None]:
-    """Let megatron-core read by itself, with metadata that are known.
-
-    Else every rank would read the metadata, which describe every rank's shards, and rank 0 gather the plans of all,
-    which torch's planner then leaves as they are.
-    """
-    reader = CachedMetadataFileSystemReader(folder)
-    reader._cached_metadata = metadata
-    load = partial(checkpoint.load_state_dict, no_dist=True)
-    own: dict[str, Any] = {
-        "_get_filesystem_reader": lambda *_, **__: reader,
-        "checkpoint": SimpleNamespace(load_state_dict=load),
-    }
-    kept = {name: getattr(torch_strategy, name) for name in own}
-    for name, value in own.items():
-        setattr(torch_strategy, name, value)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            yield
-    finally:
-        for name, value in kept.items():
-            setattr(torch_strategy, name, value)

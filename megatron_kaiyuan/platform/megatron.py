@@ -6,9 +6,13 @@ that an upgrade fails there first, with a list. Functions here are the only ones
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import queue
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,7 @@ import torch
 if TYPE_CHECKING:
     from megatron.core.optimizer import DistributedOptimizer
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler
+    from torch.distributed.checkpoint.metadata import Metadata
 
 # By module, or class, below megatron.core. Those that classes get in `__init__` are looked for in their source.
 INTERNALS: dict[str, tuple[str, ...]] = {
@@ -30,6 +35,10 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "optimizer.optimizer": ("clip_grad_by_total_norm_fp32", "Float16OptimizerWithFloat16Params"),
     "optimizer.clip_grads": ("l2_norm_impl", "multi_tensor_scale_impl"),
     "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
+    "dist_checkpointing.strategies.cached_metadata_filesystem_reader.CachedMetadataFileSystemReader": (
+        "_cached_metadata",
+    ),
+    "dist_checkpointing.strategies.torch": ("_get_filesystem_reader", "checkpoint"),
     "tensor_parallel.random": ("_get_cuda_rng_state", "_set_cuda_rng_state"),
     "tensor_parallel.layers": ("_grad_accum_fusion_available", "fused_weight_gradient_mlp_cuda"),
     "jit": ("disable_jit_fuser",),
@@ -141,3 +150,38 @@ def accumulate_weight_gradients_with(accumulate: Callable[[torch.Tensor, torch.T
     layers = module("tensor_parallel.layers")
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=accumulate)
     layers._grad_accum_fusion_available = True
+
+
+# Replaced for a while.
+
+
+@contextlib.contextmanager
+def reading_without_other_ranks(folder: Path, metadata: Metadata) -> Iterator[None]:
+    """Let megatron-core read a checkpoint by itself in the body, with metadata that are known.
+
+    Else every rank would read the metadata, which describe every rank's shards, and rank 0 gather the plans of all,
+    which torch's planner then leaves as they are.
+    """
+    from torch.distributed import checkpoint
+
+    reader = module("dist_checkpointing.strategies.cached_metadata_filesystem_reader").CachedMetadataFileSystemReader(
+        folder
+    )
+    reader._cached_metadata = metadata
+    strategy = module("dist_checkpointing.strategies.torch")
+    load = partial(checkpoint.load_state_dict, no_dist=True)
+    own: dict[str, Any] = {
+        "_get_filesystem_reader": lambda *_, **__: reader,
+        "checkpoint": SimpleNamespace(load_state_dict=load),
+    }
+    kept = {name: getattr(strategy, name) for name in own}
+    for name, value in own.items():
+        setattr(strategy, name, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        for name, value in kept.items():
+            setattr(strategy, name, value)
