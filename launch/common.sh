@@ -219,7 +219,7 @@ look_at_run() { # RUN_DIR
 }
 
 # What to do after an end, by the one rule of all launchers (megatron_kaiyuan/train/ending.py): sets action (end,
-# stopped, again), code, since (starts in a row without a newer checkpoint), step, and bad_nodes.
+# stopped, again), code, since (starts in a row without a newer checkpoint), step and its place, and bad_nodes.
 judge_end() { # RUN_DIR BEFORE SIGNAL SINCE
     local number=0 answer
     [[ -z $3 ]] || number="$(kill -l "$3")"
@@ -228,12 +228,14 @@ judge_end() { # RUN_DIR BEFORE SIGNAL SINCE
         answer="end $((number ? 128 + number : status)) 0 -1"
     # shellcheck disable=SC2034 # bad_nodes is for launch/slurm.sbatch
     read -r action code since step bad_nodes <<<"$answer"
+    place="step $step"
+    ((step >= 0)) || place="the beginning, as there is no checkpoint yet"
 }
 
 # Starts `command`, and again after a failure while checkpoints are won, and `restarts` times in a row without a newer
 # one; exits with the code of the last end.
 run_to_its_end() { # RUN_DIR
-    local before action code step since=0 pause
+    local before action code step place since=0 pause
     handle_signals
     while true; do
         before="$(look_at_run "$1")"
@@ -246,15 +248,15 @@ run_to_its_end() { # RUN_DIR
                 pause=$((since > 7 ? 600 : delay << (since - 1)))
                 pause=$((pause < 600 ? pause : 600))
                 say "launch: ended with exit code $code; restart $since of $restarts without a newer checkpoint, from" \
-                    "step $step in $pause s"
+                    "$place in $pause s"
                 run sleep "$pause"
                 exit_if_stopped
                 continue
                 ;;
             end)
                 ((restarts == 0 || since < restarts)) ||
-                    say "error: launch: restart $since won no newer checkpoint than step $step and ended with exit code" \
-                        "$code: it would end so again" >&2
+                    say "error: launch: restart $since won no newer checkpoint and ended with exit code $code:" \
+                        "it would end so again, from $place" >&2
                 ;;
         esac
         exit "$code"

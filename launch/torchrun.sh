@@ -68,7 +68,11 @@ require_number --nnodes "$most" "$fewest"
 require_number --restarts "$restarts" 0
 require_number --restart-delay "$delay" 0
 
-((most == 1)) || [[ $endpoint == *:* ]] || fail "with several nodes, give --rdzv-endpoint HOST:PORT of node 0"
+if ((most > 1)); then
+    [[ $endpoint == *:* ]] || fail "with several nodes, give --rdzv-endpoint HOST:PORT of node 0"
+    require_number "--rdzv-endpoint's port" "${endpoint##*:}" 1
+    ((${endpoint##*:} <= 65535)) || fail "--rdzv-endpoint $endpoint: a port is at most 65535"
+fi
 if ((most == 1)); then
     where=(--standalone)
 elif [[ $fewest == "$most" && -n $node_rank ]]; then

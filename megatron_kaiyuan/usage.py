@@ -15,7 +15,7 @@ UsageError: Any = typer.BadParameter.__base__
 # The command line that a command's help shows: a paragraph of its own.
 _EXAMPLE = re.compile(r"Example: (.*?)(?:\n\s*\n|$)", re.DOTALL)
 # Commands that change fields of a training recipe.
-_OF_TRAINING = ("train", "plan")
+_OF_TRAINING = ("train", "plan", "show")
 
 
 def describe_usage(error: Any, elsewhere: Mapping[str, str]) -> str:

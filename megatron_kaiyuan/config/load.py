@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from megatron_kaiyuan.config.hints import nearest_choice, unknown_field
@@ -66,7 +66,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(content, resolve=True)
     except (OmegaConfBaseException, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: {excerpt(error)}") from error
+        raise UserError(f"{path}: {_unresolved(error)}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path}: must be a mapping of fields, not a {type(plain).__name__}")
     return plain  # type: ignore[return-value]
@@ -119,6 +119,19 @@ def _apply(content: Any, override: str) -> None:
         what = str(error).partition("\n")[0]
         counted = "; entries are counted from 0" if "out of range" in what else ""
         raise UserError(f"override {override!r}: {what}{counted}") from error
+
+
+def _unresolved(error: Exception) -> str:
+    """What is wrong with a reference; OmegaConf's own message has full_key and object_type in further lines."""
+    what = str(error).partition("\n")[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+    place = getattr(error, "full_key", None)
+    hint = (
+        "; ${NAME} refers to a field of the recipe: write $NAME for a shell's variable, ${oc.env:NAME} for one that "
+        "the recipe reads"
+        if isinstance(error, InterpolationKeyError)
+        else ""
+    )
+    return f"{f'{place}: ' if place else ''}{excerpt(what)}{hint}"
 
 
 def _without_consequences(problems: list[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_kaiyuan.config.section import Section
 
@@ -79,3 +79,10 @@ class MonitorConfig(Section):
     wandb_project: Annotated[str, Field(description="its project")] = "megatron-kaiyuan"
     swanlab: Annotated[bool, Field(description="SwanLab")] = False
     swanlab_project: Annotated[str, Field(description="its project")] = "megatron-kaiyuan"
+
+    @field_validator("prometheus_file")
+    @classmethod
+    def _check_suffix(cls, path: Path | None) -> Path | None:
+        if path is not None and path.suffix != ".prom":
+            raise ValueError(f"{path}: the collector reads *.prom only; name it so")
+        return path

@@ -15,10 +15,11 @@ from megatron_kaiyuan.paths import user_paths
 class Section(BaseModel):
     """Base of every section: unknown fields are refused, and nothing changes after loading.
 
-    Every field reads whole numbers as people write them (`numbers.py`), below 2^63, and `~` in paths (`paths.py`).
+    Every field reads whole numbers as people write them (`numbers.py`), below 2^63, and `~` in paths (`paths.py`). No
+    number is infinite: where nothing is to be bounded, a field takes null or 0.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -26,6 +27,8 @@ class Section(BaseModel):
         name = str(info.field_name)
         annotation = cls.model_fields[name].annotation
         kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
+        if isinstance(value, bool) and kinds <= {int, float}:
+            raise ValueError(f"write a number, not {str(value).lower()}")
         if isinstance(value, int) and abs(value) >= 1 << 63:
             raise ValueError("must stay below 2^63")
         return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value

@@ -68,7 +68,8 @@ def main() -> None:
     step, is_over, deadline = 0, False, float("inf")
     while True:
         for message in messages:
-            step = message["step"] if message["step"] is not None else step
+            # A hang has none: it is found in the middle of a step.
+            step = message["step"] = message["step"] if message["step"] is not None else step
             is_over = is_over or message.get("ends", False)
             if message.get("event"):
                 waiting.append(message)

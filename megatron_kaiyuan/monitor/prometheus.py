@@ -60,8 +60,6 @@ class Prometheus(Sink):
     """
 
     def __init__(self, path: Path, run_dir: Path):
-        if path.suffix != ".prom":
-            raise UserError(f"monitor.prometheus_file {path}: the collector reads *.prom only; name it so")
         if not path.parent.is_dir():
             raise UserError(f"monitor.prometheus_file {path}: {path.parent} is not a folder; make it first")
         self._path, self._run = path, run_dir.name

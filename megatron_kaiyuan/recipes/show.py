@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ import yaml
 
 from megatron_kaiyuan.config import Section, parse, read_yaml
 from megatron_kaiyuan.config.presets import PRESETS
+from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.recipes.classes import class_of
+
+_ABSENT = object()
 
 
 def show(recipe: Path, overrides: Sequence[str] = ()) -> str:
@@ -26,6 +30,9 @@ def show(recipe: Path, overrides: Sequence[str] = ()) -> str:
     raw = read_yaml(recipe, overrides)
     section = parse(class_of(raw, str(recipe)), raw, source=str(recipe))
     changed = {re.sub(r"\[(\d+)\]", r".\1", override.partition("=")[0]) for override in overrides}
+    # A recipe may be whole only with its overrides; then only those that name a field are marked.
+    with contextlib.suppress(UserError):
+        changed |= set(_differing(read_yaml(recipe), raw)) if overrides else set()
     return "\n".join(_lines(section, raw, "", changed))
 
 
@@ -47,6 +54,23 @@ def _lines(section: Section, raw: Any, place: str, changed: set[str]) -> Iterato
             yield f"{name}: {_flow(value)}{f'  # {origin}' if origin else ''}"
 
 
+def _differing(before: Any, after: Any, place: str = "") -> Iterator[str]:
+    """Dotted places of values that are new or others."""
+    if isinstance(after, Mapping):
+        inner = before if isinstance(before, Mapping) else {}
+        for name, value in after.items():
+            yield from _differing(inner.get(name, _ABSENT), value, f"{place}{'.' if place else ''}{name}")
+    elif isinstance(after, list):
+        entries = before if isinstance(before, list) else []
+        for number, value in enumerate(after):
+            old = entries[number] if number < len(entries) else _ABSENT
+            yield from _differing(old, value, f"{place}.{number}")
+        if len(after) != len(entries):
+            yield place
+    if before is _ABSENT or before != after:
+        yield place
+
+
 def _entry(item: Any, raw: Any, place: str, changed: set[str]) -> Iterator[str]:
     if not isinstance(item, Section):
         yield f"  - {_flow(item)}"
@@ -56,7 +80,7 @@ def _entry(item: Any, raw: Any, place: str, changed: set[str]) -> Iterator[str]:
 
 
 def _origin(name: str, place: str, written: Mapping[str, Any], changed: set[str]) -> str | None:
-    if any(place == key or place.startswith(f"{key}.") for key in changed):
+    if place in changed:
         return "command line"
     if name in written:
         return None

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from megatron_kaiyuan.checkpoint import layout, lock
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.forms import Count, Form
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.report.metrics import RESTARTS
@@ -62,6 +63,7 @@ class Status:
         ranks: of the newest row that has it.
         checkpoint: name of the newest whole step.
         event: the last one, as written.
+        reason: what the job's own check or watchdog said of its end, where it named bad nodes.
     """
 
     run_dir: str
@@ -82,6 +84,7 @@ class Status:
     checkpoint: str | None
     checkpoint_age: float | None
     event: dict[str, Any] | None
+    reason: str | None
 
     @property
     def exit_code(self) -> int:
@@ -118,6 +121,8 @@ class Status:
         if self.event:
             at = "" if self.event.get("step") is None else f" at step {self.event['step']}"
             lines.append(f"  last event: {self.event['event']}{at}, {_date(self.event.get('time'))}")
+        if self.reason:
+            lines.append(f"  {self.reason}")
         return lines
 
 
@@ -166,7 +171,13 @@ def read_status(run_dir: Path, now: float | None = None) -> Status:
         checkpoint=manifest.parent.name if manifest else None,
         checkpoint_age=max(now - manifest.stat().st_mtime, 0.0) if manifest else None,
         event=events[-1].as_written if events else None,
+        reason=None if state in _RUNNING_WELL else _reason(run_dir, begun.time),
     )
+
+
+def _reason(run_dir: Path, since: float) -> str | None:
+    named = read_bad_nodes(run_dir)
+    return None if named is None or named.time < since else f"bad nodes {', '.join(named.hosts)}: {excerpt(named.why)}"
 
 
 def _state(held: dict[str, Any] | None, events: list[_Line], begun: float, rows: list[_Line], now: float) -> str:

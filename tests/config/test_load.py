@@ -87,7 +87,14 @@ def test_what_is_written_back_is_read_again_as_the_same(recipe: Path) -> None:
         ),
         ("run_dir", "write section.field=value"),
         ("train.seq_length=[", "train.seq_length="),
-        ("run_dir=${nothing}", "nothing"),
+        (
+            "run_dir=${nothing}",
+            "run_dir: Interpolation key 'nothing' not found; ${NAME} refers to a field of the recipe",
+        ),
+        ("run_dir=${oc.env:KAIYUAN_NOTHING}", "run_dir: Environment variable 'KAIYUAN_NOTHING' not found"),
+        ("train.seed=true", "train.seed: write a number, not true"),
+        ("data.phases.0.peak_lr=.inf", "data.phases.0.peak_lr: input should be a finite number, got inf"),
+        ("monitor.prometheus_file=rows.txt", "rows.txt: the collector reads *.prom only"),
     ],
 )
 def test_mistakes_are_named(recipe: Path, override: str, expected: str) -> None:

@@ -26,6 +26,10 @@ def test_nodes_that_know_their_number_meet_as_such(recipe: Path) -> None:
     assert "--nnodes 2 --node-rank 1 --rdzv-backend static --rdzv-endpoint node0:29500" in command
     command = _command("torchrun.sh", *options, "--nnodes=1:2", recipe)
     assert "--nnodes 1:2 --rdzv-backend c10d --rdzv-endpoint node0:29500" in command
+    for port, message in (("99999", "a port is at most 65535"), ("http", "port must be a whole number of at least 1")):
+        with launched("torchrun.sh", "--nnodes=2", f"--rdzv-endpoint=node0:{port}", "--dry-run", recipe) as job:
+            code, _, errors = job.finish()
+        assert code == 2 and message in errors
 
 
 def test_several_hosts_of_open_mpi(recipe: Path) -> None:

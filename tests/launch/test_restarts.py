@@ -60,8 +60,8 @@ def test_it_stops_without_progress(recipe: Path, tmp_path: Path) -> None:
             time.sleep(0.1)
         code, output, errors = job.finish()
     assert code == 137
-    assert len(killed) == 2 and "restart 1 of 1 without a newer checkpoint, from step -1" in output
-    assert "restart 1 won no newer checkpoint than step -1 and ended with exit code 137" in errors
+    assert len(killed) == 2 and "restart 1 of 1 without a newer checkpoint, from the beginning" in output
+    assert "restart 1 won no newer checkpoint and ended with exit code 137" in errors
 
 
 @pytest.mark.slow

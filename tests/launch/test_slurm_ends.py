@@ -173,7 +173,7 @@ def test_it_gives_up_without_progress(recipe: Path, environ: dict[str, str], tmp
         job.wait_until(lambda: _has_rank(job))
         job.rank(1).send_signal(signal.SIGKILL)
     wait_for_job(job.number, environ, seconds=900)
-    assert job.said().count("restart 1 of 1 without a newer checkpoint, from step -1") == 1, job.said()
+    assert job.said().count("restart 1 of 1 without a newer checkpoint, from the beginning") == 1, job.said()
     assert (job.field("JobState"), job.field("Restarts")) == ("FAILED", "1")
 
 

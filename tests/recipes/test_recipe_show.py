@@ -28,6 +28,11 @@ def test_what_is_shown_is_a_recipe_of_the_same_meaning(path: Path, tmp_path: Pat
     assert show(shown) == "\n".join(line.partition("  # ")[0] for line in show(path).splitlines())
 
 
+def test_only_what_an_override_changes_is_marked():
+    lines = show(QUICKSTART, ["data.phases[-1].peak_lr=5e-3", "data={}"]).splitlines()
+    assert [line.strip() for line in lines if line.endswith("# command line")] == ["peak_lr: 0.005  # command line"]
+
+
 def test_origins():
     lines = show(QUICKSTART, ["train.seed=7", "data.phases[1].peak_lr=1e-3", "model.num_layers=2"]).splitlines()
     stripped = [line.strip() for line in lines]

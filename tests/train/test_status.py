@@ -14,6 +14,7 @@ from small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed
 from test_saving import took_steps, wait_for
 
 from megatron_kaiyuan.checkpoint import lock
+from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.report.status import read_status
 from tests.rank_server import run
@@ -44,6 +45,9 @@ def test_a_run_from_its_start_to_its_end(recipe: Path, tmp_path: Path) -> None:
         job.wait(60)
     died = read_status(run_dir)
     assert (died.state, died.exit_code, died.holder, died.checkpoint) == ("died", 1, None, "step_0")
+    assert died.reason is None
+    write_bad_nodes(run_dir, ["node7"], "rank 0 does not answer")
+    assert read_status(run_dir).lines()[-1] == "  bad nodes node7: rank 0 does not answer"
 
     with at_work(1, recipe, f"run_dir={run_dir}", "train.train_tokens=null") as job:
         # From its second step on it minds signals, and the lock has its note, no longer that of the job before.
