@@ -33,7 +33,7 @@ def _hours(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[str
     hours *= 1 + lost.lost
     seconds = hours * 3600 / plan.world_size
     unit, size = unit_of(seconds)
-    line = f"the best takes {with_span(plan, hours)} device-hours in {with_span(plan, seconds / size)} {unit}"
+    line = f"the best takes {with_span(plan, hours, 'device-hours')} in {with_span(plan, seconds / size, unit)}"
     if costs.price is not None:
         line += f", {with_span(plan, hours * costs.price)} at {costs.price:,.10g} for a device and hour"
     return [f"{line}, with the {_percent(lost.lost)} that failures and saves add"]

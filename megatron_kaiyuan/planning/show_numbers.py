@@ -37,6 +37,6 @@ def span(plan: Plan, value: float, count: int) -> str:
     return f" ({low}-{high})"
 
 
-def with_span(plan: Plan, value: float) -> str:
-    """Three digits of a value that grows with the time, and its span."""
-    return digits(value, 3) + span(plan, value, 3)
+def with_span(plan: Plan, value: float, unit: str = "") -> str:
+    """Three digits of a value that grows with the time, its unit, and its span."""
+    return f"{digits(value, 3)} {unit}".rstrip() + span(plan, value, 3)
