@@ -115,7 +115,7 @@ def train(
 @app.command()
 def plan(
     recipe: Recipe,
-    gpus: Annotated[int, typer.Option(min=1, help="devices, one for each process")],
+    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="devices, one for each process")],
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, 910a, 910b, cpu; any other with both figures below")],
     overrides: Overrides = None,
     gpu_memory_gib: Annotated[float | None, typer.Option(min=0.1, max=1e6, help="memory of a device")] = None,
@@ -152,7 +152,7 @@ def plan(
     Example: kaiyuan plan mine/launch/recipes/kaiyuan-2b/train.yaml --gpus 64 --gpu h100 train.train_tokens=2.2T
     """
     from megatron_kaiyuan.planning.failures import Assumed
-    from megatron_kaiyuan.planning.plan import make_plan
+    from megatron_kaiyuan.planning.plan import make_plan, require_steps
     from megatron_kaiyuan.planning.records import Costs, as_record
     from megatron_kaiyuan.planning.show import as_text
     from megatron_kaiyuan.platform.figures import device_named
@@ -161,6 +161,7 @@ def plan(
     if mfu is not None and measured_mfu is not None:
         raise UserError("--mfu and --measured-mfu: give one of them")
     found = make_plan(recipe, overrides or [], gpus, device, mfu, measured_mfu)
+    require_steps(found)
     costs = Costs(price, Assumed(mtbf, restart_minutes, save_seconds))
     print(json.dumps(as_record(found, costs), indent=1) if as_json else as_text(found, all_layouts, costs))
 

@@ -82,8 +82,9 @@ def losses(plan: Plan, layout: LayoutPlan, assumed: Assumed) -> Losses | None:
     steps = checkpoint.save_every_steps
     if checkpoint.save_every_minutes is not None:
         steps = min(steps, max(1, round(checkpoint.save_every_minutes * 60 / step)))
-    # The next save waits for the last one.
-    best = max(1, round(max(best_interval(saves.stall, mtbf), saves.write - saves.stall) / step))
+    # A save beside the training has to be whole before the next one begins.
+    beside = saves.write if saves.stall < saves.write else 0.0
+    best = max(1, round(best_interval(saves.stall, mtbf) / step), math.ceil(beside / step))
     if plan.steps is not None:
         best = min(best, max(1, plan.steps))
     return Losses(

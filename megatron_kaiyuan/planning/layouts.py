@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -84,13 +85,13 @@ def _why_none(run: RunConfig, world_size: int, model_parallel_sizes: Sequence[in
     """One line: the layout that comes nearest, why it is refused, and the nearest numbers that work."""
     batch = run.train.global_batch_size
 
-    def works(ranks: int) -> bool:
-        return any(ranks % size == 0 and batch % (ranks // size) == 0 for size in model_parallel_sizes)
-
+    # Each data-parallel size divides the batch.
+    divisors = {part for low in range(1, math.isqrt(batch) + 1) if batch % low == 0 for part in (low, batch // low)}
+    works = {size * part for size in model_parallel_sizes for part in divisors}
     sizes = [size for size in model_parallel_sizes if world_size % size == 0]
     ranks = min(world_size // size for size in sizes)
-    fewer = next((count for count in range(world_size - 1, 0, -1) if works(count)), None)
-    more = next((count for count in range(world_size + 1, 2 * world_size + 1) if works(count)), None)
+    fewer = max((count for count in works if count < world_size), default=None)
+    more = min((count for count in works if world_size < count <= 2 * world_size), default=None)
     counts = " or ".join(str(count) for count in (fewer, more) if count is not None)
     batches = sorted({max(batch // ranks, 1) * ranks, -(-batch // ranks) * ranks})
     return (

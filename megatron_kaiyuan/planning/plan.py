@@ -136,6 +136,17 @@ def make_plan(
     return Plan(run, world_size, device, mfu, spread, _tokens(run), _ordered(layouts))
 
 
+def require_steps(plan: Plan) -> None:
+    """Refuse tokens that are known and are less than one step: such a run has no cost."""
+    train, tokens = plan.run.train, plan.tokens
+    if tokens is not None and tokens < train.tokens_per_step:
+        field = "data.phases" if train.train_tokens is None else "train.train_tokens"
+        raise UserError(
+            f"{field}: nothing to train: {tokens:,} tokens are less than a step of {train.tokens_per_step:,}; take "
+            "more, or a smaller train.global_batch_size"
+        )
+
+
 def _require_legal(run: RunConfig, legal: Sequence[RunConfig], world_size: int) -> None:
     if not any((one.parallel, one.train) == (run.parallel, run.train) for one in legal):
         raise UserError(

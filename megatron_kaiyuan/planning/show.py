@@ -9,10 +9,11 @@ from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.links import LINK_EFFICIENCY
 from megatron_kaiyuan.planning.plan import USABLE, LayoutPlan, Plan
 from megatron_kaiyuan.planning.records import Costs
-from megatron_kaiyuan.planning.show_costs import about_the_best, span
+from megatron_kaiyuan.planning.show_costs import about_the_best
+from megatron_kaiyuan.planning.show_numbers import digits, span, unit_of, with_span
 from megatron_kaiyuan.planning.speed import flops_per_step
 
-_GIB = 1 << 30
+_GIB, _DAY = 1 << 30, 86_400
 # Rows that a screen holds besides the other lines.
 _FITTING_ROWS, _OTHER_ROWS = 14, 4
 _PARTS = ("weights", "grads", "optim", "activ", "logits", "buffers")
@@ -47,7 +48,7 @@ def as_text(plan: Plan, every_layout: bool, costs: Costs | None = None) -> str:
     lines = _heading(plan)
     if fitting:
         shown = fitting if every_layout else _first(plan, fitting, _FITTING_ROWS)
-        lines += aligned([_head(every_layout), *(_row(plan, layout, every_layout) for layout in shown)])
+        lines += aligned([_head(plan, every_layout), *(_row(plan, layout, every_layout) for layout in shown)])
         lines += _left_out(len(fitting) - len(shown), "slower layouts fit")
     else:
         lines.append("no layout fits")
@@ -86,6 +87,12 @@ def _heading(plan: Plan) -> list[str]:
     if peak:
         known_links = device.network_gb_per_second is not None
         assumed += f"; links {LINK_EFFICIENCY:.0%} of their figures" if known_links else "; links cost nothing"
+    columns = (
+        "memory in GiB, of a rank of the fullest stage; tensor, pipe, data: GiB that a rank sends in a step, at most, "
+        "in its group of that kind"
+    )
+    if peak and plan.tokens is not None:
+        columns += f"; {_unit(plan)[0]}: without failures and saves"
     return [
         f"{count_parameters(plan.run.model) / 1e9:.3f} B parameters on {plan.world_size} x {device.name}: "
         f"{gib(memory)} GiB, {known}",
@@ -94,8 +101,7 @@ def _heading(plan: Plan) -> list[str]:
         assumed,
         _about_times(plan) if peak else "no times: give --peak-tflops and --mfu",
         *_not_counted(plan),
-        "memory in GiB, of a rank of the fullest stage; tensor, pipe, data: GiB that a rank sends in a step, at most, "
-        "in its group of that kind:",
+        f"{columns}:",
     ]
 
 
@@ -119,9 +125,17 @@ def _not_counted(plan: Plan) -> list[str]:
     return [f"not counted: {note}" for note, applies in notes.items() if applies]
 
 
-def _head(parts: bool) -> list[str]:
+def _unit(plan: Plan) -> tuple[str, int]:
+    """Name and seconds of the unit of the last column: the largest of which the best layout takes one."""
+    best = plan.layouts[0].speed
+    days = None if best is None else plan.days(best)
+    return unit_of(_DAY if days is None else days * _DAY)
+
+
+def _head(plan: Plan, parts: bool) -> list[str]:
     names = ["", "TP", "SP", "PP", "DP", "micro", "GiB", *(_PARTS if parts else ()), "stage"]
-    return [*names, *(["host"] if parts else []), "tensor", "pipe", "data", "s/step", "tokens/s", "TFLOP/s", "days"]
+    names += [*(["host"] if parts else []), "tensor", "pipe", "data"]
+    return [*names, "s/step", "tokens/s", "TFLOP/s", _unit(plan)[0]]
 
 
 def _layout_columns(layout: LayoutPlan) -> list[str]:
@@ -148,9 +162,9 @@ def _row(plan: Plan, layout: LayoutPlan, parts: bool) -> list[str]:
     if found is None:
         return [*row, "-", "-", "-", "-"]
     days = plan.days(found)
-    seconds = f"{found.step_seconds:.3g}{span(plan, found.step_seconds, '.2g')}"
+    seconds = f"{digits(found.step_seconds, 3)}{span(plan, found.step_seconds, 2)}"
     row += [seconds, f"{found.tokens_per_second:,.0f}", f"{found.tflops_per_gpu:.0f}"]
-    return [*row, "-" if days is None else f"{days:,.1f}{span(plan, days, ',.1f')}"]
+    return [*row, "-" if days is None else with_span(plan, days * _DAY / _unit(plan)[1])]
 
 
 def _row_too_large(plan: Plan, layout: LayoutPlan) -> list[str]:

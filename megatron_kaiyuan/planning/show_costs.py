@@ -5,20 +5,12 @@ from __future__ import annotations
 from megatron_kaiyuan.planning.failures import Losses, losses
 from megatron_kaiyuan.planning.plan import LayoutPlan, Plan
 from megatron_kaiyuan.planning.records import Costs
+from megatron_kaiyuan.planning.show_numbers import digits, duration, unit_of, with_span
 
 # Part of the time that a hint must win to be given.
 _WORTH_A_LINE, _WORTH_A_WORD = 0.005, 0.001
 # Times the training itself: beyond it a run is not worth a forecast.
 _ENDLESS = 10
-_UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
-
-
-def span(plan: Plan, value: float, form: str) -> str:
-    """The least and the most that a planned time may turn out to be, in brackets; nothing where that is not known."""
-    if plan.spread is None:
-        return ""
-    low, high = (format(value * part, form) for part in plan.spread)
-    return f" ({low}-{high})"
 
 
 def about_the_best(plan: Plan, costs: Costs) -> list[str]:
@@ -31,48 +23,49 @@ def about_the_best(plan: Plan, costs: Costs) -> list[str]:
 
 
 def _hours(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[str]:
+    """Device-hours, days and money with all losses; of a run that hardly ends those of training alone."""
     hours = None if best.speed is None else plan.device_hours(best.speed)
     if hours is None:
         return []
     if lost.lost > _ENDLESS:
-        return [
-            f"the best takes {hours:,.0f} device-hours of training; failures and saves add {_percent(lost.lost)} that"
-        ]
+        alone = f"{digits(hours, 3)} device-hours of training"
+        return [f"the best takes {alone}; failures and saves add {_percent(lost.lost)} that"]
     hours *= 1 + lost.lost
-    line = f"the best takes {hours:,.0f} device-hours{span(plan, hours, ',.0f')}"
+    seconds = hours * 3600 / plan.world_size
+    unit, size = unit_of(seconds)
+    line = f"the best takes {with_span(plan, hours, 'device-hours')} in {with_span(plan, seconds / size, unit)}"
     if costs.price is not None:
-        money = hours * costs.price
-        line += f", {money:,.0f}{span(plan, money, ',.0f')} at {costs.price:g} for a device and hour"
-    return [f"{line}; {_percent(lost.lost / (1 + lost.lost))} of them for failures and saves"]
+        line += f", {with_span(plan, hours * costs.price)} at {costs.price:,.10g} for a device and hour"
+    return [f"{line}, with the {_percent(lost.lost)} that failures and saves add"]
 
 
 def _failures(plan: Plan, best: LayoutPlan, lost: Losses, costs: Costs) -> list[str]:
     assert best.speed is not None
     device, given, days = plan.device, costs.assumed.mtbf_hours, plan.days(best.speed)
-    source = f"{given:,g} h a device, given by hand" if given else f"{device.hours_between_failures:,} h a device: "
+    source = f"{given:,.10g} h a device, given by hand" if given else f"{device.hours_between_failures:,} h a device: "
     source += "" if given else device.failures_source
     expected = ""
     if days is not None and lost.lost <= _ENDLESS:
         count = days * 86_400 * (1 + lost.lost) / lost.mtbf_seconds
-        expected = f", {count:,.0f} in all" if count >= 10 else f", {count:.2g} in all"
-    back = _time(costs.assumed.restart_minutes * 60)
+        expected = ", fewer than 0.01 in all" if count < 0.01 else f", {digits(count, 2)} in all"
+    back = duration(costs.assumed.restart_minutes * 60)
     return [
-        f"failures: one in {_time(lost.mtbf_seconds)}{expected}, back in {back} ({source})",
+        f"failures: one in {duration(lost.mtbf_seconds)}{expected}, back in {back} ({source})",
         _saves(lost, best.speed.step_seconds),
     ]
 
 
 def _saves(lost: Losses, step: float) -> str:
     """What a save takes, and the recipe's interval beside the best one."""
-    stall, write = _time(lost.saves.stall), _time(lost.saves.write)
+    stall, write = duration(lost.saves.stall), duration(lost.saves.write)
     line = (
-        f"saves: {stall} of training, whole after {write}; every {lost.steps:,} steps ({_time(lost.steps * step)}) "
+        f"saves: {stall} of training, whole after {write}; every {lost.steps:,} steps ({duration(lost.steps * step)}) "
         f"failures and saves add {_percent(lost.lost)}"
     )
     if lost.lost - lost.least_lost < _WORTH_A_WORD:
         return f"{line}, hardly more than at the best interval"
     best = f"checkpoint.save_every_steps={lost.best_steps}"
-    return f"{line}; least with {best} ({_time(lost.best_steps * step)}): {_percent(lost.least_lost)}"
+    return f"{line}; least with {best} ({duration(lost.best_steps * step)}): {_percent(lost.least_lost)}"
 
 
 def _overlap(plan: Plan, best: LayoutPlan) -> list[str]:
@@ -82,13 +75,7 @@ def _overlap(plan: Plan, best: LayoutPlan) -> list[str]:
     if faster.step_seconds >= (1 - _WORTH_A_LINE) * best.speed.step_seconds:
         return []
     fields = "parallel.overlap_grad_reduce=true parallel.overlap_param_gather=true"
-    return [f"with {fields}: {faster.step_seconds:.3g} s a step instead of {best.speed.step_seconds:.3g}"]
-
-
-def _time(seconds: float) -> str:
-    """In the largest unit of which there is one."""
-    name, size = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
-    return f"{seconds / size:.2g} {name}" if seconds < 100 * size else f"{seconds / size:,.0f} {name}"
+    return [f"with {fields}: {digits(faster.step_seconds, 3)} s a step instead of {digits(best.speed.step_seconds, 3)}"]
 
 
 def _percent(part: float) -> str:

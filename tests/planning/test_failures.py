@@ -122,8 +122,12 @@ def test_what_the_user_knows_counts() -> None:
     slow = losses(plan, best, Assumed(save_seconds=900))
     assert slow is not None and best.speed is not None
     assert slow.saves.write == 900 and slow.saves.stall < 1
-    # A save begins when the last one is whole.
-    assert slow.best_steps * best.speed.step_seconds > 890
+    # A save begins when the last one is whole: the first number of steps that is not shorter.
+    step = best.speed.step_seconds
+    assert (slow.best_steps - 1) * step < 900 <= slow.best_steps * step
+    for seconds in (7.1 * step, 7.4 * step, 7.9 * step):
+        rounded = losses(plan, best, Assumed(mtbf_hours=1, save_seconds=seconds))
+        assert rounded is not None and rounded.best_steps == 8
     every_minute = planned(64, "checkpoint.save_every_minutes=1")
     often = losses(every_minute, every_minute.layouts[0], Assumed())
     assert often is not None and often.steps == round(60 / best.speed.step_seconds)

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.cli import app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.failures import Assumed, losses
-from megatron_kaiyuan.planning.plan import USABLE, Plan, make_plan
+from megatron_kaiyuan.planning.plan import USABLE, Plan, make_plan, require_steps
 from megatron_kaiyuan.planning.records import Costs, as_record
 from megatron_kaiyuan.planning.show import as_text
 from megatron_kaiyuan.platform.figures import device_named
@@ -106,7 +107,7 @@ def test_each_time_has_its_span() -> None:
     assert "steps took 0.8 to 1.25 of the planned time there" in text
     (row,) = (line for line in text.splitlines() if line.startswith("*  "))
     days = found.layouts[0].speed is not None and found.days(found.layouts[0].speed)
-    assert row.endswith(f"({0.8 * days:,.1f}-{1.25 * days:,.1f})") and row.count("(") == 2
+    assert row.endswith(f"({0.8 * days:.1f}-{1.25 * days:.1f})") and row.count("(") == 2
     by_hand = as_text(planned(64, "h100", TOKENS, mfu=0.4), every_layout=False)
     assert "(given by hand); times are as right as that is" in by_hand
     assert not any("(" in line for line in by_hand.splitlines() if line.startswith("*  "))
@@ -122,9 +123,14 @@ def test_hours_money_and_failures() -> None:
     all_hours = found.layouts[0].speed.step_seconds * 262_260 * 64 / 3600 * (1 + lost.lost)
     assert f"the best takes {all_hours:,.0f} device-hours (" in hours
     assert f", {2 * all_hours:,.0f} (" in hours and "at 2 for a device and hour" in hours
+    # Days with the losses, beside the column without them, and one percentage for one fact.
+    assert f") in {all_hours / 64 / 24:.1f} days (" in hours and " of them" not in hours
+    assert hours.endswith(f"with the {lost.lost:.1%} that failures and saves add")
+    assert any(line.endswith("; days: without failures and saves:") for line in lines)
     (failures,) = (line for line in lines if line.startswith("failures:"))
     assert "one in 16 hours" in failures and "1,000 h a device, given by hand" in failures and "30 minutes" in failures
     (saves,) = (line for line in lines if line.startswith("saves:"))
+    assert f"failures and saves add {lost.lost:.1%}; least with" in saves
     assert "every 400 steps" in saves and f"checkpoint.save_every_steps={lost.best_steps} " in saves
     row = as_record(found, costs)["layouts"][0]
     assert row["failures"]["best_save_every_steps"] == lost.best_steps
@@ -133,6 +139,44 @@ def test_hours_money_and_failures() -> None:
     endless = as_record(found, Costs(assumed=Assumed(mtbf_hours=0.001)))
     assert endless["layouts"][0]["failures"]["lost_part"] is None
     assert "add more than 10 times" in as_text(found, False, Costs(assumed=Assumed(mtbf_hours=0.001)))
+
+
+def test_a_short_run_is_given_in_hours_or_less() -> None:
+    """20 steps: a minute and a half, and some device-hours; no span is rounded to nothing."""
+    found = planned(64, "h100", f"train.train_tokens={20 * 2048 * 4096}")
+    assert found.layouts[0].speed is not None
+    seconds = 20 * found.layouts[0].speed.step_seconds
+    text = as_text(found, every_layout=False, costs=Costs(price=0.01))
+    lines = text.splitlines()
+    (row,) = (line for line in lines if line.startswith("*  "))
+    assert any(line.endswith("; minutes: without failures and saves:") for line in lines)
+    assert row.endswith(f"{seconds / 60:.2f} ({0.8 * seconds / 60:.2f}-{1.25 * seconds / 60:.2f})")
+    (hours,) = (line for line in lines if line.startswith("the best takes"))
+    assert hours.startswith(f"the best takes {seconds * 64 / 3600:.2f} device-hours ({0.8 * seconds * 64 / 3600:.2f}-")
+    assert "fewer than 0.01 in all" in text and "e-0" not in text and "0.0-" not in text
+
+
+def test_nothing_to_train_is_refused() -> None:
+    for tokens in (0, 2048 * 4096 - 1):
+        words = ["plan", KAIYUAN_2B, "--gpus", "64", "--gpu", "h100", f"train.train_tokens={tokens}"]
+        with pytest.raises(UserError) as refused:
+            app(words, standalone_mode=False)
+        assert str(refused.value).startswith(
+            f"train.train_tokens: nothing to train: {tokens:,} tokens are less than a step of 8,388,608; take more"
+        )
+    found = planned(64, "h100", f"train.train_tokens={2048 * 4096}")
+    require_steps(found)
+    assert found.steps == 1
+
+
+def test_a_slow_step_has_no_exponent() -> None:
+    """A step of 83 s may take more than 100."""
+    found = planned(8, "h100", TOKENS, "train.global_batch_size=4608")
+    assert found.layouts[0].speed is not None
+    step = found.layouts[0].speed.step_seconds
+    assert 80 < step < 100 < 1.25 * step
+    text = as_text(found, every_layout=False)
+    assert f" {step:.1f} ({0.8 * step:.0f}-{1.25 * step:.0f}) " in text and "e+02" not in text
 
 
 def test_nothing_fits() -> None:
@@ -146,6 +190,18 @@ def test_one_process_and_ten_thousand() -> None:
     assert {layout.run.parallel.pipeline_model_parallel_size for layout in found.layouts} >= {1, 7, 28}
 
 
+def test_more_devices_than_the_batch_has_samples() -> None:
+    """A line within seconds, with the next number that works; the command itself takes a million at most."""
+    started = time.monotonic()
+    # 2048 samples, each on 8 tensor-parallel ranks of 28 pipeline stages.
+    with pytest.raises(UserError, match=r"^--gpus 999999: no legal layout; .*; use 458752 GPUs, or "):
+        planned(999_999, "h100")
+    assert time.monotonic() - started < 10
+    with pytest.raises(UsageError) as refused:
+        app(["plan", KAIYUAN_2B, "--gpus", "100000000", "--gpu", "h100"], standalone_mode=False)
+    assert refused.value.format_message().startswith("Invalid value for '--gpus'")
+
+
 def test_tokens_are_those_of_the_phases_where_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHASES", str(tmp_path))
     assert planned(64, "h100").steps is None
@@ -157,6 +213,8 @@ def test_tokens_are_those_of_the_phases_where_they_are_there(tmp_path: Path, mon
         build_phase(recipe, {"text": tmp_path / "text"}, tmp_path / recipe.name, 1)
     # 50,000 tokens.
     assert planned(64, "h100", "train.seq_length=16", "train.global_batch_size=64").steps == 48
+    with pytest.raises(UserError, match=r"^data\.phases: nothing to train: 50,000 tokens"):
+        require_steps(planned(64, "h100"))
 
 
 def test_figures_by_hand_and_no_figures() -> None:
