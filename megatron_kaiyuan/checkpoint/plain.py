@@ -8,6 +8,7 @@ a name of anything else refuses the checkpoint before megatron-core opens it.
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle
 from pathlib import Path
@@ -47,8 +48,18 @@ _CLASSES = {
 }
 
 
+def _member(kind: Any, name: str) -> enum.Enum:
+    """Return the member of an enumeration; in the place of `getattr`, which would reach anything."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise pickle.UnpicklingError(f"it asks {excerpt(kind)} for {excerpt(name)}")
+    return kind[name]
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        # Python 3.11.0 to 3.11.3, Debian 12's among them, write members of enumerations so.
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         known = (module, name) in _CLASSES
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)

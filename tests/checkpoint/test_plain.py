@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint.metadata
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.checkpoint import layout
@@ -75,6 +76,35 @@ def test_what_we_write_is_plain(folder: Path) -> None:
 
     assert load_common(folder)["run"] == {"config": {}}
     assert load_weights(folder)["layer.weight"].tolist() == [1, 1, 1]
+
+
+def test_members_of_enumerations_as_another_python_writes_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.0 to 3.11.3, Debian 12's among them: getattr(class, name)."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    from megatron_kaiyuan.checkpoint.load import load_weights
+
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+    rewrite_metadata(folder, lambda metadata: metadata)
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    layout.write_manifest(folder)
+    assert load_weights(folder)["layer.weight"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(torch.Size, "numel"), (torch.distributed.checkpoint.metadata.Metadata, "mro")]
+)
+def test_getattr_reaches_nothing_else(folder: Path, owner: Any, name: str) -> None:
+    class Reach:
+        def __reduce__(self) -> Any:
+            return getattr, (owner, name)
+
+    def attack(metadata: Any) -> Any:
+        metadata.planner_data = Reach()
+        return metadata
+
+    rewrite_metadata(folder, attack)
+    assert_refused(folder, ".metadata", "asks", name)
 
 
 def test_metadata_that_would_run_code(folder: Path) -> None:
