@@ -159,6 +159,11 @@ def _parquet_batch(
         else:
             continue
         keep[number] = False
+    for number, name in _odd_rows(table, key, task).items():
+        if keep[number]:
+            batch.bad.append(BadPlace(row + number + 1, None, f"column {name!r} is not text in UTF-8"))
+            keep[number] = False
+    batch.bad.sort(key=lambda place: place.row)
     numbers = (np.flatnonzero(keep) + first + row).tolist()
     kept = table if keep.all() else table.filter(pa.array(keep))
     arrays = {DOCUMENT_ID: shard.document_ids(numbers), TEXT: kept.column(key).cast(pa.large_string())}
@@ -180,13 +185,45 @@ def _earlier_ids(ids: pa.Array, task: Task) -> pa.Array:
     raise UserError(f"{task.file.name}: column {DOCUMENT_ID!r} holds no ids that a command gave; rename or drop it")
 
 
+def _odd_rows(table: pa.RecordBatch, key: str, task: Task) -> dict[int, str]:
+    """Rows whose value in another column than the text's is not UTF-8, as a damaged file has them, with the column.
+
+    Raises:
+        UserError: a column is damaged in another way.
+    """
+    found: dict[int, str] = {}
+    for name in table.schema.names:
+        column = table.column(name)
+        if name == key or _is_valid(column):
+            continue
+        odd = [number for number in range(len(column)) if not _is_text(column[number])]
+        if not odd:
+            raise UserError(f"{task.file.name}: column {name!r} is damaged; copy the file again")
+        found = {**dict.fromkeys(odd, name), **found}
+    return found
+
+
+def _is_text(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def _all_sound(texts: pa.Array, settings: Settings) -> bool:
     """Whether no row needs a look of its own; checking each takes longer than reading it."""
     if texts.null_count or settings.max_characters or pa.types.is_dictionary(texts.type):
         return False
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
+    if not _is_valid(texts):
         return False
     longest = pc.max(pc.binary_length(texts)).as_py() or 0
     return not 0 < settings.max_row_bytes < longest
