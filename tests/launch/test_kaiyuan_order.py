@@ -58,7 +58,7 @@ def order(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, np.ndarray
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CORPORA", str(folder))
         recipe = load_order(RECIPE)
-    for name, prefix in recipe.corpora.items():
+    for name, prefix in recipe.prefixes.items():
         lengths = np.random.default_rng(len(name)).integers(1, 9, SIZE).tolist()
         columns = {COLUMNS[name]: scores[name].tolist()} if name in COLUMNS else None
         numbered_corpus(prefix, lengths, 0, scores=columns)
@@ -80,7 +80,7 @@ def built(order: OrderRecipe, tmp_path_factory: pytest.TempPathFactory) -> Built
     folder = tmp_path_factory.mktemp("phases")
     found = {}
     for phase in order.phases:
-        build_phase(phase, order.corpora, folder / phase.name, threads=1)
+        build_phase(phase, order.prefixes, folder / phase.name, threads=1)
         words = np.fromfile(folder / phase.name / "order.bin", "<u8").tolist()
         found[phase.name] = [(phase.datasets[word >> 48].corpus, word & (2**48 - 1)) for word in words]
     return found

@@ -87,7 +87,7 @@ def built(corpora, tmp_path_factory) -> tuple[Path, list[BuiltPhase]]:
     prefixes = {name: str(corpus.prefix) for name, corpus in corpora.items()}
     (folder / "order.yaml").write_text(yaml.safe_dump({"corpora": prefixes, "phases": PHASES}))
     order = load_order(folder / "order.yaml")
-    return folder, [build_phase(phase, order.corpora, folder / phase.name, threads=2) for phase in order.phases]
+    return folder, [build_phase(phase, order.prefixes, folder / phase.name, threads=2) for phase in order.phases]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_share_of_the_corpus_where_documents_without_a_score_are_dropped(tmp_p
     phase = {"name": "one", "order": "curriculum", "datasets": [line]}
     (tmp_path / "order.yaml").write_text(yaml.safe_dump({"corpora": {"web": str(prefix)}, "phases": [phase]}))
     order = load_order(tmp_path / "order.yaml")
-    build_phase(order.phases[0], order.corpora, tmp_path / "one", threads=1)
+    build_phase(order.phases[0], order.prefixes, tmp_path / "one", threads=1)
     (row,) = json.loads(report_order(tmp_path / "order.yaml", [], tmp_path, None, as_json=True))["exposure"]
     assert row["whole"] == pytest.approx(0.72)
     assert row["seen"] == pytest.approx([0, 0, 0.2, *[1] * 7])
