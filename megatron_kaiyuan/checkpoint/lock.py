@@ -211,7 +211,7 @@ class RunLock:
         who = "another job"
         if owner is not None:
             pid, host = excerpt(owner.get("pid")), excerpt(owner.get("host"))
-            who = f"process {pid} on {host}, since {_date(owner.get('started'))}"
+            who = f"process {pid} on {host}, since {date_of(owner.get('started'))}"
             if hangs(owner, time.time()):
                 quiet = timedelta(seconds=round(quiet_seconds(owner, time.time()) or 0))
                 who += f", which hangs ({owner.get('doing')} for {quiet})"
@@ -245,7 +245,7 @@ class RunLock:
                 self._write_note()
 
 
-def _date(seconds: Any) -> str:
+def date_of(seconds: Any) -> str:
     """A time out of a note, which another program may have written."""
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
         return "an unknown time"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from megatron_kaiyuan.platform.base import Platform
 
-# Of a device's memory, what drivers and this process take, and a job that has not ended does not.
+# What drivers and this process take of a device's memory at most, as a share and in bytes. More is another job's.
 _MEMORY_TAKEN, _MEMORY_BYTES = 0.1, 2 << 30
 
 

@@ -42,7 +42,7 @@ class _Results(_Entry):
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The entries of a file; none where there is no file.
+    """Return the entries of a file; an empty list where it does not exist.
 
     Raises:
         UserError: it is damaged, or an entry is not a result.

@@ -84,7 +84,7 @@ class Prometheus(Sink):
         self._rewrite()
 
     def _rewrite(self) -> None:
-        # Not flushed: after a loss of power there is no job to report.
+        # Without fsync: after a power failure the job is gone too, and its next start writes the file again.
         temporary = temporary_beside(self._path)
         try:
             temporary.write_text(as_text(self._run, self._values, self._events), encoding="utf-8")

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +109,7 @@ class Status:
         age = "" if self.checkpoint_age is None else f", {_duration(self.checkpoint_age)} old"
         lines.append(f"  {saved}{age}; {self.device_hours:,.2f} device-hours in {self.starts} starts")
         if self.holder:
-            since = _date(self.holder.get("started"))
+            since = lock.date_of(self.holder.get("started"))
             work = (
                 ""
                 if self.quiet_seconds is None
@@ -120,7 +120,7 @@ class Status:
             )
         if self.event:
             at = "" if self.event.get("step") is None else f" at step {self.event['step']}"
-            lines.append(f"  last event: {self.event['event']}{at}, {_date(self.event.get('time'))}")
+            lines.append(f"  last event: {self.event['event']}{at}, {lock.date_of(self.event.get('time'))}")
         if self.reason:
             lines.append(f"  {self.reason}")
         return lines
@@ -306,9 +306,3 @@ def _median(rows: list[_Line], name: str) -> float | None:
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def _date(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
-        return "an unknown time"
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"

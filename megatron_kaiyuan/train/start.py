@@ -27,6 +27,7 @@ from megatron_kaiyuan.monitor.notify import report_hang
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
+from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.bad_steps import BadSteps
@@ -51,7 +52,7 @@ from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
 from megatron_kaiyuan.train.stop import StopOnSignal
 from megatron_kaiyuan.train.stragglers import Stragglers
-from megatron_kaiyuan.train.utilization import utilization
+from megatron_kaiyuan.train.utilization import Utilization, utilization
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,7 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
 
 def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     """Open the data, build the network and take up the newest whole checkpoint. Collective."""
-    # Every rank maps the data, which takes no time; reading it through is shared among them.
-    part = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    folders = [phase.path for phase in run.data.phases]
-    stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
-    agreed(lambda: count_steps(run, stream))
-    schedule = agreed(lambda: make_schedule(run, stream))
-    odd = agreed(lambda: warnings(run, stream, schedule))
-    if torch.distributed.get_rank() == 0:
-        for warning in filter(None, (*odd, rounding_warning(run, platform))):
-            warn(warning)
+    stream, schedule = _open_data(run, platform)
     startup.ended("data")
     state = build_state(run, platform)
     startup.ended("model")
@@ -129,22 +121,13 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
     end = last_position(run, stream, state.progress.tokens)
     total_steps = state.progress.step + (end - state.progress.tokens) // run.train.tokens_per_step
     sinks = agreed(lambda: _open_sinks(run, total_steps))
+    used = utilization(run, platform, torch.distributed.get_world_size())
     _tell(run, sinks, resumed, notes)
-    sinks.event(
-        "start" if resumed.step is None else "resume",
-        step=state.progress.step,
-        tokens=state.progress.tokens,
-        total_steps=total_steps,
-        world_size=torch.distributed.get_world_size(),
-        platform=platform.name,
-        parameters=count_parameters(run.model),
-    )
+    _record_start(run, state, sinks, "start" if resumed.step is None else "resume", total_steps)
     if ahead := left_out.ahead(state.progress.tokens):
         sinks.event("left_out", step=state.progress.step, tokens=[entry["tokens"] for entry in ahead])
     sinks.event("implementations", table=implementations(state, run))
-    used = utilization(run, platform, torch.distributed.get_world_size())
     sinks.event("utilization", **used.facts())
-    stragglers = Stragglers()
     return Session(
         run=run,
         state=state,
@@ -153,26 +136,67 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         end=end,
         identity=identity,
         resumed=resumed.step is not None,
-        hooks=[
-            *profiling(run, platform, sinks),
-            StopOnSignal(run.checkpoint.preempt_deadline_seconds),
-            left_out,
-            ReportBadSteps(sinks),
-            ReportLossScale(sinks),
-            *qk_clip(run),
-            *monitoring(run, sinks),
-            *forensics(run, sinks),
-            stragglers,
-            Metrics(sinks, used, stragglers),
-            # After all that records a step: a kill loses no row of a step that is not trained again.
-            Checkpoints(sinks, only_job),
-            CloseSinks(sinks),
-            only_job,
-            TellStartup(sinks, startup),
-        ],
+        hooks=_hooks(run, platform, startup, sinks, used, left_out, only_job),
         bad_steps=bad_steps,
         left_out=left_out,
     )
+
+
+def _open_data(run: RunConfig, platform: Platform) -> tuple[TokenStream, Schedule]:
+    """Check the data and the plan before anything is built, and print what looks odd. Collective."""
+    # Every rank maps the data, which takes no time; reading it through is shared among them.
+    part = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    folders = [phase.path for phase in run.data.phases]
+    stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
+    agreed(lambda: count_steps(run, stream))
+    schedule = agreed(lambda: make_schedule(run, stream))
+    odd = agreed(lambda: warnings(run, stream, schedule))
+    if torch.distributed.get_rank() == 0:
+        for warning in filter(None, (*odd, rounding_warning(run, platform))):
+            warn(warning)
+    return stream, schedule
+
+
+def _record_start(run: RunConfig, state: TrainState, sinks: Sinks, name: str, total_steps: int) -> None:
+    sinks.event(
+        name,
+        step=state.progress.step,
+        tokens=state.progress.tokens,
+        total_steps=total_steps,
+        world_size=torch.distributed.get_world_size(),
+        platform=state.platform.name,
+        parameters=count_parameters(run.model),
+    )
+
+
+def _hooks(
+    run: RunConfig,
+    platform: Platform,
+    startup: Startup,
+    sinks: Sinks,
+    used: Utilization,
+    left_out: LeftOut,
+    only_job: OnlyJob,
+) -> list[Hook]:
+    """Everything that hangs on a step, in the order in which it is called."""
+    stragglers = Stragglers()
+    return [
+        *profiling(run, platform, sinks),
+        StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+        left_out,
+        ReportBadSteps(sinks),
+        ReportLossScale(sinks),
+        *qk_clip(run),
+        *monitoring(run, sinks),
+        *forensics(run, sinks),
+        stragglers,
+        Metrics(sinks, used, stragglers),
+        # After all that records a step: a kill loses no row of a step that is not trained again.
+        Checkpoints(sinks, only_job),
+        CloseSinks(sinks),
+        only_job,
+        TellStartup(sinks, startup),
+    ]
 
 
 def build_state(run: RunConfig, platform: Platform) -> TrainState:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated_store import SimulatedStore
 
+from benchmarks.scale_clients import SimulatedStore
 from megatron_kaiyuan.cluster import Rank, roll_call
 from megatron_kaiyuan.cluster.search import LOOKERS, Search, look, report
 from megatron_kaiyuan.cluster.store_keys import absent, read_present
