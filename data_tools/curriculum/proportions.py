@@ -3,7 +3,7 @@
 Two ways to set proportions. What `keep` and `repeat` leave, as the report: dataset i gives A_i = tokens x repeat, and a
 budget N below their sum A thins every dataset alike, to T_i = N A_i / A, so that neither the shares nor the range of
 quality change. Or target shares: T_i = share_i T, and the repetition r_i = T_i / tokens_i follows; it is refused above
-`max_repeat` and told above 4, where text seen again teaches much less than new text (arXiv 2305.16264).
+`max_repeat` and reported above 4, where text seen again teaches much less than new text (arXiv 2305.16264).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class _Clusters:
         return found[self._is_new]
 
     def counts(self) -> dict[str, Any]:
-        """What the report tells: by dataset how many go and why, clusters by size, and examples."""
+        """Return what the report shows: by dataset how many go and why, clusters by size, and examples."""
         names = [signed.shard.name for signed in self._scope.shards]
         by_dataset: dict[str, dict[str, int]] = {}
         quarantined = self.quarantined[self.cluster] & (self.fate == STAYS)

@@ -15,7 +15,7 @@ from data_tools.scores.audit_source import DATASET, Source
 from data_tools.scores.statistics import aucs, between_share, spearman
 
 MOST_SHOWN = 50
-# Scored documents that a group must have to tell of: with one document each, groups would hold all of the variance.
+# Scored documents that a group must have to be listed: with one document each, groups would hold all of the variance.
 FEWEST = 30
 
 

@@ -98,7 +98,7 @@ def _norm_gradients(stage: Stage) -> int:
 
 
 def _neighbours(stage: Stage) -> int:
-    """To the stages before and behind, for one micro-batch, from each chunk.
+    """To the stages before and after, for one micro-batch, from each chunk.
 
     The first chunk of the network sends no gradient on, the last one no activations. Without sequence parallelism every
     tensor-parallel rank sends all of them.
