@@ -53,14 +53,14 @@ class Copies:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CopyPlan:
     """One `Copies` for each dataset, and what the person who builds the phase should know, a line each."""
 
     copies: list[Copies]
     warnings: list[str]
 
 
-def plan_copies(phase: PhaseRecipe, kept: Sequence[Kept]) -> Plan:
+def plan_copies(phase: PhaseRecipe, kept: Sequence[Kept]) -> CopyPlan:
     """Decide how often each dataset is taken.
 
     Args:
@@ -81,10 +81,10 @@ def plan_copies(phase: PhaseRecipe, kept: Sequence[Kept]) -> Plan:
         targets = _by_budget(phase, kept, phase.tokens)
     else:
         copies = [_repeated(exactly(dataset.repeat)) for dataset in phase.datasets]
-        return Plan(copies, _repetition(phase, [exactly(dataset.repeat) for dataset in phase.datasets]))
+        return CopyPlan(copies, _repetition(phase, [exactly(dataset.repeat) for dataset in phase.datasets]))
     needed = [Fraction(target, found.tokens) for target, found in zip(targets, kept, strict=True)]
     copies = [_exact(target, found) for target, found in zip(targets, kept, strict=True)]
-    return Plan(copies, warnings + _repetition(phase, needed))
+    return CopyPlan(copies, warnings + _repetition(phase, needed))
 
 
 def _by_budget(phase: PhaseRecipe, kept: Sequence[Kept], budget: int) -> list[int]:
