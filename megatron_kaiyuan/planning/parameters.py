@@ -22,7 +22,7 @@ _BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK = 40_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
-class Stage:
+class PipelineStage:
     """A pipeline stage of a run on so many ranks.
 
     Attributes:
@@ -71,10 +71,10 @@ class Stage:
         return self.index * self.world_size // self.run.parallel.pipeline_model_parallel_size
 
 
-def distinct_stages(run: RunConfig, world_size: int) -> list[Stage]:
+def distinct_stages(run: RunConfig, world_size: int) -> list[PipelineStage]:
     """First, second and last stage: those between hold what the second holds, or less of it in flight."""
     last = run.parallel.pipeline_model_parallel_size - 1
-    return [Stage(run, world_size, index) for index in sorted({0, min(1, last), last})]
+    return [PipelineStage(run, world_size, index) for index in sorted({0, min(1, last), last})]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Held:
     optimizer: int
 
 
-def held(stage: Stage) -> Held:
+def held(stage: PipelineStage) -> Held:
     """Bytes for the parameters of a stage's first rank."""
     run = stage.run
     total = sum(map(sum, chunk_sizes(stage)))
@@ -102,7 +102,7 @@ def held(stage: Stage) -> Held:
     return Held(total, padded * element, padded * _FP32, own * state)
 
 
-def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
+def chunk_sizes(stage: PipelineStage) -> Iterator[list[int]]:
     """Of each of the stage's chunks the elements of its parameters on a tensor-parallel rank.
 
     In the order of `GPTModel.named_parameters()`.
@@ -138,12 +138,12 @@ class Bucket:
         return sum(min(stop, own) - start for start, stop in self.parameters if start < own)
 
 
-def chunk_buckets(stage: Stage) -> list[list[Bucket]]:
+def chunk_buckets(stage: PipelineStage) -> list[list[Bucket]]:
     """Of each of the stage's chunks, which have a buffer each, the buckets: the chunk's last parameters first."""
     return [_buckets(sizes, stage, is_first=number == 0) for number, sizes in enumerate(chunk_sizes(stage))]
 
 
-def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[Bucket]:
+def _buckets(sizes: list[int], stage: PipelineStage, is_first: bool) -> list[Bucket]:
     """megatron-core's layout of a chunk's flat buffer: parameters from the last to the first.
 
     Args:

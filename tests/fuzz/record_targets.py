@@ -87,10 +87,10 @@ def _list(path: Path) -> Any:
 def _result(path: Path) -> Any:
     from megatron_kaiyuan.research.queue.request import Run
     from megatron_kaiyuan.research.queue.table import write_table
-    from megatron_kaiyuan.research.queue.task import Task, row_of
+    from megatron_kaiyuan.research.queue.task import ReadyRun, row_of
 
     run = Run("one", Path("recipe.yaml"), labels={"seed": 1})
-    task = Task(run, "cpu", "f", None, path.parent)  # type: ignore[arg-type]
+    task = ReadyRun(run, "cpu", "f", None, path.parent)  # type: ignore[arg-type]
     if (result := task.result()) is not None:
         write_table(path.parent, [row_of(task, result)])
 

@@ -16,7 +16,7 @@ from data_tools.dedup import keepers
 from data_tools.dedup.arrays import read_bits, write_array, write_bits
 from data_tools.dedup.clusters import MEMBER, Edges
 from data_tools.dedup.deduplicate import deduplicate
-from data_tools.dedup.keepers import EXACT, NEAR, STAYS, Choice, Choose, Rules
+from data_tools.dedup.keepers import EXACT, NEAR, STAYS, Choose, ClusterBatch, Rules
 from data_tools.dedup.request import Request
 from data_tools.dedup.scopes import Scope, SignedShard
 from data_tools.dedup.signing import ABOUT, ABOUT_ROW
@@ -102,7 +102,7 @@ def test_keepers_are_those_of_the_definition(
     choose = Choose(Rules(across=True, max_cluster=max_cluster, direct=direct))
     found: dict[int, tuple[int, int, int]] = {}
     for number in range(parts):
-        choose(Choice(edges, folder / "members", number, parts), Target(folder, f"part{number}"))
+        choose(ClusterBatch(edges, folder / "members", number, parts), Target(folder, f"part{number}"))
         rows = np.fromfile(folder / f"part{number}{keepers.DECISIONS}", keepers.DECISION)
         found |= {int(r["ordinal"]): (int(r["keeper"]) - 100, int(r["fate"]), int(r["copies"])) for r in rows}
 

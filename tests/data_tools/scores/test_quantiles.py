@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_tools.curriculum.keep import parse_keep
 from data_tools.engines.local import LocalEngine
-from data_tools.scores.quantiles import Quantile, Rows, choice_seed, draws, parse_quantile, rank
+from data_tools.scores.quantiles import QuantileColumn, RankedRows, choice_seed, draws, parse_quantile, rank
 from megatron_kaiyuan.errors import UserError
 
 values = st.one_of(
@@ -23,13 +23,13 @@ values = st.one_of(
 shards = st.lists(st.lists(st.tuples(values, st.integers(0, 9)), max_size=12), min_size=1, max_size=5)
 
 
-def ranked(shards_of: list[Rows], quantile: Quantile, seed: int, band_rows: int) -> list[float | None]:
+def ranked(shards_of: list[RankedRows], quantile: QuantileColumn, seed: int, band_rows: int) -> list[float | None]:
     with tempfile.TemporaryDirectory() as folder:
         ranks = rank(LocalEngine(1), Path(folder), _same, shards_of, quantile, seed, band_rows)
         return [value for number in range(len(shards_of)) for value in ranks.quantiles(number).to_pylist()]
 
 
-def _same(rows: Rows) -> Rows:
+def _same(rows: RankedRows) -> RankedRows:
     return rows
 
 
@@ -42,7 +42,7 @@ def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int
     tokens = np.array([count for _, count in flat], np.int64)
     edges = np.cumsum([0, *map(len, found)])
     pieces = [
-        Rows(scores[first:stop], ids[first:stop], tokens[first:stop] if by_tokens else None)
+        RankedRows(scores[first:stop], ids[first:stop], tokens[first:stop] if by_tokens else None)
         for first, stop in pairwise(edges)
     ]
     expected = np.full(len(flat), np.nan)
@@ -51,7 +51,7 @@ def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int
     weights = np.maximum(tokens, 1) if by_tokens else np.ones(len(flat), np.int64)
     if len(there):
         expected[order] = np.cumsum(weights[order]) / weights[there].sum()
-    answer = ranked(pieces, Quantile("score", by_tokens), seed, band_rows)
+    answer = ranked(pieces, QuantileColumn("score", by_tokens), seed, band_rows)
     assert [math.nan if value is None else value for value in answer] == pytest.approx(
         list(expected), abs=0, nan_ok=True
     )
@@ -66,8 +66,8 @@ def test_the_top_of_a_recipe_is_what_a_quantile_cuts(tmp_path: Path):
     scores[draw.permutation(4000)[:400]] = np.nan  # so that each fraction is of whole documents
     lengths = draw.integers(1, 50, 4000).astype(np.int32)
     seed = choice_seed(1234, "code")
-    rows = Rows(scores, np.arange(4000, dtype=np.uint64), None)
-    quantiles = np.array(ranked([rows], Quantile("score"), seed, 500), float)
+    rows = RankedRows(scores, np.arange(4000, dtype=np.uint64), None)
+    quantiles = np.array(ranked([rows], QuantileColumn("score"), seed, 500), float)
     for fraction in ("0.15", "0.3", "0.6"):
         builder = _curriculum.Builder(str(tmp_path), memory=1 << 26, shuffle=False)
         builder.begin(scored=True, choice_seed=seed, order_seed=7, expected=4000)
@@ -87,7 +87,9 @@ def test_the_draws_are_those_of_the_builder():
 
 
 def test_what_is_no_quantile_is_refused():
-    assert parse_quantile("edu") == Quantile("edu") and parse_quantile("edu,by=tokens") == Quantile("edu", True)
+    assert parse_quantile("edu") == QuantileColumn("edu") and parse_quantile("edu,by=tokens") == QuantileColumn(
+        "edu", True
+    )
     for text in ("", ",by=tokens", "edu,by=bytes", "edu,tokens"):
         with pytest.raises(UserError, match="write COLUMN"):
             parse_quantile(text)
