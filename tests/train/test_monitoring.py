@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, succeed
-from test_resume import load
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.monitor.tensors import activation_places
 from megatron_kaiyuan.report import build_report
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import (
+    TOKENS_PER_STEP,
+    events,
+    fit_here,
+    losses,
+    metrics,
+    numbers,
+    start_from,
+    succeed,
+)
 
 STEPS = [f"train.train_tokens={4 * TOKENS_PER_STEP}", "monitor.activations_every_steps=2"]
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
@@ -39,17 +48,6 @@ def alone(recipe: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFac
     run_dir = start_from(finished_run, 0, tmp_path_factory.mktemp("alone"))
     fit_here(recipe, f"run_dir={run_dir}", *STEPS, "checkpoint.save_every_steps=1")
     return run_dir
-
-
-def numbers(row: dict[str, Any], path: str = "") -> dict[str, float]:
-    """Every figure of a row by its place."""
-    found: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            found.update(numbers(value, f"{path}{name}."))
-        elif isinstance(value, list):
-            found.update({f"{path}{name}.{place}": number for place, number in enumerate(value)})
-    return found
 
 
 @pytest.mark.parametrize(

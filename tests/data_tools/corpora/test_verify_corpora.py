@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.corpora.corpus import manifest_path, metadata_path
 from data_tools.corpora.corpus_files import sealed_paths
@@ -16,6 +15,7 @@ from data_tools.corpora.verify import verify
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
+from tests.helpers.files.json_lines import write_rows
 
 TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
 

@@ -24,7 +24,7 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
-from tests.data.small_corpora import numbered_corpus, write_corpus
+from tests.helpers.files.small_corpora import numbered_corpus, write_corpus
 
 SIZES = {"code": 2600, "wiki": 700, "maths": 1}
 

@@ -20,7 +20,7 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
-from tests.data.small_corpora import numbered_corpus, write_corpus
+from tests.helpers.files.small_corpora import numbered_corpus, write_corpus
 
 
 @pytest.fixture

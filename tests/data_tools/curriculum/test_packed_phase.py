@@ -16,8 +16,8 @@ from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.phase import STRIDE
 from megatron_kaiyuan.data.stream import PADDING as PADDING_MARK
 from megatron_kaiyuan.data.stream import STARTS_ENTRY, TokenStream
-from tests.csrc.reference_algorithm1 import splitmix
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
+from tests.helpers.references.algorithm1 import splitmix
 
 PADDING = 65535
 

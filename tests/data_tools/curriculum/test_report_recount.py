@@ -14,7 +14,7 @@ import yaml
 from data_tools.curriculum.build import BuiltPhase, build_phase
 from data_tools.curriculum.recipe import load_order
 from data_tools.curriculum.report import report_order
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
 
 BUCKETS = 50
 NAN = float("nan")

@@ -11,8 +11,8 @@ import pytest
 from data_tools.curriculum.verify import is_phase, verify_phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
-from tests.data.phase_files import PADDING, Entry, write_pair, write_phase
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.phase_files import PADDING, Entry, write_pair, write_phase
+from tests.helpers.files.small_corpora import numbered_corpus
 
 SEQUENCES = [[1] * 9, [2, 3], [], [4] * 5000, [5] * 5000, *[[6, 7]] * 8000]
 

@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
-from near_copies import edited, real_documents
 
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.keepers import Rules
@@ -21,6 +19,8 @@ from data_tools.dedup.request import Request, make_recipe
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import edited, real_documents
 
 
 def dedup(*inputs: str, output: Path, **options: Any) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from json_lines import write_rows
-from near_copies import real_documents, with_near_copies
+
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import real_documents, with_near_copies
 
 ROOT = Path(__file__).parents[3]
 

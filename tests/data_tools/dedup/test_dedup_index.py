@@ -9,8 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
-from near_copies import real_documents, with_near_copies
 
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.keepers import Rules
@@ -18,6 +16,8 @@ from data_tools.dedup.request import Request, make_recipe
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import real_documents, with_near_copies
 
 
 def dedup(*inputs: str, output: Path, **options: Any) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
-from near_copies import edited, real_documents, with_near_copies
 from scipy.sparse import csr_matrix, triu
 from scipy.sparse.csgraph import connected_components
 
@@ -23,6 +21,8 @@ from data_tools.dedup.request import Request, make_recipe
 from data_tools.dedup.signatures import text_memory
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import edited, real_documents, with_near_copies
 
 
 def columns(path: Path, output: Path, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from json_lines import write_rows
 
 from data_tools.dedup import keepers
 from data_tools.dedup.arrays import read_bits, write_array, write_bits
@@ -26,6 +25,7 @@ from data_tools.reading.inputs import InputFile
 from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Group, Task
 from data_tools.steps.datasets import reading_settings
+from tests.helpers.files.json_lines import write_rows
 
 
 class PickledEngine(LocalEngine):

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_dedup import KNOWN, UNKNOWN, kaiyuan_hashes, kaiyuan_minima
 
 from data_tools import _dedup
 from data_tools.dedup.signatures import kaiyuan_preset, text_memory
+from tests.helpers.references.deduplication import KNOWN, UNKNOWN, kaiyuan_hashes, kaiyuan_minima
 
 GOLDEN = json.loads(Path(__file__).with_name("kaiyuan_golden.json").read_text())
 BLOCKS = [*"aZ09 .,-\tΣσİ'§ा한漢１٣٫\u00a0\u0301\u0345\u1fef"]

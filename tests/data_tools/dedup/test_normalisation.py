@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_dedup import KNOWN, SAME_UNICODE, UNKNOWN, character_class, digest, shingle_set
 
 from data_tools import _dedup
 from data_tools.dedup.signatures import Recipe, text_memory
+from tests.helpers.references.deduplication import KNOWN, SAME_UNICODE, UNKNOWN, character_class, digest, shingle_set
 
 MIXED = [
     *"aBé1ñ ,\u0301\u200d. ",

@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from reference_dedup import shingle_set
 
 from data_tools import _dedup
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset, text_memory
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.references.deduplication import shingle_set
 
 
 def random_text(generator: np.random.Generator, words: int) -> str:

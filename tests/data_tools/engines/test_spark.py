@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from test_steps import digest, run, write_documents
 
 from data_tools.engines.local import LocalEngine
+from tests.helpers.files.small_steps import digest, run, write_documents
 
 ROOT = Path(__file__).parents[3]
 PARTITIONS = (1, 3, 17)
@@ -104,14 +104,13 @@ def cases(request: pytest.FixtureRequest, harvested: Path, tokenizer_path: Path,
 
 def run_cases(folder: Path, wanted: dict[str, list[Any]], last: list[Any]) -> Cases:
     (folder / "cases.json").write_text(json.dumps([*wanted.values(), last]))
-    here = Path(__file__).parent
-    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{here}:{here.parent / 'steps'}", "SPARK_MASTER": "local[2]"}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "SPARK_MASTER": "local[2]"}
     # A Java for seconds: without its second compiler, its other collectors and the page.
     environ["PYSPARK_SUBMIT_ARGS"] = (
         "--driver-memory 512m --driver-java-options '-XX:TieredStopAtLevel=1 -XX:+UseSerialGC' "
         "--conf spark.ui.enabled=false pyspark-shell"
     )
-    line = [sys.executable, here / "spark_cases.py", folder / "cases.json", folder / "results.json"]
+    line = [sys.executable, "-m", "tests.helpers.processes.spark_cases", folder / "cases.json", folder / "results.json"]
     with open(folder / "errors.txt", "w") as errors, subprocess.Popen(line, env=environ, stderr=errors) as driver:
         try:
             while len(results := read(folder / "results.json")) < len(wanted):

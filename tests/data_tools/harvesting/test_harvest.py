@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from json_lines import read_rows
 
 from data_tools.harvesting import harvest_sources
 from data_tools.harvesting.harvest import DOMAINS, SHORTEST_TEXT, harvest
 from data_tools.harvesting.harvest_sources import SourceFile
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import read_rows
 
 PROSE = "The quality of a document is more than its length. A reader wants sentences that say something new. "
 CHINESE = "这是一份用于测试的目录，其中每一条信息都足够长。"

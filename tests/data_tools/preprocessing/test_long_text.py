@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import read_rows, write_rows
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data_tools.preprocessing import long_text
 from data_tools.preprocessing.long_text import encode_texts
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 WORDS = [
     "the",

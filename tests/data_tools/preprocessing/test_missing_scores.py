@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.corpora.corpus_files import metadata_path
 from data_tools.corpora.verify import verify
@@ -19,6 +18,7 @@ from data_tools.curriculum.build import build_recipe
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 SCORES: list[Any] = [0.5, None, 0.25, math.nan, "absent", 0.75, 0.25, 1]
 

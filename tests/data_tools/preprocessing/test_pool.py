@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from json_lines import write_rows
 
 from data_tools.engines import pool as pool_module
 from data_tools.preprocessing.shards import Shards
@@ -25,6 +24,7 @@ from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Group, Settings, cut_groups
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 ROOT = Path(__file__).parents[3]
 # Runs beside the test and kills one of the children that appear of a process, after some milliseconds, and again.

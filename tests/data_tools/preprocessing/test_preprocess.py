@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zstandard
-from json_lines import read_rows, write_rows
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tokenizers import Tokenizer
 
@@ -24,6 +23,7 @@ from data_tools.reading import lines as lines_module
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 SUFFIXES = (".bin", ".idx", ".meta.parquet")
 

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from json_lines import write_rows
 
 from data_tools.preprocessing import progress
 from data_tools.preprocessing.progress import Bar, Meter, forget, meter_path
+from tests.helpers.files.json_lines import write_rows
 
 
 def test_meters_of_all_ranks_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

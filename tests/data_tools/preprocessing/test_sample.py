@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.preprocessing.sample import sample_texts
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings
+from tests.helpers.files.json_lines import write_rows
 
 
 def sample(*paths: Path, **settings: str) -> list[str]:

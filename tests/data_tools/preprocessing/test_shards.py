@@ -17,7 +17,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from json_lines import read_rows, write_rows
 
 from data_tools.corpora.corpus import manifest_path
 from data_tools.corpora.merge import merge_corpora
@@ -29,6 +28,7 @@ from data_tools.preprocessing.shards import Record, RecordForm
 from data_tools.reading.place import Place
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 ROOT = Path(__file__).parents[3]
 TASK_BYTES = 3000

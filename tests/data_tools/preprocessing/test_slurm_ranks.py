@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import slurm_cluster, wait_for_job
+
+from tests.helpers.processes.slurm_cluster import slurm_cluster, wait_for_job
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.root

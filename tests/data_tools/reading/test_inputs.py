@@ -17,7 +17,6 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import write_rows
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading.inputs import find_inputs, open_stored, unpack
@@ -25,6 +24,7 @@ from data_tools.reading.tasks import cut_tasks
 from data_tools.reading.text import line_rows
 from data_tools.reading.texts import texts
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 
 def names(*words: object) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import Rows, line_rows
-from tests.csrc.mutations import mutate
+from tests.helpers.files.mutations import mutate
 
 LINES = [
     '{"text": "plain", "score": 1}',

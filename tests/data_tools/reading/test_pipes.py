@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from json_lines import write_rows
 
 from data_tools.reading.inputs import find_inputs
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 COMMANDS = {
     "preprocess": "preprocess --input {pipe} --output-prefix {folder}/x --tokenizer-model {tokenizer} --workers 1",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from json_lines import write_rows
 from scipy import stats
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
@@ -19,6 +18,7 @@ from data_tools.scores.audit import AuditOptions, audit
 from data_tools.scores.portrait import symbol_share, type_token_ratio
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 DOMAINS = ["code", "math", "web"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -12,84 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from data_tools.engines.local import LocalEngine
-from data_tools.engines.stage import Engine
 from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
-from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
-from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
-from data_tools.steps.schemas import one_schema
-from data_tools.steps.shards import ApplySteps
-from data_tools.steps.step import drop, steps_identity, with_column
+from data_tools.steps.datasets import find_datasets, reading_settings
+from data_tools.steps.folder import workplace
 from data_tools.steps.verify import verify_documents
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.outputs import identity_of
-
-
-@dataclass(frozen=True)
-class DropShort:
-    """A step for these tests: the length becomes a column, and short texts go."""
-
-    least: int
-    seconds: float = 0.0
-    name = "drop short"
-    version = 1
-
-    def identity(self) -> dict[str, Any]:
-        return {"least": self.least}
-
-    def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
-        time.sleep(self.seconds)
-        sizes = pc.utf8_length(documents.column("text"))
-        reasons = pc.if_else(pc.less(sizes, self.least), "short", None).cast(pa.string())
-        return drop(with_column(documents, "characters", sizes), reasons)
-
-
-def run(
-    words: list[str], output: Path, engine: Engine, least: int = 10, bad: int = 0, seconds: float = 0.0
-) -> dict[str, Any] | None:
-    settings = reading_settings()
-    datasets = find_datasets(words, settings, task_bytes=2000)
-    shards = [shard for dataset in datasets for shard in dataset.shards]
-    steps = (DropShort(least, seconds),)
-    identity = identity_of(datasets_identity(datasets), steps_identity(steps, settings), bad)
-    with workplace(output, "test", identity, shards, engine) as place:
-        if place.manifest:
-            return place.manifest
-        stage = stage_of(place, "filter", ApplySteps(steps, settings, bad), shards)
-        records = engine.run(stage)
-        refuse_bad_rows(shards, records, bad)
-        stage, records = one_schema(place, stage, records, engine)
-        return publish_documents(place, stage, records, {"command": "test"}) if engine.is_first else None
-
-
-def write_documents(path: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        row: dict[str, Any] = {"text": "wort " * draw.randrange(0, 9), "n": number, "score": draw.random()}
-        if number % 3 == 0:
-            row["tags"] = ["a", {"b": number}]
-        rows.append(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.helpers.files.small_steps import digest, run, write_documents
 
 
 def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
@@ -360,9 +295,8 @@ def test_datasets_have_names_or_have_none(tmp_path):
 
 RANK = """
 import sys
-sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_steps import run
+from tests.helpers.files.small_steps import run
 from data_tools.engines.choose import choose_engine
 engine = choose_engine(sys.argv[4], int(sys.argv[5]))
 run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), engine, seconds=0.01)
@@ -376,9 +310,8 @@ def start(
     if world > 1:
         environ |= {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(world)}
         environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": str(world)}
-    script = RANK.format(here=str(Path(__file__).parent))
     words = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), str(tmp_path / output), engine, str(workers)]
-    return subprocess.Popen([sys.executable, "-c", script, *words], env=environ, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", RANK, *words], env=environ, start_new_session=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from json_lines import write_rows
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
 from data_tools.corpora.corpus_files import read_manifest
@@ -22,6 +21,7 @@ from data_tools.tokenizers.decoding import CorpusText, decode_sample
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
+from tests.helpers.files.json_lines import write_rows
 
 TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
 

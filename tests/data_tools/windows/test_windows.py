@@ -25,8 +25,8 @@ from data_tools.windows.options import WindowOptions
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json
-from tests.csrc.reference_algorithm1 import SELECTION, draw
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
+from tests.helpers.references.algorithm1 import SELECTION, draw
 
 SEED, SIZE = 7, 1500
 REPORT = [(0.0, 0.02), (0.15, 0.17), (0.3, 0.32), (0.45, 0.47), (0.6, 0.62), (0.75, 0.77)]
