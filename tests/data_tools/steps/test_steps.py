@@ -27,7 +27,7 @@ from megatron_kaiyuan.errors import UserError
 from tests.helpers.files.small_steps import digest, run, write_documents
 
 
-def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
+def test_every_field_comes_through_and_what_goes_says_why(tmp_path: Path) -> None:
     rows = write_documents(tmp_path / "a.jsonl", 300)
     manifest = run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     kept = pq.read_table(tmp_path / "out" / "documents").to_pylist()
@@ -43,7 +43,7 @@ def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
     assert not (tmp_path / "out.work").exists()
 
 
-def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
+def test_what_comes_out_goes_in_again_with_its_ids(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 200)
     run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "one", LocalEngine(1), least=5)
     run([f"web={tmp_path / 'one' / 'documents'}"], tmp_path / "two", LocalEngine(1), least=20)
@@ -52,7 +52,7 @@ def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
     assert second and all(first[row["kaiyuan_id"]] == row["text"] for row in second)
 
 
-def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
+def test_a_folder_that_was_written_brings_its_datasets(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     write_documents(tmp_path / "b.jsonl", 60, seed=2)
     first = run([f"web={tmp_path / 'a.jsonl'}", f"wiki={tmp_path / 'b.jsonl'}"], tmp_path / "one", LocalEngine(1))
@@ -72,7 +72,7 @@ def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
     assert {Path(file.name).name for file in find_inputs([tmp_path])} == {"a.jsonl", "b.jsonl"}
 
 
-def test_bad_rows_are_named_over_all_shards(tmp_path):
+def test_bad_rows_are_named_over_all_shards(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 100)
     with open(tmp_path / "a.jsonl", "a") as file:
         file.write('{"text": 5}\nnot json\n')
@@ -84,7 +84,7 @@ def test_bad_rows_are_named_over_all_shards(tmp_path):
     assert dropped["bad row: field 'text' is not text"] == dropped["bad row: not JSON in UTF-8"] == 1
 
 
-def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_path):
+def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 100)
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
@@ -94,7 +94,7 @@ def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_pat
         run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=11)
 
 
-def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path):
+def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "of a file", "x": 1, "y": "one"}\n')
@@ -117,7 +117,7 @@ def values(folder: Path, name: str = "x") -> list[object]:
     return [row[name] for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
 
 
-def test_whole_numbers_are_never_rounded(tmp_path):
+def test_whole_numbers_are_never_rounded(tmp_path: Path) -> None:
     large, beyond = 2**53 + 1, 2**63 + 1
     for name, found, wanted in (
         ("one_file", [[1.5, large]], ["1.5", str(large)]),
@@ -138,7 +138,7 @@ def test_whole_numbers_are_never_rounded(tmp_path):
 
 @pytest.mark.parametrize(("kind", "value"), [(pa.uint64(), 2**64 - 1), (pa.int64(), 2**53 + 1), (pa.int32(), 7)])
 @pytest.mark.parametrize(("other", "beside"), [(pa.float64(), 0.5), (pa.float32(), 0.5), (pa.int64(), -1)])
-def test_columns_of_parquet_files_are_never_rounded(tmp_path, kind, value, other, beside):
+def test_columns_of_parquet_files_are_never_rounded(tmp_path: Path, kind, value, other, beside: float) -> None:
     for name, numbers in (("a", pa.array([value], kind)), ("b", pa.array([beside], other))):
         pq.write_table(pa.table({"text": ["a text"], "x": numbers}), tmp_path / f"{name}.parquet")
     run([str(tmp_path / name) for name in ("a.parquet", "b.parquet")], tmp_path / "out", LocalEngine(1), least=1)
@@ -146,7 +146,7 @@ def test_columns_of_parquet_files_are_never_rounded(tmp_path, kind, value, other
     assert int(values(tmp_path / "out" / "documents")[0]) == value
 
 
-def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path):
+def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a text", "": 1, "a\\u0000b": 2, "a.b": 3}\n')
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=1)
     row = pq.read_table(tmp_path / "out" / "documents").to_pylist()[0]
@@ -157,7 +157,7 @@ def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-def test_a_wrong_key_is_named(tmp_path):
+def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a text", "x": 1}\n')
     for line, message in (
         ("", r"no row has the field 'nope'; there are text, x; name the one with the text as --json-key"),
@@ -171,7 +171,7 @@ def test_a_wrong_key_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["数据", "my web", "", "..", "a..", "a.", "-a", "a/b"])
-def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
+def test_names_that_no_dataset_can_have_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     write_documents(tmp_path / "a.jsonl", 2)
     for path in ("a.jsonl", str(tmp_path), "*.jsonl"):
@@ -181,7 +181,7 @@ def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
         find_datasets([f"{name}=nowhere"], reading_settings())
 
 
-def test_a_path_with_an_equals_sign_stays_a_path(tmp_path, monkeypatch):
+def test_a_path_with_an_equals_sign_stays_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("a b=c", "day=1", "c", "1"):
         (tmp_path / folder).mkdir()
@@ -191,7 +191,7 @@ def test_a_path_with_an_equals_sign_stays_a_path(tmp_path, monkeypatch):
     assert [each.name for each in find_datasets([f"a.b-c_={tmp_path}"], reading_settings())] == ["a.b-c_"]
 
 
-def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
+def test_too_many_tasks_are_refused_before_they_are_made(tmp_path: Path) -> None:
     with open(tmp_path / "a.jsonl", "wb") as file:
         file.truncate(10**12)  # takes no room
     for task_bytes, message in (
@@ -205,7 +205,7 @@ def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
     assert len(tasks) == 1000
 
 
-def test_types_without_a_common_one_are_named(tmp_path):
+def test_types_without_a_common_one_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "x": [[1]]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "x": [1]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b\.parquet: column 'x' is int64, and list<.*> in another file"):
@@ -213,7 +213,7 @@ def test_types_without_a_common_one_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path):
+def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path: Path) -> None:
     own = {"text": ["a text", "another text"], "dropped": ["mine", None]}
     pq.write_table(pa.table(own), tmp_path / "a.parquet")
     run([str(tmp_path / "a.parquet")], tmp_path / "one", LocalEngine(1), least=10)
@@ -229,7 +229,7 @@ def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path):
             run([str(tmp_path / "b.parquet")], tmp_path / "three", LocalEngine(1))
 
 
-def test_input_and_output_do_not_mix(tmp_path):
+def test_input_and_output_do_not_mix(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_documents(tmp_path / "in" / "a.jsonl", 50)
     first = run([str(tmp_path / "in")], tmp_path / "in" / "out", LocalEngine(1))
@@ -242,7 +242,7 @@ def test_input_and_output_do_not_mix(tmp_path):
         run([str(tmp_path / "in" / "out")], tmp_path / "in", LocalEngine(1), least=20)
 
 
-def test_a_product_of_another_command_is_not_replaced(tmp_path):
+def test_a_product_of_another_command_is_not_replaced(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     identity, engine = "0" * 32, LocalEngine(1)
@@ -253,7 +253,7 @@ def test_a_product_of_another_command_is_not_replaced(tmp_path):
         pass
 
 
-def test_a_file_that_is_gone_is_named_and_made_again(tmp_path):
+def test_a_file_that_is_gone_is_named_and_made_again(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "out", LocalEngine(1))
     lost = tmp_path / "out" / "documents" / "web" / "000000.parquet"
@@ -273,7 +273,7 @@ def test_a_file_that_is_gone_is_named_and_made_again(tmp_path):
     assert lost.read_bytes() == content
 
 
-def test_views_come_through_as_texts(tmp_path):
+def test_views_come_through_as_texts(tmp_path: Path) -> None:
     table = pa.table(
         {
             "text": pa.array(["a long enough text", "short"], pa.string_view()),
@@ -286,7 +286,7 @@ def test_views_come_through_as_texts(tmp_path):
     assert [(row["text"], row["b"]) for row in kept] == [("a long enough text", b"1")]
 
 
-def test_datasets_have_names_or_have_none(tmp_path):
+def test_datasets_have_names_or_have_none(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 5)
     write_documents(tmp_path / "b.jsonl", 5)
     with pytest.raises(UserError, match=r"b\.jsonl: is a dataset without a name, others have one"):
@@ -315,7 +315,7 @@ def start(
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two inputs, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("steps")
     write_documents(folder / "a.jsonl", 1500, seed=1)
@@ -325,7 +325,7 @@ def texts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_write_the_bytes_of_one_process(texts, world):
+def test_ranks_write_the_bytes_of_one_process(texts, world: int) -> None:
     output = f"of_{world}_ranks"
     ranks = [start(texts, output, "mpi", rank=rank, world=world) for rank in range(world)]
     assert [rank.wait() for rank in ranks] == [0] * world
@@ -334,7 +334,7 @@ def test_ranks_write_the_bytes_of_one_process(texts, world):
 
 
 @pytest.mark.parametrize("engine", ["local", "mpi"])
-def test_kills_at_random_moments_lose_nothing(texts, engine):
+def test_kills_at_random_moments_lose_nothing(texts, engine: str) -> None:
     draw = random.Random(3)
     world = 3 if engine == "mpi" else 1
     for _ in range(4):
@@ -351,7 +351,7 @@ def test_kills_at_random_moments_lose_nothing(texts, engine):
     assert not (texts / f"killed_{engine}.work").exists()
 
 
-def test_a_rank_that_dies_is_done_without(texts):
+def test_a_rank_that_dies_is_done_without(texts) -> None:
     ranks = [start(texts, "without_one", "mpi", rank=rank, world=3) for rank in range(3)]
     time.sleep(1.0)
     os.killpg(ranks[2].pid, signal.SIGKILL)
@@ -360,7 +360,7 @@ def test_a_rank_that_dies_is_done_without(texts):
     assert digest(texts / "without_one") == digest(texts / "one")
 
 
-def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_path):
+def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work" / "mine.txt").write_text("mine")
@@ -368,7 +368,7 @@ def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_pa
     assert [path.name for path in (tmp_path / "out.work").iterdir()] == ["mine.txt"]
 
 
-def test_what_a_kill_left_of_the_work_folder_goes_at_the_next_start(tmp_path):
+def test_what_a_kill_left_of_the_work_folder_goes_at_the_next_start(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     (tmp_path / "out.work" / "0123456789abcdef" / "filter").mkdir(parents=True)
