@@ -16,8 +16,7 @@ from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.report.status import read_status
 from tests.helpers.processes.rank_server import run
-from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed
-from tests.helpers.training.waiting import took_steps, wait_for
+from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed, took_steps, wait_for
 
 
 def holds(run_dir: Path, process: int, doing: str) -> bool:

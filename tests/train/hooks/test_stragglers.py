@@ -11,7 +11,7 @@ import pytest
 
 from megatron_kaiyuan.report.build import build_report
 from megatron_kaiyuan.report.status import read_status
-from megatron_kaiyuan.train.stragglers import columns
+from megatron_kaiyuan.train.hooks.stragglers import columns
 from tests.helpers.training.small_run import STEPS, losses, metrics, succeed, train_on_bad_machine
 
 

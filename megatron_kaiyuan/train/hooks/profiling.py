@@ -20,8 +20,9 @@ from megatron_kaiyuan.errors import describe
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.monitor.sinks import Sinks, warn
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.parts import PARTS, PartTimers, part_named, record_parts
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.session import Session
 
 # The first steps of a process reserve memory and choose kernels.
 WARM_UP_STEPS = 3

@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.training.saved_state import assert_same_state
-from tests.helpers.training.small_run import TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, train
-from tests.helpers.training.waiting import NEVER, took_steps, wait_for
+from tests.helpers.training.small_run import (
+    NEVER,
+    TOKENS_PER_STEP,
+    at_work,
+    losses,
+    metrics,
+    start_from,
+    succeed,
+    took_steps,
+    train,
+    wait_for,
+)
 
 TENSOR = "parallel.tensor_model_parallel_size=2"
 SCALER = ["optimizer.initial_loss_scale=4194304", "optimizer.loss_scale_window=3", "optimizer.hysteresis=1"]

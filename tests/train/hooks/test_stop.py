@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, fit_here, metrics
-from tests.helpers.training.waiting import NEVER, took_steps, wait_for
+from tests.helpers.training.small_run import NEVER, STEPS, TOKENS_PER_STEP, fit_here, metrics, took_steps, wait_for
 
 LONG = [NEVER, "train.train_tokens=null"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from megatron_kaiyuan.train.utilization import utilization
+from megatron_kaiyuan.train.hooks.utilization import utilization
 from tests.helpers.training.small_run import SEQ_LENGTH, TOKENS_PER_STEP, VOCAB, events, fit_here, metrics
 
 SHORT = f"train.train_tokens={2 * TOKENS_PER_STEP}"

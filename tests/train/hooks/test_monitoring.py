@@ -56,7 +56,7 @@ def alone(recipe: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFac
 def test_figures_are_those_of_one_process(
     layout: str, recipe: Path, finished_run: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """All layouts: python -m pytest tests/train/test_monitoring.py -m "slow or not slow"."""
+    """All layouts: python -m pytest tests/train/hooks/test_monitoring.py -m "slow or not slow"."""
     processes, overrides = LAYOUTS[layout]
     run_dir = start_from(finished_run, 0, tmp_path)
     succeed(processes, recipe, f"run_dir={run_dir}", *STEPS, *overrides)
