@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from small_recipe import KAIYUAN_2B, small_run
 
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.communication import Communication, communication, most_sent
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from tests.rank_server import run as run_ranks
-from tests.train.small_run import TOKENS_PER_STEP, write_recipe
+from tests.helpers.processes.rank_server import run as run_ranks
+from tests.helpers.training.small_recipe import KAIYUAN_2B, small_run
+from tests.helpers.training.small_run import TOKENS_PER_STEP, write_recipe
 
 RANKS = 4
 KINDS = ("tensor", "pipeline", "gradients", "weights")
@@ -69,7 +69,7 @@ def test_every_byte_of_a_step_is_planned(layout: str, recipe: Path, tmp_path: Pa
     """All layouts, a minute: python -m pytest tests/planning/test_communication.py -m "slow or not slow"."""
     shape = ["model.num_layers=4", "model.num_query_groups=4", f"train.train_tokens={TOKENS_PER_STEP}"]
     overrides = [f"run_dir={tmp_path / 'run'}", *shape, *{**FAST, **SLOW}[layout]]
-    program = [Path(__file__).with_name("counting_rank.py"), recipe, tmp_path, *overrides]
+    program = ["-m", "tests.helpers.processes.counting_rank", recipe, tmp_path, *overrides]
     done = run_ranks(RANKS, program)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = load_run(recipe, overrides)

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from small_recipe import small_run
 
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.communicators import communicator_buffers, communicators, neighbours
 from megatron_kaiyuan.planning.memory import stage_memory
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
-from tests.rank_server import run as run_ranks
-from tests.train.small_run import TOKENS_PER_STEP, write_recipe
+from tests.helpers.processes.rank_server import run as run_ranks
+from tests.helpers.training.small_recipe import small_run
+from tests.helpers.training.small_run import TOKENS_PER_STEP, write_recipe
 
 RANKS = 4
 MIB = 1 << 20
@@ -47,7 +47,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_groups_that_communicate(layout: str, recipe: Path, tmp_path: Path) -> None:
     shape = ["model.num_layers=8", f"train.train_tokens={2 * TOKENS_PER_STEP}", "monitor.activations_every_steps=1"]
     overrides = [f"run_dir={tmp_path / 'run'}", *shape, *{**FAST, **SLOW}[layout]]
-    program = [Path(__file__).with_name("communicating_rank.py"), recipe, tmp_path, *overrides]
+    program = ["-m", "tests.planning.communicating_rank", recipe, tmp_path, *overrides]
     done = run_ranks(RANKS, program)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = load_run(recipe, overrides)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_recipe import small_run
 
 from megatron_kaiyuan.planning import links
 from megatron_kaiyuan.planning.links import Ring, data_ring, neighbour_bytes_per_second, ring, tensor_ring
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import small_run
 
 H100 = DEVICES["h100"]
 # 450 and 50 GB/s, of which 80 % count.

@@ -11,8 +11,8 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.memory import stage_memory
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
-from tests.platform.ascend import machine
-from tests.train.small_run import write_recipe
+from tests.helpers.ascend import machine
+from tests.helpers.training.small_run import write_recipe
 
 SHAPE = [
     *("model.num_layers=2", "model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=512"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_recipe import small_run
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.backend.choose import TORCH, Backend, choose
@@ -16,6 +15,7 @@ from megatron_kaiyuan.planning.activations import MicroBatch
 from megatron_kaiyuan.planning.memory import fullest_stage, stage_memory
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import small_run
 
 FULL, CORE = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
 MLP = CORE | {"recompute_modules": ["mlp"]}

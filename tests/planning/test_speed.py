@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_recipe import KAIYUAN_2B, small_run
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_kaiyuan import platform
@@ -25,6 +24,7 @@ from megatron_kaiyuan.planning.speed import (
 )
 from megatron_kaiyuan.planning.stage_time import stage_time
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import KAIYUAN_2B, small_run
 
 FULL, ATTENTION = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
 NO_OVERLAP = ["parallel.overlap_param_gather=false", "parallel.overlap_grad_reduce=false"]

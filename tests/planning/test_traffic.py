@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_recipe import small_run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +13,7 @@ from megatron_kaiyuan.backend.blocked import blocked_attention
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.planning.traffic import traffic
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import small_run
 
 VIEWS = (
     "view",

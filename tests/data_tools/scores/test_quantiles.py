@@ -35,7 +35,7 @@ def _same(rows: RankedRows) -> RankedRows:
 
 @settings(max_examples=40, deadline=None)
 @given(shards, st.booleans(), st.integers(0, 2**63), st.sampled_from([1, 3, 1000]))
-def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int, band_rows: int):
+def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int, band_rows: int) -> None:
     flat = [item for shard in found for item in shard]
     ids = np.arange(len(flat), dtype=np.uint64) * np.uint64(2**40 + 1)
     scores = np.array([score for score, _ in flat], float)
@@ -57,7 +57,7 @@ def test_quantiles_are_those_of_one_sort(found: list, by_tokens: bool, seed: int
     )
 
 
-def test_the_top_of_a_recipe_is_what_a_quantile_cuts(tmp_path: Path):
+def test_the_top_of_a_recipe_is_what_a_quantile_cuts(tmp_path: Path) -> None:
     """The same documents as `keep: top F`, ties and all: by the builder itself."""
     from data_tools import _curriculum
 
@@ -79,17 +79,16 @@ def test_the_top_of_a_recipe_is_what_a_quantile_cuts(tmp_path: Path):
         assert kept_tokens == lengths[taken].sum()
 
 
-def test_the_draws_are_those_of_the_builder():
+def test_the_draws_are_those_of_the_builder() -> None:
     """SplitMix64's first output for the seed 0, as its authors publish it."""
     from data_tools.scores.quantiles import _mix
 
     assert int(_mix(np.zeros(1, np.uint64))[0]) == 0xE220A8397B1DCDAF
 
 
-def test_what_is_no_quantile_is_refused():
-    assert parse_quantile("edu") == QuantileColumn("edu") and parse_quantile("edu,by=tokens") == QuantileColumn(
-        "edu", True
-    )
+def test_what_is_no_quantile_is_refused() -> None:
+    assert parse_quantile("edu") == QuantileColumn("edu")
+    assert parse_quantile("edu,by=tokens") == QuantileColumn("edu", True)
     for text in ("", ",by=tokens", "edu,by=bytes", "edu,tokens"):
         with pytest.raises(UserError, match="write COLUMN"):
             parse_quantile(text)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, train_on_bad_machine
-from test_resume import assert_same_state
 
 from megatron_kaiyuan import platform
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, train_on_bad_machine
 
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 LAYOUTS = {
