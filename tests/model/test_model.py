@@ -119,9 +119,12 @@ def test_sandwich_norm_bounds_what_a_sub_layer_adds(sandwich: bool) -> None:
     network = build(model)
     added = []
     for layer in network.decoder.layers:
-        for last in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
+        for sub_layer, last in (
+            (layer.self_attention, layer.self_attention.linear_proj),
+            (layer.mlp, layer.mlp.linear_fc2),
+        ):
             last.weight.data.mul_(1000)
-            last.register_forward_hook(lambda module, inputs, output: added.append(output[0].pow(2).mean().sqrt()))
+            sub_layer.register_forward_hook(lambda module, inputs, output: added.append(output[0].pow(2).mean().sqrt()))
     forward(network, model)
     assert len(added) == 2 * model.num_layers
     if sandwich:
@@ -141,7 +144,8 @@ def test_stock_megatron_users_can_take_the_spec() -> None:
     from megatron.core.transformer.spec_utils import import_module
 
     spec = import_module(("megatron_kaiyuan.model.spec", "kaiyuan_layer_spec"))
-    assert spec().module.__name__ == "TransformerLayer"
+    assert spec().module.__name__ == "SandwichLayer"
+    assert spec(sandwich_norm=False).module.__name__ == "TransformerLayer"
     assert platform.current().name == "cpu"
 
 

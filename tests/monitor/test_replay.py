@@ -57,6 +57,26 @@ def capsule(tmp_path: Path, one_process: None) -> Path:
     return tmp_path / "capsule"
 
 
+@pytest.mark.usefixtures("one_process")
+def test_a_capsule_of_an_earlier_version_has_the_names_of_this_one(capsule: Path) -> None:
+    """Before, the norm that closes a sub-layer was a part of its last linear."""
+    from megatron_kaiyuan.monitor.capsule import write_capsule
+
+    expected = replayed(capsule)
+    manifest = json.loads((capsule / "capsule.json").read_text())
+    tensors = torch.load(capsule / "tensors.pt", weights_only=True)
+    earlier = {"self_attention": "self_attention.linear_proj.post_norm", "mlp": "mlp.linear_fc2.post_norm"}
+    for sub_layer, name in earlier.items():
+        tensors["weights"][f"{name}.weight"] = tensors["weights"].pop(f"{sub_layer}.post_norm.weight")
+    manifest["seen"]["module"] = earlier["mlp"]
+    kept = ("message", "seen", "precision", "model", "z_loss")
+    write_capsule(capsule, {name: manifest[name] for name in kept}, tensors)
+    found = replayed(capsule)
+    assert found.recorded.module == "mlp.post_norm"
+    peaks = [{line.seen: line.peak for line in result.lines} for result in (found, expected)]
+    assert peaks[0] == peaks[1]
+
+
 def command(*words: object) -> Any:
     return run(1, ["-m", "megatron_kaiyuan.cli", "replay", *words])
 

@@ -44,7 +44,7 @@ def _see_output(
     seen[f"{name}_output"].append(output)
     if not model.sandwich_norm:
         return output
-    added = post(output, layer, {"attention": "self_attention.linear_proj", "mlp": "mlp.linear_fc2"}[name], model)
+    added = post(output, layer, {"attention": "self_attention", "mlp": "mlp"}[name], model)
     seen[f"{name}_post_norm"].append(added)
     return added
 

@@ -54,8 +54,8 @@ def random_weights(model: ModelConfig, seed: int) -> dict[str, Tensor]:
         "output_layer.weight": 12 * matrix(model.padded_vocab_size, hidden),
     }
     if model.sandwich_norm:
-        weights["decoder.layers.self_attention.linear_proj.post_norm.weight"] = gain(layers, hidden)
-        weights["decoder.layers.mlp.linear_fc2.post_norm.weight"] = gain(layers, hidden)
+        weights["decoder.layers.self_attention.post_norm.weight"] = gain(layers, hidden)
+        weights["decoder.layers.mlp.post_norm.weight"] = gain(layers, hidden)
     return weights
 
 
@@ -81,9 +81,9 @@ def reference_logits(weights: dict[str, Tensor], model: ModelConfig, token_ids_b
             if name.startswith("decoder.layers.")
         }
         normed = rms_norm(hidden_bsh, layer["input_layernorm.weight"], model)
-        hidden_bsh = hidden_bsh + post(attention(normed, layer, model), layer, "self_attention.linear_proj", model)
+        hidden_bsh = hidden_bsh + post(attention(normed, layer, model), layer, "self_attention", model)
         normed = rms_norm(hidden_bsh, layer["pre_mlp_layernorm.weight"], model)
-        hidden_bsh = hidden_bsh + post(swiglu(normed, layer), layer, "mlp.linear_fc2", model)
+        hidden_bsh = hidden_bsh + post(swiglu(normed, layer), layer, "mlp", model)
     normed = rms_norm(hidden_bsh, weights["decoder.final_layernorm.weight"], model)
     logits_bsv = normed @ weights["output_layer.weight"].T
     cap = model.logits_soft_cap
@@ -95,8 +95,8 @@ def rms_norm(values: Tensor, gain: Tensor, model: ModelConfig) -> Tensor:
     return values / torch.sqrt((values**2).mean(-1, keepdim=True) + model.layernorm_epsilon) * gain
 
 
-def post(values: Tensor, layer: dict[str, Tensor], linear: str, model: ModelConfig) -> Tensor:
-    return rms_norm(values, layer[f"{linear}.post_norm.weight"], model) if model.sandwich_norm else values
+def post(values: Tensor, layer: dict[str, Tensor], sub_layer: str, model: ModelConfig) -> Tensor:
+    return rms_norm(values, layer[f"{sub_layer}.post_norm.weight"], model) if model.sandwich_norm else values
 
 
 def swiglu(normed: Tensor, layer: dict[str, Tensor]) -> Tensor:
