@@ -29,14 +29,13 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "optimizer.grad_scaler.DynamicGradScaler": ("_scale", "_growth_tracker", "_hysteresis_tracker"),
     "optimizer.distrib_optimizer.DistributedOptimizer": (
         "_build_gbuf_range_map",
+        "_copy_model_grads_to_main_grads",
         "_get_model_param_range_map",
         "model_param_group_index_map",
     ),
     "optimizer": ("_get_megatron_optimizer_based_on_param_groups",),
-    "optimizer.optimizer.MixedPrecisionOptimizer": (
-        "_copy_model_grads_to_main_grads",
-        "_unscale_main_grads_and_check_for_nan",
-    ),
+    "optimizer.optimizer.MixedPrecisionOptimizer": ("_unscale_main_grads_and_check_for_nan",),
+    "optimizer.optimizer.Float16OptimizerWithFloat16Params": ("_copy_model_grads_to_main_grads",),
     "optimizer.optimizer": ("clip_grad_by_total_norm_fp32", "Float16OptimizerWithFloat16Params"),
     "optimizer.clip_grads": ("l2_norm_impl", "multi_tensor_scale_impl"),
     "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
