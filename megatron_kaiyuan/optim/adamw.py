@@ -1,7 +1,8 @@
 """AdamW whose `step` is a number of the parameter group, as in the fused Adam of Apex and Transformer Engine.
 
 torch's keeps it as one tensor for each parameter, which megatron-core lets all parameters share after loading: it then
-rises once for each parameter, and the trajectory drifts silently (megatron-core 0.16.1; docs/decisions.md).
+rises once for each parameter, and the trajectory drifts silently (megatron-core 0.16.1; docs/decisions.md). It appears
+as a state tensor only inside `state_dict()`.
 """
 
 from __future__ import annotations
@@ -74,6 +75,23 @@ class AdamW(torch.optim.AdamW):
                 eps=group["eps"],
                 maximize=False,
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's form, with each parameter's `step` as a tensor."""
+        content = super().state_dict()
+        steps = {index: group["step"] for group in content["param_groups"] for index in group["params"]}
+        content["state"] = {
+            index: {**state, "step": torch.tensor(float(steps[index]))} for index, state in content["state"].items()
+        }
+        return content
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict()` gave; `step` goes back to the groups."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.pop("step", None)
+        for group in self.param_groups:
+            group["step"] = int(group["step"])
 
     def _init_state(self) -> None:
         for group in self.param_groups:

@@ -12,6 +12,7 @@ import torch
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.monitor.sinks import Sinks
+from megatron_kaiyuan.optim.build import learning_rates
 from megatron_kaiyuan.optim.scaler import loss_scaler
 from megatron_kaiyuan.platform.megatron import good_steps, hysteresis_left
 from megatron_kaiyuan.train.session import Hook, Session
@@ -104,6 +105,7 @@ def _row(session: Session, results: Sequence[StepResult], utilization: Utilizati
         "loss_mean": statistics.fmean(losses) if losses else None,
         "loss_steps": len(losses),
         "lr": session.schedule.learning_rate(progress.tokens),
+        **learning_rates(session.state.optimizer),
         "grad_norm": None if result.skipped else result.gradient_norm,
         "loss_scale": result.loss_scale,
         "seconds_per_step": seconds_per_step,
