@@ -30,7 +30,7 @@ READ_AT_EACH_START = {
     "data.phases.peak_lr", "data.phases.final_lr", "data.phases.decay_fraction",
     "data.phases.decay_shape", "data.reset_attention_mask", "data.eod_mask_loss",
     "train.seq_length", "train.global_batch_size", "train.train_tokens", "train.z_loss", "optimizer.qk_clip_tau",
-    "optimizer.weight_decay",
+    "optimizer.weight_decay", "optimizer.wd_mult", "optimizer.lr_mult", "optimizer.decoupled_lr",
     "optimizer.warmup_tokens", "optimizer.schedule_tokens", "faults.on_bad_step", "faults.spike_zscore",
     "faults.spike_window", "faults.max_skips_in_a_row", "faults.max_rollbacks", "faults.rollback_batches",
 }  # fmt: skip
