@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from data_tools.reading.tasks import KEPT
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError
 
@@ -160,6 +161,7 @@ def _work(worker: object, calls: Connection, alive: Connection, not_mine: Sequen
     # Ctrl-C goes to the whole process group; the first process says what is to be said.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    logs.set_up()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     # A vocabulary is a million objects that stay; the collector need not look at them again and again.
     gc.freeze()

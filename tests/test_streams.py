@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kaiyuan import logs
+from megatron_kaiyuan import streams
 
 # Prints on every way there is, then leaves a file: the work.
 WORK = """
 import logging, os, sys
 from pathlib import Path
 from tqdm import tqdm
-from megatron_kaiyuan.logs import {how} as install
+from megatron_kaiyuan.streams import {how} as install
 install()
 opened = open({path!r}, "w")
 for number in range(200):
@@ -90,10 +90,10 @@ def test_what_can_be_written_is_written_in_order(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_hangs_is_waited_for_once_and_finds_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.2)
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
-    channel = logs.Channel(writer)
+    channel = streams.Channel(writer)
     channel.optional = True
     began = time.monotonic()
     for _ in range(100):
