@@ -185,10 +185,11 @@ def run_trial(trial: Trial, size: Size, folder: Path) -> Outcome:
     from megatron_kaiyuan.errors import UserError
 
     device = platform.activate(size.platform)
-    from megatron_kaiyuan.train.hooks import Metrics, ReportBadSteps, ReportLossScale
+    from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale
+    from megatron_kaiyuan.train.hooks.metrics import Metrics
+    from megatron_kaiyuan.train.hooks.monitoring import Monitoring
+    from megatron_kaiyuan.train.hooks.qk_clip import QKClip
     from megatron_kaiyuan.train.loop import fit
-    from megatron_kaiyuan.train.monitoring import Monitoring
-    from megatron_kaiyuan.train.qk_clip import QKClip
     from megatron_kaiyuan.train.start import start
     from megatron_kaiyuan.train.startup import Startup
 

@@ -93,8 +93,8 @@ def session_of(
         **(changes or {}),
     }
     content["monitor"] = {"log_every_steps": 1_000_000, "activations_every_steps": watched_every}
-    from megatron_kaiyuan.train.hooks import ReportBadSteps, ReportLossScale
-    from megatron_kaiyuan.train.monitoring import Monitoring
+    from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale
+    from megatron_kaiyuan.train.hooks.monitoring import Monitoring
     from megatron_kaiyuan.train.start import start
     from megatron_kaiyuan.train.startup import Startup
 
@@ -109,8 +109,8 @@ Cost: TypeAlias = NDArray[np.float64]  # seconds by the clock, CPU seconds
 
 def train(session: Any, steps: int, watched_every: int) -> Cost:
     """Train some steps, of which each `watched_every`th (0: none) has the monitor's hook; what they cost."""
+    from megatron_kaiyuan.train.hooks.monitoring import Monitoring
     from megatron_kaiyuan.train.loop import fit
-    from megatron_kaiyuan.train.monitoring import Monitoring
 
     everything = session.hooks
     began = np.array([time.perf_counter(), time.process_time()])

@@ -214,7 +214,7 @@ def _read_evaluation(path: Path) -> Any:
 
 
 def _left_out(path: Path) -> Any:
-    from megatron_kaiyuan.train.left_out import _read
+    from megatron_kaiyuan.train.hooks.left_out import _read
 
     _read(path, is_new=False)
 

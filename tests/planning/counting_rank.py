@@ -107,8 +107,8 @@ def main(recipe: str, folder: str, *overrides: str) -> None:
     who = discover(os.environ)
     device = platform.activate(run.platform, who.local_rank)
     from megatron_kaiyuan.cluster.groups import process_groups
+    from megatron_kaiyuan.train.hooks.hook import Hook
     from megatron_kaiyuan.train.loop import fit
-    from megatron_kaiyuan.train.session import Hook
     from megatron_kaiyuan.train.start import start
     from megatron_kaiyuan.train.startup import Startup
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ VOCAB = 256
 SEQ_LENGTH = 64
 TOKENS_PER_STEP = 8 * SEQ_LENGTH
 STEPS = 20
+NEVER = "checkpoint.save_every_steps=100000"
 
 
 def write_corpus(
@@ -140,10 +142,10 @@ def fit_here(recipe: Path, *overrides: str, prepare: Callable[[Session], object]
     """Train in this process, alone and without its signal handlers, to the end; the session as it was left."""
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.groups import single_process
+    from megatron_kaiyuan.train.hooks.stop import StopOnSignal
     from megatron_kaiyuan.train.loop import fit
     from megatron_kaiyuan.train.start import start
     from megatron_kaiyuan.train.startup import Startup
-    from megatron_kaiyuan.train.stop import StopOnSignal
 
     with single_process(device):
         session = start(load_run(recipe, overrides), device, Startup())
@@ -174,3 +176,25 @@ def start_from(source: Path, step: int, run_dir: Path) -> Path:
     """A run folder that holds one step of another run, so that the next start resumes from it."""
     shutil.copytree(source / "checkpoints" / f"step_{step}", run_dir / "checkpoints" / f"step_{step}")
     return run_dir
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen | Started) -> None:
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def took_steps(run_dir: Path, number: int) -> Callable[[], bool]:
+    return lambda: (run_dir / "metrics.jsonl").exists() and len(metrics(run_dir)) >= number
+
+
+def numbers(row: dict[str, Any], path: str = "") -> dict[str, float]:
+    """Every figure of a row by its place."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found.update(numbers(value, f"{path}{name}."))
+        elif isinstance(value, list):
+            found.update({f"{path}{name}.{place}": number for place, number in enumerate(value)})
+    return found

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, succeed, train
-from test_monitoring import numbers
+from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, numbers, start_from, succeed, train
 from test_resume import load
 
 from tests.rank_server import run

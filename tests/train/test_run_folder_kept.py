@@ -40,7 +40,7 @@ def test_files_that_cannot_be_taken_away_are_named_once(
 def test_a_job_that_has_lost_its_lock_does_not_move_latest(recipe: Path, tmp_path: Path) -> None:
     """The lock goes while a save is under way: the other job's `latest` and old checkpoints are not touched."""
     from megatron_kaiyuan.checkpoint.lock import LOCK, RunLock
-    from megatron_kaiyuan.train.session import Hook
+    from megatron_kaiyuan.train.hooks.hook import Hook
 
     class OtherJob(Hook):
         def after_step(self, session: Session, result: object) -> None:

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed
-from test_saving import took_steps, wait_for
+from small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed, took_steps, wait_for
 
 from megatron_kaiyuan.checkpoint import lock
 from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes

@@ -25,7 +25,8 @@ from megatron_kaiyuan.files import write_sealed_json
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.research.queue.request import TASK, Run
 from megatron_kaiyuan.research.queue.task import ELSEWHERE, FORMAT, RESULT, Task
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.start import train
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult

@@ -11,7 +11,8 @@ from megatron.core import parallel_state
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.monitor.sizes import largest_attention_logit_by_head
 from megatron_kaiyuan.optim.qk_clip import row_factors, scale_rows
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.session import Session
 
 
 def qk_clip(run: RunConfig) -> list[Hook]:

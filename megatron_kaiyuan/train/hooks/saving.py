@@ -22,7 +22,8 @@ from megatron_kaiyuan.cluster.limits import TimeLimits
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.monitor.sinks import Sinks
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
 

@@ -134,7 +134,7 @@ def test_a_run_that_is_too_short_says_so(recipe: Path, tmp_path: Path) -> None:
 def test_npu_has_no_such_profiler(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.groups import single_process
-    from megatron_kaiyuan.train.profiling import profiling
+    from megatron_kaiyuan.train.hooks.profiling import profiling
 
     with single_process(device):
         assert profiling(load_run(recipe, STEPS), NpuPlatform(), Sinks([])) == []
@@ -157,7 +157,7 @@ def event(name: str, start: float, end: float, thread: int = 1, kernels: tuple[t
 def test_kernels_count_to_the_part_that_started_them() -> None:
     """A made-up step of a GPU: a backward pass runs in a thread of its own, and kernels outlast who started them."""
     platform.activate("cpu")
-    from megatron_kaiyuan.train.profiling import Times, part_times
+    from megatron_kaiyuan.train.hooks.profiling import Times, part_times
 
     found = part_times(
         [

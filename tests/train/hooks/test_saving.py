@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, train
+from small_run import NEVER, TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, took_steps, train, wait_for
 from test_resume import assert_same_state
-
-from tests.rank_server import Started
 
 TENSOR = "parallel.tensor_model_parallel_size=2"
 SCALER = ["optimizer.initial_loss_scale=4194304", "optimizer.loss_scale_window=3", "optimizer.hysteresis=1"]
-NEVER = "checkpoint.save_every_steps=100000"
 
 
 def steps(run_dir: Path) -> set[str]:
@@ -28,17 +23,6 @@ def steps(run_dir: Path) -> set[str]:
 def events(run_dir: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row.get("event") == "checkpoint"]
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen | Started) -> None:
-    deadline = time.monotonic() + 150
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def took_steps(run_dir: Path, number: int) -> Callable[[], bool]:
-    return lambda: (run_dir / "metrics.jsonl").exists() and len(metrics(run_dir)) >= number
 
 
 def test_what_is_written_in_the_background_is_what_waiting_writes(

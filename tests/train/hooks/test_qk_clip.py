@@ -94,7 +94,7 @@ def test_weights_are_those_of_the_update_scaled_by_head(
     "layout", ["dp2", "tp2-sequence", *(pytest.param(one, marks=pytest.mark.slow) for one in REST)]
 )
 def test_the_layout_of_ranks_changes_nothing(layout: str, recipe: Path, alone: Path, tmp_path: Path) -> None:
-    """All layouts: python -m pytest tests/train/test_qk_clip.py -m "slow or not slow"."""
+    """All layouts: python -m pytest tests/train/hooks/test_qk_clip.py -m "slow or not slow"."""
     run_dir = start_from(alone, 0, tmp_path)
     succeed(2, recipe, f"run_dir={run_dir}", *CLIP, *LAYOUTS[layout], steps(3))
     np.testing.assert_allclose(losses(run_dir), losses(alone), rtol=2e-6)

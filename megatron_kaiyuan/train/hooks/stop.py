@@ -13,8 +13,9 @@ import torch
 
 from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.logs import log_at_once
-from megatron_kaiyuan.train.saving import newest_checkpoint
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.saving import newest_checkpoint
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.votes import Votes
 
 

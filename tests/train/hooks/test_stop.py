@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import STEPS, TOKENS_PER_STEP, fit_here, metrics
-from test_saving import NEVER, took_steps, wait_for
+from small_run import NEVER, STEPS, TOKENS_PER_STEP, fit_here, metrics, took_steps, wait_for
 
 LONG = [NEVER, "train.train_tokens=null"]
 

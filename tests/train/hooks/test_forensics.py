@@ -106,7 +106,7 @@ def numbers(ranges: str) -> set[int]:
 def test_a_planted_overflow_is_named_exactly(layout: str, recipe: Path, tmp_path: Path) -> None:
     """Backward in layer 1 at step 2, forward in layer 2 at step 3, and with tensor ranks on one of them at step 4.
 
-    All layouts: python -m pytest tests/train/test_forensics.py -m "slow or not slow".
+    All layouts: python -m pytest tests/train/hooks/test_forensics.py -m "slow or not slow".
     """
     processes, overrides = LAYOUTS[layout]
     faults, expected = [*backward(2), *forward(3)], [

@@ -17,8 +17,9 @@ from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import read_json, write_json
 from megatron_kaiyuan.train.bad_steps import BadSteps
+from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.resume import Resumed
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import Progress
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes

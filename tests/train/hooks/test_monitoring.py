@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, succeed
+from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, numbers, start_from, succeed
 from test_resume import load
 
 from megatron_kaiyuan.config import ModelConfig
@@ -41,24 +41,13 @@ def alone(recipe: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFac
     return run_dir
 
 
-def numbers(row: dict[str, Any], path: str = "") -> dict[str, float]:
-    """Every figure of a row by its place."""
-    found: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            found.update(numbers(value, f"{path}{name}."))
-        elif isinstance(value, list):
-            found.update({f"{path}{name}.{place}": number for place, number in enumerate(value)})
-    return found
-
-
 @pytest.mark.parametrize(
     "layout", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_figures_are_those_of_one_process(
     layout: str, recipe: Path, finished_run: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """All layouts: python -m pytest tests/train/test_monitoring.py -m "slow or not slow"."""
+    """All layouts: python -m pytest tests/train/hooks/test_monitoring.py -m "slow or not slow"."""
     processes, overrides = LAYOUTS[layout]
     run_dir = start_from(finished_run, 0, tmp_path)
     succeed(processes, recipe, f"run_dir={run_dir}", *STEPS, *overrides)

@@ -21,8 +21,9 @@ from megatron_kaiyuan.errors import describe
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.parts import PARTS, PartTimers, part_named, record_parts
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ import torch
 from torch import distributed
 
 from megatron_kaiyuan.cluster.bad_nodes import node_name
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 
 _LONGEST_NAME = 64

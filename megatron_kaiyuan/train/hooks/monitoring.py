@@ -16,7 +16,8 @@ from megatron_kaiyuan.monitor.table import Cell, Table
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, activation_places
 from megatron_kaiyuan.monitor.weights import add_weights
 from megatron_kaiyuan.network import places
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 
 _WEIGHT = "weight:"

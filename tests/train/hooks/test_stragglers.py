@@ -12,7 +12,7 @@ from small_run import STEPS, losses, metrics, succeed, train_on_bad_machine
 
 from megatron_kaiyuan.report.build import build_report
 from megatron_kaiyuan.report.status import read_status
-from megatron_kaiyuan.train.stragglers import columns
+from megatron_kaiyuan.train.hooks.stragglers import columns
 
 
 def test_a_slow_rank_is_named(recipe: Path, finished_run: Path, tmp_path: Path) -> None:

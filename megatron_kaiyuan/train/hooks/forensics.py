@@ -26,7 +26,8 @@ from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWatch
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult, forward_and_backward
 from megatron_kaiyuan.versions import versions
 

@@ -9,7 +9,7 @@ from small_run import SEQ_LENGTH, TOKENS_PER_STEP, VOCAB, events, fit_here, metr
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
-from megatron_kaiyuan.train.utilization import utilization
+from megatron_kaiyuan.train.hooks.utilization import utilization
 
 SHORT = f"train.train_tokens={2 * TOKENS_PER_STEP}"
 # Of small_run's network: queries, keys, values and projection, three matrices of the MLP; two layers and the head.
