@@ -49,6 +49,7 @@ def lock(path: Path, *, shared: bool = False, seconds: float | None = _SECONDS, 
             held = _wait(file, path, shared, deadline, machine)
             # The previous holder may have removed the file, and a third process made a new one.
             if _is_at(file, path):
+                log.debug(f"holds the lock {path}")
                 try:
                     yield held
                 finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,8 @@ from megatron_kaiyuan.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -55,6 +58,7 @@ class Pool:
         # Nothing is ever sent. The system closes our end when we die, and that tells the workers.
         alive, self._alive = context.Pipe(duplex=False)
         self._workers: dict[Connection, BaseProcess] = {}
+        log.debug(f"starts {workers} processes, {'forked' if forked else 'spawned'}")
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()

@@ -60,6 +60,7 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     startup = Startup()
     who = discover(os.environ)
     logs.set_rank(who.rank)
+    log.debug(f"rank {who.rank} of {who.world_size}, process {os.getpid()}, started by {who.launcher}")
     if who.is_scheduler:
         return
     try:
