@@ -1,8 +1,8 @@
 """Rows that come in: Parquet files, by row groups.
 
-Of a footer's row groups only `num_rows` and `total_byte_size` are asked for. pyarrow checks a column's sizes and
-statistics when its entry (`row_group(i).column(j)`) is asked for, and does so where no exception of C++ may leave: a
-damaged one would end the process. Reading the columns themselves makes the same checks, and raises.
+A footer is asked for the `num_rows` and `total_byte_size` of row groups and for nothing else in them. pyarrow checks
+the sizes and statistics of a column when its entry is asked for, and does so where no C++ exception may leave: a
+damaged one would end the process. Reading the column makes the same checks, and raises.
 """
 
 from __future__ import annotations
@@ -99,16 +99,15 @@ def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:
 
     Where one begins is reckoned from the groups' sizes before compression, as shares of the file's bytes.
     """
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    sizes = [max(group.total_byte_size, 0) for group in groups]
+    sizes = [max(metadata.row_group(index).total_byte_size, 0) for index in range(metadata.num_row_groups)]
     total = max(sum(sizes), 1)
     mine, before, passed = [], 0, 0
-    for index, (group, size) in enumerate(zip(groups, sizes, strict=True)):
+    for index, size in enumerate(sizes):
         start = min(passed * task.file.size // total, task.file.size - 1)
         if task.start <= start < task.stop:
             mine.append(index)
         elif start < task.start:
-            before += group.num_rows
+            before += metadata.row_group(index).num_rows
         passed += size
     return mine, before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,25 @@ def _file(name: str, content: bytes) -> Callable[[Path], Path]:
         (folder / "given").mkdir()
         (folder / "given" / name).write_bytes(content)
         return folder / "given" / name
+
+    return make
+
+
+def _packed(suffix: str) -> Callable[[Path], Path]:
+    """Two frames of rows, as shards that were joined with `cat` have."""
+    from data_tools.reading.packing import PACKINGS
+
+    def make(folder: Path) -> Path:
+        packing = PACKINGS[suffix]
+        match packing:
+            case "xz":
+                frame = lzma.compress(_ROWS)
+            case "gzip" | "zstd" | "bz2" | "lz4":
+                sink = pa.BufferOutputStream()
+                with pa.CompressedOutputStream(sink, packing) as stream:
+                    stream.write(_ROWS)
+                frame = sink.getvalue().to_pybytes()
+        return _file(f"rows.jsonl{suffix}", 2 * frame)(folder)
 
     return make
 
@@ -81,7 +101,7 @@ def _preprocess(path: Path) -> Any:
     from data_tools.reading.inputs import find_inputs
     from data_tools.reading.tasks import Settings, cut_tasks
 
-    settings = Settings(Path(), score_keys=("score",), meta_keys=("id",) if path.suffix == ".jsonl" else ("number",))
+    settings = Settings(Path(), score_keys=("score",), meta_keys=("number",) if path.suffix == ".parquet" else ("id",))
     for task in cut_tasks(find_inputs([path]), settings, {}):
         for rows in _read(task, settings):
             rows.texts["text"]
@@ -160,6 +180,10 @@ _BAD = b'{"file": "a.jsonl", "line": 3, "offset": 10, "reason": "not JSON"}\n'
 TARGETS = (
     Target("input-rows", _file("rows.jsonl", _ROWS), json_damage.rows, [_preprocess, _documents], lenient=True),
     Target("input-rows-bytes", _file("rows.jsonl", _ROWS), mutate, [_preprocess, _documents], lenient=True),
+    *(
+        Target(f"input-packed{suffix}", _packed(suffix), mutate, [_preprocess, _documents], lenient=True)
+        for suffix in (".gz", ".zst", ".bz2", ".lz4", ".xz")
+    ),
     Target("input-parquet", _parquet, mutate, [_preprocess, _documents, _beside_others]),
     Target("input-parquet-encodings", _many_encodings, mutate, [_preprocess, _documents, _beside_others]),
     Target("input-held-out", _file("held.jsonl", _ROWS), json_damage.rows, [_held_out]),

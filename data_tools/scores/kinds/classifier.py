@@ -80,10 +80,14 @@ class _Classifier:
         self._network = network.to(self._device).eval()
         with loading(folder, "sequence classifier"):
             if (positions := self._positions()) < 1:
-                raise UserError(f"{folder}: config.json and tokenizer_config.json admit no token; copy the folder again")
+                raise UserError(
+                    f"{folder}: config.json and tokenizer_config.json admit no token; copy the folder again"
+                )
             largest = max(self._tokenizer.get_vocab().values())
             if largest >= (rows := self._network.get_input_embeddings().weight.shape[0]):
-                raise UserError(f"{folder}: the tokenizer has the id {largest}, the network knows {rows}; copy it again")
+                raise UserError(
+                    f"{folder}: the tokenizer has the id {largest}, the network knows {rows}; copy it again"
+                )
             outputs = require_forward(folder, self._network, largest, min(positions, _TRIAL_TOKENS)).shape[1]
         if beyond := [index for index in self._names() if not 0 <= index < outputs]:
             raise UserError(f"{folder}: id2label of config.json names output {beyond[0]}, the network has {outputs}")
