@@ -23,7 +23,7 @@ _BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK = 40_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
-class Stage:
+class PipelineStage:
     """A pipeline stage of a run on so many ranks.
 
     Attributes:
@@ -72,10 +72,10 @@ class Stage:
         return self.index * self.world_size // self.run.parallel.pipeline_model_parallel_size
 
 
-def distinct_stages(run: RunConfig, world_size: int) -> list[Stage]:
+def distinct_stages(run: RunConfig, world_size: int) -> list[PipelineStage]:
     """First, second and last stage: those between hold what the second holds, or less of it in flight."""
     last = run.parallel.pipeline_model_parallel_size - 1
-    return [Stage(run, world_size, index) for index in sorted({0, min(1, last), last})]
+    return [PipelineStage(run, world_size, index) for index in sorted({0, min(1, last), last})]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Held:
     optimizer: int
 
 
-def held(stage: Stage) -> Held:
+def held(stage: PipelineStage) -> Held:
     """Bytes for the parameters of a stage's first rank."""
     run = stage.run
     total = sum(map(sum, chunk_sizes(stage)))
@@ -114,14 +114,14 @@ def _state_bytes(run: RunConfig) -> dict[WeightKind, int]:
     return {kind: _FP32 * (main + len(STATES[rule.optimizer])) for kind, rule in rules(run).items()}
 
 
-def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
+def chunk_sizes(stage: PipelineStage) -> Iterator[list[int]]:
     """Of each of the stage's chunks the elements of its parameters on a tensor-parallel rank."""
     ranks = stage.run.parallel.tensor_model_parallel_size
     for weights in chunk_weights(stage):
         yield [weight.elements(ranks) for weight in weights]
 
 
-def chunk_weights(stage: Stage) -> Iterator[list[Weight]]:
+def chunk_weights(stage: PipelineStage) -> Iterator[list[Weight]]:
     """Of each of the stage's chunks its parameters, in the order of `GPTModel.named_parameters()`."""
     model = stage.run.model
     embedding, layer, head = ([*weights(model)] for weights in (embedding_weights, layer_weights, head_weights))
@@ -151,12 +151,12 @@ class Bucket:
         return (max(min(stop, own) - start, 0) for start, stop in self.parameters)
 
 
-def chunk_buckets(stage: Stage) -> list[list[Bucket]]:
+def chunk_buckets(stage: PipelineStage) -> list[list[Bucket]]:
     """Of each of the stage's chunks, which have a buffer each, the buckets: the chunk's last parameters first."""
     return [_buckets(sizes, stage, is_first=number == 0) for number, sizes in enumerate(chunk_sizes(stage))]
 
 
-def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[Bucket]:
+def _buckets(sizes: list[int], stage: PipelineStage, is_first: bool) -> list[Bucket]:
     """megatron-core's layout of a chunk's flat buffer: parameters from the last to the first.
 
     Args:

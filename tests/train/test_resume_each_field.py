@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, fit_here, losses
-from test_resume_fields import fields_of
 
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.config.compare import AtResume, at_resume
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.recipe_fields import fields_of
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session

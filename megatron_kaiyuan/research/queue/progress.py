@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 
 
-class Progress:
+class RunCounter:
     """Counts runs and prints a line after each.
 
     Args:
