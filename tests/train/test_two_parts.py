@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.helpers.processes.rank_server import run
 from tests.helpers.training.saved_state import load
 from tests.helpers.training.small_run import TOKENS_PER_STEP, events, metrics, numbers, start_from, succeed, train
