@@ -6,12 +6,12 @@ import contextlib
 import ctypes
 import errno
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import xxhash
 
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.progress import has_read
+
+log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
@@ -205,7 +207,7 @@ def remove_leftovers(target: Path) -> None:
                 try:
                     remove(path)
                 except OSError as error:
-                    print(f"warning: {path}: left by a killed process, cannot be removed ({error})", file=sys.stderr)
+                    log.warning(f"{path}: left by a killed process, cannot be removed ({error})")
 
 
 def _finish(journal: Path) -> None:

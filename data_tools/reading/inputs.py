@@ -6,9 +6,9 @@ A local file is opened by the system, everything else ("s3://", "http://", "memo
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -42,6 +42,8 @@ from data_tools.reading.unicode_marks import refuse_other_encodings
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import require_utf8
 from megatron_kaiyuan.redaction import redact
+
+log = logging.getLogger(__name__)
 
 Format = Literal["json", "parquet", "text"]
 
@@ -163,7 +165,7 @@ def require_unchanged(file: InputFile) -> None:
 
 @lru_cache(1024)
 def _print_once(line: str) -> None:
-    print(redact(line), file=sys.stderr, flush=True)
+    log.info(line)
 
 
 def _list(word: str) -> Listing:

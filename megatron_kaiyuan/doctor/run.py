@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.examination import Examination
@@ -62,6 +63,7 @@ def _who(found: Examination) -> Rank:
     who = discover({})
     with found.part("launcher"):
         who = discover(os.environ)
+        logs.set_rank(who.rank)
     found.facts["launcher"] = {
         "name": who.launcher,
         "rank": who.rank,

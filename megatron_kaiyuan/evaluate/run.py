@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, re
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
 from megatron_kaiyuan.progress import Progress
+
+log = logging.getLogger(__name__)
 
 # Where `kaiyuan report` looks for it, in a run's folder.
 RESULT = "evaluation.json"
@@ -204,7 +207,7 @@ def _measure(
 ) -> dict[str, Any]:
     from megatron_kaiyuan.evaluate.heldout import open_corpora
 
-    print(f"evaluate: {source.name}, on {device}", file=sys.stderr, flush=True)
+    log.info(f"evaluate: {source.name}, on {device}")
     started = time.perf_counter()
     corpora = open_corpora(measures.held_out) if measures.held_out else {}
     # A Hugging Face folder has its own.

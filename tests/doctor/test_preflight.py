@@ -44,7 +44,7 @@ def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
 def test_ranks_in_order(tmp_path: Path) -> None:
     codes, output, errors = examine(tmp_path / "run", QUICK, 170)
     assert codes == [FINISHED, FINISHED], errors + output
-    assert output.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
+    assert errors.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
     assert read_bad_nodes(tmp_path / "run") is None and list(tmp_path.iterdir()) == []
 
 

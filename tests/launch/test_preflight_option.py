@@ -36,8 +36,10 @@ def test_a_run_after_its_preflight(recipe: Path, losses_under_torchrun: list[flo
     """The preflight of ranks that mpirun starts holds a store of its own, those of torchrun use the agent's."""
     for script in ("torchrun.sh", "mpirun.sh"):
         run_dir = tmp_path / script
-        output = succeed(script, "--preflight", "--nproc-per-node", 2, recipe, f"run_dir={run_dir}")
-        assert len(re.findall(r"preflight: 2 ranks on 1 nodes are in order, \d+\.\d s", output)) == 1
+        with launched(script, "--preflight", "--nproc-per-node", 2, recipe, f"run_dir={run_dir}") as job:
+            code, _, errors = job.finish()
+        assert code == 0, errors[-3000:]
+        assert len(re.findall(r"preflight: 2 ranks on 1 nodes are in order, \d+\.\d s", errors)) == 1
         assert losses(run_dir) == losses_under_torchrun and read_bad_nodes(run_dir) is None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json

@@ -56,7 +56,7 @@ def test_damaged_checkpoint_is_named_and_an_older_one_used(recipe: Path, finishe
     done = train(1, recipe, f"run_dir={run_dir}", "train.train_tokens=512")
     assert done.returncode == 0, done.stderr
     assert f"{victim}: damaged, checksum" in done.stderr
-    assert "resume: step 0," in done.stdout
+    assert "resume: step 0," in done.stderr
 
 
 def test_no_whole_checkpoint_is_refused(recipe: Path, finished_run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from megatron_kaiyuan.research.queue.failures import Failures
 from megatron_kaiyuan.research.queue.progress import RunCounter
 from megatron_kaiyuan.research.queue.signals import STOPPING, handled_signals
 from megatron_kaiyuan.research.queue.task import ELSEWHERE, ReadyRun
+
+log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS, _ELSEWHERE_SECONDS = 0.01, 0.5
 _LOG_TAIL_BYTES = 4096
@@ -86,7 +89,7 @@ class LocalQueue:
                 pass
             elif _signal_of(code) in STOPPING:
                 # No failure: it has saved what it had. Who asked it to end may be about to ask this process.
-                print(f"queue: run {task.run.name!r} was stopped before its end", file=sys.stderr, flush=True)
+                log.info(f"queue: run {task.run.name!r} was stopped before its end")
             else:
                 why = _why(task, code)
                 if self._failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -30,6 +31,8 @@ from megatron_kaiyuan.train.start import train
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.step import StepResult
 
+log = logging.getLogger(__name__)
+
 _MISTAKE, _FAILED = 2, 1
 
 
@@ -48,7 +51,7 @@ def run_to_result(task: ReadyRun) -> int:
         try:
             return _run(task)
         except (UserError, OSError) as error:
-            print(f"error: {describe(error)}", file=sys.stderr, flush=True)
+            log.error(describe(error))
             return _MISTAKE
         except Exception:
             traceback.print_exc()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import signal
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan import platform
+from megatron_kaiyuan import logs, platform
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError, describe, require
 from megatron_kaiyuan.research.queue.failures import Failures
@@ -33,6 +34,7 @@ from megatron_kaiyuan.research.queue.task import ReadyRun, Tasks, row_of
 from megatron_kaiyuan.research.queue.waiting import ArrayQueue, require_known
 
 MODULE = "megatron_kaiyuan.research.queue.worker"
+log = logging.getLogger(MODULE)
 
 
 @dataclass
@@ -143,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--array", type=int, default=None, help="have a Slurm array of so many tasks do the work")
     parser.add_argument("--sbatch", default="", help="options of sbatch, as one word")
     given = parser.parse_args(arguments)
+    logs.set_up()
     if parent.VARIABLE in os.environ:
         # Runs at work are saved, then this process ends.
         parent.end_with_parent(signal.SIGTERM, int(os.environ[parent.VARIABLE]))
@@ -150,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcome = work_through(given.list, given.slots, given.attempt, array)
     print(json.dumps(asdict(outcome)), flush=True)
     if outcome.error:
-        print(f"error: {outcome.error}", file=sys.stderr, flush=True)
+        log.error(outcome.error)
     if outcome.stopped_by:
         return 128 + outcome.stopped_by
     return 2 if outcome.error or outcome.failed else 0
