@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from megatron_kaiyuan.config import WeightKind
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import remove_leftovers, temporary_beside
 from megatron_kaiyuan.monitor.sinks import Row, Sink
@@ -28,7 +29,10 @@ _METRICS = {
     "kaiyuan_planned_steps": [_Metric("gauge", "Steps at the end of the run.", "total_steps")],
     "kaiyuan_tokens": [_Metric("gauge", "Tokens of the run so far.", "tokens")],
     "kaiyuan_loss": [_Metric("gauge", "Loss in nats a token, mean since the last row.", "loss_mean")],
-    "kaiyuan_learning_rate": [_Metric("gauge", "Learning rate.", "lr")],
+    "kaiyuan_learning_rate": [
+        _Metric("gauge", "Learning rate; of a kind of weights where that has one of its own.", "lr"),
+        *(_Metric("gauge", "", f"lr_{kind}", (("weights", kind),)) for kind in get_args(WeightKind)),
+    ],
     "kaiyuan_gradient_norm": [_Metric("gauge", "Norm of the gradient before clipping.", "grad_norm")],
     "kaiyuan_loss_scale": [_Metric("gauge", "Scale of the loss, 1 without scaling.", "loss_scale")],
     "kaiyuan_tokens_per_second": [_Metric("gauge", "Tokens a second of the whole job.", "tokens_per_second")],
