@@ -40,9 +40,6 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "optimizer.optimizer": ("clip_grad_by_total_norm_fp32", "Float16OptimizerWithFloat16Params"),
     "optimizer.clip_grads": ("l2_norm_impl", "multi_tensor_scale_impl"),
     "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
-    "dist_checkpointing.strategies.cached_metadata_filesystem_reader.CachedMetadataFileSystemReader": (
-        "_cached_metadata",
-    ),
     "dist_checkpointing.strategies.torch": ("_get_filesystem_reader", "checkpoint"),
     "tensor_parallel.random": ("_get_cuda_rng_state", "_set_cuda_rng_state"),
     "tensor_parallel.layers": ("_grad_accum_fusion_available", "fused_weight_gradient_mlp_cuda"),
@@ -217,10 +214,8 @@ def reading_without_other_ranks(folder: Path, metadata: Metadata) -> Iterator[No
     """
     from torch.distributed import checkpoint
 
-    reader = module("dist_checkpointing.strategies.cached_metadata_filesystem_reader").CachedMetadataFileSystemReader(
-        folder
-    )
-    reader._cached_metadata = metadata
+    reader = checkpoint.FileSystemReader(folder)
+    reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]
     strategy = module("dist_checkpointing.strategies.torch")
     load = partial(checkpoint.load_state_dict, no_dist=True)
     own: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def write_qwen3(folder: Path, vocab_size: int = 256, tied: bool = False, **chang
     return folder
 
 
-def start_from(folder: Path, **model: object) -> tuple[torch.nn.Module, list[str]]:
+def start_from(folder: Path, **model: object) -> tuple[Any, list[str]]:
     from megatron_kaiyuan.checkpoint.initial import initialise
     from megatron_kaiyuan.model.build import Network, build_model, transformer_config
 

@@ -7,6 +7,7 @@ bash tests/run.sh -m root tests/launch/test_slurm_ends.py
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -165,11 +166,15 @@ def test_cancelled_for_good(recipe: Path, environ: dict[str, str], tmp_path: Pat
     assert (job.run_dir / "preempted.json").exists() and "queued again" not in job.said()
 
 
+def _started(job: SlurmJob, times: int) -> bool:
+    return job.said().count("launch: OMP_NUM_THREADS=") == times
+
+
 def test_it_gives_up_without_progress(recipe: Path, environ: dict[str, str], tmp_path: Path) -> None:
     with_limit = {**environ, "RESTARTS": "1"}
     job = SlurmJob(with_limit, tmp_path, recipe)
     for start in (1, 2):
-        job.wait_until(lambda start=start: job.said().count("launch: OMP_NUM_THREADS=") == start)
+        job.wait_until(functools.partial(_started, job, start))
         job.wait_until(lambda: _has_rank(job))
         job.rank(1).send_signal(signal.SIGKILL)
     wait_for_job(job.number, environ, seconds=900)
