@@ -58,6 +58,11 @@ class Session:
         left -= sum(max(stop - max(start, progress.tokens), 0) for start, stop in progress.left_out)
         return progress.step + max(left, 0) // self.run.train.tokens_per_step
 
+    def before_update(self) -> None:
+        """Let each hook end what the update must not meet."""
+        for hook in self.hooks:
+            hook.before_update(self)
+
     @property
     def ended(self) -> bool:
         """No further step will be taken by this process."""

@@ -7,7 +7,6 @@ random. Other steps are not watched and cost nothing.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.errors import describe
+from megatron_kaiyuan.metrics import not_recorded
 from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWatch
 from megatron_kaiyuan.monitor.sinks import Sinks, warn
@@ -73,20 +73,18 @@ class Forensics(Hook):
         self._run, self._sinks = run, sinks
 
     def after_step(self, session: Session, result: StepResult) -> None:
-        progress = session.state.progress
-        self._look_into(session, result, progress.step, progress.tokens - self._run.train.tokens_per_step)
+        self._look_into(session, result)
 
     def bad_step(self, session: Session, result: StepResult) -> None:
         # Where the run goes on, `after_step` comes when others have looked at the gradients.
         if result.fault is not None and result.fault.action != "skip":
-            progress = session.state.progress
-            self._look_into(session, result, progress.step + 1, progress.tokens)
+            self._look_into(session, result)
 
-    def _look_into(self, session: Session, result: StepResult, number: int, position: int) -> None:
-        if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
+    def _look_into(self, session: Session, result: StepResult) -> None:
+        if result.finite:
             return
-        step = _Step(number, position, result.loss_scale, result.fault is not None)
-        with _as_it_was(session, step.loss_scale):
+        step = _Step(result.step, result.tokens[0], result.loss_scale, result.fault is not None)
+        with _as_it_was(session, step.loss_scale), not_recorded():
             firsts = [FirstOutOfRange(session.state.platform.keeps_overflow) for _ in session.state.network.chunks]
             watches = [
                 TensorWatch(chunk, first) for chunk, first in zip(session.state.network.chunks, firsts, strict=True)

@@ -116,7 +116,6 @@ class Checkpoints(Hook):
         self._last_save = time.monotonic()
 
     def start(self, session: Session) -> None:
-        session.state.before_update = self._saver.wait_for_copy
         if session.resumed:
             self._saved_step = session.state.progress.step
             if _is_first_rank():
@@ -130,6 +129,10 @@ class Checkpoints(Hook):
     def vote(self, session: Session) -> Votes:
         wanted = _is_first_rank() and (self._is_due(session) or self._is_asked(session.run.run_dir / SAVE_NOW))
         return Votes(save=int(wanted), writing=int(self._saver.busy), failed=int(self._saver.failed))
+
+    def before_update(self, session: Session) -> None:
+        """A save may still be copying the weights and moments."""
+        self._saver.wait_for_copy()
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._report(self._saver.advance(result.votes.writing, result.votes.failed))
