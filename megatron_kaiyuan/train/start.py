@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.notify import report_hang
-from megatron_kaiyuan.monitor.sinks import Sinks, warn
+from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -48,6 +49,8 @@ from megatron_kaiyuan.train.run_folder import require_run_folder
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def _open_data(run: RunConfig, platform: Platform) -> tuple[TokenStream, Schedul
     odd = agreed(lambda: warnings(run, stream, schedule))
     if torch.distributed.get_rank() == 0:
         for warning in filter(None, (*odd, rounding_warning(run, platform))):
-            warn(warning)
+            log.warning(warning)
     return stream, schedule
 
 
@@ -223,7 +226,7 @@ def _tell(run: RunConfig, sinks: Sinks, resumed: Resumed, notes: list[str]) -> N
     if run.init_from is not None:
         if torch.distributed.get_rank() == 0:
             for note in notes:
-                warn(f"init_from {run.init_from}: {note}")
+                log.warning(f"init_from {run.init_from}: {note}")
         sinks.event("init_from", step=resumed.step or 0, path=str(run.init_from), notes=notes)
     for problem in resumed.problems:
         sinks.event("checkpoint_problem", message=problem)

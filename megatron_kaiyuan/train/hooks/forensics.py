@@ -7,6 +7,7 @@ random. Other steps are not watched and cost nothing.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ from megatron_kaiyuan.errors import describe
 from megatron_kaiyuan.metrics import not_recorded
 from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWatch
-from megatron_kaiyuan.monitor.sinks import Sinks, warn
+from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult, forward_and_backward
 from megatron_kaiyuan.versions import versions
+
+log = logging.getLogger(__name__)
 
 
 def forensics(run: RunConfig, sinks: Sinks) -> list[Hook]:
@@ -255,6 +258,6 @@ def _try_to_write(folder: Path, manifest: dict[str, Any], tensors: dict[str, Any
     try:
         size = write_capsule(folder, manifest, tensors)
     except OSError as error:
-        warn(f"no capsule of this overflow: {describe(error)}")
+        log.warning(f"no capsule of this overflow: {describe(error)}")
         return {"capsule": None, "capsule_problem": describe(error)}
     return {"capsule": str(folder), "capsule_bytes": size, "replay": f"kaiyuan replay {folder}"}

@@ -7,6 +7,7 @@ without the crash did, bit for bit: ranges of a rollback stay out of the stream,
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import read_json, write_json
-from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.resume import Resumed
@@ -23,6 +23,8 @@ from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import Progress
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
+
+log = logging.getLogger(__name__)
 
 LEFT_OUT = "left_out.json"
 _WHAT = "list of batches that bad steps left out"
@@ -89,7 +91,7 @@ class LeftOut(Hook):
             try:
                 write_json(self._path, self._entries)
             except OSError as error:
-                warn(f"{self._path}: {describe(error)}; after a crash the run would meet this batch again")
+                log.warning(f"{self._path}: {describe(error)}; after a crash the run would meet this batch again")
 
 
 def _read(path: Path, is_new: bool) -> list[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import gzip
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,11 +19,13 @@ from torch.profiler import DeviceType
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.errors import describe
 from megatron_kaiyuan.files import atomic_path
-from megatron_kaiyuan.monitor.sinks import Sinks, warn
+from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.parts import PARTS, PartTimers, part_named, record_parts
 from megatron_kaiyuan.train.session import Session
+
+log = logging.getLogger(__name__)
 
 # The first steps of a process reserve memory and choose kernels.
 WARM_UP_STEPS = 3
@@ -36,7 +39,7 @@ def profiling(run: RunConfig, platform: Platform, sinks: Sinks) -> list[Hook]:
     if not run.monitor.profile_steps or torch.distributed.get_rank() != 0:
         return []
     if platform.name == "npu":
-        warn(
+        log.warning(
             "monitor.profile_steps is left out: on platform npu torch_npu puts a profiler of its own in the place of "
             "torch's; use msprof there"
         )
@@ -116,7 +119,7 @@ class Profiling(Hook):
         )
 
     def _tell_problem(self, session: Session, problem: str) -> None:
-        warn(f"no profile: {problem}")
+        log.warning(f"no profile: {problem}")
         self._sinks.event("profile", step=session.state.progress.step, trace=None, problem=problem)
 
 

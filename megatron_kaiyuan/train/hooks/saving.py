@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.cluster.limits import TimeLimits
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
-from megatron_kaiyuan.monitor.sinks import Sinks, warn
+from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
+
+log = logging.getLogger(__name__)
 
 SAVE_NOW = "save_now"
 
@@ -51,7 +54,7 @@ class OnlyJob(Hook):
                 return None
             lock = RunLock(run_dir)
             for problem in remove_unfinished(run_dir):
-                warn(problem)
+                log.warning(problem)
             return lock
 
         self._lock = agreed(take)
@@ -205,13 +208,15 @@ class Checkpoints(Hook):
             path.unlink(missing_ok=True)
         except OSError as error:
             if path not in self._stuck:
-                warn(f"{path}: could not be removed ({error.strerror}) and means nothing from here on; remove it")
+                log.warning(
+                    f"{path}: could not be removed ({error.strerror}) and means nothing from here on; remove it"
+                )
             self._stuck.add(path)
 
     def _could_not_remove(self, step: int, why: str) -> None:
         if step not in self._unremovable:
             self._unremovable.add(step)
-            warn(f"old checkpoint step_{step} could not be removed ({why}); it is tried again at each save")
+            log.warning(f"old checkpoint step_{step} could not be removed ({why}); it is tried again at each save")
 
     def _settle(self) -> None:
         """Wait for the save that is under way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from types import FrameType
 import torch
 
 from megatron_kaiyuan import exit_codes
-from megatron_kaiyuan.logs import write_error
+from megatron_kaiyuan.logs import log_at_once
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.saving import newest_checkpoint
 from megatron_kaiyuan.train.session import Session
@@ -66,8 +67,9 @@ class StopOnSignal(Hook):
         self._request(number, None)
         time.sleep(self._deadline_seconds)
         # Still here: this thread ends with the process.
-        write_error(
-            f"error: rank {self._rank}: not ended {self._deadline_seconds:g} s after {signal.Signals(number).name} "
-            f"(checkpoint.preempt_deadline_seconds); {newest_checkpoint(session.run.run_dir)}"
+        log_at_once(
+            logging.ERROR,
+            f"rank {self._rank}: not ended {self._deadline_seconds:g} s after {signal.Signals(number).name} "
+            f"(checkpoint.preempt_deadline_seconds); {newest_checkpoint(session.run.run_dir)}",
         )
         os._exit(exit_codes.FAILED)

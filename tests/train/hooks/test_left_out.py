@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, events, metrics, start_from, train
-from small_run import train_on_bad_machine as train_badly
-from test_bad_steps import batch
-from test_resume import assert_same_state
+
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import TOKENS_PER_STEP, batch, events, metrics, start_from, train
+from tests.helpers.training.small_run import train_on_bad_machine as train_badly
 
 CRASH = batch("raise", 16, rank=0)
 ROLLBACK = ["faults.on_bad_step=rollback", "faults.rollback_batches=2"]
@@ -44,7 +44,7 @@ def test_a_crash_before_the_next_save_changes_nothing(
     assert (crashed / "latest").read_text().strip() == saved
     done = train(2, recipe, f"run_dir={crashed}", *overrides)
     assert done.returncode == 0, done.stderr
-    assert "left_out: step " in done.stdout
+    assert "left_out: step " in done.stderr
     last = max(metrics(whole))
     # Of the bad step itself the loss is another one: the fault has not come again.
     good = [step for step, row in metrics(whole).items() if row["loss"] is not None]
@@ -82,7 +82,7 @@ def test_a_change_of_the_learning_rate_judges_again(recipe: Path, finished_run: 
     assert done.returncode == 1 and len(json.loads((run_dir / "left_out.json").read_text())) == 1
     done = train(1, recipe, f"run_dir={run_dir}", "data.phases.0.peak_lr=0.001")
     assert done.returncode == 0, done.stderr
-    assert "left_out" not in done.stdout and metrics(run_dir)[20]["skipped_steps"] == 0
+    assert "left_out" not in done.stderr and metrics(run_dir)[20]["skipped_steps"] == 0
 
 
 def test_a_new_run_in_the_folder_leaves_nothing_out(recipe: Path, tmp_path: Path) -> None:

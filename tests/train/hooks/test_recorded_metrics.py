@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_run import STEPS, TOKENS_PER_STEP, fit_here, losses, metrics
-from test_resume import assert_same_state
 
 from megatron_kaiyuan.metrics import announce, record
 from megatron_kaiyuan.report import build_report
-from tests.rank_server import run as run_ranks
+from tests.helpers.processes.rank_server import run as run_ranks
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, fit_here, losses, metrics
 
 EVERY = 4
 ROWS = range(EVERY, STEPS + 1, EVERY)
-WORKER = Path(__file__).parents[1] / "recording_train.py"
+WORKER = Path(__file__).parents[2] / "helpers/training/recording_train.py"
 LAYOUTS = {
     "2 stages": (2, ["parallel.pipeline_model_parallel_size=2"]),
     "2 stages x 2 data": (4, ["parallel.pipeline_model_parallel_size=2"]),

@@ -8,11 +8,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from small_run import STEPS, losses, metrics, succeed, train_on_bad_machine
 
 from megatron_kaiyuan.report.build import build_report
 from megatron_kaiyuan.report.status import read_status
 from megatron_kaiyuan.train.hooks.stragglers import columns
+from tests.helpers.training.small_run import STEPS, losses, metrics, succeed, train_on_bad_machine
 
 
 def test_a_slow_rank_is_named(recipe: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_slow_rank_is_named(recipe: Path, finished_run: Path, tmp_path: Path) 
     # The fast rank's own work is not what it waits for the slow one.
     assert statistics.median(rows[step]["rank_seconds_min"] for step in range(3, STEPS + 1)) < 0.15
     assert losses(tmp_path) == losses(finished_run)
-    assert re.search(rf"ranks [\d.e-]+/[\d.]+/[\d.]+ s \(slowest 1 on {node}\) \| \d+:", done.stdout)
+    assert re.search(rf"ranks [\d.e-]+/[\d.]+/[\d.]+ s \(slowest 1 on {node}\) \| \d+:", done.stderr)
     found = read_status(tmp_path)
     assert found.ranks is not None and found.ranks.slowest_node == node
     assert f"by rank {found.ranks.slowest_rank} on {node}" in "\n".join(found.lines())

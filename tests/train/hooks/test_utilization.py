@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import SEQ_LENGTH, TOKENS_PER_STEP, VOCAB, events, fit_here, metrics
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.train.hooks.utilization import utilization
+from tests.helpers.training.small_run import SEQ_LENGTH, TOKENS_PER_STEP, VOCAB, events, fit_here, metrics
 
 SHORT = f"train.train_tokens={2 * TOKENS_PER_STEP}"
 # Of small_run's network: queries, keys, values and projection, three matrices of the MLP; two layers and the head.
@@ -38,7 +38,7 @@ def test_rows_have_both_conventions(recipe: Path, tmp_path: Path, capsys: pytest
         assert row["tflops_per_device"] == pytest.approx(full * row["tokens_per_second"] / 1e12)
         assert row["mfu"] == pytest.approx(row["tflops_per_device"] / 0.5)
         assert row["mfu_causal"] == pytest.approx(row["mfu"] * causal / full)
-    assert f"MFU {rows[2]['mfu']:.1%} | 0:00:00 left" in capsys.readouterr().out
+    assert f"MFU {rows[2]['mfu']:.1%} | 0:00:00 left" in capsys.readouterr().err
 
 
 def test_no_peak_no_mfu(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_no_peak_no_mfu(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert told["peak_tflops"] is None and told["peak_source"].startswith("not known for cpu in fp32")
     row = metrics(tmp_path)[2]
     assert row["mfu"] is None and row["mfu_causal"] is None and row["tflops_per_device"] > 0
-    assert "MFU" not in capsys.readouterr().out
+    assert "MFU" not in capsys.readouterr().err
 
 
 def test_devices_share_the_work(recipe: Path) -> None:
