@@ -34,13 +34,14 @@ from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.left_out import LeftOut
+from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.hooks.order import hooks_in_order
 from megatron_kaiyuan.train.hooks.run_sinks import RunSinks
-from megatron_kaiyuan.train.hooks.saving import OnlyJob
 from megatron_kaiyuan.train.hooks.utilization import utilization
 from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.own_time import OwnTime
+from megatron_kaiyuan.train.parts import PartTimers
 from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
@@ -203,6 +204,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     own_time = OwnTime(platform)
     config.finalize_model_grads_func = own_time.ends_at(finalize_model_grads)
     config.grad_scale_func = optimizer.scale_loss
+    config.timers = PartTimers()
     if run.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync

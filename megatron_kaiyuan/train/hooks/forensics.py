@@ -6,27 +6,25 @@ random. Other steps are not watched and cost nothing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.utils import get_model_config
 
 from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.errors import describe
-from megatron_kaiyuan.metrics import not_recorded
 from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
 from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWatch
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
 from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.repeat import repeated_step
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult, forward_and_backward
 from megatron_kaiyuan.versions import versions
@@ -87,7 +85,7 @@ class Forensics(Hook):
         if result.finite:
             return
         step = _Step(result.step, result.tokens[0], result.loss_scale, result.fault is not None)
-        with _as_it_was(session, step.loss_scale), not_recorded():
+        with repeated_step(session.state, step.loss_scale):
             firsts = [FirstOutOfRange(session.state.platform.keeps_overflow) for _ in session.state.network.chunks]
             watches = [
                 TensorWatch(chunk, first) for chunk, first in zip(session.state.network.chunks, firsts, strict=True)
@@ -198,25 +196,6 @@ class Forensics(Hook):
             "z_loss": self._run.train.z_loss,
             "versions": versions(),
         }
-
-
-@contextlib.contextmanager
-def _as_it_was(session: Session, loss_scale: float) -> Iterator[None]:
-    """The loss scale that the step used, for the body; nothing of it is left that another step could find."""
-    state = session.state
-    config = get_model_config(state.models[0])
-    scale_function = config.grad_scale_func
-    states = torch.get_rng_state(), state.platform.rng_state()
-    # The scaler has answered already: its scale is that of the next step.
-    config.grad_scale_func = lambda loss: loss * loss_scale
-    try:
-        yield
-    finally:
-        config.grad_scale_func = scale_function
-        torch.set_rng_state(states[0])
-        state.platform.set_rng_state(states[1])
-        for model in state.models:
-            model.zero_grad_buffer()
 
 
 def _first_places(founds: Sequence[Found | None]) -> list[_Place]:

@@ -14,10 +14,11 @@ from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.left_out import LeftOut
 from megatron_kaiyuan.train.hooks.metrics import Metrics
 from megatron_kaiyuan.train.hooks.monitoring import monitoring
+from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.hooks.profiling import profiling
 from megatron_kaiyuan.train.hooks.qk_clip import qk_clip
 from megatron_kaiyuan.train.hooks.run_sinks import RunSinks
-from megatron_kaiyuan.train.hooks.saving import Checkpoints, OnlyJob
+from megatron_kaiyuan.train.hooks.saving import Checkpoints
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
 from megatron_kaiyuan.train.hooks.utilization import Utilization

@@ -28,7 +28,8 @@ class QKClip(Hook):
     """S of a head is its largest logit over all pairs, samples, micro-batches and data-parallel ranks of the step.
 
     Measuring takes half of SDPA's forward pass (`monitor/sizes.py`), clipping one pass over the main weights of
-    `linear_qkv` and a small all-reduce. The largest logit of all is a metric. A step without update clips nothing. Nothing is remembered between steps.
+    `linear_qkv` and a small all-reduce. The largest logit of all is a metric. A step without update clips nothing.
+    Nothing is remembered between steps.
     """
 
     def __init__(self, tau: float):
