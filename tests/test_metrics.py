@@ -38,7 +38,7 @@ NUMBERS = st.lists(st.tuples(st.floats(-1e6, 1e6) | st.just(math.nan), st.boolea
 def test_a_total_is_numpys(values: list[tuple[float, bool]], reduce: Any) -> None:
     recorder = Recorder(torch.float64)
     for value, on_device in values:
-        recorder.add(Metric("test/a", reduce), torch.tensor([value]).double() if on_device else value)
+        recorder.add(Metric("test/a", reduce), torch.tensor([value], dtype=torch.float64) if on_device else value)
     recorder.agree([recorder.news()])
     (total,) = recorder.take()
     numbers = np.array([value for value, _ in values])
