@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import queue
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,6 +158,16 @@ def unscale_gradients(parts: Iterable[MixedPrecisionOptimizer]) -> bool:
         part._copy_model_grads_to_main_grads()
         overflows.append(part._unscale_main_grads_and_check_for_nan())
     return any(overflows)
+
+
+# Checkpoints.
+
+
+def own_writers() -> dict[str, str]:
+    """Return the arguments of `async_save` by which megatron-core's own writers plan a save: none before 0.17."""
+    strategy = module("dist_checkpointing.strategies.torch").TorchDistSaveShardedStrategy
+    takes = inspect.signature(strategy.async_save).parameters
+    return {"async_strategy": "mcore"} if "async_strategy" in takes else {}
 
 
 # Replaced for the rest of the process.
