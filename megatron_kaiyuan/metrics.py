@@ -39,7 +39,7 @@ def record(name: str, value: Value, reduce: Reduce = "mean", *, terminal: bool =
     twice (recomputed activations) record twice.
 
     A metric whose first value comes after the forward pass of a logged step is in the row after that step's, unless it
-    was announced.
+    was announced. Passes that may be played as CUDA graphs record from the first step on, or not at all.
 
     Args:
         name: `room/what`, as `optimizer/clipped_heads`.

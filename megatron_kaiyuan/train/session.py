@@ -21,7 +21,7 @@ class Session:
     """A run that is ready to train.
 
     Attributes:
-        end: position behind the last step, which is the last whole batch before the end of the data or of
+        end: position after the last step, which is the last whole batch before the end of the data or of
             `train.train_tokens`.
         identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
         resumed: the state came from a checkpoint.

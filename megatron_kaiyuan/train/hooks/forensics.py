@@ -64,9 +64,9 @@ class _Place:
 
 
 class Forensics(Hook):
-    """An event `overflow` for each step that overflowed, and capsules for those that are not the scaler's daily work.
+    """An event `overflow` for each step that overflowed; capsules for those that loss scaling does not handle.
 
-    Behind the monitor, which reads the gradients of the step itself. What is left behind are gradient buffers of zeros,
+    After the monitor, which reads the gradients of the step itself. What is left are gradient buffers of zeros,
     as every step makes them.
     """
 
@@ -77,7 +77,7 @@ class Forensics(Hook):
         self._look_into(session, result)
 
     def bad_step(self, session: Session, result: StepResult) -> None:
-        # Where the run goes on, `after_step` comes when others have looked at the gradients.
+        # Where the run continues, `after_step` comes when others have looked at the gradients.
         if result.fault is not None and result.fault.action != "skip":
             self._look_into(session, result)
 
@@ -116,7 +116,7 @@ class Forensics(Hook):
         ranks = parallel_state.get_data_parallel_world_size()
         positions = sample_positions(step.position, train, first.data_rank, ranks)
         start = int(positions[micro_batch][0])
-        # The last label is the token behind the micro-batch.
+        # The last label is the token after the micro-batch.
         stop = min(start + train.micro_batch_size * train.seq_length + 1, session.stream.tokens)
         world = torch.distributed.get_world_size()
         message = (
@@ -164,7 +164,7 @@ class Forensics(Hook):
         """Run the step once more to keep what the part was given, and write it. Collective.
 
         Returns:
-            Fields for the event. A full disk is told and stops nothing.
+            Fields for the event. A full disk is reported; training continues.
         """
         found = first.found
         chunk, stage = divmod(first.stage, parallel_state.get_pipeline_model_parallel_world_size())

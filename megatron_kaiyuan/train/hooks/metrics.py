@@ -63,7 +63,7 @@ def _row(session: Session, results: Sequence[StepResult], utilization: Utilizati
     losses = [one.loss for one in results if math.isfinite(one.loss)]
     seconds_per_step = statistics.fmean(one.seconds for one in results)
     tokens_per_second = session.run.train.tokens_per_step / seconds_per_step
-    # The step is told by its last token: `tokens` is where the next one starts.
+    # The phase of its last token: `tokens` is where the next step starts.
     index, _ = session.stream.phase_at(progress.tokens - 1)
     return {
         "step": progress.step,

@@ -1,4 +1,4 @@
-"""QK-clip in the loop: measure every attention logit of a step, shrink weights behind its update."""
+"""QK-clip in the loop: measure every attention logit of a step, shrink weights after its update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run is saved, and what is left behind when it ends before its time."""
+"""When a run is saved, and what it leaves when it ends before its time."""
 
 from __future__ import annotations
 
