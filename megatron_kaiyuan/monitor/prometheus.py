@@ -14,6 +14,7 @@ from typing import NamedTuple, get_args
 from megatron_kaiyuan.config import WeightKind
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import remove_leftovers, temporary_beside
+from megatron_kaiyuan.metrics import is_recorded
 from megatron_kaiyuan.monitor.sinks import Row, Sink
 
 
@@ -72,7 +73,8 @@ class Prometheus(Sink):
         remove_leftovers(path)
 
     def write(self, row: Row) -> None:
-        self._values.update(row)
+        # What rooms record is not in every row.
+        self._values = {name: value for name, value in self._values.items() if not is_recorded(name)} | row
         self._rewrite()
 
     def event(self, row: Row) -> None:
@@ -107,6 +109,9 @@ def as_text(run: str, values: Row, events: Counter[str]) -> str:
             if isinstance(value := values.get(metric.column), int | float)
         ]
         lines += _family(name, metrics[0].kind, metrics[0].help, samples)
+    recorded = {name: value for name, value in sorted(values.items()) if is_recorded(name) and value is not None}
+    samples = [f"kaiyuan_recorded{_labels(run, ('metric', name))} {float(value)!r}" for name, value in recorded.items()]
+    lines += _family("kaiyuan_recorded", "gauge", "What rooms record, over all ranks.", samples)
     counts = [f"kaiyuan_events_total{_labels(run, ('event', name))} {count}" for name, count in sorted(events.items())]
     lines += _family("kaiyuan_events_total", "counter", "Events of this job in metrics.jsonl.", counts)
     return "".join(f"{line}\n" for line in lines)

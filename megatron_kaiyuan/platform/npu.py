@@ -43,6 +43,7 @@ class NpuPlatform(Platform):
 
     name = "npu"
     collective_backend = "hccl"
+    has_float64 = False
 
     def __init__(self, mindspeed: bool = False):
         super().__init__()

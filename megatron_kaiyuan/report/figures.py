@@ -77,6 +77,9 @@ def training_figures(history: History, phases: Sequence[PhaseMix], references: S
     ):
         values = history.column(name)
         yield frame(lambda axes, v=values, n=logarithmic: _panel(axes, x, v, n), title, caption)  # type: ignore[misc]
+    for name in history.recorded():
+        values = history.column(name)
+        yield frame(lambda axes, v=values: _panel(axes, x, v, False), name, "Recorded by its room, over all ranks.")  # type: ignore[misc]
     if np.isfinite(history.column("rank_seconds_max")).any():
 
         def ranks(axes: Axes) -> None:
