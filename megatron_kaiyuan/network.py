@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.config import ModelConfig, WeightKind
 
-Kind = Literal["embedding", "embedding_norm", "qkv", "proj", "fc1", "fc2", "norms", "final_norm", "head"]
 # Where a layer's weights stand in megatron-core's names, layers stacked or numbered.
 LAYERS = "decoder.layers."
 
@@ -35,7 +34,7 @@ class Weight:
     """
 
     name: str
-    kind: Kind
+    kind: WeightKind
     shape: tuple[int, ...]
     cut_axis: int | None
     huggingface: tuple[str, ...] = ()
@@ -135,7 +134,7 @@ def places(model: ModelConfig) -> dict[str, int]:
     """Kinds of weights, and in how many places each one is: once a layer, or once."""
     found = {weight.kind: 1 for weight in outer_weights(model)}
     found |= {weight.kind: model.num_layers for weight in layer_weights(model)}
-    return {kind: found[kind] for kind in get_args(Kind) if kind in found}
+    return {kind: found[kind] for kind in get_args(WeightKind) if kind in found}
 
 
 def switched_weights(model: ModelConfig) -> dict[str, list[Weight]]:
@@ -169,7 +168,7 @@ def weight_of(name: str, model: ModelConfig) -> Weight:
     return {weight.name: weight for weight in layer_weights(model)}[inner]
 
 
-def kind_of(name: str, model: ModelConfig) -> Kind:
+def kind_of(name: str, model: ModelConfig) -> WeightKind:
     """The kind of a weight by its name, see `weight_of`."""
     return weight_of(name, model).kind
 

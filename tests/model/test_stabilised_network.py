@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_model import build, forward, tiny
+
+from tests.helpers.training.small_network import build, forward, tiny
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -10,8 +10,8 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, activation_places
-from tests.export.reference_network import SHAPE, numbered, random_weights
-from tests.monitor.reference_activations import reference_activations
+from tests.helpers.references.activations import reference_activations
+from tests.helpers.references.network import SHAPE, numbered, random_weights
 
 
 def build(model: ModelConfig, weights: dict[str, torch.Tensor]) -> torch.nn.Module:

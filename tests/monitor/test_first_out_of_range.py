@@ -12,7 +12,7 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, OUTSIDE_LAYERS, activation_places
-from tests.export.reference_network import SHAPE
+from tests.helpers.references.network import SHAPE
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.monitor.forensics import Seen
