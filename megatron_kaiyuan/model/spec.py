@@ -31,10 +31,9 @@ def kaiyuan_layer_spec(model: ModelConfig | None = None, backend: Backend = TORC
 
     With `fp32_residual` an FP32 residual stream stays one; `fp32_residual_connection` of the configuration makes one.
     """
-    if model is None:
-        model = ModelConfig.model_validate({"preset": "kaiyuan-tiny"})
+    model = model or ModelConfig.model_validate({"preset": "kaiyuan-tiny"})
     add = _get_promoting_add if model.fp32_residual else get_bias_dropout_add
-    norm = _norm(backend)
+    norm = norm_spec(model, backend)
     head_norm = norm if model.qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=RotarySelfAttention,
@@ -57,7 +56,7 @@ def kaiyuan_layer_spec(model: ModelConfig | None = None, backend: Backend = TORC
     )
     return ModuleSpec(
         module=SandwichLayer if model.sandwich_norm else TransformerLayer,
-        params={"kernel": backend.norm} if model.sandwich_norm else {},
+        params={"norm": norm} if model.sandwich_norm else {},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,
@@ -75,12 +74,13 @@ def _get_promoting_add(training: bool, fused: bool) -> Callable[..., torch.Tenso
 
 
 def kaiyuan_block_spec(
-    config: TransformerConfig, layer: ModuleSpec, virtual_stage: int | None = None, backend: Backend = TORCH
+    config: TransformerConfig, layer: ModuleSpec, norm: ModuleSpec, virtual_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, or of a virtual one, closed by an RMSNorm on the last one."""
+    """The layers of this pipeline stage, or of a virtual one, closed by a norm on the last one."""
     layers = get_num_layers_to_build(config, virtual_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=_norm(backend))
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
 
 
-def _norm(backend: Backend) -> ModuleSpec:
+def norm_spec(model: ModelConfig, backend: Backend = TORCH) -> ModuleSpec:
+    """The one kind of norm that stands in every place of a network."""
     return ModuleSpec(RMSNorm, {"kernel": backend.norm})
