@@ -99,7 +99,10 @@ def _check_representable(model: ModelConfig) -> None:
     if not model.qk_layernorm:
         raise UserError("export: model.qk_layernorm is off, and neither Gemma 3 nor Qwen 3 can represent that")
     if (field := not_in_transformers(model)) is not None:
-        raise UserError(f"export: model.{field} is on, and neither Gemma 3 nor Qwen 3 has its weights")
+        value = getattr(model, field)
+        raise UserError(
+            f"export: model.{field} is {'on' if value is True else value}, and neither Gemma 3 nor Qwen 3 has that"
+        )
     if not model.sandwich_norm and model.logits_soft_cap is not None:
         raise UserError(
             "export: model.sandwich_norm is off while model.logits_soft_cap is set; Gemma 3 has sandwich norms, "
