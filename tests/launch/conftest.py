@@ -8,6 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 
 from launched import succeed
+from other_launchers import mpich_environ, msrun_environ
 from small_run import losses, write_recipe
 
 
@@ -15,6 +16,18 @@ from small_run import losses, write_recipe
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 steps over real artefacts, with a checkpoint after every second one; there are tokens for hundreds."""
     return write_recipe(tmp_path_factory.mktemp("launch"), save_every_steps=2, documents=8000)
+
+
+@pytest.fixture(scope="session")
+def mpich(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which MPICH comes first."""
+    return mpich_environ(tmp_path_factory.mktemp("mpich"))
+
+
+@pytest.fixture(scope="session")
+def msrun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which MindSpore comes first."""
+    return msrun_environ(tmp_path_factory.mktemp("msrun"))
 
 
 @pytest.fixture(scope="session")
