@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ill_rank import ill_ranks
-from launched import ROOT, launched
-from slurm_cluster import slurm_cluster, wait_for_job
 
 from megatron_kaiyuan import exit_codes
+from tests.helpers.processes.ill_rank import ill_ranks
+from tests.helpers.processes.launched import ROOT, launched
+from tests.helpers.processes.slurm_cluster import slurm_cluster, wait_for_job
 
 pytestmark = pytest.mark.timeout(600)
 

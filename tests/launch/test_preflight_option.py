@@ -14,13 +14,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from ill_driver import ill_driver
-from launched import launched, succeed
-from small_run import losses
 
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE
-from tests.ranks import free_port
+from tests.helpers.processes.ill_driver import ill_driver
+from tests.helpers.processes.launched import launched, succeed
+from tests.helpers.processes.ranks import free_port
+from tests.helpers.training.small_run import losses
 
 pytestmark = pytest.mark.timeout(900)
 
