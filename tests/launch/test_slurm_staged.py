@@ -67,7 +67,8 @@ def test_ranks_run_from_the_nodes_own_disk(
     records.mkdir()
     stage.mkdir()
     (tmp_path / "sitecustomize.py").write_text(RECORDER)
-    own = {"PYTHONPATH": str(tmp_path), "RECORDS": str(records), "RESTARTS": "0"}
+    # The nodes' names, node1 and node2, lead to no address.
+    own = {"PYTHONPATH": str(tmp_path), "RECORDS": str(records), "RESTARTS": "0", "MASTER_ADDR": "127.0.0.1"}
     staged = {"KAIYUAN_STAGED": str(packed), "KAIYUAN_STAGE_DIR": str(stage)}
     sbatch = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/log"]
     done = subprocess.run(
