@@ -68,9 +68,8 @@ class RankState:
     @cached_property
     def names(self) -> set[str]:
         """The names of all tensors."""
-        return {
-            f"{prefix}{name}" for name in SHAPES for prefix in ("network.", *(f"{_STATE}{one}." for one in _STATES))
-        }
+        prefixes = ["network.", *(f"{_STATE}{state}." for state in _STATES)]
+        return {prefix + name for prefix in prefixes for name in SHAPES}
 
     @cached_property
     def _keepers(self) -> list[int]:
