@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,8 @@ from data_tools.reading.limits import MAX_ROW_BYTES
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.nearby import corpus_argument
 from megatron_kaiyuan.paths import path_word
+
+log = logging.getLogger("data_tools.cli")
 
 # `--engine` chose among these before there were engines that do the work; scripts of then still say so.
 _TOKENIZER_ENGINES = ("reference", "gigatoken")
@@ -161,7 +163,7 @@ def preprocess(
     from data_tools.preprocessing.preprocess import preprocess as write
 
     if engine in _TOKENIZER_ENGINES:
-        print(f"warning: --engine {engine}: the tokenizer's engine is --tokenizer-engine {engine} now", file=sys.stderr)
+        log.warning(f"--engine {engine}: the tokenizer's engine is --tokenizer-engine {engine} now")
         engine, tokenizer_engine = "auto", engine
     chosen = choose_engine(engine, workers)
     if merge_only and not chosen.is_first:

@@ -14,8 +14,8 @@ from megatron_kaiyuan import cli_checkpoint, cli_config, cli_research
 from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.paths import path_word
+from megatron_kaiyuan.streams import make_output_optional
 
 app = make_app("Train, average, export, evaluate and report a Kaiyuan language model.", root=True)
 

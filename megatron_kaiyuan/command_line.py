@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import errno
 import functools
+import inspect
 import io
+import logging
 import os
 import signal
 import sys
@@ -16,16 +18,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from megatron_kaiyuan import __version__, exit_codes
+from megatron_kaiyuan import __version__, exit_codes, logs
 from megatron_kaiyuan.errors import UserError, describe
-from megatron_kaiyuan.logs import lost_output, survive_lost_output
 from megatron_kaiyuan.numbers import read_count, read_number
 from megatron_kaiyuan.paths import user_paths
+from megatron_kaiyuan.streams import lost_output, survive_lost_output
 from megatron_kaiyuan.usage import UsageError, describe_usage
+
+log = logging.getLogger(__name__)
 
 Force = Annotated[
     bool, typer.Option("--force", help="replace what this command wrote there earlier from other input; nothing else")
 ]
+
+
+Verbose = Annotated[bool, typer.Option("--verbose", help="log more: debug lines, each with time and rank")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="log errors only; results are printed all the same")]
 
 
 class _Group(TyperGroup):
@@ -39,7 +47,10 @@ class _Group(TyperGroup):
 
 
 class App(typer.Typer):
-    """An application whose commands get `~` in every path replaced, as `paths.user_path` does."""
+    """An application whose commands get `~` in every path replaced, as `paths.user_path` does, and set up logging.
+
+    Each has two options more, --verbose and --quiet.
+    """
 
     def command(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
         """As typer's."""
@@ -47,13 +58,32 @@ class App(typer.Typer):
 
         def decorate(function: Any) -> Any:
             @functools.wraps(function)
-            def with_paths(**values: Any) -> None:
+            def prepared(verbose: bool, quiet: bool, **values: Any) -> None:
+                _set_up_logging(verbose, quiet)
                 function(**user_paths(values))
 
-            register(with_paths)
+            _add_options(prepared, {"verbose": Verbose, "quiet": Quiet})
+            register(prepared)
             return function
 
         return decorate
+
+
+def _add_options(function: Any, options: Mapping[str, Any]) -> None:
+    """Let typer see parameters of a function that it does not declare by name, all of them False by default."""
+    declared = inspect.signature(function, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in options.items()
+    ]
+    function.__signature__ = declared.replace(parameters=[*declared.parameters.values(), *added])
+    function.__annotations__ = {**function.__annotations__, **options}
+
+
+def _set_up_logging(verbose: bool, quiet: bool) -> None:
+    if verbose and quiet:
+        raise UserError("--verbose and --quiet: give one of them")
+    logs.set_up(logs.VERBOSE if verbose else logs.QUIET if quiet else None)
 
 
 def make_app(help_text: str | None = None, root: bool = False) -> App:
@@ -100,6 +130,10 @@ def run_app(app: typer.Typer, elsewhere: Mapping[str, str] = MappingProxyType({}
         elsewhere: other programs of this project and the modules that hold their `app`, to point to where a command
             is one of theirs.
     """
+    try:
+        logs.set_up()
+    except UserError as error:
+        fail(describe(error))
     # Names of processor masks, clocks and /proc are Linux's own, in all rooms.
     if sys.platform != "linux":
         fail(f"this project runs on Linux only, and this is {sys.platform}")
@@ -146,7 +180,7 @@ def _exit_for_lost_output() -> None:
 
 def fail(message: str) -> None:
     """Print one line to standard error and exit with 2."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    log.error(message)
     sys.exit(exit_codes.MISTAKE)
 
 

@@ -6,12 +6,12 @@ import contextlib
 import ctypes
 import errno
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import xxhash
 
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.progress import has_read
+
+log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
 DIGEST_PREFIX = "xxh3:"
@@ -45,7 +47,7 @@ def fsync_path(path: Path) -> None:
 def atomic_path(target: Path, *, replace_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `target`, of a name of its own; on success it is flushed and renamed to `target`.
 
-    Works for a file or for a folder (the caller makes it). On an exception nothing is left behind and an existing
+    Works for a file or for a folder (the caller makes it). On an exception nothing is left over and an existing
     `target` stays as it was. A process that is killed leaves either the old or the new `target`, and at most a
     temporary name, which `remove_leftovers` removes.
 
@@ -95,7 +97,7 @@ def _umask() -> int:
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name beside `target` that nobody else uses, and that `remove_leftovers` knows."""
+    """A name beside `target` that no one else uses, and that `remove_leftovers` knows."""
     return target.with_name(f"{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
 
@@ -205,7 +207,7 @@ def remove_leftovers(target: Path) -> None:
                 try:
                     remove(path)
                 except OSError as error:
-                    print(f"warning: {path}: left by a killed process, cannot be removed ({error})", file=sys.stderr)
+                    log.warning(f"{path}: left by a killed process, cannot be removed ({error})")
 
 
 def _finish(journal: Path) -> None:

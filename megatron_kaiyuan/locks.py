@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +17,8 @@ from typing import IO
 import xxhash
 
 from megatron_kaiyuan.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # The workers of a killed run end within moments; whoever holds a lock for longer is alive.
 _SECONDS = 30.0
@@ -47,6 +49,7 @@ def lock(path: Path, *, shared: bool = False, seconds: float | None = _SECONDS, 
             held = _wait(file, path, shared, deadline, machine)
             # The previous holder may have removed the file, and a third process made a new one.
             if _is_at(file, path):
+                log.debug(f"holds the lock {path}")
                 try:
                     yield held
                 finally:
@@ -71,7 +74,7 @@ def _wait(file: IO[str], path: Path, shared: bool, deadline: float, machine: Exi
                 ) from None
             if now > silent_until:
                 limit = "" if deadline == math.inf else f"up to {deadline - now:.0f} s "
-                print(f"waiting {limit}for the process that holds {path}", file=sys.stderr)
+                log.info(f"waiting {limit}for the process that holds {path}")
                 silent_until = deadline
             time.sleep(0.05)
 

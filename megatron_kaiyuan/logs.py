@@ -1,136 +1,166 @@
-"""Standard output and standard error as channels that can be lost without stopping the work.
+"""Logging, set up once for every process: messages go to standard error through it, results are printed.
 
-The reader of a pipe ends (`2>&1 | tee log` after ctrl-C), a terminal goes away with its connection, the disk of a log
-is full, a reader hangs. Python raises at the next `print`, wherever it stands, or waits for ever. Here the lowest
-layer of both streams drops what cannot be written, so that everything above it is covered: prints, log handlers,
-progress bars.
+A result is what a command was asked for: a table, a path, a JSON document, a summary. It goes to standard output by
+`print`, whatever the level. Everything else is a message: `logging.getLogger(__name__).info("...")`. Its level decides
+whether it is shown and how it begins:
+
+    error    "error: "    always
+    warning  "warning: "  not with --quiet
+    info     as it is     not with --quiet, and of rank 0 only
+    debug    "debug: ", time, rank and module    with --verbose, of every rank
+
+Libraries follow one rule, whether they use logging or `warnings`: their errors are shown as ours, their warnings on
+rank 0, their info lines on rank 0 with --verbose. The level also stands in the environment, from which children and the
+ranks of a launcher take it. Credentials are removed from every line.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import logging
 import os
-import select
-import stat
 import sys
-from typing import IO
+import time
+import warnings
+from collections.abc import Iterator
+from typing import IO, TextIO
 
-# What an optional channel may keep the work waiting, once for each time that its reader hangs.
-_PATIENCE_SECONDS = 10.0
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.redaction import redact
+from megatron_kaiyuan.streams import Channel
+
+VARIABLE = "KAIYUAN_LOG_LEVEL"
+VERBOSE, QUIET = "debug", "error"
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# Of these packages info lines are shown without --verbose.
+_OURS = ("megatron_kaiyuan", "data_tools")
 
 
-class Channel(io.FileIO):
-    """A descriptor for writing, on which no write fails.
+def set_up(level: str | None = None) -> None:
+    """Let messages of this process and its children go to standard error; safe to call again.
 
-    Attributes:
-        optional: nothing depends on this output; a reader that hangs keeps the work waiting for some seconds only.
-        error: why something was lost; None: nothing was.
+    Args:
+        level: a name above; None: as the environment says, else info.
+
+    Raises:
+        UserError: the environment names no level.
     """
-
-    def __init__(self, descriptor: int):
-        super().__init__(descriptor, "w", closefd=False)
-        self.optional = False
-        self.error: OSError | None = None
-        self._lost_bytes = 0
-        self._hangs = False
-        # A write of so many bytes to a pipe that is ready does not wait, and is not torn by another process's.
-        self._piece = sys.maxsize if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
-
-    def write(self, content) -> int:  # type: ignore[no-untyped-def, override]
-        """Write all of it, or count what is lost; always the length of `content`."""
-        with memoryview(content).cast("B") as view:
-            if self._lost_bytes and self._ready():
-                self._report_loss()
-            written = 0
-            while written < len(view) and self._ready():
-                try:
-                    written += super().write(view[written : written + self._piece]) or 0
-                except OSError as error:
-                    self.error = error
-                    break
-            self._lost_bytes += len(view) - written
-            return len(view)
-
-    def _ready(self) -> bool:
-        """Wait for the reader."""
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLOUT)
-        if not self.optional:
-            return bool(poll.poll())
-        ready = bool(poll.poll(0 if self._hangs else 1000 * _PATIENCE_SECONDS))
-        self._hangs = not ready
-        return ready
-
-    def _report_loss(self) -> None:
-        note = f"\nwarning: {self._lost_bytes} bytes of output could not be written here and are lost\n"
-        with contextlib.suppress(OSError):
-            if super().write(note.encode()):
-                self._lost_bytes = 0
+    if level is not None:
+        os.environ[VARIABLE] = level
+    root = logging.getLogger()
+    if _handler not in root.handlers:
+        root.addHandler(_handler)
+    _handler.threshold = _level_of_environment()
+    root.setLevel(max(_handler.threshold, logging.INFO if _handler.threshold == logging.DEBUG else logging.WARNING))
+    for name in _OURS:
+        logging.getLogger(name).setLevel(_handler.threshold)
+    warnings.showwarning = _log_warning
 
 
-def survive_lost_output() -> None:
-    """Let no write to standard output or standard error fail from here on; safe to call again.
+def set_rank(rank: int, speaks: bool | None = None) -> None:
+    """From here on this process is a rank of a job.
 
-    A descriptor that was closed is opened on the null device: else the next file to be opened would get its number, and
-    whatever is written to that number by C code.
+    Args:
+        speaks: whether its info lines are shown; None: those of rank 0.
     """
-    for number in (0, 1, 2):
-        _open_if_closed(number)
-    sys.stdout = _replaced(sys.stdout, sys.__stdout__, 1)
-    sys.stderr = _replaced(sys.stderr, sys.__stderr__, 2)
+    _handler.rank = rank
+    _handler.speaks = rank == 0 if speaks is None else speaks
 
 
-def make_output_optional() -> None:
-    """For work that matters more than what it prints: wait for no reader that hangs, and forget what was lost."""
-    survive_lost_output()
-    for stream in (sys.stdout, sys.stderr):
-        if (channel := _channel(stream)) is not None:
-            channel.optional = True
+def is_quiet() -> bool:
+    """Return whether info lines, and with them progress, are not wanted."""
+    return _handler.threshold > logging.INFO
 
 
-def lost_output() -> OSError | None:
-    """Why part of standard output could not be written, where that matters; None: it was."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    channel = _channel(sys.stdout)
-    return None if channel is None or channel.optional else channel.error
+def shows_bars() -> bool:
+    """Return whether a progress bar is of use: on a terminal, unless the user wants quiet."""
+    return sys.stderr.isatty() and not is_quiet()
 
 
-def write_error(text: str) -> None:
-    """Write to standard error past its buffer, which a thread that hangs may hold."""
+def log_at_once(level: int, message: str) -> None:
+    """Log a line of any rank past buffers and locks, which a thread that hangs may hold."""
+    if level >= _handler.threshold:
+        write_at_once(_prefix(level) + message)
+
+
+def write_at_once(text: str) -> None:
+    """Write lines without a level, such as stacks, to standard error in the same way."""
     channel = Channel(2)
     channel.optional = True
-    channel.write(f"{text}\n".encode())
+    channel.write(f"{redact(text)}\n".encode())
 
 
-def _replaced(stream: IO[str] | None, original: IO[str] | None, number: int) -> IO[str]:
-    """A stream over a Channel in the place of the interpreter's own; one that something else has put there stays."""
-    if stream is not original:
-        assert stream is not None
-        return stream
-    settings = {"encoding": "utf-8", "errors": "strict", "line_buffering": number == 2, "write_through": False}
-    if isinstance(original, io.TextIOWrapper):
-        with contextlib.suppress(OSError, ValueError):
-            original.flush()
-        settings = {name: getattr(original, name) for name in settings}
-    if settings["errors"] == "strict":
-        # A name that the terminal's encoding lacks is not worth a run either.
-        settings["errors"] = "backslashreplace"
-    return io.TextIOWrapper(io.BufferedWriter(Channel(number)), **settings)  # type: ignore[arg-type]
-
-
-def _channel(stream: IO[str]) -> Channel | None:
-    """The lowest layer of a stream, where it is ours."""
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    return raw if isinstance(raw, Channel) else None
-
-
-def _open_if_closed(number: int) -> None:
+@contextlib.contextmanager
+def keep_stream() -> Iterator[None]:
+    """In the body messages go to the standard error of now, also where it is replaced to silence a library."""
+    before, _handler.stream = _handler.stream, sys.stderr
     try:
-        os.fstat(number)
-    except OSError:
-        opened = os.open(os.devnull, os.O_RDWR)
-        if opened != number:
-            os.dup2(opened, number)
-            os.close(opened)
+        yield
+    finally:
+        _handler.stream = before
+
+
+class _Handler(logging.Handler):
+    """Writes a line as the module's docstring has it; never an error of its own, whatever became of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = logging.INFO
+        self.rank, self.speaks = 0, True
+        # None: what standard error is at the time, which streams.py and tests replace.
+        self.stream: TextIO | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
+        if record.levelno < self.threshold:
+            return False
+        ours = record.name.partition(".")[0] in _OURS
+        if record.levelno >= logging.ERROR or (ours and record.levelno >= logging.WARNING):
+            return True
+        return self.speaks or (ours and record.levelno < logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Where both streams lead to one log, lines keep their order.
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            stream: IO[str] = self.stream or sys.stderr
+            stream.write(self.format(record) + "\n")
+            stream.flush()
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = redact(record.getMessage())
+        if record.exc_info:
+            message += "\n" + redact(logging.Formatter().formatException(record.exc_info))
+        if record.levelno >= logging.INFO:
+            return _prefix(record.levelno) + message
+        now = time.strftime("%H:%M:%S", time.localtime(record.created))
+        return f"debug: {now}.{int(record.msecs):03d} rank {self.rank} {record.name}: {message}"
+
+
+_handler = _Handler()
+
+
+def _prefix(level: int) -> str:
+    if level >= logging.ERROR:
+        return "error: "
+    return "warning: " if level >= logging.WARNING else ""
+
+
+def _level_of_environment() -> int:
+    name = os.environ.get(VARIABLE, "").strip().lower() or "info"
+    if name not in _LEVELS:
+        raise UserError(f"{VARIABLE}={name}: is not a level; use {', '.join(_LEVELS)}")
+    return _LEVELS[name]
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning of Python's `warnings` in one line."""
+    text = f"{' '.join(str(message).split())} ({category.__name__}, {filename}:{lineno})"
+    logging.getLogger("py.warnings").warning("%s", text)

@@ -5,6 +5,7 @@ Work that only reads files has no place of its own to count in: inside `reading`
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -13,6 +14,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from megatron_kaiyuan import logs
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 _LINE_SECONDS = 60.0
@@ -38,9 +43,6 @@ class Progress:
     def __init__(self, title: str, total: int | None, unit: str = "tasks", done: int = 0):
         self._title, self._total, self._unit, self._done = title, total, unit, done
         self._lock = threading.Lock()
-        # Where a library's messages are turned away from `sys.stderr` meanwhile, lines still go here.
-        self._stream = sys.stderr
-        terminal = sys.stderr.isatty()
         self._bar: Any = _Bar(
             total=total,
             initial=done,
@@ -49,9 +51,9 @@ class Progress:
             unit_scale=unit != "tasks",
             leave=False,
             delay=_DELAY_SECONDS,
-            disable=not (title and terminal),
+            disable=not (title and logs.shows_bars()),
         )
-        self._next_line = time.monotonic() + _LINE_SECONDS if title and not terminal else float("inf")
+        self._next_line = time.monotonic() + _LINE_SECONDS if title and not sys.stderr.isatty() else float("inf")
 
     def __enter__(self) -> Progress:
         return self
@@ -79,7 +81,7 @@ class Progress:
         self._done = done
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_SECONDS
-            print(f"{self._title}: {self._words()}", file=self._stream, flush=True)
+            log.info(f"{self._title}: {self._words()}")
 
     def _words(self) -> str:
         of = "" if self._total is None else f" of {self._total:,}"

@@ -9,6 +9,8 @@ import signal
 import pytest
 from hypothesis import settings
 
+from megatron_kaiyuan import logs
+
 # The tests never ask the network for anything, and do not belong to a job that they may be started from.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -24,6 +26,9 @@ _LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DEVI
 for name in list(os.environ):
     if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
         del os.environ[name]
+
+# What commands do at their start: messages go to standard error.
+logs.set_up()
 
 # Under nohup the processes of the tests would ignore it too, as they should.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -12,7 +12,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # Rooms whose tests need no launcher.
 tests=(tests/config tests/data tests/data_tools tests/csrc tests/model tests/optim tests/export tests/checkpoint
     tests/planning tests/report tests/starter tests/train/test_resume.py tests/train/test_startup.py
-    tests/train/test_dry_run.py tests/train/test_monitoring.py tests/test_files.py tests/test_command_line.py)
+    tests/train/test_dry_run.py tests/train/hooks/test_monitoring.py tests/test_files.py tests/test_command_line.py)
 folder=''
 trap '[[ -z $folder || -n ${KEEP:-} ]] || rm -rf "$folder"' EXIT
 

@@ -1,124 +1,165 @@
-"""No loss of an output channel stops the work; real descriptors, each broken as it breaks in use."""
+"""One set-up of logging: what is shown by level and rank, of this project and of libraries, here and in children."""
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
-import pty
-import select
 import subprocess
 import sys
-import time
-from pathlib import Path
+import warnings
+from collections.abc import Iterator
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from data_tools.cli import app as kaiyuan_data
+from data_tools.engines.pool import Pool
 from megatron_kaiyuan import logs
+from megatron_kaiyuan.cli import app as kaiyuan
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.progress import Progress
 
-# Prints on every way there is, then leaves a file: the work.
-WORK = """
-import logging, os, sys
-from pathlib import Path
-from tqdm import tqdm
-from megatron_kaiyuan.logs import {how} as install
-install()
-opened = open({path!r}, "w")
-for number in range(200):
-    print("to standard output", number, "\\u4e2d\\u6587", flush=True)
-    print("to standard error", number, file=sys.stderr, flush=True)
-    logging.getLogger("test").warning("to a handler %d", number)
-for _ in tqdm(range(20), mininterval=0):
-    pass
-os.write(2, b"from C code") if {raw} else None
-opened.write("done")
-opened.close()
-"""
+LOG = logging.getLogger("megatron_kaiyuan.test")
+LIBRARY = logging.getLogger("library")
 
 
-def work(folder: Path, how: str = "survive_lost_output", raw: bool = False) -> list[str]:
-    return [sys.executable, "-c", WORK.format(how=how, path=str(folder / "work"), raw=raw)]
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(logs.VARIABLE, "info")
+    yield
+    logs.set_up("info")
+    logs.set_rank(0)
 
 
-def dead_pipe() -> int:
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
+def log_all() -> None:
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        name = logging.getLevelName(level).lower()
+        LOG.log(level, f"our {name}")
+        LIBRARY.log(level, f"library's {name}")
 
 
-def vanished_terminal() -> int:
-    master, terminal = pty.openpty()
-    os.close(master)
-    return terminal
+@pytest.mark.parametrize(
+    ("level", "rank", "expected"),
+    [
+        ("info", 0, ["our info", "warning: our warning", "warning: library's warning"]),
+        ("info", 1, ["warning: our warning"]),
+        ("warning", 0, ["warning: our warning", "warning: library's warning"]),
+        ("error", 0, []),
+        ("error", 1, []),
+        ("debug", 0, ["our info", "library's info", "warning: our warning", "warning: library's warning"]),
+        ("debug", 1, ["warning: our warning"]),
+    ],
+)
+def test_levels(level: str, rank: int, expected: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(level)
+    logs.set_up()
+    logs.set_rank(rank)
+    log_all()
+    out, err = capfd.readouterr()
+    first, *rest = err.splitlines()
+    if level == "debug":
+        assert first.startswith("debug: ") and first.endswith(f" rank {rank} megatron_kaiyuan.test: our debug")
+    else:
+        rest = [first, *rest]
+    assert (out, rest) == ("", [*expected, "error: our error", "error: library's error"])
 
 
-def full_disk() -> int:
-    return os.open("/dev/full", os.O_WRONLY)
+def test_warnings_of_libraries_are_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.set_up()
+        warnings.warn("is\nold", FutureWarning, stacklevel=1)
+        logs.set_rank(1)
+        warnings.warn("is old", FutureWarning, stacklevel=1)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: is old (FutureWarning, ") and __file__ in line
 
 
-def not_blocking() -> int:
-    """A pipe that another process has switched so, with a reader that has gone after the first lines."""
-    writer = dead_pipe()
-    os.set_blocking(writer, False)
-    return writer
+def test_no_level_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(logs.VARIABLE, "loud")
+    with pytest.raises(UserError, match="KAIYUAN_LOG_LEVEL=loud: is not a level; use debug, info, warning, error"):
+        logs.set_up()
+    command = [sys.executable, "-m", "data_tools", "tokenizer", "inspect", "a", "b"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr.startswith("error: KAIYUAN_LOG_LEVEL=")
 
 
-@pytest.mark.parametrize("broken", [dead_pipe, vanished_terminal, full_disk, not_blocking])
-@pytest.mark.parametrize("how", ["survive_lost_output", "make_output_optional"])
-def test_work_is_done_whatever_becomes_of_its_output(broken, how: str, tmp_path: Path) -> None:
-    channel = broken()
-    done = subprocess.run(work(tmp_path, how), stdout=channel, stderr=channel, timeout=60)
-    os.close(channel)
-    assert (done.returncode, (tmp_path / "work").read_text()) == (0, "done")
+def test_a_name_of_a_level_in_any_case(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(logs.VARIABLE, " ERROR ")
+    logs.set_up()
+    LOG.warning("not shown")
+    assert capfd.readouterr().err == "" and logs.is_quiet()
 
 
-def test_closed_descriptors_are_not_given_to_the_next_file(tmp_path: Path) -> None:
-    line = 'exec "$@" <&- >&- 2>&-'
-    done = subprocess.run(["bash", "-c", line, "bash", *work(tmp_path, raw=True)], timeout=60)
-    assert (done.returncode, (tmp_path / "work").read_text()) == (0, "done")
+def test_lines_keep_their_order_between_the_streams() -> None:
+    program = (
+        "import logging; from megatron_kaiyuan import logs; logs.set_up(); log = logging.getLogger('data_tools.x')\n"
+        "for number in range(50): print('result', number); log.info('message %d', number)"
+    )
+    both = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert both.stdout.split() == [word for n in range(50) for word in ("result", str(n), "message", str(n))]
 
 
-def test_an_encoding_that_lacks_a_name(tmp_path: Path) -> None:
-    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(work(tmp_path), capture_output=True, text=True, timeout=60, env=environ)
-    assert done.returncode == 0 and "0 \\u4e2d\\u6587" in done.stdout
+class Speaker:
+    """Logs from the process of a pool."""
+
+    def speak(self, number: int) -> str:
+        LOG.info(f"from a worker {number}")
+        LOG.debug(f"detail {number}")
+        return os.environ[logs.VARIABLE]
 
 
-def test_what_can_be_written_is_written_in_order(tmp_path: Path) -> None:
-    done = subprocess.run(work(tmp_path), capture_output=True, text=True, timeout=60, encoding="utf-8")
-    expected = "".join(f"to standard output {number} 中文\n" for number in range(200))
-    assert (done.returncode, done.stdout) == (0, expected)
+@pytest.mark.parametrize(("level", "shown"), [("info", 1), ("error", 0), ("debug", 1)])
+def test_workers_of_a_pool(level: str, shown: int, capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(level)
+    with Pool(Speaker(), 2) as pool:
+        assert dict(pool.run("speak", [(number,) for number in range(3)])) == dict.fromkeys(range(3), level)
+    err = capfd.readouterr().err
+    for number in range(3):
+        assert err.count(f"from a worker {number}\n") == shown
+        assert err.count(f"rank 0 megatron_kaiyuan.test: detail {number}\n") == (level == "debug")
 
 
-def test_a_reader_that_hangs_is_waited_for_once_and_finds_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_PATIENCE_SECONDS", 0.2)
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
-    channel = logs.Channel(writer)
-    channel.optional = True
-    began = time.monotonic()
-    for _ in range(100):
-        assert channel.write(b"x" * 1000) == 1000
-    assert 0.2 <= time.monotonic() - began < 2
-    taken = os.read(reader, 1 << 20)
-    channel.write(b"again")
-    after = os.read(reader, 1 << 20).decode()
-    lost = 100_000 - len(taken)
-    assert after == f"\nwarning: {lost} bytes of output could not be written here and are lost\nagain"
-    os.close(reader)
-    os.close(writer)
+def test_quiet_work_shows_no_progress(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_kaiyuan.progress._LINE_SECONDS", 0.0)
+    for level, lines in (("info", 1), ("error", 0)):
+        logs.set_up(level)
+        with Progress("work", 2) as progress:
+            progress.advance()
+        assert capfd.readouterr().err.count("work: 1 of 2 tasks\n") == lines
 
 
-def test_output_that_matters_waits_for_its_reader(tmp_path: Path) -> None:
-    """As `| less`: nothing is dropped."""
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    with subprocess.Popen(work(tmp_path), stdout=writer, stderr=subprocess.DEVNULL) as process:
-        os.close(writer)
-        time.sleep(1)
-        assert process.poll() is None and select.select([reader], [], [], 0)[0]
-        content = b""
-        while piece := os.read(reader, 1 << 16):
-            content += piece
-        assert process.wait(60) == 0
-    os.close(reader)
-    assert content.decode().count("to standard output") == 200
+def test_lines_past_a_lock_that_is_held(capfd: pytest.CaptureFixture[str]) -> None:
+    with logs._handler.lock:  # type: ignore[union-attr]
+        logs.log_at_once(logging.ERROR, "hangs")
+        logs.log_at_once(logging.DEBUG, "not shown")
+    assert capfd.readouterr().err == "error: hangs\n"
+
+
+def commands(group: typer.core.TyperGroup, name: str) -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    for word, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} {word}")  # type: ignore[arg-type]
+        else:
+            yield f"{name} {word}", command  # type: ignore[misc]
+
+
+def test_every_command_has_both_options() -> None:
+    found = [
+        (name, {option for parameter in command.params for option in parameter.opts})
+        for app, root in ((kaiyuan, "kaiyuan"), (kaiyuan_data, "kaiyuan-data"))
+        for name, command in commands(typer.main.get_command(app), root)  # type: ignore[arg-type]
+    ]
+    assert len(found) > 30
+    assert [name for name, options in found if not {"--verbose", "--quiet"} <= options] == []
+
+
+def test_both_options_at_once() -> None:
+    done = CliRunner().invoke(kaiyuan, ["config", "docs", "--verbose", "--quiet"])
+    assert isinstance(done.exception, UserError) and "give one of them" in str(done.exception)
+
+
+def test_quiet_prints_the_result(capfd: pytest.CaptureFixture[str]) -> None:
+    done = CliRunner().invoke(kaiyuan, ["config", "schema", "train", "--quiet"])
+    assert done.exit_code == 0 and done.stdout.startswith("{") and os.environ[logs.VARIABLE] == "error"

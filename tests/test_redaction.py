@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from data_tools.reading.inputs import find_inputs, open_stored
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.errors import UserError, describe
-from megatron_kaiyuan.monitor.sinks import open_sinks, warn
+from megatron_kaiyuan.monitor.sinks import open_sinks
 from megatron_kaiyuan.redaction import redact, redact_values
 
 SECRET = "s3cr3tValue42"
@@ -70,7 +71,7 @@ def test_errors_warnings_events_and_configuration(tmp_path: Path, capsys: pytest
     url = SECRETIVE[0]
     assert SECRET not in str(UserError(f"{url}: cannot be read"))
     assert SECRET not in describe(OSError(2, "not found", url))
-    warn(f"{url}: slow")
+    logging.getLogger("megatron_kaiyuan").warning(f"{url}: slow")
     assert redact_values({"a": [{"path": url, "steps": 3}], "db_password": "short", "b": None}) == {
         "a": [{"path": redact(url), "steps": 3}],
         "db_password": "***",

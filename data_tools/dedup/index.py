@@ -7,8 +7,8 @@ those that were removed: whoever is a duplicate of one of these is a duplicate o
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -28,6 +28,8 @@ from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import atomic_path, read_sealed_json
 from megatron_kaiyuan.forms import Count, FileName, Form, PathText, Recorded, require_form
 from megatron_kaiyuan.outputs import RECORD, Output, check, claim, recorded_folder, write_record
+
+log = logging.getLogger(__name__)
 
 FORMAT = "kaiyuan-dedup-index"
 _COUNTS = ("documents", "signed", "hashed")
@@ -151,10 +153,9 @@ def warn_of_other_names(earlier: Sequence[SignedShard], names: Sequence[str]) ->
         by_index.setdefault(signed.index, set()).add(signed.shard.name)
     for folder, there in by_index.items():
         if there.isdisjoint(names):
-            print(
-                f"warning: --against {folder}: has {_listed(sorted(there))}, and this run {_listed(names)}; nothing is "
-                "compared with this index: use the same names, or give --across",
-                file=sys.stderr,
+            log.warning(
+                f"--against {folder}: has {_listed(sorted(there))}, and this run {_listed(names)}; nothing is "
+                "compared with this index: use the same names, or give --across"
             )
 
 

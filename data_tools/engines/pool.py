@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,11 +23,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from data_tools.reading.tasks import KEPT
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -51,9 +55,10 @@ class Pool:
         if forked:
             getattr(worker, "prepare_fork", lambda: None)()
             pa.array([])  # at its first array Arrow imports pandas, where that is installed
-        # Nothing is ever sent. The system closes our end when we die, and that tells the workers.
+        # Nothing is ever sent. The system closes our end when we die, and the workers see that.
         alive, self._alive = context.Pipe(duplex=False)
         self._workers: dict[Connection, BaseProcess] = {}
+        log.debug(f"starts {workers} processes, {'forked' if forked else 'spawned'}")
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
@@ -160,6 +165,7 @@ def _work(worker: object, calls: Connection, alive: Connection, not_mine: Sequen
     # Ctrl-C goes to the whole process group; the first process says what is to be said.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    logs.set_up()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     # A vocabulary is a million objects that stay; the collector need not look at them again and again.
     gc.freeze()

@@ -11,9 +11,9 @@ as one. Where an executor does not see it, the job ends with a line that says so
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -27,8 +27,11 @@ from data_tools.engines.pool import one_thread
 from data_tools.engines.spark_context import mark, one_line, spark_context
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place, default_workers
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.progress import Progress
+
+log = logging.getLogger(__name__)
 
 # One task a partition, so that whoever is free gets the next one. Beyond this, Spark's scheduler takes the time.
 _MOST_PARTITIONS = 10_000
@@ -131,6 +134,7 @@ class _Executor:
 
     def __call__(self, pile: list[tuple[int, tuple[Any, ...]]]) -> Iterator[tuple[int, Any]]:
         try:
+            logs.set_up()
             self._look_for_sign()
             os.chdir(self.working_folder)
             with one_thread():
@@ -179,4 +183,4 @@ class _Watch:
                 if not busy and not done and time.monotonic() - began > _IDLE_SECONDS:
                     began = time.monotonic()
                     page = self._context.uiWebUrl or "the cluster's page"
-                    print(f"spark: no executor has taken a task for {_IDLE_SECONDS:.0f} s; see {page}", file=sys.stderr)
+                    log.info(f"spark: no executor has taken a task for {_IDLE_SECONDS:.0f} s; see {page}")

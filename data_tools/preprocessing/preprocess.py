@@ -6,7 +6,7 @@ of kills and restarts.
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
@@ -43,6 +43,8 @@ from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import Output, check, claim, require_name
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Settings", "Totals", "preprocess"]
 
@@ -149,10 +151,7 @@ def preprocess(
 
 def _warn_of_unscored(files: Sequence[InputFile], settings: Settings) -> None:
     for key in unscored_keys(files, settings):
-        print(
-            f"warning: no row at the beginning of the input has the score {key!r}; is it the right name?",
-            file=sys.stderr,
-        )
+        log.warning(f"no row at the beginning of the input has the score {key!r}; is it the right name?")
 
 
 def _joined(work: _Work, identities: Mapping[Path, str], bad_rows: Path, merge_only: bool) -> list[Record]:
@@ -198,7 +197,7 @@ def _remove(shards: Shards) -> None:
         with lock(shards.lock_path, seconds=_LAST_RANK_SECONDS):
             remove(shards)
     except UserError:
-        print(f"{shards.folders[0]}: a process still works there; remove it when it has ended", file=sys.stderr)
+        log.info(f"{shards.folders[0]}: a process still works there; remove it when it has ended")
 
 
 @dataclass

@@ -5,6 +5,7 @@ The files lie in the shard folder, so that ranks on several machines need nothin
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import sys
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
+
+from megatron_kaiyuan.logs import shows_bars
+
+log = logging.getLogger(__name__)
 
 _COUNTS = struct.Struct("<QQQ")
 _METER_SECONDS, _BAR_SECONDS, _LINE_SECONDS = 0.5, 0.5, 60.0
@@ -52,7 +57,7 @@ class Meter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        # A reader may see a mixture of two states, which nobody notices in a bar; a full disk is the shards' to tell.
+        # A reader may see a mixture of two states, which does not show in a bar; a full disk is reported by the shards.
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_bytes(_COUNTS.pack(*self._finished.plus(self._current)))
@@ -89,7 +94,7 @@ class Bar:
             unit="B",
             unit_scale=True,
             desc="preprocess",
-            disable=not self._terminal,
+            disable=not shows_bars(),
         )
         self._started, self._end = time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -121,7 +126,7 @@ class Bar:
         done = self._done + counts.read
         left = (self._total - done) * seconds / counts.read / 60 if counts.read else float("inf")
         size = f"{done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
-        print(f"preprocess: {size}, {figures}, {left:,.0f} minutes left", file=sys.stderr, flush=True)
+        log.info(f"preprocess: {size}, {figures}, {left:,.0f} minutes left")
 
     def _sum(self) -> Counts:
         counts = Counts()

@@ -6,9 +6,9 @@ A local file is opened by the system, everything else ("s3://", "http://", "memo
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -42,6 +42,8 @@ from data_tools.reading.unicode_marks import refuse_other_encodings
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import require_utf8
 from megatron_kaiyuan.redaction import redact
+
+log = logging.getLogger(__name__)
 
 Format = Literal["json", "parquet", "text"]
 
@@ -93,7 +95,7 @@ class InputFile:
 def find_inputs(words: Sequence[str | Path], *, quiet: bool = False) -> list[InputFile]:
     """The files that `--input` names, in the order given; those of a folder or of a pattern in the order of names.
 
-    Of a folder, with all that is below it, also through links, files whose names tell what they hold are taken, and no
+    Of a folder, with all that is below it, also through links, files whose names say what they hold are taken, and no
     hidden ones; what is left out is printed to stderr, once. A file that is named itself is taken as JSON lines unless
     its name says otherwise. No file is taken twice, whatever its names: within a folder or a pattern it is read once.
 
@@ -163,7 +165,7 @@ def require_unchanged(file: InputFile) -> None:
 
 @lru_cache(1024)
 def _print_once(line: str) -> None:
-    print(redact(line), file=sys.stderr, flush=True)
+    log.info(line)
 
 
 def _list(word: str) -> Listing:
@@ -192,7 +194,7 @@ def _list_local(word: str) -> Listing:
 
 
 def _list_url(word: str) -> Listing:
-    # A web server tells no folder from a file: asked for one it would send the whole file.
+    # A web server does not tell a folder from a file: asked for one it would send the whole file.
     if not has_magic(word) and _is_known(word):
         return Listing([word], [])
     system, path = _file_system(word)
@@ -305,12 +307,12 @@ def _url_state(name: str) -> tuple[int, str]:
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be asked for its size ({error}); check the URL and the connection") from error
     if not isinstance(about.get("size"), int):
-        raise UserError(f"{name}: the server does not tell its size; download it first")
+        raise UserError(f"{name}: the server does not report its size; download it first")
     return about["size"], next((str(about[field]) for field in _VERSION_FIELDS if about.get(field)), "")
 
 
 def _suffixes(name: str) -> tuple[str, str]:
-    """The suffix that tells the format, and the one of the packing, both in small letters."""
+    """The suffix that names the format, and the one of the packing, both in small letters."""
     suffixes = ["", *PurePosixPath(name.partition("?")[0] if _is_url(name) else name).suffixes]
     suffixes = [suffix.lower() for suffix in suffixes]
     packing = suffixes.pop() if suffixes[-1] in (*PACKINGS, *UNREADABLE) else ""

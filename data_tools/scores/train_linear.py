@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import atomic_path
+from megatron_kaiyuan.logs import shows_bars
 from megatron_kaiyuan.progress import counted
 
 POSITIVE, NEGATIVE = "__label__hq", "__label__lq"
@@ -70,7 +70,7 @@ def train_linear(
                     bucket=buckets,
                     seed=seed,
                     thread=1,
-                    verbose=2 if sys.stderr.isatty() else 0,
+                    verbose=2 if shows_bars() else 0,
                 )
                 model.save_model(str(temporary))
             except (ValueError, RuntimeError, MemoryError) as error:

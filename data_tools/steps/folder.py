@@ -6,10 +6,10 @@ are there, at once, and the work folder goes.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +31,8 @@ from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, writ
 from megatron_kaiyuan.forms import Count, Form, Recorded, require_form
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import RECORD, Earlier, Output, check, claim, recorded_folder
+
+log = logging.getLogger(__name__)
 
 FORMAT = "kaiyuan-documents"
 # A row for each input file of a shard, or part of one: the shard, and the row of ids with which it begins.
@@ -86,7 +88,7 @@ class Workplace:
                     if _OURS.fullmatch(path.name):
                         shutil.rmtree(path, ignore_errors=True)
         except UserError:
-            print(f"{work}: a process still works there; remove it when it has ended", file=sys.stderr)
+            log.info(f"{work}: a process still works there; remove it when it has ended")
         with suppress(OSError):  # somebody put a file there
             work.rmdir()
 
@@ -153,7 +155,7 @@ def _earlier(command: str) -> Earlier:
 
 
 def stage_of(place: Workplace, title: str, do: Any, shards: Sequence[Shard]) -> Stage:
-    """A stage with one task a shard; its names tell dataset and shard."""
+    """A stage with one task a shard; its names say dataset and shard."""
     names = [f"{shard.dataset:05d}-{shard.number:06d}" for shard in shards]
     return Stage(title, place.folder / title, do, shards, names, [shard.group.size for shard in shards])
 

@@ -9,7 +9,6 @@ they stay six characters, because the pattern cuts between `<`, digits and lette
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from megatron_kaiyuan.files import (
     write_sealed_json,
 )
 from megatron_kaiyuan.forms import Checksum, FileName, Form, require_form
+from megatron_kaiyuan.logs import shows_bars
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of, require_name
 from megatron_kaiyuan.progress import counted
 
@@ -67,7 +67,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> dict
         vocab_size=vocab_size,
         special_tokens=[END_OF_DOCUMENT, *BYTE_TOKENS],
         limit_alphabet=_alphabet_size(texts(), vocab_size // 3),
-        show_progress=sys.stderr.isatty(),
+        show_progress=shows_bars(),
     )
     tokenizer.train_from_iterator(texts(), trainer)
     if tokenizer.get_vocab_size() < vocab_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -20,6 +21,8 @@ from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.platform import Platform, current
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -51,7 +54,7 @@ def process_groups(
         platform.limit_collectives(limits.hang, limits.collective)
         timeout = timedelta(seconds=limits.collective)
         if raised := allow_open_files(who.world_size, holds_store(who)):
-            print(raised, flush=True)
+            log.info(raised)
         store = open_store(who, timeout)
         roll_call(store, who, facts or {}, timeout)
         torch.distributed.init_process_group(
@@ -78,7 +81,7 @@ def process_groups(
 
 
 def _exported(who: Rank) -> contextlib.AbstractContextManager[None]:
-    """Tell torch, and the libraries on top of it, what the launcher told us under its own names.
+    """Pass to torch, and the libraries on top of it, what the launcher set under its own names.
 
     For the body only: a process that was started by this one afterwards is no rank of the job.
     """

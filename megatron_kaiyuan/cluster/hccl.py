@@ -10,6 +10,7 @@ ProcessGroupHCCL.cpp and HCCLUtils.cpp. Needs no torch; the launch scripts run i
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -19,6 +20,8 @@ from typing import Any
 import psutil
 
 from megatron_kaiyuan.errors import UserError, describe, excerpt
+
+log = logging.getLogger("megatron_kaiyuan.cluster.hccl")
 
 _TABLE = "RANK_TABLE_FILE"
 # HCCL takes this many from HCCL_IF_BASE_PORT on, by default from 60000.
@@ -140,12 +143,12 @@ def _is_taken(port: int) -> bool:
 
 def main(world_size: int, nodes: int) -> None:
     for line in notices(world_size, nodes):
-        print(f"launch: {line}")
+        log.info(f"launch: {line}")
 
 
 if __name__ == "__main__":
     try:
         main(*map(int, sys.argv[1:]))
     except UserError as error:
-        print(f"error: {describe(error)}", file=sys.stderr)
+        log.error(describe(error))
         sys.exit(2)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path
-from megatron_kaiyuan.logs import write_error
+from megatron_kaiyuan.logs import log_at_once
 
 FLIGHT_RECORDER = "flight_recorder"
 # A library that hangs must not keep the job from its end.
@@ -62,7 +63,7 @@ class LastWords:
             with atomic_path(self._run_dir / FLIGHT_RECORDER / f"rank_{self._rank}") as temporary:
                 temporary.write_bytes(content)
         except (UserError, OSError, RuntimeError) as error:
-            write_error(f"warning: rank {self._rank}: its flight recorder could not be written ({error})")
+            log_at_once(logging.WARNING, f"rank {self._rank}: its flight recorder could not be written ({error})")
 
 
 def set_recorder_file(run_dir: Path) -> None:

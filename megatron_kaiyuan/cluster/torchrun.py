@@ -34,14 +34,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from megatron_kaiyuan import exit_codes
+from megatron_kaiyuan import exit_codes, logs
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.cluster.open_files import allow_open_files
 from megatron_kaiyuan.errors import UserError, describe
-from megatron_kaiyuan.logs import make_output_optional
+from megatron_kaiyuan.streams import make_output_optional
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+log = logging.getLogger("megatron_kaiyuan.cluster.torchrun")
 
 # torchrun's own, and the one that clusters send before the time is up; unhandled it would end the launcher alone.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
@@ -74,16 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     api._terminate_process_handler = functools.partial(_stop_once, signals, api._terminate_process_handler)
     os.environ[parent.VARIABLE] = str(os.getpid())
     try:
+        logs.set_up()
         _launch(given, signals)
     except UserError as error:
-        print(f"error: {describe(error)}", file=sys.stderr, flush=True)
+        log.error(describe(error))
         return exit_codes.MISTAKE
     except ChildFailedError as error:
         return report_failures(error.failures)
     except api.SignalException as error:
         return exit_codes.of_signal(error.sigval)
     except (RuntimeError, ValueError, OSError, NameNotKnown) as error:
-        print(f"error: launcher: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        log.error(f"launcher: {' '.join(str(error).split())}")
         return exit_codes.FAILED
     return 0
 
@@ -118,7 +121,7 @@ def _launch(arguments: Sequence[str], signals: Sequence[str]) -> None:
         # Options may be given twice; the last one counts.
         parsed = parse_args([f"--signals-to-handle={','.join(signals)}", f"--log-dir={scratch}", *arguments])
         if raised := allow_open_files(_ranks(parsed), holds_store=True):
-            print(raised, flush=True)
+            log.info(raised)
         if parsed.standalone:
             stay_inside(parsed)
         elif parsed.rdzv_endpoint:
@@ -160,7 +163,7 @@ def report_failures(failures: Mapping[int, ProcessFailure]) -> int:
     for rank, failure in sorted(causes.items()):
         if failure.exitcode not in (exit_codes.MISTAKE, *_STOPPED):
             trace = f", its trace is in {failure.error_file}" if os.path.exists(failure.error_file) else ""
-            print(f"error: rank {rank} {_ending(failure.exitcode)}{trace}", file=sys.stderr, flush=True)
+            log.error(f"rank {rank} {_ending(failure.exitcode)}{trace}")
     if any(failure.exitcode == exit_codes.MISTAKE for failure in causes.values()):
         return exit_codes.MISTAKE
     # Who loses a rank that was killed ends too, maybe before anybody looks.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from megatron_kaiyuan.logs import write_error
+from megatron_kaiyuan.logs import log_at_once
 
 FIRST_SECONDS = 30.0
 _AGAIN_SECONDS = 60.0
@@ -35,7 +36,7 @@ class Waiting:
         if time.monotonic() < self._due:
             return
         whom = self._for_whom if isinstance(self._for_whom, str) else self._for_whom()
-        write_error(f"waiting for {whom}, {self.seconds:.0f} s by now")
+        log_at_once(logging.INFO, f"waiting for {whom}, {self.seconds:.0f} s by now")
         self._due = time.monotonic() + _AGAIN_SECONDS
 
 

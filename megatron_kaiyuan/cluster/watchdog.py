@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import queue
 import signal
@@ -31,7 +32,7 @@ from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.last_words import LastWords
 from megatron_kaiyuan.cluster.search import Search
 from megatron_kaiyuan.cluster.verdict import Alive, Verdict, judge
-from megatron_kaiyuan.logs import write_error
+from megatron_kaiyuan.logs import log_at_once, write_at_once
 
 _FAILED = "kaiyuan/failed"
 _LONGEST_PERIOD_SECONDS = 5.0
@@ -145,7 +146,7 @@ class Watchdog:
     def _end_hanging_job(self, verdict: Verdict) -> NoReturn:
         # Who gave it prints it, before it ends a silent rank, whose end then ends others; without a store, each.
         if verdict.by in (self._rank, None):
-            write_error(f"error: no rank has come further for {self._timeout:g} seconds: {verdict.message}")
+            log_at_once(logging.ERROR, f"no rank has come further for {self._timeout:g} seconds: {verdict.message}")
             if self._last_words is not None:
                 self._last_words.name_nodes(verdict.hosts, verdict.message)
         # Before any rank is ended, which may end the others.
@@ -168,7 +169,7 @@ class Watchdog:
             lines.append(f"thread {names.get(identity, identity)}:")
             lines += "".join(traceback.format_stack(frame)).splitlines()
         # In one piece, and marked: all ranks of a host may write to one log.
-        write_error("\n".join(f"[rank {self._rank}] {line}" for line in lines))
+        write_at_once("\n".join(f"[rank {self._rank}] {line}" for line in lines))
 
     def _wake_to_write_its_stacks(self, other: Alive) -> None:
         """On this host: let a process that does not answer write its stacks and end."""

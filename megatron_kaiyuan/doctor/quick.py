@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.bad_nodes import node_name
 from megatron_kaiyuan.cluster.parent import end_with_parent
@@ -33,12 +35,14 @@ from megatron_kaiyuan.doctor.health import examine_health
 from megatron_kaiyuan.doctor.machine import examine_disks
 from megatron_kaiyuan.doctor.quick_checks import examine_collectives, examine_device
 from megatron_kaiyuan.doctor.quick_keys import LOOK_SECONDS, Keys
-from megatron_kaiyuan.doctor.quick_verdict import judge, print_line, silent
+from megatron_kaiyuan.doctor.quick_verdict import judge, silent
 from megatron_kaiyuan.doctor.run import may_be_npu
 from megatron_kaiyuan.exit_codes import FAILED
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.platform.base import Platform
+
+log = logging.getLogger("megatron_kaiyuan.doctor.quick")
 
 _HERE, _HOSTS, _READY, _GO, _FOUND, _VERDICT, _READ = "here/", "hosts", "ready/", "go", "found/", "verdict", "read"
 # Nodes do not start at the same moment; those that are late are not ill.
@@ -84,7 +88,7 @@ class Quick:
         if self.who.rank == 0:
             missing = self._keys.missing(_HERE, _LATE_SECONDS)
             if missing:
-                print_line(f"error: preflight: {ranks_in_words(missing)} of {self.who.world_size} did not come in time")
+                log.error(f"preflight: {ranks_in_words(missing)} of {self.who.world_size} did not come in time")
             hosts = [] if missing else self._keys.of_ranks(_HERE)
             # Ranks of one node follow each other: a thousand nodes are a short list.
             self._keys.store.set(_HOSTS, json.dumps([[host, len([*same])] for host, same in itertools.groupby(hosts)]))
@@ -184,11 +188,13 @@ def main() -> None:
     # What libraries have to say of themselves, training prints or leaves out.
     warnings.simplefilter("ignore")
     platform, run_dir, seconds = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+    logs.set_up()
     who = discover(os.environ)
+    logs.set_rank(who.rank)
     try:
         code = Quick(who, platform, run_dir, seconds).run()
     except Exception as error:
-        print_line(f"error: preflight: rank {who.rank} on {node_name()}: {in_one_line(error)}")
+        log.error(f"preflight: rank {who.rank} on {node_name()}: {in_one_line(error)}")
         code = FAILED
     _exit(code)
 

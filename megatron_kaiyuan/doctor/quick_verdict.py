@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,8 @@ from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.report import merged
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
+
+log = logging.getLogger(__name__)
 
 
 def judge(everybody: Sequence[Examination], hosts: Sequence[str], who: Rank, run_dir: Path, began: float) -> int:
@@ -25,17 +27,17 @@ def judge(everybody: Sequence[Examination], hosts: Sequence[str], who: Rank, run
     problems = [one["message"] for one in findings if one["level"] == "problem"]
     bad = bad_nodes(everybody, hosts)
     for message in [*problems, *([] if problems else [one["message"] for one in findings])]:
-        print_line(f"preflight: {message}")
+        log.info(f"preflight: {message}")
     seconds = time.monotonic() - began
     if bad:
         why = _of_nodes(everybody, hosts)[bad[0]][0]
         write_bad_nodes(run_dir, bad, f"preflight: {why}")
-        print_line(f"error: preflight: bad nodes {','.join(bad)}: {why}")
+        log.error(f"preflight: bad nodes {','.join(bad)}: {why}")
         return BAD_NODE
     if problems:
-        print_line(f"error: preflight: {len(problems)} problems that no other node would mend; kaiyuan doctor has more")
+        log.error(f"preflight: {len(problems)} problems that no other node would mend; kaiyuan doctor has more")
         return FAILED
-    print_line(f"preflight: {who.world_size} ranks on {len(set(hosts))} nodes are in order, {seconds:.1f} s")
+    log.info(f"preflight: {who.world_size} ranks on {len(set(hosts))} nodes are in order, {seconds:.1f} s")
     return FINISHED
 
 
@@ -65,8 +67,3 @@ def silent() -> Examination:
     found = Examination()
     found.problem("device: this rank did not answer in time: its device or its process hangs", of_node=True)
     return found
-
-
-def print_line(line: str) -> None:
-    """Print a line, errors to standard error."""
-    print(line, file=sys.stderr if line.startswith("error") else sys.stdout, flush=True)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.examination import Examination
@@ -46,7 +47,7 @@ def run_doctor(platform: str, run_dir: Path | None, timeout: float | None, as_js
     with TrialProcess(platform, who.local_rank, who.local_world_size or who.world_size) as trial:
         has_torch, device = _examine_alone(found, who, platform, run_dir, trial, timeout)
     if who.world_size == 1 or not has_torch:
-        return report.tell([found], who, as_json)
+        return report.print_report([found], who, as_json)
     from megatron_kaiyuan.doctor.together import examine_together
 
     # Ends the process: after a failed collective the interpreter's own cleanup may wait for ranks that are gone.
@@ -62,6 +63,7 @@ def _who(found: Examination) -> Rank:
     who = discover({})
     with found.part("launcher"):
         who = discover(os.environ)
+        logs.set_rank(who.rank)
     found.facts["launcher"] = {
         "name": who.launcher,
         "rank": who.rank,

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from megatron_kaiyuan.logs import keep_stream
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -21,6 +23,7 @@ def quiet() -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             if not sys.stderr.isatty():
+                stack.enter_context(keep_stream())
                 nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.compare import largest_logit_difference
 from megatron_kaiyuan.export.huggingface import EXPORTED, FORMAT, export_model
 from megatron_kaiyuan.export.loading import tokenizer_file
-from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.outputs import Output, check, files_identity, identity_of, recorded_folder
+
+log = logging.getLogger(__name__)
 
 _COMPARED_SEQUENCES, _COMPARED_LENGTH = 2, 128
 
@@ -75,4 +77,6 @@ def check_tokenizer(trained_on: Tokenizer | None, tokenizer_folder: Path, checkp
             f"fingerprint {trained_on['fingerprint']}); name the folder of that one"
         )
     if found == "unknown":
-        warn(f"{tokenizer_folder}: cannot be compared with the tokenizer of {checkpoint}'s corpora, which is not known")
+        log.warning(
+            f"{tokenizer_folder}: cannot be compared with the tokenizer of {checkpoint}'s corpora, which is not known"
+        )

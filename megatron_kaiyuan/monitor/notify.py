@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.config import MonitorConfig
-from megatron_kaiyuan.monitor.sinks import Row, Sink, warn
+from megatron_kaiyuan.monitor.sinks import Row, Sink
+
+log = logging.getLogger(__name__)
 
 # At the end the last event is given so long; the notifier outlives this process.
 _END_SECONDS = 5.0
@@ -62,7 +65,9 @@ class Notify(Sink):
             self._process.wait(_END_SECONDS)
         self._warn_of_failures()
         if self._dropped:
-            warn(f"monitor.notify_command: {self._dropped} events were dropped, as the command was too slow for them")
+            log.warning(
+                f"monitor.notify_command: {self._dropped} events were dropped, as the command was too slow for them"
+            )
 
     def _send(self, message: dict[str, Any]) -> None:
         if not _send(self._process, message):
@@ -73,7 +78,7 @@ class Notify(Sink):
         assert self._process.stdout is not None
         with contextlib.suppress(BlockingIOError):
             for line in os.read(self._process.stdout.fileno(), 1 << 16).decode(errors="replace").splitlines():
-                warn(f"monitor.notify_command: {line}")
+                log.warning(f"monitor.notify_command: {line}")
 
 
 def report_hang(run_dir: Path, monitor: MonitorConfig, message: str) -> None:

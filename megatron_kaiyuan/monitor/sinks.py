@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,9 @@ from typing import Any
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import break_hard_links
-from megatron_kaiyuan.redaction import redact, redact_values
+from megatron_kaiyuan.redaction import redact_values
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -67,7 +69,7 @@ class JsonLines(Sink):
         self._waiting += json.dumps(row).encode() + b"\n"
         error = self._write_waiting()
         if error is not None and had_room:
-            warn(f"{self._path}: {error.strerror}; rows wait in memory until they can be written")
+            log.warning(f"{self._path}: {error.strerror}; rows wait in memory until they can be written")
 
     def flush(self) -> None:
         # A disk that fails now fails the checkpoint too, which reports it.
@@ -84,7 +86,7 @@ class JsonLines(Sink):
         error = self._write_waiting()
         os.close(self._descriptor)
         if error is not None:
-            warn(f"{self._path}: {error.strerror}; {self._waiting.count(10)} rows were not written and are lost")
+            log.warning(f"{self._path}: {error.strerror}; {self._waiting.count(10)} rows were not written and are lost")
 
     def _write_waiting(self) -> OSError | None:
         """Why not everything could be written, if so."""
@@ -121,12 +123,12 @@ class Terminal(Sink):
         if "slowest_node" in row:
             times = "/".join(f"{row[f'rank_seconds_{name}']:.3g}" for name in ("min", "median", "max"))
             parts.insert(-1, f"ranks {times} s (slowest {row['slowest_rank']} on {row['slowest_node']})")
-        print(" | ".join(parts), flush=True)
+        log.info(" | ".join(parts))
 
     def event(self, row: Row) -> None:
         told_otherwise = ("event", "time", "documents", "table")
         details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in told_otherwise)
-        print("\n".join([f"{row['event']}: {details}".rstrip(), *_aligned(row.get("table", []))]), flush=True)
+        log.info("\n".join([f"{row['event']}: {details}".rstrip(), *_aligned(row.get("table", []))]))
 
 
 def _loss(row: Row) -> str:
@@ -148,7 +150,7 @@ class Sinks:
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
-                warn(f"a metrics sink did not start and is left out: {error}")
+                log.warning(f"a metrics sink did not start and is left out: {error}")
 
     def write(self, row: Row) -> None:
         self._each(lambda sink: sink.write(row))
@@ -173,7 +175,7 @@ class Sinks:
             try:
                 action(sink)
             except (Exception, SystemExit) as error:
-                warn(f"{type(sink).__name__} failed and is left out from here on: {error}")
+                log.warning(f"{type(sink).__name__} failed and is left out from here on: {error}")
                 self._sinks.remove(sink)
 
 
@@ -197,12 +199,6 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
             *tracker_sinks(run_dir, monitor, redact_values(config)),
         ]
     )
-
-
-def warn(message: str) -> None:
-    """One line of warning on standard error; never an error of its own, even where a library has put its own stream."""
-    with contextlib.suppress(Exception):
-        print(f"warning: {redact(message)}", file=sys.stderr, flush=True)
 
 
 def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:

@@ -6,6 +6,7 @@ class here, a line in `tracker_sinks` and a field of `monitor`.
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import read_json, write_json
 from megatron_kaiyuan.forms import Count, Form, PathText, require_form
-from megatron_kaiyuan.monitor.sinks import Row, Sink, warn
+from megatron_kaiyuan.monitor.sinks import Row, Sink
+
+log = logging.getLogger(__name__)
 
 # Events after which rows start again past the event's step.
 _RESTARTS = ("start", "resume", "rollback")
@@ -80,7 +83,7 @@ class Wandb(Sink):
         try:
             self._run = wandb.init(mode=mode, **options)
         except wandb.errors.Error as error:
-            warn(f"wandb {mode} did not start ({error}); it records offline")
+            log.warning(f"wandb {mode} did not start ({error}); it records offline")
             self._run = wandb.init(mode="offline", **options)
         # Its own step must rise and drops what does not, which is all that follows a rollback.
         self._run.define_metric("step")
@@ -104,7 +107,7 @@ class SwanLab(Sink):
         try:
             self._run = swanlab.init(mode=mode, **options)
         except Exception as error:
-            warn(f"swanlab {mode} did not start ({error}); it records offline")
+            log.warning(f"swanlab {mode} did not start ({error}); it records offline")
             self._run = swanlab.init(mode="offline", reinit=True, **options)
         self._run.define_metric("*", x_axis="step")
 
@@ -126,9 +129,9 @@ def tracker_id(run_dir: Path) -> str:
             kept = require_form(path, read_json(path, _NAME), _Identity, "leave it to the run")
             if here["path"] == kept.path or here["inode"] == kept.inode:
                 return kept.id
-            warn(f"{run_dir}: a copy of {excerpt(kept.path)}; trackers get it as a run of its own")
+            log.warning(f"{run_dir}: a copy of {excerpt(kept.path)}; trackers get it as a run of its own")
         except UserError as error:
-            warn(f"{path}: damaged ({error}); trackers start another run")
+            log.warning(f"{path}: damaged ({error}); trackers start another run")
     identity = uuid.uuid4().hex[:16]
     write_json(path, {"id": identity, **here})
     return identity

@@ -29,7 +29,7 @@ class History:
     Attributes:
         rows: one for each logged step, rising in `step`.
         events: as written, but for the monitor's.
-        monitored: figures by tensor and layer (`train/monitoring.py`), rising in `step`.
+        monitored: figures by tensor and layer (`train/hooks/monitoring.py`), rising in `step`.
         repeated: rows that a restart made void, since their steps were trained again.
         unreadable: lines that hold no JSON object, as a killed process leaves them.
     """

@@ -67,7 +67,7 @@ class BadSteps:
         self._losses: deque[float] = deque(maxlen=faults.spike_window)
         self._phase = -1
         self._skips_in_a_row = 0
-        # Not saved: they count what happened since a checkpoint that they would be saved in (`train/left_out.py` does).
+        # Not saved: they count what happened since a checkpoint that they would be saved in (`LeftOut` does).
         self._rollbacks, self._rolled_back_to = 0, -1
         self._skipped: Mapping[int, str] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.run_folder import require_run_folder
 from megatron_kaiyuan.train.sensible import odd_plan, require_reached_peak
+
+log = logging.getLogger(__name__)
 
 # Vocabularies are rounded up so that they can be cut and multiplied fast; nobody needs more than this.
 _LARGEST_PADDING = 1024
@@ -141,5 +143,5 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
     steps = count_steps(run, stream)
     for warning in warnings(run, stream, make_schedule(run, stream)):
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
+        log.warning(warning)
     return f"check: {steps:,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

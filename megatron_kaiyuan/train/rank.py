@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from megatron_kaiyuan import exit_codes, platform
+from megatron_kaiyuan import exit_codes, logs, platform
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.bad_nodes import node_name, write_bad_nodes
@@ -22,12 +23,14 @@ from megatron_kaiyuan.cluster.roll_call import RankMissing
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe, excerpt
 from megatron_kaiyuan.files import write_json
-from megatron_kaiyuan.logs import make_output_optional
 from megatron_kaiyuan.platform.base import NoDevice
+from megatron_kaiyuan.streams import make_output_optional
 from megatron_kaiyuan.train.startup import Startup
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.start import Ending
+
+log = logging.getLogger(__name__)
 
 _WAIT_FOR_SPEAKER_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
@@ -52,9 +55,12 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     """
     # metrics.jsonl has all that is printed.
     make_output_optional()
+    logs.set_up()
     end_with_launcher(os.environ)
     startup = Startup()
     who = discover(os.environ)
+    logs.set_rank(who.rank)
+    log.debug(f"rank {who.rank} of {who.world_size}, process {os.getpid()}, started by {who.launcher}")
     if who.is_scheduler:
         return
     try:
@@ -85,9 +91,8 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
 def _train(recipe: Path, overrides: Sequence[str], who: Rank, startup: Startup) -> Ending:
     try:
         run = load_run(recipe, overrides)
-        if who.rank == 0:
-            # The first line: everything else may take a while, or fail.
-            print(f"run: {run.run_dir.absolute()}, by {recipe.absolute()}", flush=True)
+        # The first line: everything else may take a while, or fail.
+        log.info(f"run: {run.run_dir.absolute()}, by {recipe.absolute()}")
         # Where a launcher does not say how many ranks a node has, all of them may be on this one.
         neighbours = who.local_world_size or who.world_size
         device = platform.activate(run.platform, who.local_rank, neighbours, run.mindspeed)
@@ -144,5 +149,5 @@ def _exit(code: int, message: str) -> NoReturn:
     """End at once: the interpreter's own cleanup may wait for ranks that are gone."""
     sys.stdout.flush()
     if message:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        log.error(message)
     os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from megatron_kaiyuan.config.compare import Change, compare, flatten, is_refused
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import difference
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.versions import git_state, versions
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,4 +136,4 @@ def _phase_changes(index: int, was: dict[str, Any] | None, now: dict[str, Any] |
 def _say(lines: list[str]) -> None:
     if torch.distributed.get_rank() == 0:
         for line in lines:
-            warn(line)
+            log.warning(line)

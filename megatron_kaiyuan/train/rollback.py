@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from megatron_kaiyuan.checkpoint import layout
@@ -9,10 +11,11 @@ from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.common_form import ResumableForm
 from megatron_kaiyuan.checkpoint.load import load_common
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.monitor.sinks import warn
 from megatron_kaiyuan.train.resume import restore_step
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
+
+log = logging.getLogger(__name__)
 
 
 def went_back(session: Session, result: StepResult) -> bool:
@@ -49,7 +52,7 @@ def _roll_back(session: Session, result: StepResult) -> None:
     assert choice.step is not None, "a run saves its first state before its first step"
     if torch.distributed.get_rank() == 0:
         for problem in choice.problems:
-            warn(problem)
+            log.warning(problem)
     session.bad_steps.count_rollback(choice.step)
 
     folder = layout.step_folder(run.run_dir, choice.step)

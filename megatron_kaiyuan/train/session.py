@@ -1,4 +1,4 @@
-"""One process's view of a run in progress, and the form of what hangs on it."""
+"""One process's view of a run in progress."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.state import TrainState
-from megatron_kaiyuan.train.step import StepResult
-from megatron_kaiyuan.train.votes import Votes
 
 if TYPE_CHECKING:
-    from megatron_kaiyuan.train.left_out import LeftOut
+    from megatron_kaiyuan.train.hooks.hook import Hook
+    from megatron_kaiyuan.train.hooks.left_out import LeftOut
 
 
 @dataclass
@@ -63,32 +62,3 @@ class Session:
     def ended(self) -> bool:
         """No further step will be taken by this process."""
         return self.finished or self.stop_agreed
-
-
-class Hook:
-    """Called on every rank, in the order of `Session.hooks`."""
-
-    def start(self, session: Session) -> None:
-        """Before the first step."""
-
-    def vote(self, session: Session) -> Votes:
-        """What this rank tells the others with the coming step; `StepResult.votes` holds the sum."""
-        return Votes()
-
-    def before_step(self, session: Session) -> None:
-        """Before each step; `session.state.progress` does not count it yet."""
-
-    def after_step(self, session: Session, result: StepResult) -> None:
-        """After a step; `session.state.progress` already counts it."""
-
-    def bad_step(self, session: Session, result: StepResult) -> None:
-        """`result.fault` withheld the update; `session.state.progress` still stands before the batch."""
-
-    def rolled_back(self, session: Session) -> None:
-        """The state is that of an older step again."""
-
-    def finish(self, session: Session) -> None:
-        """After the last step, also when the run was asked to stop; not after an error."""
-
-    def give_up(self, session: Session) -> None:
-        """After an error that every rank has raised at the same place: the last chance to end what was begun."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.notify import report_hang
-from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks, warn
+from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -32,27 +33,24 @@ from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
-from megatron_kaiyuan.train.forensics import forensics
-from megatron_kaiyuan.train.hooks import CloseSinks, Heartbeat, Metrics, ReportBadSteps, ReportLossScale, TellStartup
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.left_out import LeftOut
+from megatron_kaiyuan.train.hooks.order import hooks_in_order
+from megatron_kaiyuan.train.hooks.saving import OnlyJob
+from megatron_kaiyuan.train.hooks.utilization import utilization
 from megatron_kaiyuan.train.implementations import implementations
-from megatron_kaiyuan.train.left_out import LeftOut
 from megatron_kaiyuan.train.loop import fit
-from megatron_kaiyuan.train.monitoring import monitoring
 from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
-from megatron_kaiyuan.train.profiling import profiling
-from megatron_kaiyuan.train.qk_clip import qk_clip
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
-from megatron_kaiyuan.train.saving import Checkpoints, OnlyJob
-from megatron_kaiyuan.train.session import Hook, Session
+from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
-from megatron_kaiyuan.train.stop import StopOnSignal
-from megatron_kaiyuan.train.stragglers import Stragglers
-from megatron_kaiyuan.train.utilization import Utilization, utilization
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
     with process_groups(who, platform, run.parallel, start_facts(run, platform.fused), limits):
         startup.ended("groups")
         with watched(Watchdog(who, limits.hang, limits.collective, last_words)) as watchdog:
-            session = start(run, platform, startup)
-            session.hooks = [Heartbeat(watchdog), *session.hooks, *more_hooks]
+            session = start(run, platform, startup, watchdog, more_hooks)
             fit(session)
         progress = session.state.progress
         ending = "finished" if session.finished else "stopped; the same command resumes it"
@@ -102,8 +99,14 @@ def train(run: RunConfig, who: Rank, platform: Platform, startup: Startup, more_
     return Ending(summary, session.finished, session.stopped_by)
 
 
-def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
-    """Open the data, build the network and take up the newest whole checkpoint. Collective."""
+def start(
+    run: RunConfig,
+    platform: Platform,
+    startup: Startup,
+    watchdog: Watchdog | None = None,
+    more_hooks: Sequence[Hook] = (),
+) -> Session:
+    """Open the data, build the network and load the newest whole checkpoint. Collective."""
     stream, schedule = _open_data(run, platform)
     startup.ended("data")
     state = build_state(run, platform)
@@ -136,7 +139,7 @@ def start(run: RunConfig, platform: Platform, startup: Startup) -> Session:
         end=end,
         identity=identity,
         resumed=resumed.step is not None,
-        hooks=_hooks(run, platform, startup, sinks, used, left_out, only_job),
+        hooks=hooks_in_order(run, platform, startup, sinks, used, left_out, only_job, watchdog, more_hooks),
         bad_steps=bad_steps,
         left_out=left_out,
     )
@@ -153,7 +156,7 @@ def _open_data(run: RunConfig, platform: Platform) -> tuple[TokenStream, Schedul
     odd = agreed(lambda: warnings(run, stream, schedule))
     if torch.distributed.get_rank() == 0:
         for warning in filter(None, (*odd, rounding_warning(run, platform))):
-            warn(warning)
+            log.warning(warning)
     return stream, schedule
 
 
@@ -167,36 +170,6 @@ def _record_start(run: RunConfig, state: TrainState, sinks: Sinks, name: str, to
         platform=state.platform.name,
         parameters=count_parameters(run.model),
     )
-
-
-def _hooks(
-    run: RunConfig,
-    platform: Platform,
-    startup: Startup,
-    sinks: Sinks,
-    used: Utilization,
-    left_out: LeftOut,
-    only_job: OnlyJob,
-) -> list[Hook]:
-    """Everything that hangs on a step, in the order in which it is called."""
-    stragglers = Stragglers()
-    return [
-        *profiling(run, platform, sinks),
-        StopOnSignal(run.checkpoint.preempt_deadline_seconds),
-        left_out,
-        ReportBadSteps(sinks),
-        ReportLossScale(sinks),
-        *qk_clip(run),
-        *monitoring(run, sinks),
-        *forensics(run, sinks),
-        stragglers,
-        Metrics(sinks, used, stragglers),
-        # After all that records a step: a kill loses no row of a step that is not trained again.
-        Checkpoints(sinks, only_job),
-        CloseSinks(sinks),
-        only_job,
-        TellStartup(sinks, startup),
-    ]
 
 
 def build_state(run: RunConfig, platform: Platform) -> TrainState:
@@ -252,7 +225,7 @@ def _tell(run: RunConfig, sinks: Sinks, resumed: Resumed, notes: list[str]) -> N
     if run.init_from is not None:
         if torch.distributed.get_rank() == 0:
             for note in notes:
-                warn(f"init_from {run.init_from}: {note}")
+                log.warning(f"init_from {run.init_from}: {note}")
         sinks.event("init_from", step=resumed.step or 0, path=str(run.init_from), notes=notes)
     for problem in resumed.problems:
         sinks.event("checkpoint_problem", message=problem)

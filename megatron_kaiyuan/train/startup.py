@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+
+log = logging.getLogger(__name__)
 
 
 class Startup:
@@ -20,6 +23,7 @@ class Startup:
         """`part` is what was done since the end of the part before."""
         now = _now()
         self.parts[part] = now - self._last
+        log.debug(f"start: {part} took {self.parts[part]:.2f} s")
         self._last = now
 
     @property

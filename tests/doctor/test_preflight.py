@@ -15,7 +15,7 @@ from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.outliers import outliers, partner
 from megatron_kaiyuan.doctor.quick_verdict import bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
-from tests import rank_server
+from tests.helpers.processes import rank_server
 
 RECORDED = Path(__file__).with_name("driver_output")
 
@@ -44,7 +44,7 @@ def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
 def test_ranks_in_order(tmp_path: Path) -> None:
     codes, output, errors = examine(tmp_path / "run", QUICK, 170)
     assert codes == [FINISHED, FINISHED], errors + output
-    assert output.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
+    assert errors.splitlines()[-1].startswith("preflight: 2 ranks on 1 nodes are in order, ")
     assert read_bad_nodes(tmp_path / "run") is None and list(tmp_path.iterdir()) == []
 
 

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import ROOT, launched, succeed
-from small_run import losses
 
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE
+from tests.helpers.processes.launched import ROOT, launched, succeed
+from tests.helpers.training.small_run import losses
 
 LOG = ROOT / "tests" / "doctor" / "driver_output" / "nvidia_smi_l4.xml"
 
@@ -36,8 +36,10 @@ def test_a_run_after_its_preflight(recipe: Path, losses_under_torchrun: list[flo
     """The preflight of ranks that mpirun starts holds a store of its own, those of torchrun use the agent's."""
     for script in ("torchrun.sh", "mpirun.sh"):
         run_dir = tmp_path / script
-        output = succeed(script, "--preflight", "--nproc-per-node", 2, recipe, f"run_dir={run_dir}")
-        assert len(re.findall(r"preflight: 2 ranks on 1 nodes are in order, \d+\.\d s", output)) == 1
+        with launched(script, "--preflight", "--nproc-per-node", 2, recipe, f"run_dir={run_dir}") as job:
+            code, _, errors = job.finish()
+        assert code == 0, errors[-3000:]
+        assert len(re.findall(r"preflight: 2 ranks on 1 nodes are in order, \d+\.\d s", errors)) == 1
         assert losses(run_dir) == losses_under_torchrun and read_bad_nodes(run_dir) is None
 
 

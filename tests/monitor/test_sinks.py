@@ -12,20 +12,7 @@ import pytest
 
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, Terminal, open_sinks
-
-ROW = {
-    "step": 7,
-    "tokens": 7000,
-    "phase": "first",
-    "loss": 5.25,
-    "loss_mean": 5.5,
-    "loss_steps": 10,
-    "lr": 1e-3,
-    "grad_norm": 0.5,
-    "loss_scale": 1.0,
-    "seconds_per_step": 2.0,
-    "tokens_per_second": 500.0,
-}
+from tests.helpers.training.sample_run import ROW
 
 
 def read(path: Path) -> list[dict]:
@@ -44,7 +31,7 @@ def test_json_lines_append_and_step_over_a_torn_line(tmp_path: Path) -> None:
 
 def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(total_steps=107).write(ROW)
-    line = capsys.readouterr().out
+    line = capsys.readouterr().err
     for part in (
         "step   7/107",
         "mean loss of 10 steps 5.5000",
@@ -56,22 +43,22 @@ def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> No
         assert part in line
     assert "loss scale" not in line and "500 tokens/s" in line
     Terminal(107).write({**ROW, "grad_norm": None, "loss_scale": 1024.0})
-    line = capsys.readouterr().out
+    line = capsys.readouterr().err
     assert "step skipped" in line and "loss scale 1024" in line and "MFU" not in line
     Terminal(107).write({**ROW, "loss_steps": 1})
-    assert "| loss 5.5000 |" in capsys.readouterr().out
+    assert "| loss 5.5000 |" in capsys.readouterr().err
     Terminal(107).write({**ROW, "loss": None, "loss_mean": None, "loss_steps": 0})
-    assert "loss not finite" in capsys.readouterr().out
+    assert "loss not finite" in capsys.readouterr().err
     Terminal(107).write({**ROW, "mfu": 0.3456})
-    assert "500 tokens/s | MFU 34.6% | 0:03:20 left" in capsys.readouterr().out
+    assert "500 tokens/s | MFU 34.6% | 0:03:20 left" in capsys.readouterr().err
 
 
 def test_a_table_is_aligned_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     table = [{"op": "norm", "why": "tried"}, {"op": "cross-entropy", "why": ""}]
     Terminal(10).event({"event": "implementations", "table": table, "time": 1.0})
-    assert capsys.readouterr().out == "implementations:\n  norm           tried\n  cross-entropy\n"
+    assert capsys.readouterr().err == "implementations:\n  norm           tried\n  cross-entropy\n"
     Terminal(10).event({"event": "resume", "step": 5, "time": 1.0})
-    assert capsys.readouterr().out == "resume: step 5\n"
+    assert capsys.readouterr().err == "resume: step 5\n"
 
 
 class Broken(Sink):

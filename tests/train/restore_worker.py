@@ -43,9 +43,9 @@ def save_copy(session, folder: Path) -> None:
 
 def take_twice(session, steps: int) -> None:
     from megatron_kaiyuan.checkpoint import layout
+    from megatron_kaiyuan.train.hooks.hook import Hook
     from megatron_kaiyuan.train.loop import fit
     from megatron_kaiyuan.train.resume import restore_step
-    from megatron_kaiyuan.train.session import Hook
 
     losses: list[float] = []
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_run import train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_run import train, write_corpus
 
 MISTAKES = {
     "typo": (
@@ -106,7 +106,7 @@ def test_no_room_for_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
     assert "step_0: the checkpoint could not be written (rank " in done.stderr
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     # The first line, once for both ranks, says where all of it goes.
-    assert done.stdout.splitlines()[0] == f"run: {tmp_path / 'run'}, by {recipe}" and done.stdout.count("run: ") == 1
+    assert done.stderr.splitlines()[0] == f"run: {tmp_path / 'run'}, by {recipe}" and done.stderr.count("run: ") == 1
 
 
 def test_a_run_folder_that_cannot_be_made(recipe: Path) -> None:

@@ -7,28 +7,22 @@ import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_run import STEPS, TOKENS_PER_STEP, events, losses, metrics, start_from
-from small_run import train_on_bad_machine as train
-from test_resume import assert_same_state, load
 
 from megatron_kaiyuan.config import FaultsConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.train.bad_steps import BadSteps, Measured, robust_zscore
+from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, batch, events, losses, metrics, start_from
+from tests.helpers.training.small_run import train_on_bad_machine as train
 
 EACH_STEP = ["checkpoint.save_every_steps=1", "checkpoint.keep_last=30"]
-
-
-def batch(kind: str, first: int, last: int | None = None, **more: Any) -> dict[str, Any]:
-    """A fault in batches first to last of the stream, counted from 1."""
-    return {"kind": kind, "from": (first - 1) * TOKENS_PER_STEP, "to": (last or first) * TOKENS_PER_STEP, **more}
 
 
 def documents_of_batch(folder: Path, number: int) -> set[tuple[str, str, int]]:
@@ -84,7 +78,7 @@ def test_rollback_leaves_out_the_tokens(recipe: Path, finished_run: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     (gone,) = events(run_dir, "rollback")
     assert (gone["step"], gone["left_out"]) == (10, [12 * TOKENS_PER_STEP, 14 * TOKENS_PER_STEP])
-    assert "rollback: step 10" in done.stdout and "step 18/18" in done.stdout
+    assert "rollback: step 10" in done.stderr and "step 18/18" in done.stderr
 
     reference = start_from(finished_run, 10, tmp_path / "reference")
     done = train(2, [batch("leave_out", 13, 14)], recipe, f"run_dir={reference}", *overrides)

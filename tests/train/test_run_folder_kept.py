@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from small_run import TOKENS_PER_STEP, fit_here
 
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session
@@ -40,7 +40,7 @@ def test_files_that_cannot_be_taken_away_are_named_once(
 def test_a_job_that_has_lost_its_lock_does_not_move_latest(recipe: Path, tmp_path: Path) -> None:
     """The lock goes while a save is under way: the other job's `latest` and old checkpoints are not touched."""
     from megatron_kaiyuan.checkpoint.lock import LOCK, RunLock
-    from megatron_kaiyuan.train.session import Hook
+    from megatron_kaiyuan.train.hooks.hook import Hook
 
     class OtherJob(Hook):
         def after_step(self, session: Session, result: object) -> None:

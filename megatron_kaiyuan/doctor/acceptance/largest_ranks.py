@@ -29,8 +29,8 @@ def main(answer: Path, recipe: Path, overrides: list[str]) -> None:
     from megatron_kaiyuan.cluster.groups import process_groups
     from megatron_kaiyuan.report.metrics import read_history
     from megatron_kaiyuan.train.facts import start_facts
+    from megatron_kaiyuan.train.hooks.saving import Checkpoints
     from megatron_kaiyuan.train.loop import fit
-    from megatron_kaiyuan.train.saving import Checkpoints
     from megatron_kaiyuan.train.start import start
     from megatron_kaiyuan.train.startup import Startup
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
-import sys
 import time
 from datetime import timedelta
 
+log = logging.getLogger(__name__)
 
-class Progress:
+
+class RunCounter:
     """Counts runs and prints a line after each.
 
     Args:
@@ -41,7 +43,7 @@ class Progress:
     def failed(self, name: str, why: str) -> None:
         """A run has ended without a result."""
         self._failed += 1
-        print(f"queue: run {name!r} failed: {why}", file=sys.stderr, flush=True)
+        log.warning(f"queue: run {name!r} failed: {why}")
         self._print()
 
     def _print(self) -> None:
@@ -53,7 +55,7 @@ class Progress:
             parts.append(f"{self._failed} failed")
         if left:
             parts += self._time_left(left)
-        print(f"queue: {', '.join(parts)}", file=sys.stderr, flush=True)
+        log.info(f"queue: {', '.join(parts)}")
 
     def _time_left(self, left: int) -> list[str]:
         if self._slots is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from pathlib import Path
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.slots import ONE_THREAD
+
+log = logging.getLogger(__name__)
 
 _SECONDS = 60
 
@@ -59,7 +61,7 @@ class Job:
         try:
             _ask("scancel", "--quiet", *(["--state=PENDING"] if waiting_only else []), self.number)
         except subprocess.TimeoutExpired:
-            print(f"queue: scancel {self.number} got no answer from Slurm; repeat it", file=sys.stderr, flush=True)
+            log.warning(f"queue: scancel {self.number} got no answer from Slurm; repeat it")
 
     def last_line(self) -> str:
         """What the task that wrote last has printed last, and its log; empty where none has."""
@@ -102,9 +104,7 @@ def submit(array: Array, command: Sequence[str], folder: Path) -> Job:
     if done.returncode or not number:
         said = done.stderr.strip().splitlines()
         raise UserError(f"--engine slurm: sbatch refused the job: {said[-1] if said else done.returncode}")
-    print(
-        f"queue: job {number}, {array.tasks} tasks, is submitted; their logs are in {logs}", file=sys.stderr, flush=True
-    )
+    log.info(f"queue: job {number}, {array.tasks} tasks, is submitted; their logs are in {logs}")
     return Job(number, logs)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 import time
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -11,10 +11,12 @@ from types import FrameType
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.failures import Failures
-from megatron_kaiyuan.research.queue.progress import Progress
+from megatron_kaiyuan.research.queue.progress import RunCounter
 from megatron_kaiyuan.research.queue.signals import handled_signals
 from megatron_kaiyuan.research.queue.slurm import Array, Job, submit
-from megatron_kaiyuan.research.queue.task import Task
+from megatron_kaiyuan.research.queue.task import ReadyRun
+
+log = logging.getLogger(__name__)
 
 # Between two looks at the folder, and two questions to Slurm's controller, which serves a whole site.
 _LOOK_SECONDS, _ASK_SECONDS = 1.0, 5.0
@@ -43,9 +45,9 @@ class ArrayQueue:
         command: what each task of the array runs.
     """
 
-    def __init__(self, tasks: Sequence[Task], array: Array, command: Sequence[str], folder: Path):
+    def __init__(self, tasks: Sequence[ReadyRun], array: Array, command: Sequence[str], folder: Path):
         self._left = [task for task in tasks if not task.is_done]
-        self._progress = Progress(len(tasks), len(tasks) - len(self._left), None)
+        self._progress = RunCounter(len(tasks), len(tasks) - len(self._left), None)
         self._array = Array(min(array.tasks, len(self._left)), array.options)
         self._command, self._folder = command, folder
         self.failed: dict[str, str] = {}
@@ -87,13 +89,13 @@ class ArrayQueue:
 
     def _leave(self, job: Job, ended: bool) -> None:
         if self.stopped_by == signal.SIGHUP:
-            _print(f"queue: job {job.number} continues; the same command collects what it has done")
+            log.info(f"queue: job {job.number} continues; the same command collects what it has done")
             return
         if not ended:
             # If all is done, those at work end by themselves, and those that have not begun would find nothing to do.
             job.cancel(waiting_only=not self.stopped_by)
         if self.stopped_by:
-            _print(f"queue: job {job.number} is cancelled; waiting until its runs are saved")
+            log.info(f"queue: job {job.number} is cancelled; waiting until its runs are saved")
             deadline = time.monotonic() + _SAVE_SECONDS
             while not job.has_ended() and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECONDS)
@@ -103,7 +105,3 @@ class ArrayQueue:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or number
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import signal
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_kaiyuan import platform
+from megatron_kaiyuan import logs, platform
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.errors import UserError, describe, require
 from megatron_kaiyuan.research.queue.failures import Failures
@@ -29,10 +30,11 @@ from megatron_kaiyuan.research.queue.local import LocalQueue, Slot
 from megatron_kaiyuan.research.queue.request import Run, read_list
 from megatron_kaiyuan.research.queue.slots import find_platform, find_slots
 from megatron_kaiyuan.research.queue.slurm import Array
-from megatron_kaiyuan.research.queue.task import Task, Tasks, row_of
+from megatron_kaiyuan.research.queue.task import ReadyRun, Tasks, row_of
 from megatron_kaiyuan.research.queue.waiting import ArrayQueue, require_known
 
 MODULE = "megatron_kaiyuan.research.queue.worker"
+log = logging.getLogger(MODULE)
 
 
 @dataclass
@@ -89,7 +91,7 @@ def _task_command(path: Path, count: int | None) -> list[str]:
     return [sys.executable, "-m", MODULE, str(path.resolve()), *slots]
 
 
-def _resolve(runs: Sequence[Run], folder: Path, elsewhere: bool) -> list[Task]:
+def _resolve(runs: Sequence[Run], folder: Path, elsewhere: bool) -> list[ReadyRun]:
     maker = Tasks(folder)
     configs = [maker.load(run) for run in runs]
     wanted: set[str] = {config.platform for config in configs}
@@ -100,7 +102,7 @@ def _resolve(runs: Sequence[Run], folder: Path, elsewhere: bool) -> list[Task]:
 
 
 def _outcome(
-    tasks: Sequence[Task], failed: Mapping[str, str] | None = None, stopped_by: int = 0, note: str = ""
+    tasks: Sequence[ReadyRun], failed: Mapping[str, str] | None = None, stopped_by: int = 0, note: str = ""
 ) -> Outcome:
     outcome, failed = Outcome(stopped_by=stopped_by, note=note), failed or {}
     for task in tasks:
@@ -126,7 +128,7 @@ def _import_for(name: str, tasks: bool) -> None:
         import torch  # noqa: F401
 
 
-def _train(task: Task, slot: Slot) -> int:
+def _train(task: ReadyRun, slot: Slot) -> int:
     os.environ.update(slot)
     platform.activate(task.platform)
     # Only now: a platform has to be active before megatron-core is imported.
@@ -143,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--array", type=int, default=None, help="have a Slurm array of so many tasks do the work")
     parser.add_argument("--sbatch", default="", help="options of sbatch, as one word")
     given = parser.parse_args(arguments)
+    logs.set_up()
     if parent.VARIABLE in os.environ:
         # Runs at work are saved, then this process ends.
         parent.end_with_parent(signal.SIGTERM, int(os.environ[parent.VARIABLE]))
@@ -150,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcome = work_through(given.list, given.slots, given.attempt, array)
     print(json.dumps(asdict(outcome)), flush=True)
     if outcome.error:
-        print(f"error: {outcome.error}", file=sys.stderr, flush=True)
+        log.error(outcome.error)
     if outcome.stopped_by:
         return 128 + outcome.stopped_by
     return 2 if outcome.error or outcome.failed else 0

@@ -1,0 +1,71 @@
+"""Rows of metrics."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+
+from megatron_kaiyuan.monitor.sinks import Sinks
+from megatron_kaiyuan.optim.build import learning_rates
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.stragglers import Stragglers
+from megatron_kaiyuan.train.hooks.utilization import Utilization
+from megatron_kaiyuan.train.session import Session
+from megatron_kaiyuan.train.step import StepResult
+
+
+class Metrics(Hook):
+    """A row of metrics every `log_every_steps`, and for the last step.
+
+    Of the row, `loss` is the step's own; `loss_mean` is the mean over the steps since the row before, `loss_steps` of
+    them, those whose loss is not finite left out.
+    """
+
+    def __init__(self, sinks: Sinks, utilization: Utilization, stragglers: Stragglers):
+        self._sinks, self._utilization, self._stragglers = sinks, utilization, stragglers
+        self._results: list[StepResult] = []
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        self._results.append(result)
+        if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
+            self._sinks.write({**_row(session, self._results, self._utilization), **self._stragglers.columns})
+            self._results.clear()
+
+    def rolled_back(self, session: Session) -> None:
+        self._results.clear()
+
+
+def _row(session: Session, results: Sequence[StepResult], utilization: Utilization) -> dict[str, object]:
+    progress, result = session.state.progress, results[-1]
+    losses = [one.loss for one in results if math.isfinite(one.loss)]
+    seconds_per_step = statistics.fmean(one.seconds for one in results)
+    tokens_per_second = session.run.train.tokens_per_step / seconds_per_step
+    # The step is told by its last token: `tokens` is where the next one starts.
+    index, _ = session.stream.phase_at(progress.tokens - 1)
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "phase": session.stream.phases[index].name,
+        "phase_tokens": progress.tokens - sum(phase.tokens for phase in session.stream.phases[:index]),
+        "loss": _finite(result.loss),
+        "loss_mean": statistics.fmean(losses) if losses else None,
+        "loss_steps": len(losses),
+        "lr": session.schedule.learning_rate(progress.tokens),
+        **learning_rates(session.state.optimizer),
+        "grad_norm": None if result.skipped else result.gradient_norm,
+        "loss_scale": result.loss_scale,
+        "seconds_per_step": seconds_per_step,
+        "tokens_per_second": tokens_per_second,
+        **utilization.columns(tokens_per_second),
+        "skipped_steps": progress.skipped_steps,
+        "overflow_steps": progress.overflow_steps,
+        "peak_memory_bytes": session.state.platform.peak_memory_bytes(),
+        "time": time.time(),
+    }
+
+
+def _finite(number: float) -> float | None:
+    """JSON knows no other numbers."""
+    return number if math.isfinite(number) else None

@@ -1,0 +1,70 @@
+"""All hooks of a run, in the one order in which they are called. No other place adds any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_kaiyuan.cluster.watchdog import Watchdog
+from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.monitor.sinks import Sinks
+from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.hooks.events import CloseSinks, ReportBadSteps, ReportLossScale, TellStartup
+from megatron_kaiyuan.train.hooks.forensics import forensics
+from megatron_kaiyuan.train.hooks.heartbeat import Heartbeat
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.left_out import LeftOut
+from megatron_kaiyuan.train.hooks.metrics import Metrics
+from megatron_kaiyuan.train.hooks.monitoring import monitoring
+from megatron_kaiyuan.train.hooks.profiling import profiling
+from megatron_kaiyuan.train.hooks.qk_clip import qk_clip
+from megatron_kaiyuan.train.hooks.saving import Checkpoints, OnlyJob
+from megatron_kaiyuan.train.hooks.stop import StopOnSignal
+from megatron_kaiyuan.train.hooks.stragglers import Stragglers
+from megatron_kaiyuan.train.hooks.utilization import Utilization
+from megatron_kaiyuan.train.startup import Startup
+
+
+def hooks_in_order(
+    run: RunConfig,
+    platform: Platform,
+    startup: Startup,
+    sinks: Sinks,
+    used: Utilization,
+    left_out: LeftOut,
+    only_job: OnlyJob,
+    watchdog: Watchdog | None,
+    more: Sequence[Hook],
+) -> list[Hook]:
+    """Return the hooks that the recipe asks for.
+
+    Args:
+        watchdog: None: nothing watches this process.
+        more: the caller's own, called last.
+    """
+    stragglers = Stragglers()
+    return [
+        # First: what the other hooks do counts toward the next step.
+        *([] if watchdog is None else [Heartbeat(watchdog)]),
+        # A profile holds the work of all hooks after it.
+        *profiling(run, platform, sinks),
+        StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+        left_out,
+        ReportBadSteps(sinks),
+        ReportLossScale(sinks),
+        *qk_clip(run),
+        *monitoring(run, sinks),
+        # After the monitor, which reads the gradients of the step itself: it leaves buffers of zeros.
+        *forensics(run, sinks),
+        # Before the row that takes its columns.
+        stragglers,
+        Metrics(sinks, used, stragglers),
+        # After all that records a step: a kill loses no row of a step that is not trained again.
+        Checkpoints(sinks, only_job),
+        # After the last hook that writes to the sinks at the end of a run.
+        CloseSinks(sinks),
+        # The lock is held until everything is written.
+        only_job,
+        # Last, so that the first step is counted with all of its hooks. It writes after that step only.
+        TellStartup(sinks, startup),
+        *more,
+    ]
