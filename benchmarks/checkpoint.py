@@ -105,7 +105,7 @@ class Bench:
         if self.is_first:
             folder.mkdir()
         self.torch.distributed.barrier()
-        # Its own queue, with the process behind it that it starts once.
+        # Its own queue, with its process, which it starts once.
         filesystem_async._results_queue = self._manager_queue
         self.measure(name, lambda: dist_checkpointing.save(content(), str(folder)))
         self._manager_queue = filesystem_async._results_queue
@@ -124,7 +124,7 @@ class Bench:
         return self.saver.wait()
 
     def _save_aside(self, folder: Path, step_seconds: float) -> Any:
-        """As training does: it waits for the copy before its update; the votes of each step tell who is writing."""
+        """As training does: it waits for the copy before its update; the votes of each step say who is writing."""
         started = time.perf_counter()
         self.saver.begin(folder, self.state.sharded(), {}, started=started)
         while True:
@@ -184,7 +184,7 @@ def compare_checksums() -> str:
     return ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items()) + ", one thread"
 
 
-def tell(seconds: dict[str, list[float]], size: int) -> None:
+def print_times(seconds: dict[str, list[float]], size: int) -> None:
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():
         rate = "" if name.startswith("stall") else f"{size / middle[name] / 1e6:8,.0f} MB/s"
@@ -208,7 +208,7 @@ def run_rank(folder: Path, rounds: int, layers: int, step_seconds: float) -> Non
     if bench.is_first:
         ranks = bench.torch.distributed.get_world_size()
         print(f"{size / 1e6:,.1f} MB, {ranks} ranks, {rounds} rounds after one more, {os.cpu_count()} cores")
-        tell(bench.seconds, size)
+        print_times(bench.seconds, size)
         print(f"checksums: {compare_checksums()}", flush=True)
 
 

@@ -5,7 +5,7 @@
 
 NumPy makes the same three files, compared by their checksums: one sort for each dataset, AVX-512 where NumPy has it,
 and one of all rows that makes use of the sorted runs in it. A second line is NumPy making the order alone, with ties as
-they fall, which nobody can repeat or read; it shows what the rest costs. The builder runs with one thread and with all,
+they fall, which no one can repeat or read; it shows what the rest costs. The builder runs with one thread and with all,
 and once more at a tenth of the memory: equal bytes or an error. Spark makes the order of datasets of the same sizes and
 kinds from rows that it has cached, ties by a hash, and writes it as Parquet; once more with the running total of
 tokens, which our files hold too. Its session is started before its time begins.
@@ -270,7 +270,7 @@ def compare(case: Case, rounds: int, all_threads: int) -> Iterator[str]:
 
 
 def compare_with_spark(case: Case, rounds: int, threads: int) -> Iterator[str]:
-    """The builder runs before and behind each side of Spark, which takes a hundred times as long; its mean counts."""
+    """The builder runs before and after each side of Spark, which takes a hundred times as long; its mean counts."""
 
     def own() -> float:
         return rate(apart(time_files, case, rounds, partial(build, threads=threads, memory=1 << 40)))
@@ -279,11 +279,11 @@ def compare_with_spark(case: Case, rounds: int, threads: int) -> Iterator[str]:
     yield f"builder, {case.documents:,} documents  {before:6.2f} M documents/s"
     for totals in (False, True):
         spark = rate(apart(time_spark, case, rounds, threads, totals))
-        behind = own()
+        after = own()
         side = f"spark local[{threads}], {'with tokens' if totals else 'order alone'}"
-        times = (before + behind) / 2 / spark
-        yield f"{side:<28} {spark:7.3f} M documents/s; builder then {behind:6.2f}: {times:.0f} times as fast"
-        before = behind
+        times = (before + after) / 2 / spark
+        yield f"{side:<28} {spark:7.3f} M documents/s; builder then {after:6.2f}: {times:.0f} times as fast"
+        before = after
 
 
 def peak(result: Result) -> str:

@@ -6,7 +6,7 @@
 
 Real training (`kaiyuan train`'s own session, in this process) on English text that `kaiyuan-data harvest` finds on this
 machine, the same tokens in the same order for all. Each trial is a line in FOLDER/SIZE/trials.jsonl; trials that are
-there are not run again, so that a stopped benchmark goes on. A trial counts as stable when it took all its steps, no
+there are not run again, so that a stopped benchmark continues. A trial counts as stable when it took all its steps, no
 forward pass left the precision's range (a loss that is not finite), and the training loss of its last tenth is no more
 than half a nat above the least of any tenth. The highest stable learning rate is that of the ladder up to which every
 seed was stable.

@@ -31,7 +31,7 @@ class Outcome:
         left_range: step of the first forward pass whose loss was not finite.
         skipped: steps without an update.
         peaks: largest |x| of each watched tensor over the run.
-        growth: [step, mean |x| of the residual stream behind each layer].
+        growth: [step, mean |x| of the residual stream after each layer].
         losses: [step, training loss].
     """
 
@@ -203,7 +203,7 @@ def _headroom(outcome: Outcome) -> tuple[float, str]:
 
 
 def _growth(outcome: Outcome) -> str:
-    """Mean |x| behind the last layer, at the last watched step over the first one."""
+    """Mean |x| after the last layer, at the last watched step over the first one."""
     ends = [row[1][-1] for row in outcome.growth if row[1][-1] is not None]
     return f"{ends[-1] / ends[0]:.0f}x" if len(ends) > 1 else "-"
 
@@ -256,12 +256,12 @@ def _loss_by_rate(axes: Axes, outcomes: Sequence[Outcome], title: str) -> None:
 
 
 def _layers(axes: Axes, outcomes: Sequence[Outcome]) -> None:
-    """Mean |x| behind each layer at the last watched step, as the report's figure."""
+    """Mean |x| after each layer at the last watched step, as the report's figure."""
     for outcome in outcomes:
         if outcome.growth and outcome.seed == 0:
             values = outcome.growth[-1][1]
             axes.plot(range(1, len(values) + 1), [math.nan if v is None else v for v in values], label=outcome.network)
-    axes.set(yscale="log", title="long runs: residual stream behind each layer", xlabel="layer", ylabel="mean |x|")
+    axes.set(yscale="log", title="long runs: residual stream after each layer", xlabel="layer", ylabel="mean |x|")
     axes.legend(fontsize=7)
 
 
@@ -270,5 +270,5 @@ def _steps(axes: Axes, outcomes: Sequence[Outcome]) -> None:
         if outcome.seed == 0:
             points = [(step, values[-1]) for step, values in outcome.growth if values[-1] is not None]
             axes.plot(*zip(*points, strict=True), label=outcome.network) if points else None
-    axes.set(yscale="log", title="long runs: residual stream behind the last layer", xlabel="step", ylabel="mean |x|")
+    axes.set(yscale="log", title="long runs: residual stream after the last layer", xlabel="step", ylabel="mean |x|")
     axes.legend(fontsize=7)

@@ -73,8 +73,8 @@ def serve(side: str, given: argparse.Namespace, precision: str, pipe: Any) -> No
             return found.item()
 
         before = peak_bytes(given.platform)
-        told = both()
-        pipe.send((peak_bytes(given.platform) - before, told))
+        outcome = both()
+        pipe.send((peak_bytes(given.platform) - before, outcome))
         while pipe.recv():
             began = time.perf_counter()
             both()

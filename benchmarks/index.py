@@ -195,7 +195,7 @@ def require_same(first: Path, second: Path, suffixes: Sequence[str] = (".bin", "
             raise SystemExit(f"{suffix}: the two sides differ")
 
 
-def tell(name: str, documents: int, found: dict[str, float], reference: dict[str, float] | None = None) -> None:
+def print_rate(name: str, documents: int, found: dict[str, float], reference: dict[str, float] | None = None) -> None:
     rate, memory = documents / found["seconds"] / 1e6, found["bytes"] / documents
     ratio = f", {reference['seconds'] / found['seconds']:.1f} times megatron-core" if reference else ""
     print(f"{name:<26} {rate:7.2f} M documents/s, peak {memory:6.2f} bytes a document{ratio}", flush=True)
@@ -203,18 +203,18 @@ def tell(name: str, documents: int, found: dict[str, float], reference: dict[str
 
 def compare_writers(folder: Path, documents: int, threads: int) -> None:
     theirs = in_a_process("write_with_megatron", str(folder / "theirs"), 0, documents)
-    tell("write, megatron-core", documents, theirs)
+    print_rate("write, megatron-core", documents, theirs)
     ours = in_a_process("write_ours", str(folder / "ours"), 0, documents, threads)
     require_same(folder / "theirs", folder / "ours")
-    tell(f"write, csrc, {threads} threads", documents, ours, theirs)
+    print_rate(f"write, csrc, {threads} threads", documents, ours, theirs)
 
 
 def compare_indexes(folder: Path, documents: int, threads: int) -> None:
     theirs = in_a_process("index_with_megatron", str(folder / "their_index"), 0, documents)
-    tell(".idx alone, megatron-core", documents, theirs)
+    print_rate(".idx alone, megatron-core", documents, theirs)
     ours = in_a_process("index_ours", str(folder / "our_index"), 0, documents, threads)
     require_same(folder / "their_index", folder / "our_index", [".idx"])
-    tell(f".idx alone, csrc, {threads} threads", documents, ours, theirs)
+    print_rate(f".idx alone, csrc, {threads} threads", documents, ours, theirs)
 
 
 def compare_mergers(folder: Path, documents: int, count: int, threads: int) -> None:
@@ -224,14 +224,14 @@ def compare_mergers(folder: Path, documents: int, count: int, threads: int) -> N
     for part, first, last in zip(parts, steps, steps[1:], strict=False):
         in_a_process("make_part", part, int(first), min(int(last), documents))
     theirs = in_a_process("merge_with_megatron", str(folder / "theirs_merged"), parts)
-    tell(f"merge {count}, megatron-core", documents, theirs)
+    print_rate(f"merge {count}, megatron-core", documents, theirs)
     require_same(folder / "theirs", folder / "theirs_merged")
     ours = in_a_process("merge_ours", str(folder / "ours_merged"), parts, threads)
     require_same(folder / "theirs", folder / "ours_merged")
-    tell(f"merge {count}, csrc, {threads} threads", documents, ours, theirs)
+    print_rate(f"merge {count}, csrc, {threads} threads", documents, ours, theirs)
     whole = in_a_process("merge_command", str(folder / "joined"), parts, threads)
     require_same(folder / "theirs", folder / "joined")
-    tell("kaiyuan-data merge", documents, whole, theirs)
+    print_rate("kaiyuan-data merge", documents, whole, theirs)
 
 
 def main() -> None:

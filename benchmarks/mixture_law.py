@@ -4,7 +4,7 @@
 
 FOLDER: the six tables of RegMix's repository (MIT licence, github.com/sail-sg/regmix, data/): 512 runs of 1 M
 parameters on mixtures of 17 datasets, 256 of 60 M and 64 of 1 B on others. A law is fitted on some of the small runs,
-and ranks the mixtures of the larger ones by the loss it tells; Spearman's rank correlation with their true losses on
+and ranks the mixtures of the larger ones by the loss it predicts; Spearman's rank correlation with their true losses on
 Pile-CC is shown, of the first runs in the file and of others drawn at random. Intervals are checked on the small runs
 that were not taken.
 """

@@ -3,7 +3,7 @@
     python -m benchmarks.monitor --rounds 9
 
 Real training steps (FP32, AdamW, one process) on random tokens, with all hooks of a run but checkpoints. A round is one
-step that is watched and two that are not, one before and one behind it, whose mean it is compared with. Printed is the
+step that is watched and two that are not, one before and one after it, whose mean it is compared with. Printed is the
 median round: a watched step over one that is not, which is the cost at k = 1, and a tenth of what that is more than 1,
 which is the cost at k = 10; by the clock, and by CPU seconds, which others on the machine disturb less. At k = 0 the
 hook does not exist. Then k = 10 and k = 0 as whole runs, in turns.
@@ -133,22 +133,22 @@ def measure(name: str, seq_length: int, batch: int, rounds: int, blocks: int) ->
         ratios, plain = [], []
         train(session, 3, 2)
         for _ in range(rounds):
-            before, watched, behind = (train(session, 1, every) for every in (0, 1, 0))
-            plain += [before, behind]
-            ratios.append(2 * watched / (before + behind))
+            before, watched, after = (train(session, 1, every) for every in (0, 1, 0))
+            plain += [before, after]
+            ratios.append(2 * watched / (before + after))
         seconds, cpu_seconds = np.median(plain, axis=0)
         print(
             f"{name}: {parameters / 1e6:.1f} M parameters, {batch} x {seq_length} tokens, {seconds:.3f} s a step "
             f"({cpu_seconds:.3f} CPU seconds); {rounds} rounds"
         )
-        tell("k = 1", ratios)
-        tell("k = 10, from that", [1 + (ratio - 1) / 10 for ratio in ratios])
+        print_ratios("k = 1", ratios)
+        print_ratios("k = 10, from that", [1 + (ratio - 1) / 10 for ratio in ratios])
         if blocks:
             pairs = [(train(session, 10, 10), train(session, 10, 0)) for _ in range(blocks)]
-            tell(f"k = 10, {blocks} runs of 10 steps each", [one / other for one, other in pairs])
+            print_ratios(f"k = 10, {blocks} runs of 10 steps each", [one / other for one, other in pairs])
 
 
-def tell(what: str, ratios: list[Cost]) -> None:
+def print_ratios(what: str, ratios: list[Cost]) -> None:
     middle, least, most = np.median(ratios, axis=0), np.min(ratios, axis=0), np.max(ratios, axis=0)
     for unit, *numbers in zip(("by the clock", "by CPU seconds"), middle, least, most, strict=True):
         print("  {}: {:.4f} of k = 0 {} ({:.3f} to {:.3f})".format(what, numbers[0], unit, *numbers[1:]), flush=True)

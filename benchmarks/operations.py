@@ -74,7 +74,7 @@ def graph_ms(function: Callable[[], Any]) -> float:
 
 
 def host_ms(function: Callable[[], Any], repeats: int = 20) -> float:
-    """Until the device has been told."""
+    """Return the milliseconds until the work is queued on the device."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(repeats):
@@ -281,8 +281,8 @@ def measure_products(shape: Shape, dtype: torch.dtype, product: float) -> None:
             "weight": lambda: gradient.t() @ values,  # noqa: B023
         }
         times = {of: median_ms(run) for of, run in passes.items()}
-        told = "  ".join(f"{of} {ms:7.3f} ms {flops / (1e-3 * ms) / product:4.0%}" for of, ms in times.items())
-        print(f"  {name:<5} {inner:>5} to {outer:<6} {told}", flush=True)
+        shown = "  ".join(f"{of} {ms:7.3f} ms {flops / (1e-3 * ms) / product:4.0%}" for of, ms in times.items())
+        print(f"  {name:<5} {inner:>5} to {outer:<6} {shown}", flush=True)
 
 
 def measure_update(elements: int, copied: float) -> None:

@@ -115,13 +115,13 @@ def planned(recipe: Path, overrides: Sequence[str], device_name: str) -> list[An
     """What the plan says of the stage of each rank."""
     from megatron_kaiyuan.config import load_run
     from megatron_kaiyuan.planning.memory import stage_memory
-    from megatron_kaiyuan.planning.parameters import Stage
+    from megatron_kaiyuan.planning.parameters import PipelineStage
     from megatron_kaiyuan.platform.figures import DEVICES
 
     run = load_run(recipe, overrides)
     stages = run.parallel.pipeline_model_parallel_size
     indices = [rank * stages // RANKS for rank in range(RANKS)]
-    return [stage_memory(Stage(run, RANKS, index), DEVICES[device_name]).device for index in indices]
+    return [stage_memory(PipelineStage(run, RANKS, index), DEVICES[device_name]).device for index in indices]
 
 
 def compare(name: str, recipe: Path, bases: list[int], folder: Path, platform: str) -> list[float]:

@@ -5,9 +5,9 @@
 Samples: one corpus of uint16 ids, documents in random order, 4,096 tokens a sample. Both give tokens and labels as
 torch int64; GPTDataset also a loss mask, and position ids that it keeps from the first sample on (no end-of-document
 resets, no attention mask: its fastest setting). Our trainer makes these once for a run. Cold: the files were flushed
-and given back to the disk (posix_fadvise) and are opened anew, so that mostly the disk is measured. Warm: the same
+and given back to the disk (posix_fadvise) and are opened again, so that mostly the disk is measured. Warm: the same
 samples again, the best of three rounds. `random places`: each sample lies in another part of the phase, so that its
-block is walked anew.
+block is walked again.
 
 Opening: a corpus of ten million documents, without its tokens (a sparse file), which neither side looks at. GPTDataset
 builds its document, sample and shuffle index, which rank 0 does while all others wait; a second start finds them on

@@ -93,7 +93,7 @@ def import_stock(ranks: int, code: str) -> float:
     return max(float(process.communicate()[0]) for process in started)
 
 
-def tell(seconds: Mapping[str, Sequence[float]]) -> None:
+def print_times(seconds: Mapping[str, Sequence[float]]) -> None:
     for name, values in seconds.items():
         print(f"{name:28} {statistics.median(values):6.2f} s  ({min(values):.2f} to {max(values):.2f})")
     total, stock = seconds["launch to first step"], seconds["import torch, Megatron Core"]
@@ -120,7 +120,7 @@ def main() -> None:
         f"{given.ranks} ranks, {given.rounds} rounds, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {version('torch')}, Megatron Core {version('megatron-core')}"
     )
-    tell(seconds)
+    print_times(seconds)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ parse_options() { # ARGUMENT...
 find_devices() {
     local visible=''
     platform=cpu devices=0
-    # Ascend's first: nobody sets it elsewhere, and scripts written for GPUs set the other one on NPUs too.
+    # Ascend's first: no one sets it elsewhere, and scripts written for GPUs set the other one on NPUs too.
     if [[ -v ASCEND_RT_VISIBLE_DEVICES ]]; then
         platform=npu visible="$ASCEND_RT_VISIBLE_DEVICES"
     elif [[ -v CUDA_VISIBLE_DEVICES ]]; then

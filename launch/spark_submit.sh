@@ -36,7 +36,7 @@ Examples:
 SPARK_HOME names another Spark than that of the installed PySpark; both must have the same version. Java 17 or 21 is found by
 JAVA_HOME or PATH. spark.default.parallelism sets the number of partitions (default: one a task); the result is the same.
 SIGTERM or ctrl-C ends the driver and with it all executors; the same command continues where it was.
-Exit code: that of the command: 0, 2 for a mistake or a failed job, which one line tells, 130 after ctrl-C, 143 after SIGTERM.
+Exit code: that of the command: 0, 2 for a mistake or a failed job, with one line about it, 130 after ctrl-C, 143 after SIGTERM.
 END
 }
 

@@ -84,7 +84,7 @@ elif [[ $fewest == "$most" && -n $node_rank ]]; then
 else
     # c10d: the nodes agree on their numbers and on how many they are; static can do neither.
     where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$endpoint")
-    # When a node joins, workers start anew under the same launchers, whose store holds gloo's old addresses.
+    # When a node joins, workers start again under the same launchers, whose store holds gloo's old addresses.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
 # Both: on the terminal, marked with the rank, and in a file.

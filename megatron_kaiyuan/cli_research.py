@@ -37,7 +37,7 @@ def mix(
 
     Example: kaiyuan mix mix.yaml --output runs/mix
 
-    The same command goes on where it was stopped; with more runs it trains only the new ones.
+    The same command continues where it was stopped; with more runs it trains only the new ones.
     """
     from megatron_kaiyuan.research.mixture import command
 

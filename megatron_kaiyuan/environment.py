@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 @contextlib.contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the body; afterwards, also behind an exception, they are what they were before."""
+    """Set variables for the body; afterwards, also after an exception, they are what they were before."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

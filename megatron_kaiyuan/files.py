@@ -47,7 +47,7 @@ def fsync_path(path: Path) -> None:
 def atomic_path(target: Path, *, replace_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `target`, of a name of its own; on success it is flushed and renamed to `target`.
 
-    Works for a file or for a folder (the caller makes it). On an exception nothing is left behind and an existing
+    Works for a file or for a folder (the caller makes it). On an exception nothing is left over and an existing
     `target` stays as it was. A process that is killed leaves either the old or the new `target`, and at most a
     temporary name, which `remove_leftovers` removes.
 
@@ -97,7 +97,7 @@ def _umask() -> int:
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name beside `target` that nobody else uses, and that `remove_leftovers` knows."""
+    """A name beside `target` that no one else uses, and that `remove_leftovers` knows."""
     return target.with_name(f"{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.config import ModelConfig, WeightKind
 
-Kind = Literal["embedding", "embedding_norm", "qkv", "proj", "fc1", "fc2", "norms", "final_norm", "head"]
 # Where a layer's weights stand in megatron-core's names, layers stacked or numbered.
 LAYERS = "decoder.layers."
 
@@ -33,7 +32,7 @@ class Weight:
     """
 
     name: str
-    kind: Kind
+    kind: WeightKind
     shape: tuple[int, ...]
     cut_axis: int | None
     huggingface: tuple[str, ...] = ()
@@ -58,6 +57,11 @@ FINAL_NORM, HEAD = "decoder.final_layernorm.weight", "output_layer.weight"
 QKV, PROJ = "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight"
 GATE_AND_UP, DOWN = "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"
 POST_NORM = "post_norm"
+# What earlier versions called modules, in their checkpoints and capsules.
+_EARLIER = {
+    f"self_attention.linear_proj.{POST_NORM}": f"self_attention.{POST_NORM}",
+    f"mlp.linear_fc2.{POST_NORM}": f"mlp.{POST_NORM}",
+}
 
 
 def embedding_weights(model: ModelConfig) -> Iterator[Weight]:
@@ -86,8 +90,7 @@ def layer_weights(model: ModelConfig) -> Iterator[Weight]:
     yield gain("input_layernorm.weight", hidden, "input_layernorm.weight")
     yield Weight(PROJ, "proj", (hidden, query), 1, projections("self_attn", "o"))
     if model.sandwich_norm:
-        name = f"self_attention.linear_proj.{POST_NORM}.weight"
-        yield gain(name, hidden, "post_attention_layernorm.weight")
+        yield gain(f"self_attention.{POST_NORM}.weight", hidden, "post_attention_layernorm.weight")
     yield Weight(QKV, "qkv", (query + 2 * keys, hidden), 0, projections("self_attn", "q", "k", "v"))
     if model.qk_layernorm:
         yield gain("self_attention.q_layernorm.weight", size, "self_attn.q_norm.weight")
@@ -97,7 +100,7 @@ def layer_weights(model: ModelConfig) -> Iterator[Weight]:
     yield Weight(GATE_AND_UP, "fc1", (2 * ffn, hidden), 0, projections("mlp", "gate", "up"))
     yield Weight(DOWN, "fc2", (hidden, ffn), 1, projections("mlp", "down"))
     if model.sandwich_norm:
-        yield gain(f"mlp.linear_fc2.{POST_NORM}.weight", hidden, "post_feedforward_layernorm.weight")
+        yield gain(f"mlp.{POST_NORM}.weight", hidden, "post_feedforward_layernorm.weight")
 
 
 def head_weights(model: ModelConfig) -> Iterator[Weight]:
@@ -121,10 +124,10 @@ def places(model: ModelConfig) -> dict[str, int]:
     """Kinds of weights, and in how many places each one is: once a layer, or once."""
     found = {weight.kind: 1 for weight in outer_weights(model)}
     found |= {weight.kind: model.num_layers for weight in layer_weights(model)}
-    return {kind: found[kind] for kind in get_args(Kind) if kind in found}
+    return {kind: found[kind] for kind in get_args(WeightKind) if kind in found}
 
 
-def kind_of(name: str, model: ModelConfig) -> Kind:
+def kind_of(name: str, model: ModelConfig) -> WeightKind:
     """The kind of a weight by its name in the whole network, `decoder.layers.` with or without a number.
 
     Raises:
@@ -136,3 +139,10 @@ def kind_of(name: str, model: ModelConfig) -> Kind:
     number, _, rest = inner.partition(".")
     inner = rest if number.isdigit() else inner
     return {weight.name: weight.kind for weight in layer_weights(model)}[inner]
+
+
+def current_name(name: str) -> str:
+    """The name of a weight, of its optimizer state or of a module, of this version or an earlier one, as it is now."""
+    for earlier, now in _EARLIER.items():
+        name = name.replace(earlier, now)
+    return name

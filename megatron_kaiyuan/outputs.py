@@ -172,7 +172,7 @@ def check_place(output: Output, needed_bytes: int = 0) -> None:
                 f"{folder}: cannot be written to (permission, or a read-only disk); name another {output.option}"
             )
     try:
-        # Without a name, where the file system can: nobody sees it.
+        # Without a name, where the file system can: no other process sees it.
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
@@ -218,7 +218,7 @@ def write_record(folder: Path, format_name: str, identity: str, **about: Any) ->
 
 
 def recorded_folder(format_name: str) -> Earlier:
-    """Recognises a folder that `write_record` sealed, as long as nobody has added to it or edited it."""
+    """Recognise a folder that `write_record` sealed, as long as nothing was added to it or edited in it."""
 
     def earlier(output: Output) -> str | None:
         folder = output.path

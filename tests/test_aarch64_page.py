@@ -1,4 +1,4 @@
-"""docs/aarch64.md has a wheel for each run-time pin of today; tests/aarch64_wheels.py, which asks PyPI, renews it."""
+"""docs/aarch64.md has a wheel for each run-time pin; tests/helpers/aarch64_wheels.py, which asks PyPI, renews it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tests.aarch64_wheels import glibc_of, requirements
+from tests.helpers.aarch64_wheels import glibc_of, requirements
 
 ROOT = Path(__file__).parents[1]
 # Of requirements-npu.txt's wheels, and of the oldest systems that docs/npu.md names.

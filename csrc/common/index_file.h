@@ -29,7 +29,7 @@ class File {
   // Exactly `size` bytes; throws FormatError where the file ends before, FileError when the system refuses.
   void read(void* data, std::size_t size, std::uint64_t offset) const;
   void write(const void* data, std::size_t size, std::uint64_t offset) const;
-  // Throws FileError: some file systems tell only now that the disk is full.
+  // Throws FileError: some file systems report only now that the disk is full.
   void close();
 
  private:

@@ -21,7 +21,7 @@ namespace curriculum {
 
 // Keys: `static constexpr unsigned levels`, and operator()(row, level), the u64 that decides where all levels before
 // are equal. Rows that are equal in every level must be interchangeable: only then are the bytes always the same.
-// `static constexpr bool is_hash(level)`: keys that spread over all of 2^64, so that nobody needs to look where they lie.
+// `static constexpr bool is_hash(level)`: keys that spread over all of 2^64, so that no pass needs to look where they lie.
 // `static constexpr std::size_t buckets_for_each_row`: of a group that the cache holds.
 template <typename Row, typename Keys>
 class RadixSort {

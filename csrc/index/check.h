@@ -18,7 +18,7 @@ struct Summary {
 Header check_header(const std::string& path);
 
 // Every length, pointer and document index: in range, on a token's boundary, rising from 0 to S. An index may repeat
-// and permute pointers; `contiguous` tells. Memory is a few megabytes a thread. Throws FormatError naming the first
+// and permute pointers; `contiguous` says which. Memory is a few megabytes a thread. Throws FormatError naming the first
 // sequence or document that is wrong, whatever the number of threads.
 Summary check_index(const std::string& path, std::uint64_t bin_size, unsigned threads);
 

@@ -20,7 +20,7 @@ std::string entries_name(std::uint64_t first, std::uint64_t last) {
 
 }  // namespace
 
-// The last block that a thread walked: tokens before each of its entries, and behind the last one.
+// The last block that a thread walked: tokens before each of its entries, and after the last one.
 struct Phase::Block {
   std::uint64_t phase = 0, first = 0;
   std::vector<std::uint64_t> starts;
@@ -141,7 +141,7 @@ void Phase::check(std::uint64_t first, std::uint64_t last, bool lengths) const {
     }
     check_block(number);
     if (files_.tokens[number] > files_.tokens[number + 1])
-      throw Damage("tokens.bin", -1, "damaged: it falls behind entry " + std::to_string(number * files_.stride));
+      throw Damage("tokens.bin", -1, "damaged: it falls after entry " + std::to_string(number * files_.stride));
   }
 }
 

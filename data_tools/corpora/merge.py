@@ -42,7 +42,7 @@ _CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class Part:
+class JoinedCorpus:
     """One corpus to join, with its manifest."""
 
     prefix: Path
@@ -109,9 +109,9 @@ def join_corpora(inputs: Sequence[Path], output: Path, threads: int = 1, identit
     return f"merge: {len(parts)} {plural} joined, {counts}, in {output}"
 
 
-def _open_parts(inputs: Sequence[Path], output: Path) -> list[Part]:
+def _open_parts(inputs: Sequence[Path], output: Path) -> list[JoinedCorpus]:
     _check_places(inputs, output)
-    return [Part(prefix, read_manifest(prefix)) for prefix in inputs]
+    return [JoinedCorpus(prefix, read_manifest(prefix)) for prefix in inputs]
 
 
 def _check_places(inputs: Sequence[Path], output: Path) -> None:
@@ -127,7 +127,7 @@ def _check_places(inputs: Sequence[Path], output: Path) -> None:
         seen.add(place)
 
 
-def _check_alike(parts: Sequence[Part]) -> None:
+def _check_alike(parts: Sequence[JoinedCorpus]) -> None:
     first = parts[0]
     for part in parts[1:]:
         for field in ("fingerprint", "vocab_size", "eod_id"):
@@ -146,14 +146,14 @@ def _check_alike(parts: Sequence[Part]) -> None:
                 )
 
 
-def _check_small_files(part: Part) -> None:
+def _check_small_files(part: JoinedCorpus) -> None:
     """The sizes of all files, and the checksums of all but the `.bin`, which has its own taken when it is copied."""
     check_sizes(part.prefix, part.manifest["files"])
     for path in (idx_path(part.prefix), metadata_path(part.prefix)):
         _check_seal(path, checksum(path), part)
 
 
-def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
+def _join_files(parts: Sequence[JoinedCorpus], new: NewCorpus, threads: int) -> str:
     """Write the three files, the metadata beside the others because it is bound by the processor, not by the disk."""
     total = sum(part.sealed(bin_path(part.prefix))["bytes"] for part in parts)
     stop = Event()
@@ -170,7 +170,7 @@ def _join_files(parts: Sequence[Part], new: NewCorpus, threads: int) -> str:
     return digest
 
 
-def _join_tokens(parts: Sequence[Part], new: NewCorpus, bar: Progress) -> str:
+def _join_tokens(parts: Sequence[JoinedCorpus], new: NewCorpus, bar: Progress) -> str:
     """Copy the `.bin` files one after another; both sides' checksums come from the one pass."""
     whole = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -203,12 +203,12 @@ def _write_all(file: Any, chunk: memoryview) -> None:
         chunk = chunk[file.write(chunk) :]
 
 
-def _check_seal(path: Path, found: str, part: Part) -> None:
+def _check_seal(path: Path, found: str, part: JoinedCorpus) -> None:
     if found != part.sealed(path)["checksum"]:
         raise UserError(f"{path}: its checksum is not the one in its manifest, so it was changed; {AGAIN}")
 
 
-def _join_indexes(parts: Sequence[Part], new: NewCorpus, threads: int) -> None:
+def _join_indexes(parts: Sequence[JoinedCorpus], new: NewCorpus, threads: int) -> None:
     for part in parts:
         check_sealed_index(part.prefix, part.manifest, threads)
     pairs = [(os.fsencode(idx_path(part.prefix)), part.sealed(bin_path(part.prefix))["bytes"]) for part in parts]
@@ -219,7 +219,7 @@ def _join_indexes(parts: Sequence[Part], new: NewCorpus, threads: int) -> None:
         raise UserError(f"{new.prefix}: its index cannot be made ({error}); {AGAIN}") from error
 
 
-def _join_metadata(parts: Sequence[Part], new: NewCorpus, stop: Event) -> None:
+def _join_metadata(parts: Sequence[JoinedCorpus], new: NewCorpus, stop: Event) -> None:
     first = parts[0].manifest
     schema = sidecar_schema(first["scores"], first.get("columns", []))
     with write_errors(new.prefix), SidecarWriter(new.metadata, schema) as writer:
@@ -236,7 +236,7 @@ def _join_metadata(parts: Sequence[Part], new: NewCorpus, stop: Event) -> None:
                 raise UserError(f"{path}: has {rows} rows for {part.manifest['sequences']} sequences; {AGAIN}")
 
 
-def _joined_content(parts: Sequence[Part]) -> dict[str, Any]:
+def _joined_content(parts: Sequence[JoinedCorpus]) -> dict[str, Any]:
     manifests = [part.manifest for part in parts]
     skipped: Counter[str] = Counter()
     for manifest in manifests:

@@ -1,7 +1,7 @@
 """Pairs that Megatron's own tools wrote: `.bin` and `.idx` alone, without the metadata and manifest of this project.
 
-They may be trained on, so they can be verified, as far as a pair tells, and joined: to a pair again, byte for byte what
-Megatron's tools make of them.
+They may be trained on, so they can be verified, as far as a pair allows, and joined: to a pair
+again, byte for byte what Megatron's tools make of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which documents of a dataset a phase keeps: `all`, `top F`, `random F` or `window A-B`, exact as written.
 
-`top` and `window` count documents, or with ` of tokens` behind them the tokens of the dataset.
+`top` and `window` count documents, or with ` of tokens` after them the tokens of the dataset.
 """
 
 from __future__ import annotations

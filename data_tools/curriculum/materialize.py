@@ -148,7 +148,7 @@ def _write(
 
 
 def _check_alike(phase: str, prefixes: Mapping[Any, Path]) -> None:
-    """One dtype, and one tokenizer as far as manifests tell: a stock Megatron corpus has none."""
+    """Return one dtype, and one tokenizer as far as manifests say: a stock Megatron corpus has none."""
     dtypes: dict[Any, Path] = {}
     tokenizers: dict[str, Path] = {}
     for prefix in prefixes.values():

@@ -63,7 +63,7 @@ def pack_phase(
 
     Args:
         lengths: of the sequences of each dataset, in the order of the dataset index.
-        progress: told how many documents were read since it was last told.
+        progress: called with how many documents were read since the last call.
     """
     unpacked = folder / "order.unpacked"
     os.replace(folder / "order.bin", unpacked)

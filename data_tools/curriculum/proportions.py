@@ -3,7 +3,7 @@
 Two ways to set proportions. What `keep` and `repeat` leave, as the report: dataset i gives A_i = tokens x repeat, and a
 budget N below their sum A thins every dataset alike, to T_i = N A_i / A, so that neither the shares nor the range of
 quality change. Or target shares: T_i = share_i T, and the repetition r_i = T_i / tokens_i follows; it is refused above
-`max_repeat` and told above 4, where text seen again teaches much less than new text (arXiv 2305.16264).
+`max_repeat` and reported above 4, where text seen again teaches much less than new text (arXiv 2305.16264).
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Copies:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CopyPlan:
     """One `Copies` for each dataset, and what the person who builds the phase should know, a line each."""
 
     copies: list[Copies]
     warnings: list[str]
 
 
-def plan_copies(phase: PhaseRecipe, kept: Sequence[Kept]) -> Plan:
+def plan_copies(phase: PhaseRecipe, kept: Sequence[Kept]) -> CopyPlan:
     """Decide how often each dataset is taken.
 
     Args:
@@ -81,10 +81,10 @@ def plan_copies(phase: PhaseRecipe, kept: Sequence[Kept]) -> Plan:
         targets = _by_budget(phase, kept, phase.tokens)
     else:
         copies = [_repeated(exactly(dataset.repeat)) for dataset in phase.datasets]
-        return Plan(copies, _repetition(phase, [exactly(dataset.repeat) for dataset in phase.datasets]))
+        return CopyPlan(copies, _repetition(phase, [exactly(dataset.repeat) for dataset in phase.datasets]))
     needed = [Fraction(target, found.tokens) for target, found in zip(targets, kept, strict=True)]
     copies = [_exact(target, found) for target, found in zip(targets, kept, strict=True)]
-    return Plan(copies, warnings + _repetition(phase, needed))
+    return CopyPlan(copies, warnings + _repetition(phase, needed))
 
 
 def _by_budget(phase: PhaseRecipe, kept: Sequence[Kept], budget: int) -> list[int]:

@@ -52,7 +52,7 @@ class WriteSets:
         """Read a shard again.
 
         Raises:
-            UserError: a file that an index tells of is gone, or was changed.
+            UserError: a file that an index names is gone, or was changed.
         """
         flags = read_bits(wanted.needed, wanted.first, wanted.first + wanted.signed.documents)
         rows = write_sets(self.recipe, wanted.signed, flags, target)
@@ -79,7 +79,7 @@ def documents_again(
     """The documents of a shard whose flags are set, with their rows.
 
     Raises:
-        UserError: a file that an index tells of is gone, or was changed.
+        UserError: a file that an index names is gone, or was changed.
     """
     if not flags.any():
         return

@@ -11,7 +11,7 @@ from typing import Any
 from data_tools.dedup import index as indexes
 from data_tools.dedup.clusters import MEMBERS, Edges, FindClusters
 from data_tools.dedup.edges import EdgeFinder
-from data_tools.dedup.keepers import DECISIONS, MEMBERS_PER_TASK, Choice, Choose
+from data_tools.dedup.keepers import DECISIONS, MEMBERS_PER_TASK, Choose, ClusterBatch
 from data_tools.dedup.report import ReportForm, make_report, refuse_wipe_out
 from data_tools.dedup.request import Request
 from data_tools.dedup.samples import ReadSamples, describe_samples, pick_samples, sample_tasks
@@ -129,7 +129,7 @@ class _Run:
         tasks = []
         for each, name, record in zip(edges, stage.names, records, strict=True):
             count = max(-(-record["members"] // MEMBERS_PER_TASK), 1)
-            tasks += [Choice(each, stage.folder / f"{name}{MEMBERS}", number, count) for number in range(count)]
+            tasks += [ClusterBatch(each, stage.folder / f"{name}{MEMBERS}", number, count) for number in range(count)]
         names = [f"{task.edges.scope.name}-{task.number:06d}" for task in tasks]
         stage = Stage("keepers", self._place.folder / "keepers", Choose(self._request.rules), tasks, names)
         chosen = self._engine.run(stage)

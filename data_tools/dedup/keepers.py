@@ -28,7 +28,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
-class Choice:
+class ClusterBatch:
     """Some clusters of a scope: those whose hash is `number` modulo `count`, so that they fit the memory."""
 
     edges: Edges
@@ -58,7 +58,7 @@ class Choose:
 
     rules: Rules
 
-    def __call__(self, choice: Choice, target: Target) -> Record:
+    def __call__(self, choice: ClusterBatch, target: Target) -> Record:
         found = _Clusters(choice, self.rules)
         found.decide()
         decisions = found.decisions()
@@ -70,7 +70,7 @@ class Choose:
 class _Clusters:
     """Members of clusters as arrays, in the order of their ordinals; `root` and `keeper` are places in these arrays."""
 
-    def __init__(self, choice: Choice, rules: Rules):
+    def __init__(self, choice: ClusterBatch, rules: Rules):
         self._edges, self._scope, self._rules = choice.edges, choice.edges.scope, rules
         mine = [members[_share(members["cluster"], choice)] for members in chunks(choice.members, MEMBER)]
         members = np.concatenate(mine) if mine else np.zeros(0, MEMBER)
@@ -111,7 +111,7 @@ class _Clusters:
         return found[self._is_new]
 
     def counts(self) -> dict[str, Any]:
-        """What the report tells: by dataset how many go and why, clusters by size, and examples."""
+        """Return what the report shows: by dataset how many go and why, clusters by size, and examples."""
         names = [signed.shard.name for signed in self._scope.shards]
         by_dataset: dict[str, dict[str, int]] = {}
         quarantined = self.quarantined[self.cluster] & (self.fate == STAYS)
@@ -212,7 +212,7 @@ class _Clusters:
         return [row for rows in found.values() for row in sorted(rows)[:SAMPLES]]
 
 
-def _share(clusters: NDArray[np.uint64], choice: Choice) -> NDArray[np.bool_]:
+def _share(clusters: NDArray[np.uint64], choice: ClusterBatch) -> NDArray[np.bool_]:
     return np.asarray(_mix(clusters) % np.uint64(choice.count) == np.uint64(choice.number))
 
 

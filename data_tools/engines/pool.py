@@ -55,7 +55,7 @@ class Pool:
         if forked:
             getattr(worker, "prepare_fork", lambda: None)()
             pa.array([])  # at its first array Arrow imports pandas, where that is installed
-        # Nothing is ever sent. The system closes our end when we die, and that tells the workers.
+        # Nothing is ever sent. The system closes our end when we die, and the workers see that.
         alive, self._alive = context.Pipe(duplex=False)
         self._workers: dict[Connection, BaseProcess] = {}
         log.debug(f"starts {workers} processes, {'forked' if forked else 'spawned'}")

@@ -27,7 +27,7 @@ _PYTHON = (
 # An executor's mistake of the user's, in the trace that Spark passes on.
 _MARK = "kaiyuan-error:"
 _MARKED = re.compile(_MARK + r"((?:[0-9a-f]{2})+)")
-# What tells in a trace of Java's, and how the user's line about it ends.
+# What identifies a failure in a trace of Java's, and how the user's line about it ends.
 _KNOWN = (
     (re.compile(r"No module named '?(?:data_tools|megatron_kaiyuan)"), "the executors cannot import this package"),
     (re.compile(r"PYTHON_VERSION_MISMATCH"), "the executors run another version of Python"),
@@ -67,14 +67,14 @@ def spark_context() -> Any:
 def _start(pyspark: Any, settings: Any) -> Any:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
-            # The log of the Java process goes there for as long as it lives: what matters in it is told in our words.
+            # The Java process logs there for as long as it lives: what matters in it is printed in our words.
             with _standard_error(log):
                 return pyspark.SparkContext(conf=settings)
         except Exception as error:
             log.seek(0)
-            told = log.read()
-            reason = _first_reason(told) or _first_reason(str(error)) or str(error)
-            advice = _JAVA if _OTHER_JAVA.search(told) else "look at --master and the other options of Spark"
+            logged = log.read()
+            reason = _first_reason(logged) or _first_reason(str(error)) or str(error)
+            advice = _JAVA if _OTHER_JAVA.search(logged) else "look at --master and the other options of Spark"
             raise UserError(f"--engine spark: Spark did not start ({reason}); {advice}") from error
 
 

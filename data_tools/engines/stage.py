@@ -1,4 +1,4 @@
-"""A stage: tasks that do not depend on each other, and the files each leaves behind, whole or absent, made once.
+"""A stage: tasks that do not depend on each other, and the files that each writes, whole or absent, made once.
 
 Every engine does a task by `finish`, so that all have the same guarantees: under a lock, skipped when its record is
 there, the record written last. A process that is killed leaves only finished tasks and temporary names.

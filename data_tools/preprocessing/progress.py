@@ -57,7 +57,7 @@ class Meter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        # A reader may see a mixture of two states, which nobody notices in a bar; a full disk is the shards' to tell.
+        # A reader may see a mixture of two states, which does not show in a bar; a full disk is reported by the shards.
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_bytes(_COUNTS.pack(*self._finished.plus(self._current)))

@@ -1,4 +1,4 @@
-"""Shards: what one task leaves behind. Whole or absent, and never made twice.
+"""Shards: what one task writes. Whole or absent, and never made twice.
 
 Beside each corpus `P` to come lies a folder `P.shards` with, for each task, a corpus under the task's name. The folder
 of the first json key also holds `NAME.bad_rows.jsonl` and, written last, the record `NAME.task.json`: a task with a

@@ -95,7 +95,7 @@ class InputFile:
 def find_inputs(words: Sequence[str | Path], *, quiet: bool = False) -> list[InputFile]:
     """The files that `--input` names, in the order given; those of a folder or of a pattern in the order of names.
 
-    Of a folder, with all that is below it, also through links, files whose names tell what they hold are taken, and no
+    Of a folder, with all that is below it, also through links, files whose names say what they hold are taken, and no
     hidden ones; what is left out is printed to stderr, once. A file that is named itself is taken as JSON lines unless
     its name says otherwise. No file is taken twice, whatever its names: within a folder or a pattern it is read once.
 
@@ -194,7 +194,7 @@ def _list_local(word: str) -> Listing:
 
 
 def _list_url(word: str) -> Listing:
-    # A web server tells no folder from a file: asked for one it would send the whole file.
+    # A web server does not tell a folder from a file: asked for one it would send the whole file.
     if not has_magic(word) and _is_known(word):
         return Listing([word], [])
     system, path = _file_system(word)
@@ -307,12 +307,12 @@ def _url_state(name: str) -> tuple[int, str]:
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be asked for its size ({error}); check the URL and the connection") from error
     if not isinstance(about.get("size"), int):
-        raise UserError(f"{name}: the server does not tell its size; download it first")
+        raise UserError(f"{name}: the server does not report its size; download it first")
     return about["size"], next((str(about[field]) for field in _VERSION_FIELDS if about.get(field)), "")
 
 
 def _suffixes(name: str) -> tuple[str, str]:
-    """The suffix that tells the format, and the one of the packing, both in small letters."""
+    """The suffix that names the format, and the one of the packing, both in small letters."""
     suffixes = ["", *PurePosixPath(name.partition("?")[0] if _is_url(name) else name).suffixes]
     suffixes = [suffix.lower() for suffix in suffixes]
     packing = suffixes.pop() if suffixes[-1] in (*PACKINGS, *UNREADABLE) else ""

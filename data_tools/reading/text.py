@@ -240,7 +240,7 @@ def _add(rows: Rows, line: bytes | None, settings: Settings, place: tuple[int, i
 
 
 def _parse_leniently(line: bytes) -> Any:
-    """Take what is no strict JSON but often found, in fields nobody asks for: NaN, escapes of half a character."""
+    """Take what is not strict JSON but common, in fields that no option names: NaN, escapes of half a character."""
     try:
         return json.loads(line)
     except RecursionError:

@@ -23,9 +23,9 @@ from data_tools.reading.shard import MOST_DOCUMENTS
 from data_tools.reading.tasks import Settings
 from data_tools.scores.audit_groups import FEWEST, correlation, find_groups, separation
 from data_tools.scores.audit_lines import audit_lines
-from data_tools.scores.audit_source import DATASET, DRAW, CorpusSource, DocumentSource, Source, read_table
+from data_tools.scores.audit_source import DATASET, DRAW, CorpusSource, DocumentSource, ScoredDataset, read_table
 from data_tools.scores.corpora import is_corpus
-from data_tools.scores.portrait import READ, Quantile, cut, label_columns, portray, verdict_columns, wanted_texts
+from data_tools.scores.portrait import READ, QuantileRows, cut, label_columns, portray, verdict_columns, wanted_texts
 from data_tools.steps.datasets import find_datasets
 from megatron_kaiyuan.errors import UserError, require_between
 
@@ -93,7 +93,7 @@ def _check(options: AuditOptions) -> None:
         require_between(name, value, least, most)
 
 
-def _sources(words: Sequence[str], options: AuditOptions, settings: Settings) -> list[Source]:
+def _sources(words: Sequence[str], options: AuditOptions, settings: Settings) -> list[ScoredDataset]:
     corpora = [word for word in words if is_corpus(Path(word))]
     if corpora and len(corpora) < len(words):
         raise UserError(f"audit: {corpora[0]} is a corpus and others are not; name corpora or documents")
@@ -102,7 +102,7 @@ def _sources(words: Sequence[str], options: AuditOptions, settings: Settings) ->
     return [DocumentSource(dataset, settings) for dataset in find_datasets(words, settings, quiet=True)]
 
 
-def _figures(sources: Sequence[Source], options: AuditOptions) -> dict[str, Any]:
+def _figures(sources: Sequence[ScoredDataset], options: AuditOptions) -> dict[str, Any]:
     wanted = {score: "--score" for score in options.scores}
     if options.by not in (None, DATASET):
         wanted.setdefault(str(options.by), "--by")
@@ -132,7 +132,9 @@ def _figures(sources: Sequence[Source], options: AuditOptions) -> dict[str, Any]
     return found
 
 
-def _texts(sources: Sequence[Source], table: pa.Table, quantiles: Sequence[Quantile]) -> dict[tuple[int, int], str]:
+def _texts(
+    sources: Sequence[ScoredDataset], table: pa.Table, quantiles: Sequence[QuantileRows]
+) -> dict[tuple[int, int], str]:
     wanted = wanted_texts(table, quantiles)
     found: dict[tuple[int, int], str] = {}
     for number, source in enumerate(sources):
@@ -143,7 +145,7 @@ def _texts(sources: Sequence[Source], table: pa.Table, quantiles: Sequence[Quant
 
 
 def _without_score(
-    table: pa.Table, sources: Sequence[Source], values: dict[str, np.ndarray], total: int
+    table: pa.Table, sources: Sequence[ScoredDataset], values: dict[str, np.ndarray], total: int
 ) -> Iterator[str]:
     """Datasets that have no part in the figures."""
     dataset = table.column(DATASET).to_numpy()

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_tools.scores.audit_source import DATASET, Source
+from data_tools.scores.audit_source import DATASET, ScoredDataset
 from data_tools.scores.statistics import aucs, between_share, spearman
 
 MOST_SHOWN = 50
-# Scored documents that a group must have to tell of: with one document each, groups would hold all of the variance.
+# Scored documents that a group must have to be listed: with one document each, groups would hold all of the variance.
 FEWEST = 30
 
 
@@ -38,7 +38,7 @@ class Groups:
     others: bool
 
 
-def find_groups(table: pa.Table, sources: Sequence[Source], by: str | None) -> Groups:
+def find_groups(table: pa.Table, sources: Sequence[ScoredDataset], by: str | None) -> Groups:
     """Groups by a column; None: `domain` where it tells documents apart, else `dataset`.
 
     Datasets are groups even without a document.

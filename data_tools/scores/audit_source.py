@@ -29,7 +29,7 @@ DATASET, PLACE, DRAW, BYTES = "dataset", "place", "draw", "bytes"
 _OWN = (DATASET, PLACE, DRAW)
 
 
-class Source(Protocol):
+class ScoredDataset(Protocol):
     """A dataset."""
 
     @property
@@ -100,7 +100,9 @@ class DocumentSource:
                 first += len(batch.documents)
 
 
-def read_table(sources: Sequence[Source], columns: Mapping[str, str], most: int, seed: int) -> tuple[pa.Table, int]:
+def read_table(
+    sources: Sequence[ScoredDataset], columns: Mapping[str, str], most: int, seed: int
+) -> tuple[pa.Table, int]:
     """The documents of all sources, or `most` of them by the lowest draws, and how many there are in all.
 
     Args:
@@ -138,7 +140,7 @@ def read_table(sources: Sequence[Source], columns: Mapping[str, str], most: int,
     return _lowest(kept, most), total
 
 
-def read_rows(source: Source, places: NDArray[np.uint64]) -> pa.Table:
+def read_rows(source: ScoredDataset, places: NDArray[np.uint64]) -> pa.Table:
     """The rows of one source at some places, ascending, each once; columns as of `read_table`, without draws."""
     kept = []
     for batch in source.columns():

@@ -29,7 +29,7 @@ from data_tools.corpora.growing import add_columns
 from data_tools.corpora.sidecar import FIXED, sidecar_slice
 from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.scores.parse import parse_scorers
-from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
+from data_tools.scores.quantiles import QuantileColumn, RankedRows, ShardRanks, choice_seed, parse_quantile, rank
 from data_tools.scores.ranges import COLUMNS, Range, ScoreRange, cut_ranges
 from data_tools.scores.scorer import Scorer
 from data_tools.steps.datasets import NAMED
@@ -100,7 +100,7 @@ class _Growth:
         self._absolute = prefix.absolute()
         self._engine, self._force = engine, force
 
-    def grow(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[Quantile]) -> list[str]:
+    def grow(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[QuantileColumn]) -> list[str]:
         """Do what is not done; a line or two."""
         if not is_corpus(self._prefix):
             raise UserError(f"{idx_path(self._prefix)}: not found; name a corpus without .bin or .idx")
@@ -119,7 +119,7 @@ class _Growth:
                     self._write(wanted, place)
             return []
 
-    def _wanted(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[Quantile]) -> _Wanted:
+    def _wanted(self, scorers: Sequence[tuple[Scorer, dict[str, Any]]], quantiles: Sequence[QuantileColumn]) -> _Wanted:
         """What is not there yet.
 
         Raises:
@@ -230,7 +230,7 @@ class _Growth:
 class _Wanted:
     manifest: dict[str, Any]
     scorers: list[Scorer]
-    quantiles: list[Quantile]
+    quantiles: list[QuantileColumn]
     made: dict[str, Any]
     types: dict[str, pa.DataType]
 
@@ -240,9 +240,9 @@ class _ReadRange:
     """Gives `rank` the rows of a range: from what was scored now, or from the sidecar."""
 
     prefix: Path
-    quantile: Quantile
+    quantile: QuantileColumn
 
-    def __call__(self, task: tuple[Range, Path | None]) -> Rows:
+    def __call__(self, task: tuple[Range, Path | None]) -> RankedRows:
         range_, path = task
         column = self.quantile.column
         file_has_it = path is not None and column in pq.read_schema(path).names
@@ -251,14 +251,14 @@ class _ReadRange:
         scores = (pq.read_table(path, columns=[column]) if file_has_it else table).column(column)
         numbers = scores.cast(pa.float64()).to_numpy()
         tokens = table.column(_TOKENS).to_numpy().astype(np.int64) if self.quantile.by_tokens else None
-        return Rows(numbers, np.arange(range_.first, range_.stop, dtype=np.uint64), tokens)
+        return RankedRows(numbers, np.arange(range_.first, range_.stop, dtype=np.uint64), tokens)
 
 
 def _counted(scorer: Scorer) -> str:
     return scorer.name if len(scorer.columns) == 1 else f"{scorer.name} ({len(scorer.columns)} columns)"
 
 
-def _pieces(ranges: Sequence[Range], files: Sequence[Path | None], ranks: dict[str, Ranks]) -> Iterator[pa.Table]:
+def _pieces(ranges: Sequence[Range], files: Sequence[Path | None], ranks: dict[str, ShardRanks]) -> Iterator[pa.Table]:
     """The new columns, a range at a time."""
     for number, path in enumerate(files):
         columns = {name: found.quantiles(number) for name, found in ranks.items()}

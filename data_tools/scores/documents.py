@@ -25,7 +25,7 @@ from data_tools.reading.tasks import Settings
 from data_tools.scores.filters import Condition, parse_filter, require_columns
 from data_tools.scores.input_columns import find_columns
 from data_tools.scores.parse import parse_scorers
-from data_tools.scores.quantiles import Quantile, Ranks, Rows, choice_seed, parse_quantile, rank
+from data_tools.scores.quantiles import QuantileColumn, RankedRows, ShardRanks, choice_seed, parse_quantile, rank
 from data_tools.scores.steps import FilterStep, MaskStep, NumbersStep, ScoreStep, add_column
 from data_tools.steps.datasets import Dataset, datasets_identity, find_datasets
 from data_tools.steps.folder import (
@@ -111,7 +111,7 @@ def score_documents(
 @dataclass(frozen=True)
 class _Plan:
     steps: tuple[Step, ...]
-    quantiles: tuple[Quantile, ...]
+    quantiles: tuple[QuantileColumn, ...]
     later: tuple[Condition, ...]  # filters that use quantiles
     conditions: tuple[Condition, ...]
     seed: int
@@ -170,13 +170,13 @@ def _plan(options: ScoreOptions) -> _Plan:
     return _Plan(tuple(steps), quantiles, later, conditions, options.seed)
 
 
-def _ranked(quantiles: Sequence[Quantile]) -> tuple[str, ...]:
+def _ranked(quantiles: Sequence[QuantileColumn]) -> tuple[str, ...]:
     """The columns of numbers that quantiles are made from."""
     tokens = [TOKENS] if any(quantile.by_tokens for quantile in quantiles) else []
     return tuple(dict.fromkeys([*(quantile.column for quantile in quantiles), *tokens]))
 
 
-def _require_columns(documents: pa.RecordBatch, quantile: Quantile, dataset: str) -> None:
+def _require_columns(documents: pa.RecordBatch, quantile: QuantileColumn, dataset: str) -> None:
     for column in (quantile.column, TOKENS) if quantile.by_tokens else (quantile.column,):
         where = f"--quantile {quantile.column}: " + (f"dataset {dataset!r} " if dataset else "the input ")
         if column not in documents.schema.names:
@@ -217,14 +217,14 @@ def _add_quantiles(
 class _Read:
     """Gives `rank` the rows of a shard that was scored."""
 
-    quantile: Quantile
+    quantile: QuantileColumn
 
-    def __call__(self, path: Path) -> Rows:
+    def __call__(self, path: Path) -> RankedRows:
         wanted = [DOCUMENT_ID, self.quantile.column, *([TOKENS] if self.quantile.by_tokens else [])]
         with pq.ParquetFile(path) as file:
             table = file.read([name for name in wanted if name in file.schema_arrow.names])
         ids = table.column(DOCUMENT_ID).to_numpy()
-        return Rows(_floats(table, self.quantile.column), ids, self._tokens(table))
+        return RankedRows(_floats(table, self.quantile.column), ids, self._tokens(table))
 
     def _tokens(self, table: pa.Table) -> np.ndarray | None:
         if not self.quantile.by_tokens:
@@ -242,7 +242,7 @@ def _floats(table: pa.Table, column: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _ShardRanks:
-    ranks: dict[str, Ranks]
+    ranks: dict[str, ShardRanks]
     at: int
 
     def add_to(self, documents: pa.Table) -> pa.Table:

@@ -43,7 +43,7 @@ _DEEPEST = 50
 _PLAIN = re.compile(r"[^\W\d]\w*")
 
 
-class Verdict(NamedTuple):
+class FilterResult(NamedTuple):
     """What a condition says of each row.
 
     Attributes:
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 class Condition(Protocol):
     """A part of a filter; its text form can be parsed again."""
 
-    def verdict(self, rows: pa.RecordBatch) -> Verdict:
+    def verdict(self, rows: pa.RecordBatch) -> FilterResult:
         """Judge each row.
 
         Raises:
@@ -86,12 +86,12 @@ class Comparison:
     def columns(self) -> set[str]:
         return {self.column}
 
-    def verdict(self, rows: pa.RecordBatch) -> Verdict:
+    def verdict(self, rows: pa.RecordBatch) -> FilterResult:
         values, value = self._operands(rows)
         missing = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
         holds = pc.and_(pc.invert(missing), pc.fill_null(_COMPARE[self.operator](values, value), False))
         why_not = pc.if_else(missing, f"{self.column} is missing: {self}", f"not {self}")
-        return Verdict(holds, pc.if_else(holds, pa.scalar(None, pa.string()), why_not))
+        return FilterResult(holds, pc.if_else(holds, pa.scalar(None, pa.string()), why_not))
 
     def _operands(self, rows: pa.RecordBatch) -> tuple[pa.Array, pa.Scalar]:
         """The column and the value in one type."""
@@ -137,9 +137,9 @@ class Not:
     def columns(self) -> set[str]:
         return self.inner.columns()
 
-    def verdict(self, rows: pa.RecordBatch) -> Verdict:
+    def verdict(self, rows: pa.RecordBatch) -> FilterResult:
         inner = self.inner.verdict(rows).holds
-        return Verdict(pc.invert(inner), pc.if_else(inner, str(self.inner), pa.scalar(None, pa.string())))
+        return FilterResult(pc.invert(inner), pc.if_else(inner, str(self.inner), pa.scalar(None, pa.string())))
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class And:
     def columns(self) -> set[str]:
         return set().union(*(part.columns() for part in self.parts))
 
-    def verdict(self, rows: pa.RecordBatch) -> Verdict:
+    def verdict(self, rows: pa.RecordBatch) -> FilterResult:
         reasons = pc.coalesce(*(part.verdict(rows).reasons for part in self.parts))
-        return Verdict(pc.is_null(reasons), reasons)
+        return FilterResult(pc.is_null(reasons), reasons)
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ class Or:
     def columns(self) -> set[str]:
         return set().union(*(part.columns() for part in self.parts))
 
-    def verdict(self, rows: pa.RecordBatch) -> Verdict:
+    def verdict(self, rows: pa.RecordBatch) -> FilterResult:
         # A reason is null where a part holds, and so is what is joined with a null.
         reasons = pc.binary_join_element_wise(*(part.verdict(rows).reasons for part in self.parts), " and ")
-        return Verdict(pc.is_null(reasons), reasons)
+        return FilterResult(pc.is_null(reasons), reasons)
 
 
 def _bracketed(part: Condition) -> str:

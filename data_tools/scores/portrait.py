@@ -25,7 +25,7 @@ _RULES_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Quantile:
+class QuantileRows:
     """Rows of the table that make a quantile of a score, in the order of their draws; the first are read."""
 
     rows: np.ndarray
@@ -35,13 +35,13 @@ class Quantile:
         return self.rows[:READ]
 
 
-def cut(scores: np.ndarray, draw: np.ndarray, count: int) -> list[Quantile]:
+def cut(scores: np.ndarray, draw: np.ndarray, count: int) -> list[QuantileRows]:
     """Equally many documents in each quantile, worst first; equal scores in the order of their draws."""
     there = np.flatnonzero(~np.isnan(scores))
     order = there[np.lexsort((draw[there], scores[there]))]
     bounds = [len(order) * number // count for number in range(count + 1)]
     pieces = [order[first:stop] for first, stop in pairwise(bounds)]
-    return [Quantile(piece[np.argsort(draw[piece])]) for piece in pieces]
+    return [QuantileRows(piece[np.argsort(draw[piece])]) for piece in pieces]
 
 
 def verdict_columns(table: pa.Table) -> list[str]:
@@ -72,7 +72,7 @@ def label_columns(table: pa.Table, group: str) -> list[str]:
 def portray(
     table: pa.Table,
     score: str,
-    quantiles: Sequence[Quantile],
+    quantiles: Sequence[QuantileRows],
     texts: Mapping[tuple[int, int], str],
     groups: tuple[np.ndarray, Sequence[str]],
     labels: Sequence[str],
@@ -117,7 +117,7 @@ def portray(
     return found
 
 
-def wanted_texts(table: pa.Table, quantiles: Sequence[Quantile]) -> set[tuple[int, int]]:
+def wanted_texts(table: pa.Table, quantiles: Sequence[QuantileRows]) -> set[tuple[int, int]]:
     """Dataset and place of the documents that `portray` reads."""
     return {key for quantile in quantiles for key in _keys(table, quantile.read)}
 

@@ -36,7 +36,7 @@ _SELECTION = 3
 
 
 @dataclass(frozen=True)
-class Quantile:
+class QuantileColumn:
     """A column and what is counted; the new column is `COLUMN_quantile`."""
 
     column: str
@@ -50,7 +50,7 @@ class Quantile:
         return f"{self.column},by={'tokens' if self.by_tokens else 'documents'}"
 
 
-def parse_quantile(text: str) -> Quantile:
+def parse_quantile(text: str) -> QuantileColumn:
     """Read `COLUMN[,by=documents|tokens]`.
 
     Raises:
@@ -59,10 +59,10 @@ def parse_quantile(text: str) -> Quantile:
     column, _, by = text.partition(",")
     if not column or by not in ("", "by=documents", "by=tokens"):
         raise UserError(f"--quantile {text!r}: write COLUMN, COLUMN,by=documents or COLUMN,by=tokens")
-    return Quantile(column, by == "by=tokens")
+    return QuantileColumn(column, by == "by=tokens")
 
 
-class Rows(NamedTuple):
+class RankedRows(NamedTuple):
     """What is ranked of a shard: scores (NaN: missing), row numbers that are unique in the dataset, and tokens."""
 
     scores: NDArray[np.float64]
@@ -70,7 +70,7 @@ class Rows(NamedTuple):
     tokens: NDArray[np.int64] | None
 
 
-class Run(NamedTuple):
+class SortedRun(NamedTuple):
     """A sorted run on disk: uint64 keys, uint64 ties, int64 tokens or nothing, uint32 places in the shard."""
 
     path: Path
@@ -99,7 +99,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ShardRanks:
     """Where the quantiles of a dataset's shards are: the ranks within each band, and what comes before each.
 
     Attributes:
@@ -107,7 +107,7 @@ class Ranks:
         totals: what each band holds, in documents or tokens.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
     bands: tuple[Path, ...]
     pieces: tuple[tuple[int, ...], ...]
     totals: tuple[int, ...]
@@ -135,7 +135,7 @@ class SortRun:
         read: a task's rows.
     """
 
-    read: Callable[[Any], Rows]
+    read: Callable[[Any], RankedRows]
     seed: int
 
     def __call__(self, task: Any, target: Target) -> Record:
@@ -159,7 +159,7 @@ class SortRun:
 class RankBand:
     """The work of the second stage: a task is the first (key, tie) of the band and of the next; None at the ends."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
 
     def __call__(self, task: tuple[Any, Any], target: Target) -> Record:
         bounds = [
@@ -181,12 +181,12 @@ class RankBand:
 def rank(
     engine: Engine,
     folder: Path,
-    read: Callable[[Any], Rows],
+    read: Callable[[Any], RankedRows],
     tasks: Sequence[Any],
-    quantile: Quantile,
+    quantile: QuantileColumn,
     seed: int,
     band_rows: int = _BAND_ROWS,
-) -> Ranks:
+) -> ShardRanks:
     """Rank the rows of a dataset's shards.
 
     Args:
@@ -200,7 +200,7 @@ def rank(
     sort = Stage(f"sort {quantile.column}", folder / "runs", SortRun(read, seed), tasks, names)
     records = engine.run(sort)
     runs = tuple(
-        Run(sort.folder / f"{name}.run", record["rows"], record["ranked"], quantile.by_tokens)
+        SortedRun(sort.folder / f"{name}.run", record["rows"], record["ranked"], quantile.by_tokens)
         for name, record in zip(names, records, strict=True)
     )
     edges: list[Any] = [None, *_splitters(records, band_rows), None]
@@ -208,7 +208,7 @@ def rank(
     band_names = [f"{number:06d}" for number in range(len(bands))]
     stage = Stage(f"rank {quantile.column}", folder / "bands", RankBand(runs), bands, band_names)
     found = engine.run(stage)
-    return Ranks(
+    return ShardRanks(
         runs,
         tuple(stage.folder / f"{name}.ranks" for name in band_names),
         tuple(tuple(record["pieces"]) for record in found),

@@ -155,7 +155,7 @@ def _earlier(command: str) -> Earlier:
 
 
 def stage_of(place: Workplace, title: str, do: Any, shards: Sequence[Shard]) -> Stage:
-    """A stage with one task a shard; its names tell dataset and shard."""
+    """A stage with one task a shard; its names say dataset and shard."""
     names = [f"{shard.dataset:05d}-{shard.number:06d}" for shard in shards]
     return Stage(title, place.folder / title, do, shards, names, [shard.group.size for shard in shards])
 

@@ -43,7 +43,7 @@ class ApplySteps:
     Attributes:
         max_bad_rows: lines that hold no document and may be left out, in all shards together.
         keep_dropped: the file of dropped rows has their text too.
-        only_dropped: columns of the steps that tell why a row is dropped, which the file of the others does not have.
+        only_dropped: columns of the steps that say why a row is dropped, which the file of the others does not have.
     """
 
     steps: tuple[Step, ...]

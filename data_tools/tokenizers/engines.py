@@ -143,7 +143,7 @@ def names(wanted: str) -> list[str]:
     return [] if wanted == "reference" else list(ENGINES) if wanted == "auto" else [wanted]
 
 
-class Choice(NamedTuple):
+class EngineChoice(NamedTuple):
     """The engine to use, and in words why it is the one."""
 
     name: str
@@ -154,7 +154,7 @@ class Choice(NamedTuple):
 Compare = Callable[[str, Sequence[str]], "str | None"]
 
 
-def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Compare) -> Choice:
+def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Compare) -> EngineChoice:
     """The fastest engine ("auto"), or the one asked for, whose ids equal the reference's on the texts.
 
     Raises:
@@ -170,11 +170,11 @@ def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Com
         if difference is None:
             size = sum(len(text.encode()) for text in texts) / 1e6
             proof = f"engine: {name}, its ids equal those of {reference.name} on {size:.1f} MB of the texts"
-            return Choice(name, "; ".join([proof, *refused]))
+            return EngineChoice(name, "; ".join([proof, *refused]))
         refused.append(f"{name} differs from {reference.name} on {difference}")
     if wanted not in ("auto", "reference"):
         raise UserError(f"--tokenizer-engine {wanted}: {refused[0]}; use --tokenizer-engine auto or reference")
-    return Choice("reference", "; ".join([f"engine: {reference.name}", *refused]))
+    return EngineChoice("reference", "; ".join([f"engine: {reference.name}", *refused]))
 
 
 def first_difference(engine: Engine, reference: Reference, texts: Sequence[str]) -> str | None:

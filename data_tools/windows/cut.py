@@ -13,7 +13,7 @@ from data_tools.curriculum.build import BuiltPhase, build_phases
 from data_tools.curriculum.recipe import load_order
 from data_tools.scores.audit_source import CorpusSource
 from data_tools.windows.lines import window_lines
-from data_tools.windows.measure import Dataset, Window, measure
+from data_tools.windows.measure import Dataset, MeasuredWindow, measure
 from data_tools.windows.options import WindowOptions, asked_tokens, find_corpora, windows_identity
 from data_tools.windows.order import budget, write_order
 from data_tools.windows.portraits import portraits
@@ -102,7 +102,7 @@ def _rows(
             yield _row(window, next(phases), portrait)
 
 
-def _row(window: Window, phase: BuiltPhase, portrait: dict[str, Any] | None) -> dict[str, Any]:
+def _row(window: MeasuredWindow, phase: BuiltPhase, portrait: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "name": window.name,
         "dataset": window.dataset,

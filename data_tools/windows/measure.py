@@ -14,13 +14,13 @@ from data_tools.curriculum.memory import default_memory, rows_memory
 from data_tools.curriculum.recipe import DatasetRecipe
 from data_tools.curriculum.source import Source
 from data_tools.scores.quantiles import choice_seed
-from data_tools.windows.targets import Target
+from data_tools.windows.targets import TargetWindow
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.progress import Progress
 
 
 @dataclass(frozen=True)
-class Window:
+class MeasuredWindow:
     """One window of a dataset.
 
     Attributes:
@@ -30,7 +30,7 @@ class Window:
     """
 
     dataset: str
-    target: Target
+    target: TargetWindow
     bounds: tuple[float, float]
     documents: int
     tokens: int
@@ -57,13 +57,13 @@ class Dataset:
     documents: int
     tokens: int
     missing: int
-    windows: list[Window]
+    windows: list[MeasuredWindow]
 
 
 def measure(
     recipe: DatasetRecipe,
     prefix: Path,
-    targets: Sequence[Target],
+    targets: Sequence[TargetWindow],
     seed: int,
     threads: int,
     memory: int | None,
@@ -104,7 +104,7 @@ def measure(
     return Dataset(recipe, prefix, documents, tokens, missing, windows)
 
 
-def _window(recipe: DatasetRecipe, target: Target, row: tuple[Any, ...], total: int) -> Window:
+def _window(recipe: DatasetRecipe, target: TargetWindow, row: tuple[Any, ...], total: int) -> MeasuredWindow:
     documents, tokens, begin, end, lowest, highest = row
     if not tokens:
         raise UserError(
@@ -112,4 +112,4 @@ def _window(recipe: DatasetRecipe, target: Target, row: tuple[Any, ...], total: 
             f"{'tokens' if target.by_tokens else 'documents'} with a score {recipe.score!r} holds no token; widen it"
         )
     bounds = ((total - end) / total, (total - begin) / total)
-    return Window(recipe.corpus, target, bounds, documents, tokens, lowest, highest)
+    return MeasuredWindow(recipe.corpus, target, bounds, documents, tokens, lowest, highest)

@@ -13,7 +13,7 @@ from data_tools.curriculum.recipe import DatasetRecipe
 from data_tools.scores.portrait import READ
 from data_tools.steps.datasets import NAMED
 from data_tools.tokenizers.decoding import CorpusText
-from data_tools.windows.targets import WIDTH, Target
+from data_tools.windows.targets import WIDTH, TargetWindow
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require_between
 from megatron_kaiyuan.files import checksum
@@ -123,7 +123,7 @@ def _columns(scores: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def windows_identity(
-    corpora: Sequence[tuple[DatasetRecipe, Path]], options: WindowOptions, targets: Sequence[Target]
+    corpora: Sequence[tuple[DatasetRecipe, Path]], options: WindowOptions, targets: Sequence[TargetWindow]
 ) -> str:
     """What the windows are made from: the tokens and scores of each corpus, and the options."""
     made_of = [

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from data_tools.curriculum.recipe import MOST_COPIES
-from data_tools.windows.measure import Dataset, Window
+from data_tools.windows.measure import Dataset, MeasuredWindow
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_text
 
@@ -20,7 +20,7 @@ _HEAD = """\
 """
 
 
-def budget(windows: Sequence[Window], asked: int | None, repeat: bool) -> int:
+def budget(windows: Sequence[MeasuredWindow], asked: int | None, repeat: bool) -> int:
     """Tokens of every phase: those asked for, or as many as the smallest window holds.
 
     Raises:
@@ -53,7 +53,7 @@ def write_order(path: Path, datasets: Sequence[Dataset], tokens: int, seed: int)
     write_text(path, _HEAD.format(tokens=tokens) + text)
 
 
-def _phase(dataset: Dataset, window: Window, tokens: int, seed: int) -> dict[str, Any]:
+def _phase(dataset: Dataset, window: MeasuredWindow, tokens: int, seed: int) -> dict[str, Any]:
     line: dict[str, Any] = {"corpus": window.dataset, "score": dataset.recipe.score, "keep": window.target.keep}
     if dataset.missing:
         line["missing_scores"] = dataset.recipe.missing_scores

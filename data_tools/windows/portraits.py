@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_tools.scores.audit_groups import find_groups
 from data_tools.scores.audit_source import CorpusSource, read_rows
-from data_tools.scores.portrait import Quantile, label_columns, portray, verdict_columns, wanted_texts
+from data_tools.scores.portrait import QuantileRows, label_columns, portray, verdict_columns, wanted_texts
 from megatron_kaiyuan.data.phase import SEQUENCE_MASK
 
 # A shuffled phase begins with a random sample of its documents; so many are looked at.
@@ -32,7 +32,7 @@ def portraits(
     samples = [_first_documents(phase, sample) for phase in phases]
     places = np.unique(np.concatenate(samples))
     table = read_rows(source, places)
-    windows = [Quantile(np.asarray(np.searchsorted(places, one))) for one in samples]
+    windows = [QuantileRows(np.asarray(np.searchsorted(places, one))) for one in samples]
     wanted = {place for _, place in wanted_texts(table, windows)}
     texts = {(0, place): text for place, text in source.texts(wanted).items()}
     groups = find_groups(table, [source], None)

@@ -17,7 +17,7 @@ WIDTH = "0.02"
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetWindow:
     """A window of one dataset.
 
     Attributes:
@@ -48,7 +48,7 @@ class Target:
         return self.kept.tokens(weight) if self.by_tokens else self.kept.ranks(documents)
 
 
-def read_targets(tops: Sequence[str], width: str, windows: Sequence[str], by: str) -> list[Target]:
+def read_targets(tops: Sequence[str], width: str, windows: Sequence[str], by: str) -> list[TargetWindow]:
     """Windows [top, top + width] for each of `tops` (the report's, if there are none), or `windows` as `0.30-0.32`.
 
     Raises:
@@ -58,7 +58,7 @@ def read_targets(tops: Sequence[str], width: str, windows: Sequence[str], by: st
         raise UserError(f"--by {by}: write --by documents or --by tokens")
     if tops and windows:
         raise UserError("--top and --window: name windows in one of the two ways")
-    found = [Target(_plain(window), by == "tokens") for window in windows or _of_tops(tops or TOPS, width)]
+    found = [TargetWindow(_plain(window), by == "tokens") for window in windows or _of_tops(tops or TOPS, width)]
     for target in found:
         try:
             parse_keep(target.keep)

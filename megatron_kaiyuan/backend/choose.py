@@ -73,7 +73,7 @@ _ATTENTION = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class Implementation:
     """What computes an operation, and why."""
 
     implementation: str
@@ -102,7 +102,7 @@ class Backend:
     document_attention: Attention = torch_attention
     masked_attention: MaskedAttention = masked_attention
     accumulates: bool = False
-    choices: dict[str, Choice] = field(default_factory=dict)
+    choices: dict[str, Implementation] = field(default_factory=dict)
 
 
 TORCH = Backend()
@@ -132,22 +132,22 @@ def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = No
     )
 
 
-def _choice(operation: str, named: str, platform: Platform, run: RunConfig | None) -> Choice:
+def _choice(operation: str, named: str, platform: Platform, run: RunConfig | None) -> Implementation:
     if named != "auto":
         lack = _lack(operation, named, platform, run)
         if lack is not None:
             others = "auto or torch" if _lack(operation, "torch", platform, run) is None else "auto"
             raise UserError(f"backend.{operation}: {named} {lack}; use {others}")
-        return Choice(named, f"backend.{operation} says so")
+        return Implementation(named, f"backend.{operation} says so")
     lacks: list[str] = []
     for candidate in _PREFERRED[platform.name].get(operation, ()):
         if candidate == "blocked" and platform.fused_attention:
             continue
         lack = _lack(operation, candidate, platform, run)
         if lack is None:
-            return Choice(candidate, f"first choice of {platform.name}" if not lacks else "; ".join(lacks))
+            return Implementation(candidate, f"first choice of {platform.name}" if not lacks else "; ".join(lacks))
         lacks.append(f"{candidate} {lack}")
-    return Choice("torch", "; ".join(lacks) or f"first choice of {platform.name}")
+    return Implementation("torch", "; ".join(lacks) or f"first choice of {platform.name}")
 
 
 def _lack(operation: str, implementation: str, platform: Platform, run: RunConfig | None) -> str | None:

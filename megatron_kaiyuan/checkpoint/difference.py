@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 
-from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, load_common, removed_meanwhile, stored_tensors
+from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, Stored, load_common, removed_meanwhile
 from megatron_kaiyuan.checkpoint.verify import verify
 from megatron_kaiyuan.config.compare import Change, compare, flatten
 from megatron_kaiyuan.errors import UserError
@@ -82,7 +81,7 @@ def difference(first: Path, second: Path) -> Difference:
         with removed_meanwhile(folder):
             verify(folder)
     was, now = load_common(first), load_common(second)
-    weights, only_in_one = _compare_weights(first, second)
+    weights, only_in_one = _compare_weights(Stored(first), Stored(second))
     return Difference(
         config=compare(was["run"]["config"], now["run"]["config"]),
         progress=_changes(was.get("progress"), now.get("progress")),
@@ -112,12 +111,12 @@ def _changes(was: Any, now: Any) -> list[Change]:
     return [Change(name, before.get(name), after.get(name)) for name in names]
 
 
-def _compare_weights(first: Path, second: Path) -> tuple[list[Moved], list[str]]:
+def _compare_weights(first: Stored, second: Stored) -> tuple[list[Moved], list[str]]:
     ours, theirs = _shapes(first), _shapes(second)
     alike = [name for name in ours if ours[name] == theirs.get(name)]
     groups: dict[str, list[tuple[str, float, float, float]]] = {}
     for name in alike:
-        before, after = _weight(first, name).double(), _weight(second, name).double()
+        before, after = (checkpoint.read([name])[name].double() for checkpoint in (first, second))
         for part, a, b in _layers(name, before, after):
             distance = b.sub_(a)
             figures = (distance.norm().item(), a.norm().item(), distance.abs().max().item() if a.numel() else 0.0)
@@ -150,12 +149,9 @@ def _layers(name: str, before: torch.Tensor, after: torch.Tensor) -> Iterator[tu
         yield name, before, after
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    known = stored_tensors(folder)
-    return {name: tuple(value.global_shape) for name, value in known.items() if not name.startswith(OPTIMIZER_PREFIX)}
-
-
-def _weight(folder: Path, name: str) -> torch.Tensor:
-    with removed_meanwhile(folder):
-        wanted = {name: dist_checkpointing.load_tensors_metadata(str(folder))[name]}
-        return dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)[name]
+def _shapes(checkpoint: Stored) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(value.global_shape)
+        for name, value in checkpoint.tensors.items()
+        if not name.startswith(OPTIMIZER_PREFIX)
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
@@ -25,6 +26,7 @@ from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import ModelConfig, parse
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.forms import require_form
+from megatron_kaiyuan.platform.megatron import reading_without_other_ranks
 
 OPTIMIZER_PREFIX = "optimizer."
 
@@ -86,11 +88,39 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
 
 
+class Stored:
+    """The tensors of a checkpoint, each read whole when it is asked for, in this process alone.
+
+    The caller has verified `folder`.
+
+    Attributes:
+        tensors: names, shapes and types, without values.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        with _loading(folder, Exception), removed_meanwhile(folder):
+            self._metadata = require_plain(folder)
+            self.tensors: dict[str, ShardedTensor] = TorchDistLoadShardedStrategy().load_tensors_metadata(
+                folder, self._metadata
+            )
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Return some of them by name."""
+        wanted = {name: self.tensors[name] for name in names}
+        with (
+            _loading(self._folder, Exception, CheckpointException),
+            removed_meanwhile(self._folder),
+            reading_without_other_ranks(self._folder, self._metadata),
+        ):
+            # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.
+            loaded = dist_checkpointing.load(dict(wanted), str(self._folder), validate_access_integrity=False)
+        return {name: loaded[name] for name in wanted}
+
+
 def stored_tensors(folder: Path) -> dict[str, ShardedTensor]:
     """Names, shapes and types of all tensors, without their values. The caller has verified `folder`."""
-    with _loading(folder, Exception), removed_meanwhile(folder):
-        require_plain(folder)
-        return dist_checkpointing.load_tensors_metadata(str(folder))
+    return Stored(folder).tensors
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,15 +133,8 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{folder}: checkpoint not found")
     with _loading(folder, Exception, CheckpointException), removed_meanwhile(folder):
         verify(folder)
-        return _load_weights(folder)
-
-
-def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    everything = stored_tensors(folder)
-    wanted = {key: value for key, value in everything.items() if not key.startswith(OPTIMIZER_PREFIX)}
-    # Every process loads every tensor whole, which the check of non-overlapping shards would refuse.
-    loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
-    return {key: loaded[key] for key in wanted}
+    stored = Stored(folder)
+    return stored.read(name for name in stored.tensors if not name.startswith(OPTIMIZER_PREFIX))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from megatron_kaiyuan.checkpoint.earlier_names import use_current_names
 from megatron_kaiyuan.checkpoint.metadata_form import BackendForm, wrong_metadata
 from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.errors import UserError, excerpt
@@ -70,7 +71,7 @@ def require_plain(folder: Path) -> Metadata:
     """Refuse a checkpoint whose pickles are more than data, or whose metadata name files that are not its own.
 
     Returns:
-        The metadata.
+        The metadata, under the names of this version.
 
     Raises:
         UserError: naming the file and what was found in it.
@@ -95,7 +96,7 @@ def _read_metadata(path: Path, sizes: dict[str, int]) -> Metadata:
     # An unpickler that meets other bytes than it wrote raises nearly anything, MemoryError among it.
     except Exception as error:
         raise _refusal(path, f"{type(error).__name__}: {excerpt(error)}") from error
-    if (why := wrong_metadata(metadata, sizes)) is not None:
+    if (why := wrong_metadata(metadata, sizes) or use_current_names(metadata)) is not None:
         raise _refusal(path, excerpt(why))
     return metadata
 

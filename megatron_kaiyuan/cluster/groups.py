@@ -81,7 +81,7 @@ def process_groups(
 
 
 def _exported(who: Rank) -> contextlib.AbstractContextManager[None]:
-    """Tell torch, and the libraries on top of it, what the launcher told us under its own names.
+    """Pass to torch, and the libraries on top of it, what the launcher set under its own names.
 
     For the body only: a process that was started by this one afterwards is no rank of the job.
     """

@@ -1,6 +1,6 @@
 """A process that ends with the one that started it.
 
-A rank whose launcher was killed (SIGKILL, no memory) waits in a rendezvous for ever, or goes on writing into a run that
+A rank whose launcher was killed (SIGKILL, no memory) waits in a rendezvous for ever, or keeps writing into a run that
 has been started again elsewhere. No launcher can prevent that; the rank can.
 
     python -m megatron_kaiyuan.cluster.parent PID COMMAND...
@@ -56,7 +56,7 @@ def end_with_parent(number: signal.Signals, expected: int = 0) -> None:
 
 
 def _forked_by_main_thread(parent: int) -> bool:
-    """As Linux tells it; False where it does not."""
+    """Return what Linux reports; False where it reports nothing."""
     try:
         return str(os.getpid()) in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     except OSError:

@@ -11,6 +11,7 @@ from megatron_kaiyuan.config.presets import PRESETS
 from megatron_kaiyuan.config.schema import RunConfig
 from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.config.train import TrainConfig
+from megatron_kaiyuan.config.weights import WeightKind
 from megatron_kaiyuan.config.world import check_world_size
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "TrainConfig",
+    "WeightKind",
     "check_world_size",
     "load_run",
     "parse",

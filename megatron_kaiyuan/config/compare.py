@@ -41,8 +41,8 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "data.phases": "peak_lr final_lr decay_fraction decay_shape",
         "data": "reset_attention_mask eod_mask_loss",
         "train": "seq_length global_batch_size train_tokens z_loss",
-        "optimizer": "adam_beta1 adam_beta2 adam_eps weight_decay clip_grad qk_clip_tau warmup_tokens schedule_tokens "
-        "min_loss_scale loss_scale_window hysteresis",
+        "optimizer": "adam_beta1 adam_beta2 adam_eps weight_decay wd_mult lr_mult decoupled_lr clip_grad qk_clip_tau "
+        "warmup_tokens schedule_tokens min_loss_scale loss_scale_window hysteresis",
         "faults": "on_bad_step spike_zscore spike_window max_skips_in_a_row max_rollbacks rollback_batches",
     },
     AtResume.NO_EFFECT: {

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from megatron_kaiyuan.config.section import Section
+from megatron_kaiyuan.config.weights import WeightKind
 
 
 class OptimizerConfig(Section):
@@ -15,7 +16,23 @@ class OptimizerConfig(Section):
     adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the gradient's running mean")] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the squared gradient's running mean")] = 0.95
     adam_eps: Annotated[float, Field(gt=0, description="added to the root of that mean")] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, description="decoupled, of matrices; norms have none")] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, description="decoupled, of matrices; norms have none (wd_mult)")] = 0.1
+    wd_mult: Annotated[
+        dict[WeightKind, Annotated[float, Field(ge=0)]],
+        Field(description="weight decay of a kind of weight, as a multiple; else 1 for matrices, 0 for norms"),
+    ] = {}
+    lr_mult: Annotated[
+        dict[WeightKind, Annotated[float, Field(ge=0)]],
+        Field(description="learning rate of a kind of weight, as a multiple of the schedule's; else 1"),
+    ] = {}
+    decoupled_lr: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="learning rate of embedding and head where that of the others is the highest peak_lr; they "
+            "follow the same schedule; null: as the others",
+        ),
+    ] = None
     clip_grad: Annotated[float, Field(ge=0, description="largest gradient norm; 0 turns clipping off")] = 1.0
     qk_clip_tau: Annotated[
         float | None,
@@ -45,4 +62,11 @@ class OptimizerConfig(Section):
             raise ValueError(
                 f"min_loss_scale {self.min_loss_scale:g} is above initial_loss_scale {self.initial_loss_scale:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> OptimizerConfig:
+        for kind in ("embedding", "head"):
+            if self.decoupled_lr is not None and kind in self.lr_mult:
+                raise ValueError(f"decoupled_lr and lr_mult.{kind} both set the learning rate of {kind}; leave one out")
         return self

@@ -81,6 +81,11 @@ class RunConfig(Section):
                 "optimizer.qk_clip_tau changes nothing with model.qk_layernorm, whose norms take away the scale of "
                 "query and key weights; set model.qk_layernorm=false, or leave qk_clip_tau out"
             )
+        for field in ("lr_mult", "wd_mult"):
+            if "embedding_norm" in getattr(self.optimizer, field) and not model.embedding_norm:
+                raise ValueError(
+                    f"optimizer.{field}.embedding_norm is of no weight; set model.embedding_norm, or leave it out"
+                )
         hang, minutes = self.faults.hang_timeout_seconds, parallel.timeout_minutes
         if hang is not None and minutes is not None and hang >= 60 * minutes:
             raise ValueError(

@@ -162,9 +162,9 @@ def _objects_to_first() -> tuple[torch.Tensor, torch.Tensor]:
 
 def _broadcast_objects() -> tuple[torch.Tensor, torch.Tensor]:
     rank, _ = _place()
-    told: list[Any] = [_object(rank)]
-    distributed.broadcast_object_list(told, src=0)
-    return _is(told, [_object(0)])
+    received: list[Any] = [_object(rank)]
+    distributed.broadcast_object_list(received, src=0)
+    return _is(received, [_object(0)])
 
 
 def _object(rank: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _GIB = 1 << 30
 _HOSTS = 16
 
 
-def tell(everybody: Sequence[Examination], who: Rank, as_json: bool) -> int:
+def print_report(everybody: Sequence[Examination], who: Rank, as_json: bool) -> int:
     """Print the report.
 
     Args:

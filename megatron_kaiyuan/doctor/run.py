@@ -47,7 +47,7 @@ def run_doctor(platform: str, run_dir: Path | None, timeout: float | None, as_js
     with TrialProcess(platform, who.local_rank, who.local_world_size or who.world_size) as trial:
         has_torch, device = _examine_alone(found, who, platform, run_dir, trial, timeout)
     if who.world_size == 1 or not has_torch:
-        return report.tell([found], who, as_json)
+        return report.print_report([found], who, as_json)
     from megatron_kaiyuan.doctor.together import examine_together
 
     # Ends the process: after a failed collective the interpreter's own cleanup may wait for ranks that are gone.

@@ -23,13 +23,13 @@ _SECONDS = 15.0
 def shared_file(found: Examination, who: Rank, folder: Path, store: torch.distributed.Store) -> Iterator[None]:
     """Rank 0 writes a file in the run folder, or the nearest one above it that exists; the others look for it.
 
-    It is removed behind the body of the `with`, by when all have looked.
+    It is removed after the body of the `with`, when all have looked.
     """
     content = uuid.uuid4().hex
     path = existing(folder) / f".doctor-{content}"
     with found.part("shared folder"):
         if who.rank == 0:
-            # Told even if it fails, so that nobody waits for the name.
+            # Sent even if it fails, so that no rank waits for the name.
             store.set(_KEY, str(path))
             path.write_text(content)
         else:

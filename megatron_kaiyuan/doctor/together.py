@@ -40,7 +40,7 @@ _SPEAKER_SECONDS = 2.0
 def examine_together(
     found: Examination, who: Rank, device: Platform | None, run_dir: Path | None, timeout: float, as_json: bool
 ) -> NoReturn:
-    """Meet the other ranks, measure, tell, and end this process with its exit code.
+    """Meet the other ranks, measure, report, and end this process with its exit code.
 
     Args:
         device: None where this rank's platform does not work, which the others hear of.
@@ -63,7 +63,7 @@ def examine_together(
 def _meet(
     found: Examination, store: torch.distributed.Store, who: Rank, device: Platform | None, limit: timedelta
 ) -> tuple[list[str], bool]:
-    """Wait for all ranks and compare what they would run; the host of each, and whether all can go on."""
+    """Wait for all ranks and compare what they would run; the host of each, and whether all can continue."""
     facts = {"the code of megatron_kaiyuan": source_fingerprint(), **versions()}
     facts["platform"] = device.name if device else "unusable"
     store.set(f"{_READY}{who.rank}", json.dumps({"host": socket.gethostname(), "ready": device is not None}))
@@ -128,8 +128,8 @@ def _tell(found: Examination, store: torch.distributed.Store | None, who: Rank, 
         everybody = _gather(found, store, who, seconds)
     except torch.distributed.DistError as error:
         found.problem(f"launcher: the job's store is gone ({in_one_line(error)}), and the other ranks with it")
-        return report.tell([found], who, as_json)
-    return report.tell(everybody, who, as_json) if who.rank == 0 else 0
+        return report.print_report([found], who, as_json)
+    return report.print_report(everybody, who, as_json) if who.rank == 0 else 0
 
 
 def _gather(found: Examination, store: torch.distributed.Store, who: Rank, seconds: float) -> list[Examination]:
@@ -151,11 +151,11 @@ def _gather(found: Examination, store: torch.distributed.Store, who: Rank, secon
 
 
 def _end_without_others(found: Examination, who: Rank, as_json: bool, speaks: bool) -> NoReturn:
-    """A rank that can tell nobody speaks for itself. Of what all know one speaks; the others wait for it."""
+    """Print this rank's own findings; of those that all know, one rank prints for all, and the others wait for it."""
     if not speaks:
         time.sleep(_SPEAKER_SECONDS)
         _end(1)
-    _end(report.tell([found], who, as_json))
+    _end(report.print_report([found], who, as_json))
 
 
 def _end(code: int) -> NoReturn:

@@ -18,7 +18,7 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
 from megatron_kaiyuan.evaluate.results import FORMAT, HELD_OUT, read_entries, refuse_replaced, replaced, with_entry
-from megatron_kaiyuan.evaluate.source import Model, Source, find_source, open_source
+from megatron_kaiyuan.evaluate.source import Model, ModelSource, find_source, open_source
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection, require_tasks
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, read_domains, write_tasks
 from megatron_kaiyuan.files import write_json
@@ -145,7 +145,7 @@ def evaluate(
     return result, place.path
 
 
-def _asked(source: Source, untrained: Source | None, measures: Measures) -> dict[str, Any]:
+def _asked(source: ModelSource, untrained: ModelSource | None, measures: Measures) -> dict[str, Any]:
     """Return the entry of results that is asked for, before anything is measured."""
     made_from = {"model": identity_of(source.identity), **measures.made_from()}
     made_from |= {"baseline": identity_of(untrained.identity)} if untrained else {}
@@ -170,7 +170,7 @@ def _selections(measures: Measures, folder: Path) -> tuple[dict[str, int], list[
     return made, selections
 
 
-def _check(measures: Measures, sources: Sequence[Source | None], tokenizer: Path | None) -> None:
+def _check(measures: Measures, sources: Sequence[ModelSource | None], tokenizer: Path | None) -> None:
     on_text = measures.held_out_text or measures.tasks.names
     for source in sources:
         if on_text and tokenizer is None and source and source.checkpoint:
@@ -183,7 +183,7 @@ def _state(paths: Iterable[Path]) -> list[list[Any]]:
     return files_identity(path for path in paths if path.exists())
 
 
-def _output(output: Path | None, source: Source | None) -> Path:
+def _output(output: Path | None, source: ModelSource | None) -> Path:
     if output is not None:
         return output
     if source is None or source.run_dir is None:
@@ -203,7 +203,7 @@ def _work_folder(work: Path | None) -> Iterator[Path]:
 
 
 def _measure(
-    source: Source, tokenizer: Path | None, measures: Measures, selections: Sequence[TaskSelection], device: Any
+    source: ModelSource, tokenizer: Path | None, measures: Measures, selections: Sequence[TaskSelection], device: Any
 ) -> dict[str, Any]:
     from megatron_kaiyuan.evaluate.heldout import open_corpora
 

@@ -32,7 +32,7 @@ class _Config(Form):
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model lies.
 
     Attributes:
@@ -73,23 +73,23 @@ class Model:
     longest: int
 
 
-def find_source(path: Path) -> Source:
+def find_source(path: Path) -> ModelSource:
     """What a path means: a Hugging Face folder, a checkpoint, or the newest checkpoint of a run.
 
     Raises:
         UserError: it is none of them.
     """
     if (path / "config.json").is_file():
-        return Source(path)
+        return ModelSource(path)
     try:
         found = find_checkpoint(path)
     except UserError as error:
         raise UserError(f"{error}, and there is no exported model here (config.json is missing)") from error
-    return Source(found.folder, found)
+    return ModelSource(found.folder, found)
 
 
 def open_source(
-    source: Source, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
+    source: ModelSource, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
 ) -> Model:
     """Load a model in FP32. For a checkpoint a platform is active and process groups are those of one.
 
@@ -113,7 +113,7 @@ def open_source(
 
 
 def _open_checkpoint(
-    source: Source, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
+    source: ModelSource, tokenizer_folder: Path | None, corpora: Mapping[str, IndexedCorpus], device: Any
 ) -> Model:
     from megatron_kaiyuan.checkpoint.load import load_common, model_of
     from megatron_kaiyuan.checkpoint.network import load_network

@@ -1,7 +1,7 @@
 """Two lm-eval tasks made from held-out text: files in a folder, nothing from a hub.
 
 `heldout_rolling`: bits per UTF-8 byte of the start of whole documents.
-`heldout_continuation`: which of four texts goes on from a context? The true continuation stands against those of
+`heldout_continuation`: which of four texts continues a context? The true continuation stands against those of
 three other documents of the same domain; chance is 1/4.
 """
 

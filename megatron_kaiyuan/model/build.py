@@ -14,7 +14,7 @@ from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.head import compute_in_fp32
 from megatron_kaiyuan.model.loss import set_loss
-from megatron_kaiyuan.model.norm import PostNormLinear, norm_embedding
+from megatron_kaiyuan.model.norm import SandwichLayer, norm_embedding
 from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
 from megatron_kaiyuan.platform.precisions import DTYPES
 
@@ -141,9 +141,10 @@ def build_model(
         rotary_base=model.rotary_base,
         vp_stage=virtual_stage,
     )
-    for module in network.modules():
-        if isinstance(module, PostNormLinear):
-            torch.nn.init.constant_(module.post_norm.weight, model.post_norm_initial_gain)
+    for layer in network.decoder.layers:
+        if isinstance(layer, SandwichLayer):
+            for sub_layer in (layer.self_attention, layer.mlp):
+                torch.nn.init.constant_(sub_layer.post_norm.weight, model.post_norm_initial_gain)
     if model.embedding_norm:
         norm_embedding(network, backend.norm)
     if model.fp32_head:

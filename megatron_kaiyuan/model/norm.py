@@ -1,4 +1,4 @@
-"""RMSNorm, and the norm that closes a sub-layer.
+"""RMSNorm, and the layer whose sub-layers end in one.
 
 Tensor suffixes: s sequence, b batch, h hidden, n heads, d head size.
 """
@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megatron_kaiyuan.backend.choose import TORCH
 from megatron_kaiyuan.backend.libraries import Norm
@@ -39,6 +40,13 @@ class RMSNorm(torch.nn.RMSNorm):
         """[..., h] to [..., h]."""
         return self._kernel(input_h, self.weight, self._epsilon, self.output_dtype or self.weight.dtype)
 
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[tuple[int, int, int], ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """The gain, whole on every tensor-parallel rank. megatron-core's MLP asks each of its modules for this."""
+        own = self.state_dict(prefix="", keep_vars=True)
+        return make_sharded_tensors_for_checkpoint(own, prefix, {}, sharded_offsets)
+
 
 def norm_embedding(model: GPTModel, kernel: Norm = TORCH.norm) -> None:
     """Close a GPTModel's embedding by an RMSNorm, as BLOOM does (arXiv 2211.05100) with a LayerNorm.
@@ -52,30 +60,36 @@ def norm_embedding(model: GPTModel, kernel: Norm = TORCH.norm) -> None:
         embedding.register_forward_hook(lambda module, inputs, output_sbh: module.norm(output_sbh))
 
 
-class PostNormLinear(RowParallelLinear):
-    """The last linear of a sub-layer, followed by an RMSNorm on the summed output (sandwich norm).
+class SandwichLayer(TransformerLayer):
+    """A layer whose sub-layers, attention and MLP, each end in an RMSNorm (sandwich norm).
 
-    megatron-core has no slot for a norm behind attention or MLP. Placed as `linear_proj` and as
-    `linear_fc2`, this one turns `x + F(norm(x))` into `x + post_norm(F(norm(x)))`, the form of
-    arXiv 2512.07612, without touching megatron-core. What a sub-layer adds to the residual stream then has
+    megatron-core has no slot for a norm after a sub-layer. This layer turns `x + F(norm(x))` into
+    `x + post_norm(F(norm(x)))`, the form of arXiv 2512.07612. What a sub-layer adds to the residual stream then has
     RMS `post_norm.weight`, however large the weights grow.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        *,
-        config: TransformerConfig,
-        kernel: Norm = TORCH.norm,
-        **kwargs: Any,
-    ):
-        super().__init__(input_size, output_size, config=config, **kwargs)
-        if self.bias is not None:
-            raise ValueError("PostNormLinear has no place for a bias: set add_bias_linear=False")
-        self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon, kernel)
+    def __init__(self, config: TransformerConfig, *args: Any, kernel: Norm = TORCH.norm, **options: Any):
+        super().__init__(config, *args, **options)
+        if config.add_bias_linear:
+            raise ValueError("SandwichLayer has no place for a bias after a norm: set add_bias_linear=False")
+        for sub_layer, last in ((self.self_attention, "linear_proj"), (self.mlp, "linear_fc2")):
+            close(sub_layer, last, RMSNorm(config, config.hidden_size, config.layernorm_epsilon, kernel))
 
-    def forward(self, input_sbh: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """[s, b, input_size / tensor ranks] to ([s, b, output_size], no bias)."""
-        output_sbh, _ = super().forward(input_sbh)
-        return self.post_norm(output_sbh), None
+
+def close(sub_layer: torch.nn.Module, last: str, norm: RMSNorm) -> None:
+    """Let a sub-layer end in a norm: of all that it gives, once, after its parts are summed.
+
+    Its gain is `post_norm.weight` in the sub-layer.
+
+    Args:
+        sub_layer: gives ([s, b, h], no bias).
+        last: its last linear, which the norm follows in the order of the parameters.
+    """
+    names = [name for name, _ in sub_layer.named_children()]
+    sub_layer.post_norm = norm
+    # The order of the parameters is that in which the norm of all gradients is summed, and decides its last bits.
+    for name in names[names.index(last) + 1 :]:
+        later = getattr(sub_layer, name)
+        delattr(sub_layer, name)
+        setattr(sub_layer, name, later)
+    sub_layer.register_forward_hook(lambda module, inputs, output: (module.post_norm(output[0]), None))

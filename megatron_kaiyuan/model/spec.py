@@ -19,19 +19,18 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.model.attention import CausalAttention, RotarySelfAttention
 from megatron_kaiyuan.model.mlp import Swiglu
-from megatron_kaiyuan.model.norm import PostNormLinear, RMSNorm
+from megatron_kaiyuan.model.norm import RMSNorm, SandwichLayer
 
 
 def kaiyuan_layer_spec(
     sandwich_norm: bool = True, qk_layernorm: bool = True, fp32_residual: bool = False, backend: Backend = TORCH
 ) -> ModuleSpec:
-    """One transformer layer: pre-norm and, with `sandwich_norm`, post-norm round attention and round the MLP.
+    """One transformer layer: a norm before attention and before the MLP and, with `sandwich_norm`, one after each.
 
     With `fp32_residual` an FP32 residual stream stays one; `fp32_residual_connection` of the configuration makes one.
     """
     add = _get_promoting_add if fp32_residual else get_bias_dropout_add
     norm = _norm(backend)
-    last_linear = ModuleSpec(PostNormLinear, {"kernel": backend.norm}) if sandwich_norm else RowParallelLinear
     head_norm = norm if qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=RotarySelfAttention,
@@ -39,7 +38,7 @@ def kaiyuan_layer_spec(
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
             core_attention=ModuleSpec(CausalAttention, {"backend": backend}),
-            linear_proj=last_linear,
+            linear_proj=RowParallelLinear,
             q_layernorm=head_norm,
             k_layernorm=head_norm,
         ),
@@ -48,12 +47,13 @@ def kaiyuan_layer_spec(
         module=MLP,
         submodules=MLPSubmodules(
             linear_fc1=ColumnParallelLinear,
-            linear_fc2=last_linear,
+            linear_fc2=RowParallelLinear,
             activation_func=ModuleSpec(Swiglu, {"kernel": backend.swiglu}),
         ),
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=SandwichLayer if sandwich_norm else TransformerLayer,
+        params={"kernel": backend.norm} if sandwich_norm else {},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,

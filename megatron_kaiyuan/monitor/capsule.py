@@ -26,6 +26,7 @@ from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, writ
 from megatron_kaiyuan.forms import require_form
 from megatron_kaiyuan.monitor.capsule_form import CapsuleForm, require_capsule
 from megatron_kaiyuan.monitor.forensics import MicroBatches, Seen, part_weights
+from megatron_kaiyuan.network import current_name
 
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]
 
@@ -151,6 +152,8 @@ def write_capsule(folder: Path, manifest: dict[str, Any], tensors: Tensors) -> i
 def read_capsule(folder: Path) -> tuple[dict[str, Any], ModelConfig, Tensors]:
     """Manifest, model and tensors of a capsule, whole to the bit and fit for each other; nothing in it is executed.
 
+    What an earlier version named otherwise has the names of this one, except in `message`.
+
     Raises:
         UserError: there is none, or it is damaged, or of another version.
     """
@@ -175,4 +178,13 @@ def read_capsule(folder: Path) -> tuple[dict[str, Any], ModelConfig, Tensors]:
     except Exception as error:
         raise UserError(f"{file}: cannot be read ({excerpt(error)}); copy it again") from error
     require_capsule(file, form, model, tensors)
-    return manifest, model, tensors
+    return _under_current_names(manifest), model, {**tensors, "weights": _renamed(tensors["weights"])}
+
+
+def _under_current_names(manifest: dict[str, Any]) -> dict[str, Any]:
+    seen = {name: current_name(value) if isinstance(value, str) else value for name, value in manifest["seen"].items()}
+    return {**manifest, "seen": seen}
+
+
+def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {current_name(name): weight for name, weight in weights.items()}

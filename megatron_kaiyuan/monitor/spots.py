@@ -30,6 +30,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch.utils.hooks import RemovableHandle
 
+from megatron_kaiyuan.network import POST_NORM
+
 Part: TypeAlias = Literal["embedding", "layer", "head"]
 
 
@@ -95,20 +97,22 @@ def _spots_of_layer(layer: TransformerLayer) -> Iterator[Spot]:
     for index, name in enumerate(("query", "key", "value")):
         yield spot(name, attention.core_attention, index, "self_attention", core)
     yield spot("attention_context", attention.core_attention, None, core, last)
-    yield from _last_linear(attention.linear_proj, spot, "attention", last, "self_attn_bda")
+    yield from _end_of_sub_layer(attention, "linear_proj", spot, "attention", "self_attention", "self_attn_bda")
     yield spot("residual_after_attention", layer.pre_mlp_layernorm, 0, "self_attn_bda", "pre_mlp_layernorm")
     yield spot("mlp_norm", layer.pre_mlp_layernorm, None, "pre_mlp_layernorm", "mlp.linear_fc1")
     yield spot("mlp_gate_and_up", mlp.linear_fc1, None, "mlp.linear_fc1", "mlp")
     yield spot("mlp_activation", mlp.linear_fc2, 0, "mlp", "mlp.linear_fc2")
-    yield from _last_linear(mlp.linear_fc2, spot, "mlp", "mlp.linear_fc2", "mlp_bda")
+    yield from _end_of_sub_layer(mlp, "linear_fc2", spot, "mlp", "mlp", "mlp_bda")
     # What uses it is the next layer, which sees its gradient.
     yield spot("residual", layer, None, "mlp_bda")
 
 
-def _last_linear(linear: torch.nn.Module, spot: Callable[..., Spot], name: str, path: str, adds: str) -> Iterator[Spot]:
-    """The last linear of a sub-layer, with its post-norm if it has one, and the sum `adds` after it."""
-    if not hasattr(linear, "post_norm"):
-        yield spot(f"{name}_output", linear, None, path, adds)
-        return
-    yield spot(f"{name}_output", linear.get_submodule("post_norm"), 0, path, f"{path}.post_norm")
-    yield spot(f"{name}_post_norm", linear, None, f"{path}.post_norm", adds)
+def _end_of_sub_layer(
+    sub_layer: torch.nn.Module, last: str, spot: Callable[..., Spot], name: str, path: str, adds: str
+) -> Iterator[Spot]:
+    """What the last linear gives, and the norm after it where the sub-layer ends in one; `adds` is the sum after it."""
+    norm, norm_path = getattr(sub_layer, POST_NORM, None), f"{path}.{POST_NORM}"
+    used_by = adds if norm is None else norm_path
+    yield spot(f"{name}_output", sub_layer.get_submodule(last), None, f"{path}.{last}", used_by)
+    if norm is not None:
+        yield spot(f"{name}_{POST_NORM}", norm, None, norm_path, adds)

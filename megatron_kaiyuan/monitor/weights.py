@@ -43,8 +43,9 @@ def add_weights(
         if not _counts_here(weights.parameter, optimizer):
             continue
         name, place = places[weights.parameter]
+        assert weights.gradient is not None, "the optimizer has been given no gradients yet"
         for block in weights.blocks(block_elements(weights.values.device.type)):
-            magnitudes = block.gradient.abs()
+            magnitudes = block.gradient.abs()  # type: ignore[union-attr]
             squares = [torch.linalg.vector_norm(magnitudes).div(clipped_by).square()]
             if updated:
                 squares += [torch.linalg.vector_norm(part).square() for part in (block.last_update(), block.values)]

@@ -1,18 +1,21 @@
-"""AdamW that megatron-core can save and load without its torch path's traps.
+"""AdamW whose `step` is a number of the parameter group, as in the fused Adam of Apex and Transformer Engine.
 
-torch's AdamW keeps `step` as one tensor for each parameter. megatron-core's distributed optimizer saves one
-number for all, and after loading lets all parameters share a single `step` tensor, which then rises once
-for each parameter: the trajectory drifts silently (megatron-core 0.16.1; docs/decisions.md). Here `step` is
-a number of the param group, as in the fused Adam of Apex and Transformer Engine; it appears as a state
-tensor only inside `state_dict()`, where megatron-core looks for it.
+torch's keeps it as one tensor for each parameter, which megatron-core lets all parameters share after loading: it then
+rises once for each parameter, and the trajectory drifts silently (megatron-core 0.16.1; docs/decisions.md). It appears
+as a state tensor only inside `state_dict()`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import megatron.core.optimizer as megatron_optimizer
 import torch
 from torch.optim.adamw import adamw
+
+from megatron_kaiyuan import platform
+from megatron_kaiyuan.config import RunConfig
 
 
 class AdamW(torch.optim.AdamW):
@@ -31,7 +34,7 @@ class AdamW(torch.optim.AdamW):
 
     @classmethod
     def in_place_of(cls, other: torch.optim.Optimizer, fused: bool = True) -> AdamW:
-        """An AdamW with the param groups of an optimizer that has not stepped yet.
+        """Return an AdamW with the param groups of an optimizer that has not stepped yet.
 
         The distributed optimizer's parameters are views into its buffers, which an optimizer's constructor
         refuses; so, as megatron-core does itself, the groups are set afterwards.
@@ -51,8 +54,8 @@ class AdamW(torch.optim.AdamW):
             if not params:
                 continue
             beta1, beta2 = group["betas"]
-            # torch adds one to each parameter's step tensor; these are made anew and thrown away. Only the fused kernel
-            # wants them on the device: the other form would wait for the device to read each.
+            # torch adds one to each parameter's step tensor; these are made again for each step and thrown away. Only
+            # the fused kernel wants them on the device: the other form would wait for the device to read each.
             place = params[0].device if self.fused else "cpu"
             steps = list(torch.full((len(params),), float(group["step"] - 1), device=place).unbind())
             adamw(
@@ -95,3 +98,24 @@ class AdamW(torch.optim.AdamW):
             group["step"] = 0
             for param in group["params"]:
                 self.state[param] = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+
+def build(theirs: torch.optim.Optimizer, run: RunConfig) -> torch.optim.Optimizer:
+    """Return the fused Adam of Transformer Engine or Apex where megatron-core found one, else ours."""
+    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        return theirs
+    return AdamW.in_place_of(theirs, platform.current().has_fused_adamw)
+
+
+def last_update(values: torch.Tensor, state: dict[str, torch.Tensor], options: dict[str, Any]) -> torch.Tensor:
+    """Return what the last step added to the values, computed from its result: nothing is kept for it.
+
+    w' = (1 - lr * wd) * w - u, with u from the moments (Loshchilov and Hutter, arXiv 1711.05101), so that
+    w' - w = -(u + lr * wd * w') / (1 - lr * wd).
+    """
+    beta1, beta2 = options["betas"]
+    step, rate = float(options["step"]), options["lr"]
+    decay = rate * options["weight_decay"]
+    divisor = state["exp_avg_sq"].sqrt().div_(math.sqrt(1 - beta2**step)).add_(options["eps"])
+    moved = torch.div(state["exp_avg"], divisor, out=divisor).mul_(rate / (1 - beta1**step))
+    return moved.add_(values, alpha=decay).div_(decay - 1)

@@ -1,84 +1,107 @@
-"""The FP32 weights that the optimizer updates, with their gradients and what the last update changed."""
+"""The FP32 weights that a rank updates, with their gradients and what their optimizer keeps, over all its parts.
+
+megatron-core's distributed optimizer has ranges of flattened parameters, its other ones whole parameters, of which
+every data-parallel rank holds the state. Here they look alike, so that a run may change from one to the other.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer
+from megatron.core.optimizer.optimizer import FP32Optimizer
 
-from megatron_kaiyuan.optim.plain import PlainOptimizer, main_parameters
+from megatron_kaiyuan.optim.algorithms import ALGORITHMS, State
+from megatron_kaiyuan.optimizers import STATES
 from megatron_kaiyuan.platform.megatron import owned_main_weights
+
+# FP32Optimizer or Float16OptimizerWithFloat16Params.
+PlainOptimizer: TypeAlias = Any
 
 
 @dataclass(frozen=True)
 class MainWeights:
-    """Of one parameter, or of the range of it that this rank updates; all tensors flat and FP32.
+    """Of one parameter, or of the range of it that this rank updates; all tensors are flat FP32 views.
 
     Attributes:
         parameter: of the network.
         start: where in the flattened parameter the values begin.
-        gradient: as the optimizer uses it: without the loss scale, clipped.
-        options: the optimizer's group: `lr`, `weight_decay`, `betas`, `eps`, `step`.
+        gradient: as the optimizer uses it: without the loss scale, clipped; None outside of a step.
+        state: by the names of `optimizers.STATES`; zeros that are no view where the optimizer has not stepped yet.
+        options: the optimizer's group: `lr`, `weight_decay`, `betas`, `eps`, `step`, ...
     """
 
     parameter: torch.nn.Parameter
     start: int
     values: torch.Tensor
-    gradient: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
+    gradient: torch.Tensor | None
+    state: State
     options: dict[str, Any]
 
     def blocks(self, elements: int) -> Iterator[MainWeights]:
-        """The same in parts of so many elements."""
-        tensors = (self.values, self.gradient, self.exp_avg, self.exp_avg_sq)
-        starts = range(self.start, self.start + len(self.values), elements)
-        parts = zip(starts, *(tensor.split(elements) for tensor in tensors), strict=True)
-        for start, values, gradient, first, second in parts:
-            yield replace(self, start=start, values=values, gradient=gradient, exp_avg=first, exp_avg_sq=second)
+        """The same in blocks of so many elements."""
+        for first in range(0, len(self.values), elements):
+            block = slice(first, first + elements)
+            yield replace(
+                self,
+                start=self.start + first,
+                values=self.values[block],
+                gradient=None if self.gradient is None else self.gradient[block],
+                state={name: tensor[block] for name, tensor in self.state.items()},
+            )
 
     def last_update(self) -> torch.Tensor:
-        """What the last step of AdamW added to the values, told from its result: nothing is kept for it.
-
-        w' = (1 - lr * wd) * w - u, with u from the moments (Loshchilov and Hutter, arXiv 1711.05101), so that
-        w' - w = -(u + lr * wd * w') / (1 - lr * wd).
-        """
-        beta1, beta2 = self.options["betas"]
-        step, rate = float(self.options["step"]), self.options["lr"]
-        decay = rate * self.options["weight_decay"]
-        divisor = self.exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**step)).add_(self.options["eps"])
-        moved = torch.div(self.exp_avg, divisor, out=divisor).mul_(rate / (1 - beta1**step))
-        return moved.add_(self.values, alpha=decay).div_(decay - 1)
+        """Return what the last step added to the values."""
+        return ALGORITHMS[self.options["optimizer"]].last_update(self.values, self.state, self.options)
 
 
 def main_weights(optimizer: ChainedOptimizer) -> Iterator[MainWeights]:
-    """What this rank updates, between a step's gradients and the next step's."""
+    """Yield what this rank updates."""
     for part in optimizer.chained_optimizers:
-        if part.is_stub_optimizer:
-            continue
-        options = {id(main): group for group in part.optimizer.param_groups for main in group["params"]}
+        groups = {id(main): group for group in part.optimizer.param_groups for main in group["params"]}
         for parameter, start, main in _pieces(part):
-            assert main.grad is not None, "the optimizer has been given no gradients yet"
-            state = part.optimizer.state[main]
+            options, state = groups[id(main)], part.optimizer.state[main]
             yield MainWeights(
                 parameter,
                 start,
                 values=main.detach().view(-1),
-                gradient=main.grad.view(-1),
-                exp_avg=state["exp_avg"].view(-1),
-                exp_avg_sq=state["exp_avg_sq"].view(-1),
-                options=options[id(main)],
+                gradient=None if main.grad is None else main.grad.view(-1),
+                state={
+                    name: (state[name].detach() if name in state else torch.zeros_like(main)).view(-1)
+                    for name in STATES[options["optimizer"]]
+                },
+                options=options,
             )
+
+
+def allocate_state(optimizer: ChainedOptimizer) -> None:
+    """Make the state of parameters whose optimizer has not stepped yet."""
+    for part in optimizer.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            for main in group["params"]:
+                state = part.optimizer.state[main]
+                missing = [name for name in STATES[group["optimizer"]] if name not in state]
+                state.update({name: torch.zeros_like(main) for name in missing})
 
 
 def _pieces(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor]]:
     """Each parameter, where this rank's range of it starts, and the main weights of the range."""
-    if not isinstance(part, DistributedOptimizer):
-        yield from ((parameter, 0, main) for parameter, main in main_parameters(part))
+    if isinstance(part, DistributedOptimizer):
+        yield from owned_main_weights(part)
+    else:
+        yield from ((parameter, 0, main) for parameter, main in _main_parameters(part))
+
+
+def _main_parameters(part: PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Each parameter of the network with the FP32 weights that the optimizer updates: itself, in FP32."""
+    if isinstance(part, FP32Optimizer):
+        for group in part.optimizer.param_groups:
+            yield from ((parameter, parameter) for parameter in group["params"])
         return
-    yield from owned_main_weights(part)
+    for halves, mains in zip(part.float16_groups, part.fp32_from_float16_groups, strict=True):
+        yield from zip(halves, mains, strict=True)
+    for group in part.fp32_from_fp32_groups:
+        yield from ((parameter, parameter) for parameter in group)

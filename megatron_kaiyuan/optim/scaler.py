@@ -9,14 +9,13 @@ from megatron_kaiyuan.platform.megatron import fit_scaler
 
 
 def loss_scaler(optimizer: ChainedOptimizer) -> DynamicGradScaler | None:
-    """The scaler of FP16; None in other precisions.
+    """Return the scaler of FP16, which all parts of the optimizer share; None in other precisions.
 
     It halves the scale at an overflow once `hysteresis` of them have come, down to its minimum, and doubles it after
     `loss_scale_window` good steps. Only a doubling gives the hysteresis back: until then each further overflow halves.
     """
-    (part,) = optimizer.chained_optimizers
-    scaler = getattr(part, "grad_scaler", None)
-    return scaler if isinstance(scaler, DynamicGradScaler) else None
+    scalers = (getattr(part, "grad_scaler", None) for part in optimizer.chained_optimizers)
+    return next((scaler for scaler in scalers if isinstance(scaler, DynamicGradScaler)), None)
 
 
 def adapt_scaler(optimizer: ChainedOptimizer, hysteresis: int) -> None:

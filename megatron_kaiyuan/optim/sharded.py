@@ -1,11 +1,11 @@
-"""The distributed optimizer's state as rectangles of whole tensors: written in parallel, read by any layout of ranks.
+"""The optimizer's state as rectangles of whole tensors: written in parallel, read by any layout of ranks.
 
 megatron-core cuts main weights and moments over the data-parallel ranks as ranges of flattened parameters. Its
 formats either gather them first (`fully_reshardable`: the whole state once more on every rank, inside the stall of a
 save) or write the ranges as they are (`dp_reshardable`: another tensor- or pipeline-parallel size cannot read them).
 Here a range of a flattened parameter becomes at most three rectangles for a matrix: the end of a row, whole rows, the
 start of a row. Nothing is sent and nothing copied, and on disk there are whole tensors under the names that
-`fully_reshardable` uses, so that either reads what the other wrote.
+`fully_reshardable` uses, so that either reads what the other wrote. They do not depend on the parts of the optimizer.
 """
 
 from __future__ import annotations
@@ -17,70 +17,46 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
-from megatron_kaiyuan.optim.plain import (
-    PlainOptimizer,
-    common_state,
-    load_common_state,
-    recipe_options,
-    whole_ranges,
-    whole_state,
-)
-from megatron_kaiyuan.platform.megatron import owned_ranges, owned_state
+from megatron_kaiyuan.optim.common_state import common_state, load_common_state
+from megatron_kaiyuan.optim.main_weights import main_weights
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 _PREFIX = "optimizer.state"
-_STATES = ("param", "exp_avg", "exp_avg_sq")
 
 
-def sharded_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any]) -> dict[str, Any]:
+def sharded_optimizer(optimizer: ChainedOptimizer, network: dict[str, Any]) -> dict[str, Any]:
     """What is common to all ranks, and under `pieces` this rank's rectangles, which are views of the state itself.
 
     Args:
         network: the network's sharded state, with the parameters themselves as data.
     """
-    part = _only_part(optimizer)
     described = {id(described.data): described for described in _tensors_and_factories(network)}
+    is_only_copy = optimizer.config.use_distributed_optimizer
     pieces = {}
-    for parameter, start, stop in _own_ranges(part):
-        state = _state_of(part, parameter)
-        for whole, first, last, offset in _overlaps(described[id(parameter)], start, stop):
+    for weights in main_weights(optimizer):
+        start, state = weights.start, {"param": weights.values, **weights.state}
+        stop = start + len(weights.values)
+        for whole, first, last, offset in _overlaps(described[id(weights.parameter)], start, stop):
             for name, values in state.items():
                 for place, size in rectangles(whole.data.shape, first, last):
                     begin = offset + _flat(place, whole.data.shape) - first
                     piece = values[begin : begin + math.prod(size)]
                     key = f"{_PREFIX}.{name}.{whole.key}"
                     pieces[f"{key}@{_global_offset(whole, place)}"] = _piece(
-                        key, whole, place, size, piece, is_only_copy=isinstance(part, DistributedOptimizer)
+                        key, whole, place, size, piece, is_only_copy
                     )
-    common = part.state_dict() if isinstance(part, DistributedOptimizer) else common_state(part)
-    return {**common, "pieces": pieces}
+    return {**common_state(optimizer), "pieces": pieces}
 
 
-def restore_optimizer(optimizer: MegatronOptimizer, network: dict[str, Any], loaded: dict[str, Any]) -> None:
+def restore_optimizer(optimizer: ChainedOptimizer, network: dict[str, Any], loaded: dict[str, Any]) -> None:
     """Take over what was loaded into the form of `sharded_optimizer`; the recipe's options stay."""
-    part = _only_part(optimizer)
-    common = {name: value for name, value in loaded.items() if name != "pieces"}
-    options = [recipe_options(group) for group in part.optimizer.param_groups]
-    if isinstance(part, DistributedOptimizer):
-        part.load_state_dict(common)
-    else:
-        load_common_state(part, common)
-    for group, own in zip(part.optimizer.param_groups, options, strict=True):
-        group.update(own)
+    load_common_state(optimizer, loaded)
     targets = sharded_optimizer(optimizer, network)["pieces"]
     with torch.no_grad():
         for name, target in targets.items():
             target.data.copy_(loaded["pieces"][name])
-
-
-def prepare_to_load(optimizer: MegatronOptimizer) -> None:
-    """Let an optimizer that has not stepped yet allocate its state."""
-    part = _only_part(optimizer)
-    if isinstance(part, DistributedOptimizer):
-        part.load_state_dict(part.state_dict())
 
 
 def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Rectangle]:
@@ -114,32 +90,10 @@ def _in_row(shape: tuple[int, ...], index: int, start: int, stop: int) -> Iterat
         yield (index, *place), (1, *size)
 
 
-def _only_part(optimizer: MegatronOptimizer) -> DistributedOptimizer | PlainOptimizer:
-    (part,) = optimizer.chained_optimizers
-    return part
-
-
 def _tensors_and_factories(network: dict[str, Any]) -> Iterator[ShardedTensor | ShardedTensorFactory]:
     for value in nested_values(network):
         if isinstance(value, (ShardedTensor, ShardedTensorFactory)):
             yield value
-
-
-def _own_ranges(part: DistributedOptimizer | PlainOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
-    """Parameters of which this rank keeps a part of the state, and the range of it in the flattened parameter."""
-    if not isinstance(part, DistributedOptimizer):
-        yield from whole_ranges(part)
-        return
-    yield from owned_ranges(part)
-
-
-def _state_of(part: DistributedOptimizer | PlainOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """Main weights and moments of this rank's range, each flat; zeros where the optimizer has not stepped yet."""
-    if not isinstance(part, DistributedOptimizer):
-        return whole_state(part, parameter)
-    state = owned_state(part, parameter)
-    main = state["param"].detach()
-    return {name: state[name].detach() if name in state else torch.zeros_like(main) for name in _STATES}
 
 
 def _overlaps(

@@ -1,6 +1,7 @@
-"""megatron-core's optimizer step in its parts, so that somebody may look at the gradients before they are used.
+"""megatron-core's optimizer step as its stages, so that the gradients can be looked at before they are used.
 
-`MegatronOptimizer.step()` does the same in one call (megatron-core 0.16): unscale, norm, clip, update.
+`MegatronOptimizer.step()` does the same in one call (megatron-core 0.16): unscale, norm, clip, update. Each stage is
+over all parts of the optimizer: one verdict on overflow, one change of the scale, one norm, one gather of weights.
 """
 
 from __future__ import annotations
@@ -8,7 +9,11 @@ from __future__ import annotations
 import math
 
 import megatron.core.optimizer.optimizer as megatron_optimizer
-from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer
+from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
+
+from megatron_kaiyuan.optim.scaler import loss_scaler
+from megatron_kaiyuan.platform.megatron import unscale_gradients
 
 
 def measure_gradients(optimizer: ChainedOptimizer, overflowed: bool) -> tuple[bool, float]:
@@ -21,14 +26,17 @@ def measure_gradients(optimizer: ChainedOptimizer, overflowed: bool) -> tuple[bo
             same on every rank, also of the data-parallel ones, whose gradients are reduced already. They count as not
             finite then.
     """
-    if overflowed:
-        # megatron-core looks at gradients alone, so its scaler is told here what it would not find.
-        scalers = [scaler for part in optimizer.chained_optimizers if (scaler := getattr(part, "grad_scaler", None))]
-        for scaler in scalers:
-            scaler.update(True)
-        return bool(scalers), math.nan
-    if optimizer.prepare_grads():
-        return True, math.nan
+    scaler = loss_scaler(optimizer)
+    if scaler is None:
+        if overflowed:
+            return False, math.nan
+        optimizer.prepare_grads()
+    else:
+        # megatron-core looks at gradients alone, so its scaler learns here what it would not find.
+        overflowed = overflowed or unscale_gradients(optimizer.chained_optimizers)
+        scaler.update(overflowed)
+        if overflowed:
+            return True, math.nan
     return False, float(optimizer.get_grad_norm())
 
 
@@ -45,4 +53,13 @@ def clip_gradients(optimizer: ChainedOptimizer, gradient_norm: float) -> None:
 
 def apply_update(optimizer: ChainedOptimizer) -> None:
     """Update weights with the gradients as they are. Collective."""
-    optimizer.step_with_ready_grads()
+    for part in optimizer.chained_optimizers:
+        if isinstance(part, DistributedOptimizer):
+            # Its own form gathers the weights of all parts after each of them.
+            MixedPrecisionOptimizer.step_with_ready_grads(part)
+        else:
+            part.step_with_ready_grads()
+    # None without the distributed optimizer.
+    for model in optimizer.model_chunks:
+        if not model.ddp_config.overlap_param_gather:
+            model.start_param_sync()

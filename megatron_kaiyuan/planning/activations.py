@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from megatron_kaiyuan.planning.parameters import BYTES, Stage
+from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage
 from megatron_kaiyuan.platform.figures import Device
 
 _FP32, _INT64 = 4, 8
@@ -23,7 +23,7 @@ class MicroBatch:
         device: which kernels its passes use.
     """
 
-    stage: Stage
+    stage: PipelineStage
     device: Device
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.planning.parameters import BYTES, Stage, distinct_stages, held
+from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage, distinct_stages, held
 
 _FP32 = 4
 
@@ -42,7 +42,7 @@ class Communication:
         return self.gradients + self.weights
 
 
-def communication(stage: Stage) -> Communication:
+def communication(stage: PipelineStage) -> Communication:
     """What each rank of a stage sends."""
     # Once a step over data-parallel ranks, with the padding of the distributed optimizer's buffers.
     mine, ranks, is_cut = held(stage), stage.data_parallel_size, stage.run.parallel.use_distributed_optimizer
@@ -65,7 +65,7 @@ def _ring(message: int, ranks: int, rounds: int) -> int:
     return rounds * message * (ranks - 1) // ranks
 
 
-def _activations(stage: Stage) -> int:
+def _activations(stage: PipelineStage) -> int:
     """Over tensor-parallel ranks, for one micro-batch.
 
     A sub-layer all-reduces its output forward, and the gradient of its input backward. With sequence parallelism it
@@ -87,7 +87,7 @@ def _activations(stage: Stage) -> int:
     return sent
 
 
-def _norm_gradients(stage: Stage) -> int:
+def _norm_gradients(stage: PipelineStage) -> int:
     """An all-reduce of the gradients of norms of which tensor-parallel ranks see other tokens, or other heads."""
     model, parallel = stage.run.model, stage.run.parallel
     elements = stage.layers * 2 * model.kv_channels * model.qk_layernorm
@@ -97,8 +97,8 @@ def _norm_gradients(stage: Stage) -> int:
     return _ring(elements * _FP32, parallel.tensor_model_parallel_size, 2)
 
 
-def _neighbours(stage: Stage) -> int:
-    """To the stages before and behind, for one micro-batch, from each chunk.
+def _neighbours(stage: PipelineStage) -> int:
+    """To the stages before and after, for one micro-batch, from each chunk.
 
     The first chunk of the network sends no gradient on, the last one no activations. Without sequence parallelism every
     tensor-parallel rank sends all of them.

@@ -7,7 +7,7 @@ there is none yet): groups that megatron-core makes and this project never uses 
 
 from __future__ import annotations
 
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import Device
 
 # Source: CANN, description of HCCL_BUFFSIZE: 200 MB by default, and each communicator has two of them.
@@ -17,14 +17,14 @@ _BUFFERS = 2 * 200 * 2**20
 _PAIR_BUFFERS = 2 * 20 * 2**20
 
 
-def communicator_buffers(stage: Stage, device: Device) -> int:
+def communicator_buffers(stage: PipelineStage, device: Device) -> int:
     """Bytes of HCCL's buffers on each rank of a stage; 0 for other libraries, whose buffers are small."""
     if device.platform != "npu":
         return 0
     return len(communicators(stage)) * _BUFFERS + neighbours(stage) * _PAIR_BUFFERS
 
 
-def communicators(stage: Stage) -> list[str]:
+def communicators(stage: PipelineStage) -> list[str]:
     """The groups of more than one rank that a rank's collectives run in, by megatron-core's descriptions of them."""
     run, parallel = stage.run, stage.run.parallel
     sizes = {
@@ -44,6 +44,6 @@ def communicators(stage: Stage) -> list[str]:
     return [name for name, ranks in sizes.items() if ranks > 1]
 
 
-def neighbours(stage: Stage) -> int:
+def neighbours(stage: PipelineStage) -> int:
     """Pairs of ranks that send by themselves: with virtual stages those before and after, in a ring."""
     return 2 if stage.run.parallel.virtual_stages else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import Device
 
 # Of a link's figure in large collectives (ours).
@@ -57,17 +57,17 @@ def ring(device: Device, ranks: int, stride: int) -> Ring:
     return Ring(ranks, nodes, cards if in_a_node == 1 else min(within, cards))
 
 
-def tensor_ring(device: Device, stage: Stage) -> Ring:
+def tensor_ring(device: Device, stage: PipelineStage) -> Ring:
     """Tensor-parallel ranks are neighbours."""
     return ring(device, stage.run.parallel.tensor_model_parallel_size, 1)
 
 
-def data_ring(device: Device, stage: Stage) -> Ring:
+def data_ring(device: Device, stage: PipelineStage) -> Ring:
     """Data-parallel ranks come next."""
     return ring(device, stage.data_parallel_size, stage.run.parallel.tensor_model_parallel_size)
 
 
-def neighbour_bytes_per_second(device: Device, stage: Stage) -> float:
+def neighbour_bytes_per_second(device: Device, stage: PipelineStage) -> float:
     """To the next pipeline stage, which comes last: in another node unless the whole run fits into one."""
     figure = device.node_gb_per_second if stage.world_size <= device.per_node else device.network_gb_per_second
     return _bytes_per_second(figure)

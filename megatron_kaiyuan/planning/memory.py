@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.planning.activations import MicroBatch
 from megatron_kaiyuan.planning.communicators import communicator_buffers
-from megatron_kaiyuan.planning.parameters import BYTES, Stage, distinct_stages, held
+from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage, distinct_stages, held
 from megatron_kaiyuan.platform.blocks import block_elements, block_queries
 from megatron_kaiyuan.platform.figures import Device
 
@@ -48,7 +48,7 @@ class Memory:
 class StageMemory:
     """A stage with what its ranks need; `host` is the copy that a save takes, in host memory."""
 
-    stage: Stage
+    stage: PipelineStage
     device: Memory
     host: int
 
@@ -60,7 +60,7 @@ def fullest_stage(run: RunConfig, world_size: int, device: Device) -> StageMemor
     )
 
 
-def stage_memory(stage: Stage, device: Device) -> StageMemory:
+def stage_memory(stage: PipelineStage, device: Device) -> StageMemory:
     """Peak of the ranks of one stage."""
     mine, host = held(stage), checkpoint_copy(stage)
     activations, logits, buffers = max(_moments(MicroBatch(stage, device)), key=sum)
@@ -70,7 +70,7 @@ def stage_memory(stage: Stage, device: Device) -> StageMemory:
     return StageMemory(stage, memory, host)
 
 
-def checkpoint_copy(stage: Stage) -> int:
+def checkpoint_copy(stage: PipelineStage) -> int:
     """Bytes of host memory that hold a rank's part of a checkpoint; they are kept from save to save.
 
     Weights and optimizer state are written by the data-parallel ranks, a share each. Main weights are written in any
@@ -99,7 +99,7 @@ def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:
     return moments
 
 
-def _in_flight(stage: Stage) -> int:
+def _in_flight(stage: PipelineStage) -> int:
     """Chunks times micro-batches that a rank holds at most between their forward and backward passes.
 
     Those of the warm-up and one more (megatron-core 0.16, pipeline_parallel/schedules.py: get_pp_rank_microbatches).

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.network import embedding_weights, head_weights, layer_weights
+from megatron_kaiyuan.config import RunConfig, WeightKind
+from megatron_kaiyuan.network import Weight, embedding_weights, head_weights, layer_weights
+from megatron_kaiyuan.optimizers import STATES, rules
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# Gradients are summed in FP32 whatever the precision, and so are main weights and both moments of AdamW.
+# Gradients are summed in FP32 whatever the precision, and so are main weights and what optimizers keep.
 _FP32 = 4
 # megatron-core 0.16, distributed/param_and_grad_buffer.py: where a parameter starts in the flat buffer, and what the
 # end of a bucket is a multiple of besides the number of data-parallel ranks.
@@ -22,7 +23,7 @@ _BUCKET_PARAMETERS, _BUCKET_PARAMETERS_A_RANK = 40_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
-class Stage:
+class PipelineStage:
     """A pipeline stage of a run on so many ranks.
 
     Attributes:
@@ -71,10 +72,10 @@ class Stage:
         return self.index * self.world_size // self.run.parallel.pipeline_model_parallel_size
 
 
-def distinct_stages(run: RunConfig, world_size: int) -> list[Stage]:
+def distinct_stages(run: RunConfig, world_size: int) -> list[PipelineStage]:
     """First, second and last stage: those between hold what the second holds, or less of it in flight."""
     last = run.parallel.pipeline_model_parallel_size - 1
-    return [Stage(run, world_size, index) for index in sorted({0, min(1, last), last})]
+    return [PipelineStage(run, world_size, index) for index in sorted({0, min(1, last), last})]
 
 
 @dataclass(frozen=True)
@@ -87,31 +88,43 @@ class Held:
     optimizer: int
 
 
-def held(stage: Stage) -> Held:
+def held(stage: PipelineStage) -> Held:
     """Bytes for the parameters of a stage's first rank."""
     run = stage.run
     total = sum(map(sum, chunk_sizes(stage)))
     element = BYTES[run.train.precision]
-    # With FP32 the weights themselves are the main weights.
-    state = 2 * _FP32 if run.train.precision == "fp32" else 3 * _FP32
+    state = _state_bytes(run)
     if not run.parallel.use_distributed_optimizer:
-        return Held(total, total * element, total * _FP32, total * state)
+        ranks = run.parallel.tensor_model_parallel_size
+        whole = sum(weight.elements(ranks) * state[weight.kind] for chunk in chunk_weights(stage) for weight in chunk)
+        return Held(total, total * element, total * _FP32, whole)
     buffers = chunk_buckets(stage)
     padded = sum(buckets[-1].stop for buckets in buffers)
-    own = sum(bucket.real_elements(stage.data_parallel_size) for buckets in buffers for bucket in buckets)
-    return Held(total, padded * element, padded * _FP32, own * state)
+    own = 0
+    for buckets, weights in zip(buffers, chunk_weights(stage), strict=True):
+        elements = [size for bucket in buckets for size in bucket.own_elements(stage.data_parallel_size)]
+        own += sum(size * state[weight.kind] for size, weight in zip(elements, reversed(weights), strict=True))
+    return Held(total, padded * element, padded * _FP32, own)
 
 
-def chunk_sizes(stage: Stage) -> Iterator[list[int]]:
-    """Of each of the stage's chunks the elements of its parameters on a tensor-parallel rank.
+def _state_bytes(run: RunConfig) -> dict[WeightKind, int]:
+    """Bytes of the optimizer for each element of a weight, by its kind."""
+    # With FP32 the weights themselves are the main weights.
+    main = 0 if run.train.precision == "fp32" else 1
+    return {kind: _FP32 * (main + len(STATES[rule.optimizer])) for kind, rule in rules(run).items()}
 
-    In the order of `GPTModel.named_parameters()`.
-    """
-    model, ranks = stage.run.model, stage.run.parallel.tensor_model_parallel_size
-    embedding, layer, head = (
-        [weight.elements(ranks) for weight in weights(model)]
-        for weights in (embedding_weights, layer_weights, head_weights)
-    )
+
+def chunk_sizes(stage: PipelineStage) -> Iterator[list[int]]:
+    """Of each of the stage's chunks the elements of its parameters on a tensor-parallel rank."""
+    ranks = stage.run.parallel.tensor_model_parallel_size
+    for weights in chunk_weights(stage):
+        yield [weight.elements(ranks) for weight in weights]
+
+
+def chunk_weights(stage: PipelineStage) -> Iterator[list[Weight]]:
+    """Of each of the stage's chunks its parameters, in the order of `GPTModel.named_parameters()`."""
+    model = stage.run.model
+    embedding, layer, head = ([*weights(model)] for weights in (embedding_weights, layer_weights, head_weights))
     for number in range(stage.chunks):
         yield [
             *(embedding if stage.is_first and number == 0 else []),
@@ -132,18 +145,18 @@ class Bucket:
     def elements(self) -> int:
         return self.stop - self.start
 
-    def real_elements(self, ranks: int) -> int:
-        """In the part of the first of so many data-parallel ranks."""
+    def own_elements(self, ranks: int) -> Iterator[int]:
+        """Of each parameter, those in the part of the first of so many data-parallel ranks."""
         own = self.start + (self.stop - self.start) // ranks
-        return sum(min(stop, own) - start for start, stop in self.parameters if start < own)
+        return (max(min(stop, own) - start, 0) for start, stop in self.parameters)
 
 
-def chunk_buckets(stage: Stage) -> list[list[Bucket]]:
+def chunk_buckets(stage: PipelineStage) -> list[list[Bucket]]:
     """Of each of the stage's chunks, which have a buffer each, the buckets: the chunk's last parameters first."""
     return [_buckets(sizes, stage, is_first=number == 0) for number, sizes in enumerate(chunk_sizes(stage))]
 
 
-def _buckets(sizes: list[int], stage: Stage, is_first: bool) -> list[Bucket]:
+def _buckets(sizes: list[int], stage: PipelineStage, is_first: bool) -> list[Bucket]:
     """megatron-core's layout of a chunk's flat buffer: parameters from the last to the first.
 
     Args:

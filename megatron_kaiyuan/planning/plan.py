@@ -13,7 +13,7 @@ from megatron_kaiyuan.planning.calibrate import from_measured
 from megatron_kaiyuan.planning.communication import Communication, most_sent
 from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.planning.speed import Speed, speed
 from megatron_kaiyuan.platform.figures import Device
 
@@ -130,7 +130,7 @@ def make_plan(
     for layout in legal:
         memory = fullest_stage(layout, world_size, device)
         fits = memory.device.total <= usable
-        data_parallel = Stage(layout, world_size, 0).data_parallel_size
+        data_parallel = PipelineStage(layout, world_size, 0).data_parallel_size
         sent, found = most_sent(layout, world_size), speed(layout, world_size, device, mfu)
         layouts.append(LayoutPlan(layout, data_parallel, memory, sent, found, fits))
     return Plan(run, world_size, device, mfu, spread, _tokens(run), _ordered(layouts))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from megatron_kaiyuan.config import ModelConfig, RunConfig
 from megatron_kaiyuan.network import head_weights, layer_weights
-from megatron_kaiyuan.planning.parameters import Stage, distinct_stages
+from megatron_kaiyuan.planning.parameters import PipelineStage, distinct_stages
 from megatron_kaiyuan.planning.stage_time import PASSES, StageTime, stage_time
 from megatron_kaiyuan.platform.figures import Device
 
@@ -115,7 +115,7 @@ def _head_flops(model: ModelConfig) -> float:
     return 2 * PASSES * sum(weight.size for weight in head_weights(model) if weight.is_matrix)
 
 
-def stage_work(stage: Stage) -> float:
+def stage_work(stage: PipelineStage) -> float:
     """FLOPs of one micro-batch that take time; the last stage has the head besides its layers."""
     run = stage.run
     tokens = run.train.micro_batch_size * run.train.seq_length

@@ -12,7 +12,7 @@ from megatron_kaiyuan.network import GATE_AND_UP, QKV, layer_weights
 from megatron_kaiyuan.planning.communication import communication
 from megatron_kaiyuan.planning.links import Ring, data_ring, neighbour_bytes_per_second, tensor_ring
 from megatron_kaiyuan.planning.overlap import Piece, waited_for_gradients, waited_for_weights
-from megatron_kaiyuan.planning.parameters import BYTES, Bucket, Stage, chunk_buckets, chunk_sizes
+from megatron_kaiyuan.planning.parameters import BYTES, Bucket, PipelineStage, chunk_buckets, chunk_sizes
 from megatron_kaiyuan.planning.traffic import traffic
 from megatron_kaiyuan.platform.figures import Device
 
@@ -38,7 +38,9 @@ class StageTime:
     weights: float
 
 
-def stage_time(stage: Stage, device: Device, flops: float, rate: float, tensor_overlap: bool = True) -> StageTime:
+def stage_time(
+    stage: PipelineStage, device: Device, flops: float, rate: float, tensor_overlap: bool = True
+) -> StageTime:
     """Seconds of a stage.
 
     Args:
@@ -64,7 +66,9 @@ def _all_of(pieces: list[Piece]) -> float:
     return sum(piece.collective for piece in pieces)
 
 
-def _pieces(stage: Stage, buckets: list[Bucket], over: Ring, element: int, rounds: int, seconds: float) -> list[Piece]:
+def _pieces(
+    stage: PipelineStage, buckets: list[Bucket], over: Ring, element: int, rounds: int, seconds: float
+) -> list[Piece]:
     """Buckets with their part of a pass of so many seconds; the table of embeddings is looked up in no time.
 
     Args:
@@ -84,12 +88,12 @@ def _pieces(stage: Stage, buckets: list[Bucket], over: Ring, element: int, round
     ]
 
 
-def _memory_seconds(stage: Stage, device: Device) -> float:
+def _memory_seconds(stage: PipelineStage, device: Device) -> float:
     figure = device.memory_gb_per_second
     return 0.0 if figure is None else traffic(stage, device) / (figure * 1e9 * MEMORY_EFFICIENCY)
 
 
-def _tensor_seconds(stage: Stage, device: Device, rate: float, overlap: bool) -> float:
+def _tensor_seconds(stage: PipelineStage, device: Device, rate: float, overlap: bool) -> float:
     """For other tensor-parallel ranks, for one micro-batch.
 
     A backward pass starts some collectives beside a product (megatron-core 0.16, tensor_parallel/layers.py): of the

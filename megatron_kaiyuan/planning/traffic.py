@@ -6,7 +6,7 @@ stream are done by every tensor-parallel rank on all tokens, unless sequence par
 
 from __future__ import annotations
 
-from megatron_kaiyuan.planning.parameters import BYTES, Stage
+from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage
 from megatron_kaiyuan.platform.figures import Device
 
 _FP32 = 4
@@ -22,7 +22,7 @@ _LOGITS = 4
 _BLOCKED, _COMPUTED_PAIRS = 28 + 58, 9 / 16
 
 
-def traffic(stage: Stage, device: Device) -> float:
+def traffic(stage: PipelineStage, device: Device) -> float:
     """Bytes for one micro-batch, forward and backward; what is recomputed is left out."""
     run, ranks = stage.run, stage.run.parallel.tensor_model_parallel_size
     model, tokens = run.model, run.train.micro_batch_size * run.train.seq_length

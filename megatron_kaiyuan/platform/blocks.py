@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def block_elements(device_type: str) -> int:
     """Elements of a block: what a CPU's last cache holds, or enough to keep a device busy."""
-    # A quarter of it makes a step of 10 M parameters 1.1 times as long: its cores share out each operation anew.
+    # A quarter of it makes a step of 10 M parameters 1.1 times as long: its cores divide each operation again.
     return 1 << 20 if device_type == "cpu" else 1 << 25
 
 

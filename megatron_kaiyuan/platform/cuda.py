@@ -79,7 +79,7 @@ class CudaPlatform(Platform):
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, a watchdog among them, go on calling CUDA.
+        # Other threads, a watchdog among them, keep calling CUDA.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = function()
 

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import queue
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,19 +19,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from megatron.core.optimizer import DistributedOptimizer
+    from megatron.core.optimizer import DistributedOptimizer, MegatronOptimizer, OptimizerConfig
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler
+    from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
     from torch.distributed.checkpoint.metadata import Metadata
 
 # By module, or class, below megatron.core. Those that classes get in `__init__` are looked for in their source.
 INTERNALS: dict[str, tuple[str, ...]] = {
     "optimizer.grad_scaler.DynamicGradScaler": ("_scale", "_growth_tracker", "_hysteresis_tracker"),
     "optimizer.distrib_optimizer.DistributedOptimizer": (
-        "_get_main_param_and_optimizer_states",
+        "_build_gbuf_range_map",
+        "_copy_model_grads_to_main_grads",
         "_get_model_param_range_map",
-        "gbuf_ranges",
         "model_param_group_index_map",
     ),
+    "optimizer": ("_get_megatron_optimizer_based_on_param_groups",),
+    "optimizer.optimizer.MixedPrecisionOptimizer": ("_unscale_main_grads_and_check_for_nan",),
+    "optimizer.optimizer.Float16OptimizerWithFloat16Params": ("_copy_model_grads_to_main_grads",),
     "optimizer.optimizer": ("clip_grad_by_total_norm_fp32", "Float16OptimizerWithFloat16Params"),
     "optimizer.clip_grads": ("l2_norm_impl", "multi_tensor_scale_impl"),
     "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
@@ -93,16 +97,47 @@ def fit_scaler(scaler: DynamicGradScaler, hysteresis: int) -> None:
     scaler._growth_tracker = min(scaler._growth_tracker, scaler.growth_interval - 1)
 
 
-# The distributed optimizer: each rank has ranges of the flattened parameters.
+# Optimizers, each of some of the parameters.
 
 
-def owned_ranges(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
-    """Each parameter of which this rank has a range, with the range's start and end."""
-    for ranges in part.gbuf_ranges:
-        for buckets in ranges.values():
-            for bucket in buckets:
-                for parameter, places in bucket["param_map"].items():
-                    yield parameter, places["param"].start, places["param"].end
+def optimizer_of(config: OptimizerConfig, models: Sequence[Any], groups: list[dict[str, Any]]) -> MegatronOptimizer:
+    """Return megatron-core's optimizer of the parameters of `groups`, one of possibly several of the same models."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    ranks = ProcessGroupCollection.setup_process_groups_for_optimizer(None, models, use_gloo_process_groups=False)
+    with _ranges_of({id(parameter) for group in groups for parameter in group["params"]}):
+        return module("optimizer")._get_megatron_optimizer_based_on_param_groups(
+            config=config,
+            model_chunks=models,
+            param_groups=groups,
+            per_model_buffers={number: model.buffers for number, model in enumerate(models)},
+            model_parallel_group=ranks["mp_group"],
+            data_parallel_group=ranks["intra_dp_cp_group"],
+            # For megatron-core's own ways to save the optimizer, which we do not take.
+            data_parallel_group_gloo=None,
+            data_parallel_group_idx=ranks["mp_group"].rank(),
+            intra_dist_opt_group=ranks["intra_dist_opt_group"],
+        )
+
+
+@contextlib.contextmanager
+def _ranges_of(parameters: set[int]) -> Iterator[None]:
+    """Let a distributed optimizer that is made in the body have no other parameters of its buffers than these (ids)."""
+    owner = module("optimizer.distrib_optimizer").DistributedOptimizer
+    kept, ranges_of_all = owner.__dict__["_build_gbuf_range_map"], owner._build_gbuf_range_map
+
+    def ranges_of_these(buffer: Any) -> dict[Any, list[dict[str, Any]]]:
+        ranges = ranges_of_all(buffer)
+        for bucket in (bucket for buckets in ranges.values() for bucket in buckets):
+            places = bucket["param_map"].items()
+            bucket["param_map"] = {parameter: place for parameter, place in places if id(parameter) in parameters}
+        return ranges
+
+    owner._build_gbuf_range_map = staticmethod(ranges_of_these)
+    try:
+        yield
+    finally:
+        owner._build_gbuf_range_map = kept
 
 
 def owned_main_weights(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor]]:
@@ -112,9 +147,16 @@ def owned_main_weights(part: DistributedOptimizer) -> Iterator[tuple[torch.nn.Pa
         yield parameter, start, part.optimizer.param_groups[group]["params"][index]
 
 
-def owned_state(part: DistributedOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """`param`, the FP32 weights of this rank's range, and the moments that the optimizer has made so far."""
-    return part._get_main_param_and_optimizer_states(parameter)
+def unscale_gradients(parts: Iterable[MixedPrecisionOptimizer]) -> bool:
+    """Take the gradients into the optimizers, without the loss scale; whether any is not finite. Collective.
+
+    `prepare_grads()` of a part does so too, and then changes the scale by what it found in this part alone.
+    """
+    overflows = []
+    for part in parts:
+        part._copy_model_grads_to_main_grads()
+        overflows.append(part._unscale_main_grads_and_check_for_nan())
+    return any(overflows)
 
 
 # Replaced for the rest of the process.

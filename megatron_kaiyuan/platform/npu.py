@@ -188,7 +188,7 @@ def _device(npu: Any, local_rank: int, local_world_size: int) -> int:
 
 
 def _load_mindspeed() -> None:
-    """Its adaptor has to come behind transfer_to_npu and before the rest of megatron-core."""
+    """Import its adaptor after transfer_to_npu and before the rest of megatron-core."""
     try:
         importlib.import_module("mindspeed.megatron_adaptor")
     except ModuleNotFoundError as error:

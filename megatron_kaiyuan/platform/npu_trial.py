@@ -66,8 +66,8 @@ class Trial:
                 os.killpg(self._child.pid, signal.SIGKILL)
             output, _ = self._child.communicate()
             silence = f"gave no result within {timeout:g} seconds"
-        told = _results(output)
-        return {operation: told.get(operation, silence) for operation in self._operations}
+        outcomes = _results(output)
+        return {operation: outcomes.get(operation, silence) for operation in self._operations}
 
 
 def findings(problems: Mapping[str, str | None]) -> dict[str, str]:
@@ -80,12 +80,12 @@ def findings(problems: Mapping[str, str | None]) -> dict[str, str]:
 
 def _results(output: str) -> dict[str, str | None]:
     """What the child printed; libraries may print lines of their own."""
-    told: dict[str, str | None] = {}
+    outcomes: dict[str, str | None] = {}
     for line in output.splitlines():
         with suppress(ValueError):
             found = json.loads(line)
-            told |= found if isinstance(found, dict) else {}
-    return told
+            outcomes |= found if isinstance(found, dict) else {}
+    return outcomes
 
 
 def _how_it_ended(code: int, errors: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.planning.memory import stage_memory
-from megatron_kaiyuan.planning.parameters import Held, Stage, distinct_stages
+from megatron_kaiyuan.planning.parameters import Held, PipelineStage, distinct_stages
 from megatron_kaiyuan.planning.show import aligned, gib
 from megatron_kaiyuan.platform.figures import DEVICES
 
@@ -41,7 +41,7 @@ def dry_run(recipe: Path, overrides: Sequence[str], world_size: int) -> str:
     return "\n".join([*_table(run, counts), _summary(run, world_size)])
 
 
-def count(stage: Stage) -> Held:
+def count(stage: PipelineStage) -> Held:
     """Bytes of the tensors that the first rank of a stage builds; the world needs not be there."""
     # The platform that can do without devices and memory; sizes are the same on every one.
     device = platform.activate("cpu")
@@ -78,7 +78,7 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {storage._cdata: storage.nbytes() for storage in storages}
 
 
-def _table(run: RunConfig, counts: Sequence[tuple[Stage, Held]]) -> list[str]:
+def _table(run: RunConfig, counts: Sequence[tuple[PipelineStage, Held]]) -> list[str]:
     head = ["stage", "", "rank", "parameters", "weights", "grads", "optim", "activ", "logits", "buffers"]
     rows = [head]
     for stage, held in counts:
@@ -98,5 +98,5 @@ def _summary(run: RunConfig, world_size: int) -> str:
     return (
         f"dry run: {world_size} processes, tensor {parallel.tensor_model_parallel_size} x pipeline "
         f"{parallel.pipeline_model_parallel_size} x data {world_size // parallel.model_parallel_size}, "
-        f"{Stage(run, world_size, 0).micro_batches} micro-batches of {run.train.micro_batch_size} a step"
+        f"{PipelineStage(run, world_size, 0).micro_batches} micro-batches of {run.train.micro_batch_size} a step"
     )

@@ -33,7 +33,6 @@ _NO_LIBRARY = "Transformer Engine and Apex cannot be imported"
 def implementations(state: TrainState, run: RunConfig) -> list[dict[str, str]]:
     """Rows of `op`, `implementation` and `why`; why is what the platform found, or the only reason there is."""
     platform, precision = state.platform, run.train.precision
-    optimizer = state.optimizer.chained_optimizers[0].optimizer
     clipping = _library(clip_grads.l2_norm_impl)
     scaled = precision == "fp16"
     overflow = f", told by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
@@ -42,11 +41,7 @@ def implementations(state: TrainState, run: RunConfig) -> list[dict[str, str]]:
             (operation, _NAMES[choice.implementation], choice.why)
             for operation, choice in state.network.backend.choices.items()
         ),
-        (
-            "optimizer",
-            _optimizer(optimizer),
-            _NO_LIBRARY if isinstance(optimizer, AdamW) else "first that could be imported",
-        ),
+        *(("optimizer", *_optimizer(part.optimizer)) for part in state.optimizer.chained_optimizers),
         (
             "clipping",
             clipping,
@@ -72,10 +67,12 @@ def implementations(state: TrainState, run: RunConfig) -> list[dict[str, str]]:
     ]
 
 
-def _optimizer(optimizer: torch.optim.Optimizer) -> str:
+def _optimizer(optimizer: torch.optim.Optimizer) -> tuple[str, str]:
+    """What updates the weights of a part, and why."""
     if isinstance(optimizer, AdamW):
-        return "AdamW, torch's fused kernel" if optimizer.fused else "AdamW, torch's kernel for each operation"
-    return f"{type(optimizer).__name__} of {_library(type(optimizer))}"
+        kernel = "torch's fused kernel" if optimizer.fused else "torch's kernel for each operation"
+        return f"AdamW, {kernel}", _NO_LIBRARY
+    return f"{type(optimizer).__name__} of {_library(type(optimizer))}", "first that could be imported"
 
 
 def _library(part: type | Callable[..., Any]) -> str:

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_kaiyuan.model.build import Network
+from megatron_kaiyuan.optim.main_weights import allocate_state
 from megatron_kaiyuan.optim.scaler import adapt_scaler
-from megatron_kaiyuan.optim.sharded import prepare_to_load, restore_optimizer, sharded_optimizer
+from megatron_kaiyuan.optim.sharded import restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -69,7 +70,7 @@ class TrainState:
 
     network: Network
     models: list[DistributedDataParallel]
-    optimizer: MegatronOptimizer
+    optimizer: ChainedOptimizer
     platform: Platform
     progress: Progress
     own_time: OwnTime
@@ -86,7 +87,7 @@ class TrainState:
     def sharded(self, is_loading: bool = False) -> dict[str, Any]:
         """The state as megatron-core's sharded tensors plus common objects. Collective."""
         if is_loading:
-            prepare_to_load(self.optimizer)
+            allocate_state(self.optimizer)
         else:
             self.gather_weights()
         network = self._sharded_network()

@@ -15,28 +15,15 @@ from megatron_kaiyuan.backend.attention import (
     split_attention,
     torch_attention,
 )
+from tests.helpers.references.attention import by_definition, numbers
 
 KERNELS = {"torch": torch_attention, "split": split_attention}
-
-
-def numbers(*rows: list[int]) -> torch.Tensor:
-    """[b, s], of documents of these lengths."""
-    return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in rows])
 
 
 def random(length: int, heads: int, size: int = 16, seed: int = 0) -> torch.Tensor:
     """[2, heads, s, d] as it comes from the projection: tokens first in memory."""
     drawn = torch.Generator().manual_seed(seed)
     return torch.randn(length, 2, heads, size, generator=drawn, dtype=torch.float64).permute(1, 2, 0, 3)
-
-
-def by_definition(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, hidden: torch.Tensor
-) -> torch.Tensor:
-    heads_per_group = query.size(1) // key.size(1)
-    key, value = (part.repeat_interleave(heads_per_group, dim=1) for part in (key, value))
-    scores = scale * torch.einsum("bnsd,bntd->bnst", query, key)
-    return torch.einsum("bnst,bntd->bnsd", scores.masked_fill(hidden, -torch.inf).softmax(-1), value)
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import by_definition, numbers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_kaiyuan.backend.attention import document_mask, torch_attention
 from megatron_kaiyuan.backend.blocked import blocked_attention, blocked_masked_attention
 from megatron_kaiyuan.platform.blocks import block_queries
+from tests.helpers.references.attention import by_definition, numbers
 
 # Of the largest element of the exact result: an ulp and a half of a half precision, and the sums of FP32.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}

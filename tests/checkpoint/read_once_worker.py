@@ -62,10 +62,13 @@ def count_everything() -> None:
         watch(torch.distributed, name, "objects", size)
 
 
+def optimizer_states(state: Any) -> list[dict[str, Any]]:
+    return [one for part in state.optimizer.chained_optimizers for one in part.optimizer.state.values()]
+
+
 def tensors(state: Any) -> list[torch.Tensor]:
-    (part,) = state.optimizer.chained_optimizers
-    held = [value for one in part.optimizer.state.values() for value in one.values() if torch.is_tensor(value)]
-    mains = [parameter for group in part.optimizer.param_groups for parameter in group["params"]]
+    held = [value for one in optimizer_states(state) for value in one.values() if torch.is_tensor(value)]
+    mains = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     return [*(one.detach() for one in state.network.chunks[0].parameters()), *(one.detach() for one in mains), *held]
 
 
@@ -95,8 +98,7 @@ def main(folder: Path) -> None:
         state = build_state(run, device)
         state.sharded(is_loading=True)
         torch.manual_seed(who.rank)
-        (part,) = state.optimizer.chained_optimizers
-        for one in part.optimizer.state.values():
+        for one in optimizer_states(state):
             for value in one.values():
                 if torch.is_tensor(value) and value.is_floating_point():
                     value.uniform_()

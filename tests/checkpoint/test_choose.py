@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_checkpoint import FILES, make_step
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_checkpoint import FILES, make_step
 
 
 @pytest.fixture(scope="module", autouse=True)

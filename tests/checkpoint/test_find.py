@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.find import find_checkpoint
 from megatron_kaiyuan.checkpoint.listing import verify_checkpoints
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_checkpoint import make_step
 
 
 def averaged(run_dir: Path, *steps: int) -> Path:

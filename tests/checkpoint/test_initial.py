@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoint import make_step
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_checkpoint import make_step
 
 SHAPE = {
     "num_layers": 2,

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from small_checkpoint import make_step
-
 from megatron_kaiyuan.checkpoint import layout
+from tests.helpers.training.small_checkpoint import make_step
 
 
 def test_steps_are_those_with_a_manifest(tmp_path: Path) -> None:

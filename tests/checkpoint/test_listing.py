@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout, listing
 from megatron_kaiyuan.checkpoint.retention import Retention, prune
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_checkpoint import make_step
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.pruning import prune
 from megatron_kaiyuan.checkpoint.retention import Retention
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_checkpoint import make_step
 
 
 @pytest.fixture

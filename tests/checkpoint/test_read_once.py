@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.retention import Retention, removable
 from megatron_kaiyuan.checkpoint.verify import read_manifest, shares, spread
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_checkpoint import make_step
 
 WORKER = Path(__file__).with_name("read_once_worker.py")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_checkpoint import make_step
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.retention import Retention, removable, remove_unfinished
 from megatron_kaiyuan.checkpoint.retention import prune as prune_and_report
 from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_checkpoint import make_step
 
 TOKENS_PER_STEP = 100
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_checkpoint import FILES, make_step
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import read_manifest, shares, verify
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
+from tests.helpers.training.small_checkpoint import FILES, make_step
 
 
 @given(st.binary(min_size=1, max_size=200), st.data())

@@ -21,7 +21,7 @@ from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.last_words import FLIGHT_RECORDER, LastWords
 from megatron_kaiyuan.cluster.loopback import hold_store
 from megatron_kaiyuan.cluster.verdict import Alive, judge
-from tests.ranks import free_port
+from tests.helpers.processes.ranks import free_port
 
 RECORDING = """
 import sys

@@ -13,7 +13,7 @@ from megatron_kaiyuan.cluster.discover import discover
 from megatron_kaiyuan.cluster.loopback import hold_store, interfaces
 from megatron_kaiyuan.cluster.roll_call import open_store
 from megatron_kaiyuan.errors import UserError
-from tests.ranks import free_port
+from tests.helpers.processes.ranks import free_port
 
 MINUTE = timedelta(minutes=1)
 

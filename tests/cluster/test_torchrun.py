@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_server import run, started
-from tests.ranks import free_port
+from tests.helpers.processes.rank_server import run, started
+from tests.helpers.processes.ranks import free_port
 
 # In a fork that has imported torch, but for nohup; the workers are fresh processes.
 LAUNCHER = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]

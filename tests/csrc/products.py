@@ -22,9 +22,9 @@ from data_tools import _curriculum, _dedup, _index, _scores
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset, text_memory
 from data_tools.scores.kinds.rules import _character_classes
 from data_tools.scores.parse import parse_scorer
-from tests.csrc.built_order import build
-from tests.csrc.reference_algorithm1 import Data
-from tests.data_tools.scores.real_texts import ODD, batch_of
+from tests.helpers.files.built_order import build
+from tests.helpers.files.real_texts import ODD, batch_of
+from tests.helpers.references.algorithm1 import Data
 
 ROOT = Path(__file__).parents[2]
 SEED = 20

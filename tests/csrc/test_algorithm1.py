@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools._curriculum import Builder
-from tests.csrc import reference_algorithm1 as reference
-from tests.csrc.built_order import add, add_rows, build
-from tests.csrc.reference_algorithm1 import Data
+from tests.helpers.files.built_order import add, add_rows, build
+from tests.helpers.references import algorithm1 as reference
+from tests.helpers.references.algorithm1 import Data
 
 BIG = 60_000  # rows: enough that sorts are shared by threads, and windows and parts of the range are many
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import _index
-from tests.csrc.reference_index import ITEM_SIZES, index_bytes, is_contiguous, is_sound, laid_out
+from tests.helpers.references.index import ITEM_SIZES, index_bytes, is_contiguous, is_sound, laid_out
 
 codes = st.sampled_from(sorted(ITEM_SIZES))
 length_lists = st.lists(st.integers(0, 3) | st.integers(0, 2**31 - 1), max_size=30)

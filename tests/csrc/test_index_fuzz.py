@@ -21,8 +21,8 @@ from data_tools.corpora.verify import verify
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
-from tests.csrc.mutations import mutate
-from tests.csrc.reference_index import ITEM_SIZES, is_contiguous, is_sound
+from tests.helpers.files.mutations import mutate
+from tests.helpers.references.index import ITEM_SIZES, is_contiguous, is_sound
 
 ROUNDS = [600, pytest.param(10_000, marks=pytest.mark.slow)]
 

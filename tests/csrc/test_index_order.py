@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import _index
-from tests.csrc.reference_index import ITEM_SIZES, laid_out
+from tests.helpers.references.index import ITEM_SIZES, laid_out
 
 CODE = 8
 

@@ -14,7 +14,7 @@ from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
 
 RECIPE = PhaseRecipe.model_validate(
     {"name": "phase", "order": "shuffle", "datasets": [{"corpus": "code"}, {"corpus": "wiki", "repeat": 1.5}]}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
-from tests.data.phase_files import CODES, PADDING, Entry, read_slowly, write_pair, write_phase
+from tests.helpers.files.phase_files import CODES, PADDING, Entry, read_slowly, write_pair, write_phase
 
 VOCAB = 120
 CORPORA = st.lists(

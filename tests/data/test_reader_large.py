@@ -19,7 +19,7 @@ from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
-from tests.data.phase_files import block_check
+from tests.helpers.files.phase_files import block_check
 
 DOCUMENTS, VOCAB = 2_200_000_000, 50_000
 FIRST_LENGTH, LENGTH = 700, 40

@@ -15,7 +15,7 @@ from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
-from tests.data.small_corpora import numbered_corpus, write_corpus
+from tests.helpers.files.small_corpora import numbered_corpus, write_corpus
 
 VOCAB = 1000
 

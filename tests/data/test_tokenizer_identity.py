@@ -19,7 +19,7 @@ from megatron_kaiyuan.data.tokenizer_identity import compare_folder, only_tokeni
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
 from megatron_kaiyuan.train.plan import check_training
-from tests.data.phase_files import write_pair
+from tests.helpers.files.phase_files import write_pair
 
 VOCABULARY = 512
 

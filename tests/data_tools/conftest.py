@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import random
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from json_lines import read_rows, write_rows
 
 from data_tools.harvesting.harvest import harvest
 from data_tools.reading.texts import texts
 from data_tools.tokenizers.train_tokenizer import save_tokenizer, train_tokenizer
-from tests.rank_server import run
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.helpers.files.json_lines import read_rows, write_rows
+from tests.helpers.processes.command import Command
+from tests.helpers.processes.rank_server import run
 
 
 @pytest.fixture(scope="session")

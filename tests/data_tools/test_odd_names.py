@@ -54,7 +54,7 @@ for words in json.load(open("commands.json")):
 @pytest.mark.parametrize(
     "name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_NAMES)], ids=ascii
 )
-def test_any_name_is_taken_or_refused_in_one_line(tmp_path: Path, tokenizer_path: Path, name: str):
+def test_any_name_is_taken_or_refused_in_one_line(tmp_path: Path, tokenizer_path: Path, name: str) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "one", "score": 1}\n')
     places = {"NAME": name, "TOKENIZER": str(tokenizer_path)}
     commands = [[places.get(word, word) for word in command.split()] for command in COMMANDS]
@@ -67,7 +67,7 @@ def test_any_name_is_taken_or_refused_in_one_line(tmp_path: Path, tokenizer_path
         assert code == 0 or errors.splitlines()[-1].startswith("error: "), (words, errors)
 
 
-def test_a_name_that_is_not_utf8_is_refused_before_the_work(tmp_path: Path, tokenizer_path: Path):
+def test_a_name_that_is_not_utf8_is_refused_before_the_work(tmp_path: Path, tokenizer_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
     words = ["preprocess", "--input", "in.jsonl", "--tokenizer-model", str(tokenizer_path), "--output-prefix", NOT_UTF8]
     done = subprocess.run([sys.executable, "-m", "data_tools", *words], cwd=tmp_path, capture_output=True, text=True)

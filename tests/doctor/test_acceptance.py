@@ -17,22 +17,19 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_kaiyuan.doctor.acceptance.check import Check, Context, worst
+from megatron_kaiyuan.doctor.acceptance.check import Context, worst
 from megatron_kaiyuan.doctor.acceptance.one import run_one
 from megatron_kaiyuan.doctor.acceptance.processes import run_check
 from megatron_kaiyuan.doctor.acceptance.run import run_acceptance
 from megatron_kaiyuan.doctor.acceptance.table import CHECKS
 from megatron_kaiyuan.errors import UserError
-from tests.doctor.checks_of_one_process import ALONE
+from tests.helpers.processes.checks_of_one_process import ALONE
+from tests.helpers.processes.faulty_checks import checks
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "d41d8cd98f00b204e980"
 # What a CPU does not have, of the checks of one process.
 NOT_ON_CPU = {"modes", "masks", "stream", "npu_rms_norm", "npu_swiglu"}
-
-
-def checks(*names: str, seconds: float = 60) -> list[Check]:
-    return [Check(f"tests.doctor.faulty_checks.{name}", f"it {name}", seconds) for name in ("devices", *names)]
 
 
 @pytest.fixture(autouse=True)

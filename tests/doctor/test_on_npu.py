@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.platform.ascend import machine
+from tests.helpers.ascend import machine
 
 DOCTOR = ("-m", "megatron_kaiyuan.cli", "doctor", "--platform", "npu", "--json")
 
 
 def checks(soc: str, *names: str, failing: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
     """How each check of one process ends, or the named ones, and its figure."""
-    program = ("-m", "tests.doctor.checks_of_one_process", "npu", *names)
+    program = ("-m", "tests.helpers.processes.checks_of_one_process", "npu", *names)
     done = machine.python(*program, soc=soc, failing=failing)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("ended: ")]

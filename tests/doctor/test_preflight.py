@@ -15,7 +15,7 @@ from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.doctor.outliers import outliers, partner
 from megatron_kaiyuan.doctor.quick_verdict import bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE, FAILED, FINISHED
-from tests import rank_server
+from tests.helpers.processes import rank_server
 
 RECORDED = Path(__file__).with_name("driver_output")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests import rank_server
-from tests.ranks import free_port
+from tests.helpers.processes import rank_server
+from tests.helpers.processes.ranks import free_port
 
 LAUNCHER = ["-m", "megatron_kaiyuan.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
 DOCTOR = ["-m", "megatron_kaiyuan.cli", "doctor", "--platform", "cpu"]

@@ -15,8 +15,8 @@ from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
 from megatron_kaiyuan.files import write_sealed_json
-from tests.evaluate.local_tasks import DOCUMENTS, write_tasks
-from tests.evaluate.tiny_model import write_model, write_tokenizer
+from tests.helpers.training.local_tasks import DOCUMENTS, write_tasks
+from tests.helpers.training.tiny_model import write_model, write_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from megatron_kaiyuan.evaluate.heldout import (
     unigram_entropy,
 )
 from megatron_kaiyuan.export.loading import load_network
-from tests.evaluate.tiny_model import VOCABULARY, random_documents, write_corpus, write_model
+from tests.helpers.training.tiny_model import VOCABULARY, random_documents, write_corpus, write_model
 
 
 def by_hand(folder: Path, documents: list[list[int]], seq_length: int) -> tuple[list[float], list[int]]:

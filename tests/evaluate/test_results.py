@@ -13,8 +13,8 @@ from megatron_kaiyuan.evaluate.results import FORMAT, read_entries, refuse_repla
 from megatron_kaiyuan.evaluate.run import Measures, evaluate
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.files import write_json
-from tests.evaluate.local_tasks import write_tasks
-from tests.evaluate.tiny_model import random_documents, write_corpus, write_model
+from tests.helpers.training.local_tasks import write_tasks
+from tests.helpers.training.tiny_model import random_documents, write_corpus, write_model
 
 
 def entry(step: int, held_out: float | None = None, baseline: float | None = None, **tasks: float) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from megatron_kaiyuan.evaluate.summary import summary_line
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
-from tests.evaluate.local_tasks import write_tasks
-from tests.evaluate.tiny_model import random_documents, write_corpus, write_model, write_text
+from tests.helpers.training.local_tasks import write_tasks
+from tests.helpers.training.tiny_model import random_documents, write_corpus, write_model, write_text
 
 SIZES = TaskSizes(documents=4, document_characters=150, items=12, context_characters=60, continuation_characters=30)
 

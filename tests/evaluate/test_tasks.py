@@ -8,7 +8,7 @@ import yaml
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.tasks import CHOICES, CONTINUATION, ROLLING, TaskSizes, read_domains, write_tasks
-from tests.evaluate.tiny_model import write_text
+from tests.helpers.training.tiny_model import write_text
 
 SIZES = TaskSizes(documents=6, document_characters=200, items=10, context_characters=60, continuation_characters=30)
 

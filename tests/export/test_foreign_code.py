@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.tiny_model import write_corpus, write_model, write_text
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.tiny_model import write_corpus, write_model, write_text
 
 _DOORS = """
 import sys

@@ -11,7 +11,8 @@ import torch
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export import export_model, largest_logit_difference
-from tests.export.reference_network import SHAPE, numbered, random_weights, reference_logits
+from tests.helpers.files.word_tokenizer import write_tokenizer
+from tests.helpers.references.network import SHAPE, numbered, random_weights, reference_logits
 
 
 def model_config(**changes: Any) -> ModelConfig:
@@ -130,19 +131,6 @@ def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists and is not an exported model"):
         export_model(weights, model, tmp_path / "precious", None)
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
-
-
-def write_tokenizer(folder: Path, vocabulary: int) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<|endoftext|>": 0, "<unk>": 1, **{f"w{index}": index for index in range(2, vocabulary)}}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>", unk_token="<unk>").save_pretrained(
-        folder
-    )
-    return folder
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

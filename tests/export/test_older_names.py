@@ -14,9 +14,9 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.export import export_model
-from tests.export.read_export import token_ids
-from tests.export.reference_network import SHAPE, random_weights, reference_logits
-from tests.export.test_huggingface import write_tokenizer
+from tests.helpers.files.word_tokenizer import write_tokenizer
+from tests.helpers.references.network import SHAPE, random_weights, reference_logits
+from tests.helpers.training.read_export import token_ids
 
 # No field has the value that a version takes where it is missing; an epsilon of this size shows in the logits.
 NOT_DEFAULT: dict[str, Any] = {**SHAPE, "rotary_base": 123_456, "layernorm_epsilon": 0.03}
@@ -123,7 +123,14 @@ def test_both_versions_read_the_same_network_and_tokenizer(tmp_path: Path, case:
     folder, model, weights = exported(tmp_path, case)
     found = {}
     for name, path in (("4", str(transformers_4)), ("5", "")):
-        command = [sys.executable, "-m", "tests.export.read_export", str(folder), str(tmp_path / f"{name}.pt"), TEXT]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.helpers.training.read_export",
+            str(folder),
+            str(tmp_path / f"{name}.pt"),
+            TEXT,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
         assert done.returncode == 0, done.stderr
         found[name] = json.loads(done.stdout.splitlines()[-1])

@@ -21,7 +21,7 @@ from data_tools import cli as data_cli
 from megatron_kaiyuan import cli, files
 from tests.faults.bench import Bench, Lost
 from tests.faults.commands import Command
-from tests.ranks import fork
+from tests.helpers.processes.ranks import fork
 
 Tree = dict[str, bytes]
 # What stands beside the output and looks most like something that a command may remove.

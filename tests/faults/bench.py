@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from tests.faults.job import Job
-from tests.ranks import fork
-from tests.train.small_run import TOKENS_PER_STEP, write_recipe
+from tests.helpers.processes.ranks import fork
+from tests.helpers.training.small_run import TOKENS_PER_STEP, write_recipe
 
 STEPS = 12
 LAYOUTS: dict[str, tuple[int, list[str]]] = {

@@ -205,7 +205,7 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
     from data_tools.curriculum.build import build_recipe
     from data_tools.preprocessing.preprocess import Settings, preprocess
     from data_tools.tokenizers.train_tokenizer import train_and_save
-    from tests.evaluate.tiny_model import random_documents, write_corpus, write_model
+    from tests.helpers.training.tiny_model import random_documents, write_corpus, write_model
 
     inputs.mkdir()
     for number, name in enumerate("ab"):

@@ -1,4 +1,4 @@
-"""Ranks that train as `kaiyuan train` does, as forks of this process; see tests/ranks.py."""
+"""Ranks that train as `kaiyuan train` does, as forks of this process; see tests/helpers/processes/ranks.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_kaiyuan import platform
-from tests.ranks import Ranks
+from tests.helpers.processes.ranks import Ranks
 
 platform.activate("cpu")
 

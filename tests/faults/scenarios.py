@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults.bench import LAYOUTS, Bench, Lost, log_of, losses, saving, steps_saved
 from tests.faults.damage import DAMAGES
-from tests.train.small_run import TOKENS_PER_STEP
+from tests.helpers.training.small_run import TOKENS_PER_STEP
 
 EACH_STEP = "checkpoint.save_every_steps=1"
 SOME_STEPS = "checkpoint.save_every_steps=4"

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.files import checksum
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ _TYPES = (torch.float64, torch.int32, torch.bool, torch.complex64)
 
 def _make(part: str, direction: str, file: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        from tests.monitor.test_replay import make_capsule
+        from tests.helpers.training.small_capsule import make_capsule
 
         make_capsule(folder / "capsule", part, direction)
         return folder / "capsule" / file

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from tests.csrc.mutations import mutate
-from tests.export.reference_network import SHAPE
 from tests.fuzz import json_damage
 from tests.fuzz.capsule_targets import one_process
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
+from tests.helpers.references.network import SHAPE
 
 # What attributes of metadata, and fields of the common part, are replaced by.
 _VALUES: tuple[Any, ...] = (

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
 
 
 def _file(name: str, content: Any) -> Callable[[Path], Path]:

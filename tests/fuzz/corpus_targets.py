@@ -10,11 +10,11 @@ from typing import Any
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
-from tests.csrc.mutations import mutate
-from tests.data.phase_files import write_pair
-from tests.data.small_corpora import write_corpus
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
+from tests.helpers.files.phase_files import write_pair
+from tests.helpers.files.small_corpora import write_corpus
 
 _DOCUMENTS = [[5, 6, 7], [8], [9, 10], [11] * 5]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from tests.csrc.mutations import mutate
-from tests.export.reference_network import SHAPE
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
+from tests.helpers.references.network import SHAPE
 
 
 def _qwen3(name: str) -> Callable[[Path], Path]:

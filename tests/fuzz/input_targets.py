@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_kaiyuan.errors import UserError
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
 
 _ROWS = (
     b'{"text": "one two", "domain": "web", "score": 0.5, "meta": {"a": [1]}, "id": 9007199254740993}\n'

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from tests.csrc.mutations import mutate
+from tests.helpers.files.mutations import mutate
 
 _DEEP: Any = 0
 for _ in range(60):

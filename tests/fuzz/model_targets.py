@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
 from tests.fuzz.tokenizer_targets import _sentencepiece
+from tests.helpers.files.mutations import mutate
 
 _TEXTS = pa.record_batch({"text": pa.array(["low lower newest", "", None, "new\nlow"], pa.large_string())})
 _ARPA = """\\data\\

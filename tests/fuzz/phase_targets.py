@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from megatron_kaiyuan.files import checksum
-from tests.csrc.mutations import mutate
-from tests.data.phase_files import write_pair
-from tests.data.small_corpora import write_corpus
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
+from tests.helpers.files.phase_files import write_pair
+from tests.helpers.files.small_corpora import write_corpus
 
 
 def make_phase(folder: Path, pack: int | None = None) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
 
 _TRAIN = {
     "run_dir": "runs/a",

@@ -10,9 +10,9 @@ from typing import Any
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json, write_sealed_json
 from megatron_kaiyuan.outputs import Output, recorded_folder, write_record
-from tests.data.small_corpora import write_corpus
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.small_corpora import write_corpus
 
 _SUM = f"xxh3:{0:032x}"
 
@@ -87,10 +87,10 @@ def _list(path: Path) -> Any:
 def _result(path: Path) -> Any:
     from megatron_kaiyuan.research.queue.request import Run
     from megatron_kaiyuan.research.queue.table import write_table
-    from megatron_kaiyuan.research.queue.task import Task, row_of
+    from megatron_kaiyuan.research.queue.task import ReadyRun, row_of
 
     run = Run("one", Path("recipe.yaml"), labels={"seed": 1})
-    task = Task(run, "cpu", "f", None, path.parent)  # type: ignore[arg-type]
+    task = ReadyRun(run, "cpu", "f", None, path.parent)  # type: ignore[arg-type]
     if (result := task.result()) is not None:
         write_table(path.parent, [row_of(task, result)])
 
@@ -162,7 +162,7 @@ def _settle(path: Path) -> Any:
 
 
 def _metrics(folder: Path) -> Path:
-    from tests.report.sample_run import write_metrics
+    from tests.helpers.training.sample_run import write_metrics
 
     write_metrics(folder / "run")
     path = folder / "run" / "metrics.jsonl"
@@ -196,7 +196,7 @@ def _status(path: Path) -> Any:
 
 def _evaluation(folder: Path) -> Path:
     from megatron_kaiyuan.report import build
-    from tests.report.sample_run import evaluation
+    from tests.helpers.training.sample_run import evaluation
 
     (folder / "run").mkdir()
     write_json(folder / "run" / build.RESULT, evaluation())

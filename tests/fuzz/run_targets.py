@@ -13,9 +13,9 @@ from unittest import mock
 import yaml
 
 from megatron_kaiyuan.errors import UserError
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage, recipe_targets
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
 
 
 def _written(name: str, content: Any) -> Callable[[Path], Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_security_page import READERS, sources
+from tests.helpers.files.readers import READERS, sources
 
 # Besides the readers of docs/security.md: JSON is read through these two in most places.
 _CALLS = {**READERS, "read_json": r"(?<!def )\bread_(sealed_)?json\("}

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.csrc.mutations import mutate
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
+from tests.helpers.files.mutations import mutate
 
 _TEXTS = ["low lower lowest", "", "new 世界\n", "<|endoftext|>"]
 _END = "<|endoftext|>"

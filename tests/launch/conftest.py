@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-
-from launched import succeed
-from small_run import losses, write_recipe
+from tests.helpers.processes.launched import succeed
+from tests.helpers.training.small_run import losses, write_recipe
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launched import ROOT, launched
+
+from tests.helpers.processes.launched import ROOT, launched
 
 SETTINGS_FILE = ROOT / "launch" / "env_ascend.sh"
 CACHE = Path(f"/var/tmp/kaiyuan-operators-{os.getuid()}")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import ROOT
+
+from tests.helpers.processes.launched import ROOT
 
 CHOOSE = f"set -euo pipefail; source '{ROOT}/launch/common.sh'; use_project_environment; command -v python"
 

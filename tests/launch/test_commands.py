@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launched import ROOT, launched, started, succeed
+
+from tests.helpers.processes.launched import ROOT, launched, started, succeed
 
 MANIFEST = ROOT / "launch" / "k8s" / "pytorchjob.yaml"
 

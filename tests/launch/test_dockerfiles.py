@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_python import FakePython
-from launched import ROOT
+
+from tests.helpers.processes.fake_python import FakePython
+from tests.helpers.processes.launched import ROOT
 
 FILES = sorted((ROOT / "launch" / "docker").glob("*.Dockerfile"))
 

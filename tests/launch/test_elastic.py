@@ -12,10 +12,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import launched
-from small_run import losses, metrics
 
-from tests.ranks import free_port
+from tests.helpers.processes.launched import launched
+from tests.helpers.processes.ranks import free_port
+from tests.helpers.training.small_run import losses, metrics
 
 
 def world_sizes(run_dir: Path) -> list[int]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import Job, launched
-from small_run import metrics
 
-from tests.ranks import free_port
+from tests.helpers.processes.launched import Job, launched
+from tests.helpers.processes.ranks import free_port
+from tests.helpers.training.small_run import metrics
 
 # Hundreds of steps.
 LONG = ["checkpoint.save_every_steps=1000", "train.train_tokens=null"]

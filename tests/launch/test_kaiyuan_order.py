@@ -15,7 +15,7 @@ import pytest
 
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import DatasetRecipe, OrderRecipe, load_order
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
 
 RECIPE = Path(__file__).parents[2] / "launch/recipes/kaiyuan-2b/order.yaml"
 SIZE = 230

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from launched import ROOT, started
+
+from tests.helpers.processes.launched import ROOT, started
 
 K8S = ROOT / "launch" / "k8s"
 

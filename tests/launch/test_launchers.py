@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from launched import launched, succeed
-from small_run import losses
-from small_run import succeed as train
 
-from tests.ranks import free_port
+from tests.helpers.processes.launched import launched, succeed
+from tests.helpers.processes.ranks import free_port
+from tests.helpers.training.small_run import losses
+from tests.helpers.training.small_run import succeed as train
 
 
 def _train_on_two_nodes(recipe: Path, run_dir: Path, processes: int, numbered: bool, *overrides: str) -> list[str]:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launched import Job, launched
-from small_run import losses, metrics
+
+from tests.helpers.processes.launched import Job, launched
+from tests.helpers.training.small_run import losses, metrics
 
 HANG_SECONDS = 12
 STEPS = 200

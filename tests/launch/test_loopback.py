@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import Job, launched, started
-from small_run import metrics
+
+from tests.helpers.processes.launched import Job, launched, started
+from tests.helpers.training.small_run import metrics
 
 # Hundreds of steps.
 LONG = ["checkpoint.save_every_steps=1000", "train.train_tokens=null"]

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import ROOT, launched
+
+from tests.helpers.processes.launched import ROOT, launched
 
 TORCHRUN, MPIRUN, MSRUN, TRAIN, SLURM = "torchrun.sh", "mpirun.sh", "msrun.sh", "train.sh", "slurm.sbatch"
 SCRIPTS = [TORCHRUN, MPIRUN, MSRUN, TRAIN, SLURM]

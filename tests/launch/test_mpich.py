@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import launched, succeed
-from small_run import losses, metrics
+
+from tests.helpers.processes.launched import launched, succeed
+from tests.helpers.training.small_run import losses, metrics
 
 pytestmark = pytest.mark.slow
 

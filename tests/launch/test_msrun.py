@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launched import Job, launched, succeed
-from small_run import losses, metrics
+
+from tests.helpers.processes.launched import Job, launched, succeed
+from tests.helpers.training.small_run import losses, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # As its own list of requirements would bring, without what the project has in other versions.

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from launched import launched, started
-from small_run import metrics
+
+from tests.helpers.processes.launched import launched, started
+from tests.helpers.training.small_run import metrics
 
 pytestmark = [
     pytest.mark.root,

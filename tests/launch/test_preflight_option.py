@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import ROOT, launched, succeed
-from small_run import losses
 
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.exit_codes import BAD_NODE
+from tests.helpers.processes.launched import ROOT, launched, succeed
+from tests.helpers.training.small_run import losses
 
 LOG = ROOT / "tests" / "doctor" / "driver_output" / "nvidia_smi_l4.xml"
 

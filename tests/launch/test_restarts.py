@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from launched import launched
-from small_run import TOKENS_PER_STEP, losses, metrics, succeed
+
+from tests.helpers.processes.launched import launched
+from tests.helpers.training.small_run import TOKENS_PER_STEP, losses, metrics, succeed
 
 # Four starts, one after the other.
 pytestmark = pytest.mark.timeout(900)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_python import FakePython
-from launched import ROOT
+
+from tests.helpers.processes.fake_python import FakePython
+from tests.helpers.processes.launched import ROOT
 
 CHECK = ROOT / "launch" / "check_env.py"
 

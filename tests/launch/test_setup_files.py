@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_python import FakePython
-from launched import ROOT
 from packaging.requirements import Requirement
+
+from tests.helpers.processes.fake_python import FakePython
+from tests.helpers.processes.launched import ROOT
 
 RUN_TIME = ["requirements.txt", "requirements-build.txt"]
 

@@ -18,16 +18,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from launched import ROOT
 from megatron.core import dist_checkpointing
-from slurm_cluster import slurm_cluster, wait_for_job
-from small_run import losses, metrics
 
 from megatron_kaiyuan.checkpoint.layout import step_folder
 from megatron_kaiyuan.checkpoint.load import stored_tensors
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.cluster.groups import single_process
 from megatron_kaiyuan.platform.cpu import CpuPlatform
+from tests.helpers.processes.launched import ROOT
+from tests.helpers.processes.slurm_cluster import slurm_cluster, wait_for_job
+from tests.helpers.training.small_run import losses, metrics
 
 pytestmark = [
     pytest.mark.root,

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launched import ROOT
-from slurm_cluster import slurm_cluster, wait_for_job
-from small_run import losses, metrics
+
+from tests.helpers.processes.launched import ROOT
+from tests.helpers.processes.slurm_cluster import slurm_cluster, wait_for_job
+from tests.helpers.training.small_run import losses, metrics
 
 pytestmark = [
     pytest.mark.root,

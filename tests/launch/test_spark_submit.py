@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import ROOT, launched, succeed
 
 from data_tools.tokenizers.train_tokenizer import train_and_save
+from tests.helpers.processes.launched import ROOT, launched, succeed
 
 
 def dry_run(*arguments: object, **environ: str) -> str:

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from launched import ROOT, launched, started
-from small_run import losses
+
+from tests.helpers.processes.launched import ROOT, launched, started
+from tests.helpers.training.small_run import losses
 
 pytestmark = pytest.mark.slow
 

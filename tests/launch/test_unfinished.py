@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from launched import Job, launched
-from small_run import metrics
 
-from tests.ranks import free_port
+from tests.helpers.processes.launched import Job, launched
+from tests.helpers.processes.ranks import free_port
+from tests.helpers.training.small_run import metrics
 
 pytestmark = pytest.mark.timeout(900)
 LONG = ["checkpoint.save_every_steps=1000", "train.train_tokens=null"]

@@ -11,7 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launched import ROOT
+
+from tests.helpers.processes.launched import ROOT
 
 # What `kaiyuan --version` and `kaiyuan init` import.
 SMALL = [

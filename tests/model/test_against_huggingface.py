@@ -16,7 +16,7 @@ from megatron_kaiyuan.export import export_model
 from megatron_kaiyuan.model import names
 from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, QKV
 from megatron_kaiyuan.platform.precisions import DTYPES
-from tests.export.reference_network import SHAPE, numbered, random_weights
+from tests.helpers.references.network import SHAPE, numbered, random_weights
 
 KINDS: dict[str, dict[str, Any]] = {
     "Gemma3ForCausalLM": {},

@@ -11,23 +11,7 @@ import torch
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.backend.attention import document_mask
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
-
-
-def tiny(**changes: object) -> ModelConfig:
-    return ModelConfig(preset="kaiyuan-tiny", **changes)  # type: ignore[arg-type,call-arg]
-
-
-def build(model: ModelConfig, precision: str = "fp32") -> torch.nn.Module:
-    from megatron_kaiyuan.model.build import build_model, transformer_config
-
-    torch.manual_seed(0)
-    return build_model(model, transformer_config(model, ParallelConfig(), precision))
-
-
-def forward(network: torch.nn.Module, model: ModelConfig, length: int = 32) -> torch.Tensor:
-    ids_bs = torch.randint(model.vocab_size, (2, length), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return network(ids_bs, torch.arange(length).expand(2, -1), None)
+from tests.helpers.training.small_network import build, forward, tiny
 
 
 def test_kaiyuan_2b_has_2_032_billion_parameters() -> None:
@@ -135,9 +119,12 @@ def test_sandwich_norm_bounds_what_a_sub_layer_adds(sandwich: bool) -> None:
     network = build(model)
     added = []
     for layer in network.decoder.layers:
-        for last in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
+        for sub_layer, last in (
+            (layer.self_attention, layer.self_attention.linear_proj),
+            (layer.mlp, layer.mlp.linear_fc2),
+        ):
             last.weight.data.mul_(1000)
-            last.register_forward_hook(lambda module, inputs, output: added.append(output[0].pow(2).mean().sqrt()))
+            sub_layer.register_forward_hook(lambda module, inputs, output: added.append(output[0].pow(2).mean().sqrt()))
     forward(network, model)
     assert len(added) == 2 * model.num_layers
     if sandwich:
@@ -157,7 +144,8 @@ def test_stock_megatron_users_can_take_the_spec() -> None:
     from megatron.core.transformer.spec_utils import import_module
 
     spec = import_module(("megatron_kaiyuan.model.spec", "kaiyuan_layer_spec"))
-    assert spec().module.__name__ == "TransformerLayer"
+    assert spec().module.__name__ == "SandwichLayer"
+    assert spec(sandwich_norm=False).module.__name__ == "TransformerLayer"
     assert platform.current().name == "cpu"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_model import build, forward, tiny
+
+from tests.helpers.training.small_network import build, forward, tiny
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -39,8 +40,8 @@ def test_the_residual_stream_is_an_fp32_sum_of_what_half_precision_sub_layers_ad
     for layer in network.decoder.layers:
         for norm in (layer.input_layernorm, layer.pre_mlp_layernorm):
             norm.register_forward_hook(lambda module, inputs, output: added.append(output))
-        for last in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
-            last.register_forward_hook(lambda module, inputs, output: added.append(output[0]))
+        for sub_layer in (layer.self_attention, layer.mlp):
+            sub_layer.register_forward_hook(lambda module, inputs, output: added.append(output[0]))
         layer.register_forward_hook(lambda module, inputs, output: stream.append(output[0]))
     forward(network, model)
     assert all(one.dtype == torch.float32 for one in stream) and all(one.dtype == torch.float16 for one in added)

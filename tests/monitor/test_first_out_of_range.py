@@ -12,7 +12,7 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, OUTSIDE_LAYERS, activation_places
-from tests.export.reference_network import SHAPE
+from tests.helpers.references.network import SHAPE
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.monitor.forensics import Seen
@@ -27,10 +27,10 @@ MODULES = {
     "self_attention.q_layernorm": ("query_norm", "self_attention"),
     "self_attention.k_layernorm": ("key_norm", "self_attention"),
     "self_attention.core_attention": ("attention_context", "self_attention.linear_proj"),
-    "self_attention.linear_proj.post_norm": ("attention_post_norm", "self_attn_bda"),
+    "self_attention.post_norm": ("attention_post_norm", "self_attn_bda"),
     "pre_mlp_layernorm": ("mlp_norm", "mlp.linear_fc1"),
     "mlp.linear_fc1": ("mlp_gate_and_up", "mlp"),
-    "mlp.linear_fc2.post_norm": ("mlp_post_norm", "mlp_bda"),
+    "mlp.post_norm": ("mlp_post_norm", "mlp_bda"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,71 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
-from tests.export.reference_network import SHAPE
-from tests.rank_server import run
-
-IDS_BS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(3))
-PLACES = {
-    "embedding": ("embedding", None, "embedding", "word_embeddings.weight"),
-    "layer": ("layer", 2, "mlp_output", "mlp_output"),
-    "head": ("head", None, "logits", "logits"),
-}
-
-
-def make_capsule(
-    folder: Path,
-    part: str,
-    direction: str,
-    precision: str = "fp32",
-    head_times: float = 1.0,
-    apart: bool = False,
-    **changes: Any,
-) -> dict[tuple[str, str], float]:
-    """Two micro-batches through a whole network, of which the second one's part goes into a capsule.
-
-    Returns:
-        The largest |x| of all that was seen of this part, in the order of execution.
-    """
-    from megatron_kaiyuan.model.build import build_model, transformer_config
-    from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
-    from megatron_kaiyuan.monitor.forensics import Seen, TensorWatch
-    from megatron_kaiyuan.platform.precisions import DTYPES
-
-    model = ModelConfig(**{**SHAPE, **changes})
-    torch.manual_seed(1)
-    network = build_model(model, transformer_config(model, ParallelConfig(), precision)).to(DTYPES[precision])
-    network.output_layer.weight.data.mul_(head_times)
-    peaks: dict[tuple[str, str], float] = {}
-
-    def look(seen: Seen, micro_batch: int, tensor: torch.Tensor) -> None:
-        if micro_batch == 1 and (seen.part, seen.layer) == PLACES[part][:2]:
-            peaks[seen.tensor, seen.direction] = float(tensor.abs().amax())
-
-    TensorWatch(network, look)
-    tensor = PLACES[part][2 if direction == "forward" else 3]
-    seen = Seen(part, PLACES[part][1], tensor, "module", direction)  # type: ignore[arg-type]
-    capture = Capture(network, seen, micro_batch=1)
-    documents_bs = torch.arange(IDS_BS.shape[1]).expand(len(IDS_BS), -1) // 7 if apart else None
-    for ids_bs in (IDS_BS, IDS_BS.flip(0, 1)):
-        positions_bs = torch.arange(ids_bs.shape[1]).expand(len(ids_bs), -1)
-        loss = network(ids_bs, positions_bs, documents_bs, labels=ids_bs.roll(-1, 1)).mean()
-        (1024 * loss).backward()
-    tensors = {**capture.whole(), "random": {"host": torch.get_rng_state()}}
-    write_capsule(
-        folder,
-        {
-            "message": "a test",
-            "seen": dataclasses.asdict(seen),
-            "precision": precision,
-            "model": model.model_dump(mode="json"),
-            "z_loss": 0.0,
-        },
-        tensors,
-    )
-    return peaks
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_capsule import PLACES, make_capsule
 
 
 def replayed(folder: Path, precision: str | None = None) -> Any:
@@ -118,6 +56,26 @@ def test_logits_beyond_the_range_whose_loss_is_finite(tmp_path: Path) -> None:
 def capsule(tmp_path: Path, one_process: None) -> Path:
     make_capsule(tmp_path / "capsule", "layer", "backward", "fp16")
     return tmp_path / "capsule"
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_capsule_of_an_earlier_version_has_the_names_of_this_one(capsule: Path) -> None:
+    """Before, the norm that closes a sub-layer was a part of its last linear."""
+    from megatron_kaiyuan.monitor.capsule import write_capsule
+
+    expected = replayed(capsule)
+    manifest = json.loads((capsule / "capsule.json").read_text())
+    tensors = torch.load(capsule / "tensors.pt", weights_only=True)
+    earlier = {"self_attention": "self_attention.linear_proj.post_norm", "mlp": "mlp.linear_fc2.post_norm"}
+    for sub_layer, name in earlier.items():
+        tensors["weights"][f"{name}.weight"] = tensors["weights"].pop(f"{sub_layer}.post_norm.weight")
+    manifest["seen"]["module"] = earlier["mlp"]
+    kept = ("message", "seen", "precision", "model", "z_loss")
+    write_capsule(capsule, {name: manifest[name] for name in kept}, tensors)
+    found = replayed(capsule)
+    assert found.recorded.module == "mlp.post_norm"
+    peaks = [{line.seen: line.peak for line in result.lines} for result in (found, expected)]
+    assert peaks[0] == peaks[1]
 
 
 def command(*words: object) -> Any:

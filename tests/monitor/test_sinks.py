@@ -12,20 +12,7 @@ import pytest
 
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, Terminal, open_sinks
-
-ROW = {
-    "step": 7,
-    "tokens": 7000,
-    "phase": "first",
-    "loss": 5.25,
-    "loss_mean": 5.5,
-    "loss_steps": 10,
-    "lr": 1e-3,
-    "grad_norm": 0.5,
-    "loss_scale": 1.0,
-    "seconds_per_step": 2.0,
-    "tokens_per_second": 500.0,
-}
+from tests.helpers.training.sample_run import ROW
 
 
 def read(path: Path) -> list[dict]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sinks import ROW
 
 from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
 from megatron_kaiyuan.monitor.trackers import tracker_id
+from tests.helpers.training.sample_run import ROW
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_kaiyuan.pages.exposure import exposure_table, read_appearances
-from tests.report.sample_run import groups
+from tests.helpers.training.sample_run import groups
 
 
 def phase(best: float, scored: bool = True, column: str = "score") -> dict:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from counting_rank import OTHERS, RINGS, replace
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.cluster import discover
 from megatron_kaiyuan.config import load_run
+from tests.helpers.processes.counting_rank import OTHERS, RINGS, replace
 
 COLLECTIVES = (*RINGS, *OTHERS)
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from small_recipe import KAIYUAN_2B, small_run
 
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.communication import Communication, communication, most_sent
-from megatron_kaiyuan.planning.parameters import Stage
-from tests.rank_server import run as run_ranks
-from tests.train.small_run import TOKENS_PER_STEP, write_recipe
+from megatron_kaiyuan.planning.parameters import PipelineStage
+from tests.helpers.processes.rank_server import run as run_ranks
+from tests.helpers.training.small_recipe import KAIYUAN_2B, small_run
+from tests.helpers.training.small_run import TOKENS_PER_STEP, write_recipe
 
 RANKS = 4
 KINDS = ("tensor", "pipeline", "gradients", "weights")
@@ -69,14 +69,14 @@ def test_every_byte_of_a_step_is_planned(layout: str, recipe: Path, tmp_path: Pa
     """All layouts, a minute: python -m pytest tests/planning/test_communication.py -m "slow or not slow"."""
     shape = ["model.num_layers=4", "model.num_query_groups=4", f"train.train_tokens={TOKENS_PER_STEP}"]
     overrides = [f"run_dir={tmp_path / 'run'}", *shape, *{**FAST, **SLOW}[layout]]
-    program = [Path(__file__).with_name("counting_rank.py"), recipe, tmp_path, *overrides]
+    program = ["-m", "tests.helpers.processes.counting_rank", recipe, tmp_path, *overrides]
     done = run_ranks(RANKS, program)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = load_run(recipe, overrides)
     for rank in range(RANKS):
         counted = json.loads((tmp_path / f"{rank}.json").read_text())
         found = Communication(*(counted["bytes"].get(kind, 0) for kind in KINDS))
-        stage = Stage(planned, RANKS, rank * planned.parallel.pipeline_model_parallel_size // RANKS)
+        stage = PipelineStage(planned, RANKS, rank * planned.parallel.pipeline_model_parallel_size // RANKS)
         assert found == communication(stage)
         assert 0 < counted["bytes"].get("small", 0) < SMALL and not any(counted["others"].values())
 
@@ -87,7 +87,7 @@ def test_one_device_sends_nothing() -> None:
 
 def test_most_of_each_kind_over_all_stages() -> None:
     run = small_run(parallel={"pipeline_model_parallel_size": 4, "tensor_model_parallel_size": 2})
-    stages = [communication(Stage(run, 16, index)) for index in range(4)]
+    stages = [communication(PipelineStage(run, 16, index)) for index in range(4)]
     assert most_sent(run, 16) == Communication(*(max(getattr(sent, kind) for sent in stages) for kind in KINDS))
 
 
@@ -95,7 +95,7 @@ def test_most_of_each_kind_over_all_stages() -> None:
 def test_kaiyuan_2b_on_paper(gpus: int) -> None:
     """By hand: 28 layers of 2,048, 8,388,608 tokens a step in FP16; gradients in FP32."""
     run = load_run(Path(KAIYUAN_2B), [tensor(2), pipeline(2)])
-    stage = Stage(run, gpus, 1)
+    stage = PipelineStage(run, gpus, 1)
     tokens = 2048 * 4096 // (gpus // 4)
     message = tokens * 2048 * 2
     # Of two ranks each sends the message of an all-reduce once: four a layer, one of the head, of the cross-entropy's

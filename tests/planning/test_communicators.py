@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from small_recipe import small_run
 
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.communicators import communicator_buffers, communicators, neighbours
 from megatron_kaiyuan.planning.memory import stage_memory
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
-from tests.rank_server import run as run_ranks
-from tests.train.small_run import TOKENS_PER_STEP, write_recipe
+from tests.helpers.processes.rank_server import run as run_ranks
+from tests.helpers.training.small_recipe import small_run
+from tests.helpers.training.small_run import TOKENS_PER_STEP, write_recipe
 
 RANKS = 4
 MIB = 1 << 20
@@ -47,13 +47,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_groups_that_communicate(layout: str, recipe: Path, tmp_path: Path) -> None:
     shape = ["model.num_layers=8", f"train.train_tokens={2 * TOKENS_PER_STEP}", "monitor.activations_every_steps=1"]
     overrides = [f"run_dir={tmp_path / 'run'}", *shape, *{**FAST, **SLOW}[layout]]
-    program = [Path(__file__).with_name("communicating_rank.py"), recipe, tmp_path, *overrides]
+    program = ["-m", "tests.planning.communicating_rank", recipe, tmp_path, *overrides]
     done = run_ranks(RANKS, program)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = load_run(recipe, overrides)
     for rank in range(RANKS):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        stage = Stage(planned, RANKS, rank * planned.parallel.pipeline_model_parallel_size // RANKS)
+        stage = PipelineStage(planned, RANKS, rank * planned.parallel.pipeline_model_parallel_size // RANKS)
         assert found["groups"] == sorted(communicators(stage))
         assert len(found["peers"]) == neighbours(stage)
 
@@ -61,10 +61,10 @@ def test_groups_that_communicate(layout: str, recipe: Path, tmp_path: Path) -> N
 def test_an_npu_keeps_two_buffers_for_each() -> None:
     """Of two stages: all ranks, data-parallel ones, those of the optimizer, and neighbours."""
     run = small_run(parallel={"pipeline_model_parallel_size": 2})
-    stage = Stage(run, 8, 0)
+    stage = PipelineStage(run, 8, 0)
     assert communicator_buffers(stage, DEVICES["910a"]) == 4 * 400 * MIB
-    assert communicator_buffers(Stage(run, 2, 0), DEVICES["910a"]) == 3 * 400 * MIB
-    assert communicator_buffers(Stage(small_run(), 1, 0), DEVICES["910a"]) == 0
+    assert communicator_buffers(PipelineStage(run, 2, 0), DEVICES["910a"]) == 3 * 400 * MIB
+    assert communicator_buffers(PipelineStage(small_run(), 1, 0), DEVICES["910a"]) == 0
     assert communicator_buffers(stage, DEVICES["h100"]) == 0
     other, npu = (stage_memory(stage, DEVICES[name]).device for name in ("h100", "910b"))
     assert npu.buffers - other.buffers == 4 * 400 * MIB

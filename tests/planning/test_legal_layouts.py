@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from small_recipe import KAIYUAN_2B, small_run
 
 from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.layouts import legal_layouts
+from tests.helpers.training.small_recipe import KAIYUAN_2B, small_run
 
 
 def shapes(layouts: list[RunConfig]) -> set[tuple[int, int, bool, int]]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_recipe import small_run
 
 from megatron_kaiyuan.planning import links
 from megatron_kaiyuan.planning.links import Ring, data_ring, neighbour_bytes_per_second, ring, tensor_ring
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import small_run
 
 H100 = DEVICES["h100"]
 # 450 and 50 GB/s, of which 80 % count.
@@ -57,13 +57,13 @@ def test_links_that_are_not_known_cost_nothing() -> None:
 
 def test_which_ranks_make_a_group() -> None:
     """Sixteen ranks, TP 2, PP 2: four data-parallel ranks, two apart, lie in one node; a stage in each node."""
-    stage = Stage(
+    stage = PipelineStage(
         small_run(parallel={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}), world_size=16, index=0
     )
     assert (tensor_ring(H100, stage).ranks, tensor_ring(H100, stage).nodes) == (2, 1)
     assert (data_ring(H100, stage).ranks, data_ring(H100, stage).nodes) == (4, 1)
     assert neighbour_bytes_per_second(H100, stage) == pytest.approx(CARD)
-    small = Stage(stage.run, world_size=8, index=0)
+    small = PipelineStage(stage.run, world_size=8, index=0)
     assert neighbour_bytes_per_second(H100, small) == pytest.approx(NODE)
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.memory import stage_memory
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
-from tests.platform.ascend import machine
-from tests.train.small_run import write_recipe
+from tests.helpers.ascend import machine
+from tests.helpers.training.small_run import write_recipe
 
 SHAPE = [
     *("model.num_layers=2", "model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=512"),
@@ -43,7 +43,7 @@ def test_peak_register_and_products(case: str, recipe: Path, tmp_path: Path) -> 
     done = machine.python(Path(__file__).with_name("peak_on_npu.py"), recipe, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     (requested,) = map(int, re.findall(r"^requested: (\d+)$", done.stdout, re.M))
-    planned = stage_memory(Stage(load_run(recipe, overrides), 1, 0), DEVICES["910a"]).device
+    planned = stage_memory(PipelineStage(load_run(recipe, overrides), 1, 0), DEVICES["910a"]).device
     assert planned.total == pytest.approx(requested, rel=0.03)
     assert done.register == [] and done.fallbacks == set()
     products = [types for name, types in done.operators.items() if name.split(".")[1] in PRODUCTS]

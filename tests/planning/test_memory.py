@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_recipe import small_run
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.backend.choose import TORCH, Backend, choose
 from megatron_kaiyuan.config import BackendConfig, RunConfig
 from megatron_kaiyuan.planning.activations import MicroBatch
 from megatron_kaiyuan.planning.memory import fullest_stage, stage_memory
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import small_run
 
 FULL, CORE = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
 MLP = CORE | {"recompute_modules": ["mlp"]}
@@ -92,7 +92,7 @@ def really_saved(run: RunConfig, backend: Backend) -> int:
 def test_what_autograd_saves(device: str, precision: str, sections: dict[str, Any]) -> None:
     """A 910B keeps documents apart by a mask, as a CPU does with torch's kernels; a 910A takes blocks of queries."""
     run = small_run(**sections, train={**LONG, "precision": precision})
-    batch = MicroBatch(Stage(run, 1, 0), DEVICES[device])
+    batch = MicroBatch(PipelineStage(run, 1, 0), DEVICES[device])
     expected = batch.saved()
     if run.data.reset_attention_mask:
         # The batch keeps the numbers of documents, and what is made of them once for all layers is no saved tensor;
@@ -110,28 +110,28 @@ def test_what_autograd_saves(device: str, precision: str, sections: dict[str, An
 
 def test_z_loss_saves_numbers_a_token_only() -> None:
     plain, with_it = (small_run(train={**LONG, "z_loss": z_loss}) for z_loss in (0.0, 1e-4))
-    tokens = MicroBatch(Stage(plain, 1, 0), DEVICES["cpu"]).tokens
+    tokens = MicroBatch(PipelineStage(plain, 1, 0), DEVICES["cpu"]).tokens
     of_plain, of_both = (really_saved(run, TORCH) for run in (plain, with_it))
     assert of_plain <= of_both <= of_plain + 64 * tokens
 
 
 def test_the_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> None:
     run = small_run(parallel={"pipeline_model_parallel_size": 4})
-    of_stage = [stage_memory(Stage(run, 4, index), DEVICES["h100"]).device.activations for index in range(4)]
-    saved = [MicroBatch(Stage(run, 4, index), DEVICES["h100"]).saved() for index in range(4)]
+    of_stage = [stage_memory(PipelineStage(run, 4, index), DEVICES["h100"]).device.activations for index in range(4)]
+    saved = [MicroBatch(PipelineStage(run, 4, index), DEVICES["h100"]).saved() for index in range(4)]
     assert [activations // one for activations, one in zip(of_stage, saved, strict=True)] == [4, 3, 2, 1]
     few = small_run(parallel={"pipeline_model_parallel_size": 4}, train={"global_batch_size": 2})
-    assert stage_memory(Stage(few, 4, 0), DEVICES["h100"]).device.activations == 2 * saved[0]
+    assert stage_memory(PipelineStage(few, 4, 0), DEVICES["h100"]).device.activations == 2 * saved[0]
 
 
 def test_virtual_stages_have_more_in_flight() -> None:
     """Two stages of two chunks: four chunks in the warm-up of the first rank, two in the last one's, and one more."""
     two = {"pipeline_model_parallel_size": 2}
     run = small_run(parallel=two | {"virtual_pipeline_model_parallel_size": 2})
-    of_stage = [stage_memory(Stage(run, 2, index), DEVICES["h100"]).device.activations for index in range(2)]
-    batches = [MicroBatch(Stage(run, 2, index), DEVICES["h100"]) for index in range(2)]
+    of_stage = [stage_memory(PipelineStage(run, 2, index), DEVICES["h100"]).device.activations for index in range(2)]
+    batches = [MicroBatch(PipelineStage(run, 2, index), DEVICES["h100"]) for index in range(2)]
     assert of_stage == [5 * batches[0].saved() // 2, 3 * batches[1].saved() // 2]
-    plain = MicroBatch(Stage(small_run(parallel=two), 2, 0), DEVICES["h100"])
+    plain = MicroBatch(PipelineStage(small_run(parallel=two), 2, 0), DEVICES["h100"])
     assert batches[0].saved() == plain.saved() + plain.hidden
 
 
@@ -153,7 +153,7 @@ def test_attention_without_a_fused_kernel_holds_blocks_of_scores() -> None:
     runs = [small_run(train={"seq_length": length, "micro_batch_size": 4}) for length in lengths]
     of_scores = [3 * 4 * 4 * length**2 // 8 for length in lengths]
     for run, scores, length in zip(runs, of_scores, lengths, strict=True):
-        fused, blocked = (stage_memory(Stage(run, 1, 0), DEVICES[name]).device for name in ("910b", "910a"))
+        fused, blocked = (stage_memory(PipelineStage(run, 1, 0), DEVICES[name]).device for name in ("910b", "910a"))
         # A number a query and head, in each of four layers.
         assert fused.activations - blocked.activations == 4 * 4 * 4 * 4 * length
         assert scores < blocked.buffers < scores + fused.buffers
@@ -162,7 +162,9 @@ def test_attention_without_a_fused_kernel_holds_blocks_of_scores() -> None:
 @pytest.mark.parametrize(("changes", "part"), [(FULL, "_layer"), (CORE, "_attention"), (MLP, "_mlp")])
 def test_what_is_recomputed_is_there_for_one_layer_at_a_time(changes: dict[str, Any], part: str) -> None:
     """One layer's activations less the others' stay."""
-    kept, again = (MicroBatch(Stage(small_run(parallel=parallel), 1, 0), DEVICES["910b"]) for parallel in ({}, changes))
+    kept, again = (
+        MicroBatch(PipelineStage(small_run(parallel=parallel), 1, 0), DEVICES["910b"]) for parallel in ({}, changes)
+    )
     restored = max(again.computed_again())
     assert again.saved() + restored < kept.saved() < again.saved() + 5 * restored
     assert kept.computed_again() == (0, 0) and 0 < restored <= getattr(kept, part)()

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from small_recipe import KAIYUAN_2B
 
 from data_tools.curriculum.build import build_phase
 from data_tools.curriculum.recipe import PhaseRecipe
@@ -22,7 +21,8 @@ from megatron_kaiyuan.planning.records import Costs, as_record
 from megatron_kaiyuan.planning.show import as_text
 from megatron_kaiyuan.platform.figures import device_named
 from megatron_kaiyuan.usage import UsageError
-from tests.data.small_corpora import write_corpus
+from tests.helpers.files.small_corpora import write_corpus
+from tests.helpers.training.small_recipe import KAIYUAN_2B
 
 TOKENS = "train.train_tokens=2_200_000_000_000"
 

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from small_recipe import KAIYUAN_2B
 
 from benchmarks.published_data import Run
 from benchmarks.published_layouts import SHARES, choices, measured_runs, scatter
@@ -15,6 +14,7 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning import links
 from megatron_kaiyuan.planning.speed import speed
 from megatron_kaiyuan.platform.figures import DEVICES, Device
+from tests.helpers.training.small_recipe import KAIYUAN_2B
 
 OWN = Path("benchmarks/results/train_step.txt")
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_recipe import KAIYUAN_2B, small_run
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.links import data_ring
-from megatron_kaiyuan.planning.parameters import Stage, chunk_buckets, chunk_sizes
+from megatron_kaiyuan.planning.parameters import PipelineStage, chunk_buckets, chunk_sizes
 from megatron_kaiyuan.planning.speed import (
     flops_per_step,
     flops_per_token,
@@ -25,6 +24,7 @@ from megatron_kaiyuan.planning.speed import (
 )
 from megatron_kaiyuan.planning.stage_time import stage_time
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import KAIYUAN_2B, small_run
 
 FULL, ATTENTION = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}
 NO_OVERLAP = ["parallel.overlap_param_gather=false", "parallel.overlap_grad_reduce=false"]
@@ -71,7 +71,9 @@ def test_both_conventions_for_attention() -> None:
 
 def test_parameters_are_the_sum_of_the_stages() -> None:
     run = load_run(Path(KAIYUAN_2B), ["parallel.pipeline_model_parallel_size=4"])
-    assert count_parameters(run.model) == sum(sum(map(sum, chunk_sizes(Stage(run, 4, index)))) for index in range(4))
+    assert count_parameters(run.model) == sum(
+        sum(map(sum, chunk_sizes(PipelineStage(run, 4, index)))) for index in range(4)
+    )
     assert round(count_parameters(run.model) / 1e9, 3) == 2.032
 
 
@@ -96,7 +98,7 @@ def test_all_cards_of_a_node_carry_the_gradients() -> None:
 def test_what_overlap_exposes_by_hand() -> None:
     """Two nodes: all buckets but the last hide beside the last backward pass, if the cards are fast enough."""
     run = load_run(Path(KAIYUAN_2B), ["train.micro_batch_size=8"])
-    stage = Stage(run, 16, 0)
+    stage = PipelineStage(run, 16, 0)
     time = stage_time(stage, DEVICES["h100"], flops=1e15, rate=1e14)
     (buckets,) = chunk_buckets(stage)
     over = data_ring(DEVICES["h100"], stage)
@@ -105,14 +107,14 @@ def test_what_overlap_exposes_by_hand() -> None:
     # The table of embeddings, the first weight that a forward pass needs, is the last bucket.
     assert time.weights == pytest.approx(over.round_seconds(2 * buckets[-1].elements))
     waiting = load_run(Path(KAIYUAN_2B), ["train.micro_batch_size=8", *NO_OVERLAP])
-    alone = stage_time(Stage(waiting, 16, 0), DEVICES["h100"], flops=1e15, rate=1e14)
+    alone = stage_time(PipelineStage(waiting, 16, 0), DEVICES["h100"], flops=1e15, rate=1e14)
     assert alone.gradients > 5 * time.gradients
     # Without the distributed optimizer an all-reduce of two rounds, and no weights to gather.
     whole = load_run(Path(KAIYUAN_2B), ["parallel.use_distributed_optimizer=false", *NO_OVERLAP])
-    plain = stage_time(Stage(whole, 16, 0), DEVICES["h100"], flops=1e15, rate=1e14)
+    plain = stage_time(PipelineStage(whole, 16, 0), DEVICES["h100"], flops=1e15, rate=1e14)
     assert plain.weights == 0 and plain.gradients == pytest.approx(2 * alone.gradients, rel=0.01)
     # More ranks, larger buckets: fewer starts, and steps of longer rings.
-    assert len(chunk_buckets(Stage(run, 1024, 0))[0]) < 3
+    assert len(chunk_buckets(PipelineStage(run, 1024, 0))[0]) < 3
 
 
 def simulated_pipeline(seconds: list[float], micro_batches: int) -> float:
@@ -152,7 +154,7 @@ def test_bubbles_are_those_of_the_schedule(stages: int, micro: int) -> None:
     run, ranks = load_run(Path(KAIYUAN_2B), overrides), 16 * stages
     device = replace(DEVICES["h100"], node_gb_per_second=None, network_gb_per_second=None)
     found = speed(run, ranks, device, 0.4)
-    every = [Stage(run, ranks, index) for index in range(stages)]
+    every = [PipelineStage(run, ranks, index) for index in range(stages)]
     seconds = [stage_time(stage, device, stage_work(stage), 0.4 * 989.4e12).micro_batch for stage in every]
     assert found is not None
     assert found.step_seconds == pytest.approx(simulated_pipeline(seconds, every[0].micro_batches), rel=0.01)

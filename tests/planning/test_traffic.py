@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_recipe import small_run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_kaiyuan.backend.blocked import blocked_attention
-from megatron_kaiyuan.planning.parameters import Stage
+from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.planning.traffic import traffic
 from megatron_kaiyuan.platform.figures import DEVICES
+from tests.helpers.training.small_recipe import small_run
 
 VIEWS = (
     "view",
@@ -58,7 +58,7 @@ def test_blocked_attention_moves_its_scores() -> None:
         model={"num_attention_heads": heads, "num_query_groups": groups, "max_position_embeddings": length},
         train={"seq_length": length, "micro_batch_size": 1},
     )
-    stage = Stage(run, 1, 0)
+    stage = PipelineStage(run, 1, 0)
     planned = (traffic(stage, DEVICES["910a"]) - traffic(stage, DEVICES["h100"])) / run.model.num_layers
     assert planned == pytest.approx(moved.bytes, rel=0.1)
 
@@ -71,7 +71,7 @@ def test_the_residual_stream_by_hand() -> None:
 
     def moved(**parallel: Any) -> float:
         run = small_run(model={"sandwich_norm": False}, parallel=parallel, train={"precision": "bf16"})
-        return traffic(Stage(run, 2, 0), DEVICES["h100"])
+        return traffic(PipelineStage(run, 2, 0), DEVICES["h100"])
 
     run = small_run()
     stream = run.train.seq_length * run.model.hidden_size * 2 * run.model.num_layers
@@ -79,5 +79,5 @@ def test_the_residual_stream_by_hand() -> None:
     shared = moved(tensor_model_parallel_size=2, sequence_parallel=True)
     assert shared == pytest.approx(whole / 2)
     assert cut - shared == 22 * stream / 2
-    with_norms = Stage(small_run(model={"sandwich_norm": True}, train={"precision": "bf16"}), 1, 0)
+    with_norms = PipelineStage(small_run(model={"sandwich_norm": True}, train={"precision": "bf16"}), 1, 0)
     assert traffic(with_norms, DEVICES["h100"]) - whole == 10 * stream

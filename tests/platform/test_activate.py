@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import rank_server
+from tests.helpers.processes import rank_server
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform.ascend import machine
+from tests.helpers.ascend import machine
 
 RANK = Path(__file__).with_name("hccl_against_gloo.py")
 

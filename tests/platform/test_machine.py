@@ -1,4 +1,4 @@
-"""What the simulated node of Ascend NPUs (`tests/platform/ascend`) is: its chips, its failures, and what it records."""
+"""What the simulated node of Ascend NPUs (`tests/helpers/ascend`) is: its chips, its failures, and what it records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform.ascend import machine, wheel
+from tests.helpers.ascend import machine, wheel
 
 BEGIN = "import torch, torch_npu; torch.npu.set_device(0)\n"
 

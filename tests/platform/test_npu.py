@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.platform.ascend import machine
-from tests.rank_server import run
+from tests.helpers.ascend import machine
+from tests.helpers.processes.rank_server import run
 
 ROOT = Path(__file__).parents[2]
 NO_CANN = "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')"

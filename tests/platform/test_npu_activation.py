@@ -1,11 +1,11 @@
-"""What activation decides on each chip, over the real torch_npu (`tests/platform/ascend`); few processes, as each takes
+"""What activation decides on each chip, over the real torch_npu (`tests/helpers/ascend`); few processes, as each takes
 seconds to import what transfer_to_npu patches."""
 
 from __future__ import annotations
 
 import textwrap
 
-from tests.platform.ascend import machine
+from tests.helpers.ascend import machine
 
 DECIDED = """
     import torch

@@ -15,7 +15,7 @@ from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.report import build_report
-from tests.report.sample_run import evaluation, step_row, write_run
+from tests.helpers.training.sample_run import evaluation, step_row, write_run
 
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
 

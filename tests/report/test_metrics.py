@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_kaiyuan.report.metrics import read_history
 from megatron_kaiyuan.report.plots import _running_mean, _thin
-from tests.report.sample_run import step_row, write_metrics
+from tests.helpers.training.sample_run import step_row, write_metrics
 
 
 def write(path: Path, rows: list[dict]) -> Path:

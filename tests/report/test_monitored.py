@@ -9,7 +9,7 @@ import pytest
 
 from megatron_kaiyuan.report.metrics import History
 from megatron_kaiyuan.report.monitored import _heat_map, _layers, least_headroom, monitor_figures
-from tests.report.sample_run import monitor_row, step_row
+from tests.helpers.training.sample_run import monitor_row, step_row
 
 
 def history(*steps: int) -> History:

@@ -17,7 +17,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.staging import unpack
 from megatron_kaiyuan.staging.about import ABOUT, read_about
 from megatron_kaiyuan.staging.cold_start import count_calls, file_system
-from tests.launch.launched import ROOT
+from tests.helpers.processes.launched import ROOT
 
 
 @pytest.fixture(scope="module")

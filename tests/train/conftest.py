@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import succeed, write_recipe
+
+from tests.helpers.training.small_run import succeed, write_recipe
 
 
 @pytest.fixture(scope="session")

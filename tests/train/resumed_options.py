@@ -26,15 +26,15 @@ def main(recipe: str, *overrides: str) -> None:
 
     with process_groups(who, device, run.parallel):
         session = start(run, device, Startup())
-        (part,) = session.state.optimizer.chained_optimizers
-        decayed = next(group for group in part.optimizer.param_groups if group.get("wd_mult", 1.0) == 1.0)
-        scaler = loss_scaler(session.state.optimizer)
+        optimizer = session.state.optimizer
+        decayed = next(group for group in optimizer.param_groups if group["wd_mult"] == 1.0)
+        scaler = loss_scaler(optimizer)
         assert scaler is not None and session.resumed
         found = {
             "optimizer.adam_beta1": decayed["betas"][0],
             "optimizer.adam_beta2": decayed["betas"][1],
             "optimizer.adam_eps": decayed["eps"],
-            "optimizer.clip_grad": part.config.clip_grad,
+            "optimizer.clip_grad": optimizer.config.clip_grad,
             "optimizer.min_loss_scale": float(scaler.min_scale),
             "optimizer.loss_scale_window": scaler.growth_interval,
             "optimizer.hysteresis": scaler.hysteresis,

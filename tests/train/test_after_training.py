@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from small_run import start_from
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.train.run_folder import require_run_folder
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_run import start_from
 
 
 def kaiyuan(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command in a fork, see `tests/rank_server.py`."""
+    """A command in a fork, see `tests/helpers/processes/rank_server.py`."""
     return run(1, ["-m", "megatron_kaiyuan.cli", *arguments])
 
 

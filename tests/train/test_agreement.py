@@ -14,7 +14,7 @@ import pytest
 import megatron_kaiyuan
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.train.facts import start_facts
-from tests.ranks import free_port
+from tests.helpers.processes.ranks import free_port
 
 
 def start(rank: int, recipe: Path, *overrides: str, port: int, package: Path | None = None) -> subprocess.Popen[str]:

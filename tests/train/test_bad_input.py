@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_run import train, write_corpus
 
 from data_tools.curriculum.build import build_recipe
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_run import train, write_corpus
 
 MISTAKES = {
     "typo": (

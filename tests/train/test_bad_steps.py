@@ -7,28 +7,22 @@ import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_run import STEPS, TOKENS_PER_STEP, events, losses, metrics, start_from
-from small_run import train_on_bad_machine as train
-from test_resume import assert_same_state, load
 
 from megatron_kaiyuan.config import FaultsConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.train.bad_steps import BadSteps, Measured, robust_zscore
+from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, batch, events, losses, metrics, start_from
+from tests.helpers.training.small_run import train_on_bad_machine as train
 
 EACH_STEP = ["checkpoint.save_every_steps=1", "checkpoint.keep_last=30"]
-
-
-def batch(kind: str, first: int, last: int | None = None, **more: Any) -> dict[str, Any]:
-    """A fault in batches first to last of the stream, counted from 1."""
-    return {"kind": kind, "from": (first - 1) * TOKENS_PER_STEP, "to": (last or first) * TOKENS_PER_STEP, **more}
 
 
 def documents_of_batch(folder: Path, number: int) -> set[tuple[str, str, int]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_kaiyuan.config import TrainConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.train.batch import sample_positions
-from tests.data.phase_files import Entry, write_pair, write_phase
+from tests.helpers.files.phase_files import Entry, write_pair, write_phase
 
 VOCAB = 50_000
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import start_from
-from test_resume import load
 
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import start_from
 
 
 def checkpoint(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a fork, see `tests/rank_server.py`."""
+    """The command in a fork, see `tests/helpers/processes/rank_server.py`."""
     return run(1, ["-m", "megatron_kaiyuan.cli", "checkpoint", *arguments])
 
 

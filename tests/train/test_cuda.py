@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import launch, losses, start_from
+
+from tests.helpers.training.small_run import launch, losses, start_from
 
 pytestmark = pytest.mark.gpu
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from documents_alone import loss_and_gradient_norm
-from small_run import SEQ_LENGTH, TOKENS_PER_STEP, losses, metrics, start_from, succeed, train
 
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from tests.helpers.references.documents_alone import loss_and_gradient_norm
+from tests.helpers.training.small_run import SEQ_LENGTH, TOKENS_PER_STEP, losses, metrics, start_from, succeed, train
 
 RESETS = ["data.reset_position_ids=true", "data.reset_attention_mask=true"]
 ALL = [*RESETS, "data.eod_mask_loss=true"]

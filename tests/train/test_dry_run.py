@@ -10,7 +10,7 @@ import pytest
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.parameters import distinct_stages, held
 from megatron_kaiyuan.train.dry_run import count
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
 
 RECIPE = Path(__file__).parents[2] / "launch/recipes/kaiyuan-2b/train.yaml"
 # Few layers, and sizes that are no multiples of what megatron-core pads to.

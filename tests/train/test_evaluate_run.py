@@ -8,16 +8,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_run import succeed, write_corpus, write_recipe
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.run import Measures, evaluate
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.files import checksum
-from tests.evaluate.local_tasks import write_tasks
-from tests.evaluate.tiny_model import write_text, write_tokenizer
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.local_tasks import write_tasks
+from tests.helpers.training.small_run import succeed, write_corpus, write_recipe
+from tests.helpers.training.tiny_model import write_text, write_tokenizer
 
 
 def kaiyuan(*arguments: object) -> subprocess.CompletedProcess[str]:

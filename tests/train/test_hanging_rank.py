@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import at_work, faulty, launch, metrics, train_on_bad_machine
 
 from megatron_kaiyuan.cluster.verdict import Alive, judge
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_run import at_work, faulty, launch, metrics, train_on_bad_machine
 
 TIMEOUT = 12
 # For a busy machine: the launcher's own end, and a process that gets no processor.

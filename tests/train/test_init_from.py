@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from small_run import VOCAB, metrics, train
-from test_resume import load
+
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import VOCAB, metrics, train
 
 
 def write_qwen3(folder: Path) -> dict[str, torch.Tensor]:

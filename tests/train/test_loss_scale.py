@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, start_from, train_on_bad_machine
-from test_resume import assert_same_state, load
+
+from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.small_run import (
+    TOKENS_PER_STEP,
+    events,
+    fit_here,
+    losses,
+    metrics,
+    start_from,
+    train_on_bad_machine,
+)
 
 INITIAL, WINDOW, HYSTERESIS = 2.0**24, 3, 2
 SCALER = [

@@ -1,4 +1,4 @@
-"""Whole runs on platform npu over the real torch_npu (`tests/platform/ascend`), against runs on platform cpu.
+"""Whole runs on platform npu over the real torch_npu (`tests/helpers/ascend`), against runs on platform cpu.
 
 Kernels are the host's in both: the same weights and batches must give the same losses, but for where a chip rounds.
 FP16 is compared with this CPU's FP16: both multiply in FP32 and round once.
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, losses, metrics, start_from
-from small_run import succeed as succeed_on_cpu
-from test_resume import load
 
-from tests.platform.ascend import machine
+from tests.helpers.ascend import machine
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, losses, metrics, start_from
+from tests.helpers.training.small_run import succeed as succeed_on_cpu
 
 STEPS = 4
 SHORT = [f"train.train_tokens={STEPS * TOKENS_PER_STEP}", "optimizer.initial_loss_scale=1024"]

@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, metrics
 
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_run import TOKENS_PER_STEP, metrics
 
 STEPS = 5
 SETTINGS = [

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from documents_alone import loss_and_gradient_norm
-from small_run import SEQ_LENGTH, TOKENS_PER_STEP, losses, metrics, succeed, train
 
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from tests.helpers.references.documents_alone import loss_and_gradient_norm
+from tests.helpers.training.small_run import SEQ_LENGTH, TOKENS_PER_STEP, losses, metrics, succeed, train
 
 APART = ["data.reset_attention_mask=true", "data.eod_mask_loss=true"]
 PADDING = 65535

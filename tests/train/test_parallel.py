@@ -7,10 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, numbers, start_from, succeed, train
-from test_resume import load
 
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import (
+    TOKENS_PER_STEP,
+    events,
+    fit_here,
+    losses,
+    metrics,
+    numbers,
+    start_from,
+    succeed,
+    train,
+)
 
 # Four layers and four groups of keys, so that both can be cut in four.
 SHAPE = ["model.num_layers=4", "model.num_query_groups=4"]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import TOKENS_PER_STEP, fit_here, losses, train
 
 from megatron_kaiyuan import platform
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses, train
 
 STEPS = 8
 # In torch's kernels documents have a mask, which is made once for all layers.

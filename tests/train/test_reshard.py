@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
-from test_resume import assert_same_state, load
 
-from tests import rank_server
+from tests.helpers.processes import rank_server
+from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
 
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 LAYOUTS: dict[str, tuple[int, list[str]]] = {

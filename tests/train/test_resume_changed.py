@@ -6,10 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-from small_run import SEQ_LENGTH, TOKENS_PER_STEP, metrics, start_from, train
-from test_resume import assert_same_state
-
 from megatron_kaiyuan.files import write_sealed_json
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import SEQ_LENGTH, TOKENS_PER_STEP, metrics, start_from, train
 
 
 def test_batch_length_and_rate_change_and_the_position_is_carried_over(

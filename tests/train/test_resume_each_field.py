@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, fit_here, losses
-from test_resume_fields import fields_of
 
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.config.compare import AtResume, at_resume
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.recipe_fields import fields_of
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session
@@ -71,6 +71,9 @@ TAKEN = {
     "optimizer.adam_beta2": "optimizer.adam_beta2=0.5",
     "optimizer.adam_eps": "optimizer.adam_eps=1e-2",
     "optimizer.weight_decay": "optimizer.weight_decay=0.5",
+    "optimizer.wd_mult": "optimizer.wd_mult={embedding: 0, norms: 2}",
+    "optimizer.lr_mult": "optimizer.lr_mult={qkv: 0.5}",
+    "optimizer.decoupled_lr": "optimizer.decoupled_lr=1e-3",
     "optimizer.clip_grad": "optimizer.clip_grad=0.01",
     "optimizer.warmup_tokens": f"optimizer.warmup_tokens={15 * TOKENS_PER_STEP}",
     "optimizer.schedule_tokens": f"optimizer.schedule_tokens={14 * TOKENS_PER_STEP}",
@@ -274,8 +277,8 @@ def test_adam_takes_the_step_that_its_new_options_make(recipe: Path, saved: Path
         found["main"] = main
 
     def prepare(session: Session) -> None:
-        (part,) = session.state.optimizer.chained_optimizers
-        part.optimizer.register_step_pre_hook(before)
+        for part in session.state.optimizer.chained_optimizers:
+            part.optimizer.register_step_pre_hook(before)
 
     shutil.copytree(saved, tmp_path / "run")
     options = [f"optimizer.adam_beta1={beta1}", f"optimizer.adam_beta2={beta2}", f"optimizer.adam_eps={eps}"]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
-from small_run import run as run_program
-from small_run import start_from, succeed
 
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import AT_RESUME, AtResume, Change, at_resume, is_refused
+from tests.helpers.training.recipe_fields import fields_of
+from tests.helpers.training.small_run import run as run_program
+from tests.helpers.training.small_run import start_from, succeed
 
 # Fields that a checkpoint holds too, or that bend what it continues, with another value than the small run's.
 CHANGED: dict[str, Any] = {
@@ -30,29 +30,13 @@ READ_AT_EACH_START = {
     "data.phases.peak_lr", "data.phases.final_lr", "data.phases.decay_fraction",
     "data.phases.decay_shape", "data.reset_attention_mask", "data.eod_mask_loss",
     "train.seq_length", "train.global_batch_size", "train.train_tokens", "train.z_loss", "optimizer.qk_clip_tau",
-    "optimizer.weight_decay",
+    "optimizer.weight_decay", "optimizer.wd_mult", "optimizer.lr_mult", "optimizer.decoupled_lr",
     "optimizer.warmup_tokens", "optimizer.schedule_tokens", "faults.on_bad_step", "faults.spike_zscore",
     "faults.spike_window", "faults.max_skips_in_a_row", "faults.max_rollbacks", "faults.rollback_batches",
 }  # fmt: skip
 
 # Between two learning rates that are looked at.
 EVERY_TOKENS = 100
-
-
-def fields_of(section: type[BaseModel], prefix: str = "") -> set[str]:
-    """Dotted names of all fields, those of list entries without their number."""
-    names: set[str] = set()
-    for name, field in section.model_fields.items():
-        kinds = [
-            kind for kind in _arguments(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
-        names |= fields_of(kinds[0], f"{prefix}{name}.") if kinds else {prefix + name}
-    return names
-
-
-def _arguments(annotation: Any) -> list[Any]:
-    """A type and all that it is made of."""
-    return [annotation, *(found for inner in getattr(annotation, "__args__", ()) for found in _arguments(inner))]
 
 
 def test_every_field_has_one_class_and_no_class_is_of_a_field_that_is_gone() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, events, fit_here, write_recipe
 
 from megatron_kaiyuan.platform.cpu import CpuPlatform
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, fit_here, write_recipe
 
 
 @pytest.fixture(scope="module")

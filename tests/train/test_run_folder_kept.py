@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from small_run import TOKENS_PER_STEP, fit_here
 
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session

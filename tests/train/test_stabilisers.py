@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import TOKENS_PER_STEP, events, losses, metrics, start_from, succeed, train
+
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, losses, metrics, start_from, succeed, train
 
 THREE_STEPS = f"train.train_tokens={3 * TOKENS_PER_STEP}"
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, launch
 
 from megatron_kaiyuan.train.startup import Startup
+from tests.helpers.training.small_run import TOKENS_PER_STEP, launch
 
 
 def test_start_is_told_once_and_by_part(recipe: Path, tmp_path: Path) -> None:

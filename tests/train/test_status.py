@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed, took_steps, wait_for
 
 from megatron_kaiyuan.checkpoint import lock
 from megatron_kaiyuan.cluster.bad_nodes import write_bad_nodes
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.report.status import read_status
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, at_work, metrics, succeed, took_steps, wait_for
 
 
 def holds(run_dir: Path, process: int, doing: str) -> bool:

@@ -1,4 +1,4 @@
-"""How the device's arithmetic rounds, saturates, and tells of an overflow."""
+"""How the device's arithmetic rounds, saturates, and shows an overflow."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def masks(context: Context) -> str:
             platform.clear_overflow()
             try:
                 left = float(use(scores, hidden)[-1].cpu())
-                told = f"{'sets it' if platform.overflowed() else 'does not'}, leaves {left:g}"
+                outcome = f"{'sets it' if platform.overflowed() else 'does not'}, leaves {left:g}"
             except RuntimeError as error:
-                told = f"fails ({str(error).splitlines()[0][:80]})"
-            found.append(f"{name} in {str(dtype).removeprefix('torch.')} {told}")
+                outcome = f"fails ({str(error).splitlines()[0][:80]})"
+            found.append(f"{name} in {str(dtype).removeprefix('torch.')} {outcome}")
     return "; ".join(found)
 
 

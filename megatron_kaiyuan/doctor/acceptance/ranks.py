@@ -43,6 +43,6 @@ def _run(context: Context, ranks: int, *program: str) -> str:
     )
     print(done.stdout, flush=True)
     if done.returncode:
-        told = [line for line in done.stdout.splitlines() if line.startswith(("problem: ", "error: "))]
-        raise CheckFailed(f"{ranks} ranks: exit code {done.returncode}; {'; '.join(told[:6])}")
+        problems = [line for line in done.stdout.splitlines() if line.startswith(("problem: ", "error: "))]
+        raise CheckFailed(f"{ranks} ranks: exit code {done.returncode}; {'; '.join(problems[:6])}")
     return done.stdout

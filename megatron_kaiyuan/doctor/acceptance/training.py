@@ -91,7 +91,7 @@ def resume(context: Context) -> str:
         # A dozen steps overflow, and none has to be run again to name where.
         "monitor.overflow_capsules=0",
     ]
-    killed = train(context, "resume", overrides, ranks=context.ranks, kill_behind=2 * every)
+    killed = train(context, "resume", overrides, ranks=context.ranks, kill_after=2 * every)
     whole = train(context, "resume", overrides, ranks=context.ranks, fresh=False)
     return _resumed(killed, whole, context.ranks)
 
@@ -103,15 +103,13 @@ def _resumed(killed: History, whole: History, ranks: int) -> str:
         raise CheckFailed("the second start did not continue from a checkpoint of the first")
     again = [row for row in whole.rows if row["step"] > step and row["step"] in before]
     if not again:
-        raise CheckFailed(
-            f"no step behind {step} was trained twice, so that nothing shows that the losses are the same"
-        )
+        raise CheckFailed(f"no step after {step} was trained twice, so that nothing shows that the losses are the same")
     apart = worst(abs(row["loss"] - before[row["step"]]["loss"]) for row in again)
     scales = [row["loss_scale"] for row in whole.rows]
     kept = all(row["loss_scale"] == before[row["step"]]["loss_scale"] for row in again)
     halved = math.log2(_LARGEST_SCALE / scales[-1])
     figure = (
-        f"{ranks} ranks: {len(skipped(whole))} steps skipped, scale 2^31 to 2^{31 - halved:.0f}; killed behind step "
+        f"{ranks} ranks: {len(skipped(whole))} steps skipped, scale 2^31 to 2^{31 - halved:.0f}; killed after step "
         f"{max(before)}, continued from {step}; {len(again)} steps trained again, {apart:.1e} apart, "
         f"scales {'the same' if kept else 'NOT the same'}"
     )
@@ -156,14 +154,14 @@ def train(
     ranks: int = 1,
     platform: str | None = None,
     fresh: bool = True,
-    kill_behind: int | None = None,
+    kill_after: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> History:
     """Train the quickstart's recipe.
 
     Args:
         fresh: remove an earlier run of the name.
-        kill_behind: a step at which all processes get SIGKILL, once it has a checkpoint and a step behind it is done.
+        kill_after: a step at which all processes get SIGKILL, once it has a checkpoint and a later step is done.
 
     Raises:
         CheckFailed: training ended otherwise than it should.
@@ -176,7 +174,7 @@ def train(
     print(f"$ {' '.join(command)}", flush=True)
     process = subprocess.Popen(command, env={**os.environ, **cores(ranks), **(environment or {})})
     try:
-        code = process.wait() if kill_behind is None else _killed(process, run_dir, kill_behind)
+        code = process.wait() if kill_after is None else _killed(process, run_dir, kill_after)
     finally:
         kill_tree(process)
     if code:
@@ -191,7 +189,7 @@ def _killed(process: subprocess.Popen, run_dir: Path, step: int) -> int:
         if process.poll() is not None:
             return process.returncode or 1
         time.sleep(0.05)
-    print(f"SIGKILL to all ranks behind step {step}", flush=True)
+    print(f"SIGKILL to all ranks after step {step}", flush=True)
     kill_tree(process)
     return 0
 

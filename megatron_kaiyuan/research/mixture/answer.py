@@ -31,7 +31,7 @@ class Answer:
         gain: objective of `natural_d` less that of the best, and its interval.
         bounds: smallest and largest share that were allowed to each.
         warnings: what the fit cannot tell.
-        confirmed_s: measured, not told by the law: objective of runs on `natural_d` less that of runs on the best
+        confirmed_s: measured, not predicted by the law: objective of runs on `natural_d` less that of runs on the best
             mixture, in pairs of one initialisation each, [seeds].
     """
 

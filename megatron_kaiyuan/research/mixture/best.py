@@ -41,7 +41,7 @@ class Best:
 
 
 class Objective:
-    """The weighted mean of the held-out domains' losses that laws tell of a mixture.
+    """The weighted mean of the held-out domains' losses that laws predict for a mixture.
 
     Args:
         domains: each with its law and uncertainty.
@@ -80,7 +80,7 @@ def best(objective: Objective, smallest_d: Matrix, largest_d: Matrix, level: flo
 
     A mixture is as good as the best unless its objective lies above the best's by more of its own standard errors than
     the resampled laws stray anywhere among the candidates, in `level` of the draws: all are compared at once, so that
-    the mixture which is truly best is told to be as good in `level` of the cases.
+    the mixture which is truly best is found to be as good in `level` of the cases.
 
     Args:
         smallest_d, largest_d: bounds of the shares; they must leave a mixture.

@@ -31,8 +31,8 @@ def draw(names: list[str], tokens_d: Matrix, largest_d: Matrix, runs: int, seed:
         UserError: the bounds leave no mixture, or none is met in many draws.
     """
     if largest_d.sum() < 1:
-        told = ", ".join(f"{name} {share:.3g}" for name, share in zip(names, largest_d, strict=True))
-        raise UserError(f"the largest shares ({told}) sum to less than 1: allow more repetition, or a smaller budget")
+        shown = ", ".join(f"{name} {share:.3g}" for name, share in zip(names, largest_d, strict=True))
+        raise UserError(f"the largest shares ({shown}) sum to less than 1: allow more repetition, or a smaller budget")
     natural_d = hold(tokens_d / tokens_d.sum(), largest_d)
     generator = np.random.default_rng(seed)
     return np.stack([natural_d] + [_one(generator, natural_d, largest_d) for _ in range(runs - 1)])

@@ -86,7 +86,7 @@ def fit(shares_rd: Matrix, losses_r: Matrix, penalty: float | None = None, start
 
 
 def left_out(shares_rd: Matrix, losses_r: Matrix, penalty: float, folds: int = _FOLDS) -> Matrix:
-    """Each run's loss as told by a law that was fitted without it, [r].
+    """Return each run's loss as predicted by a law that was fitted without it, [r].
 
     Runs are taken out in turns, one in `folds` at a time, in the order in which they are given.
     """

@@ -1,6 +1,6 @@
 """From a mix recipe to an answer: draw mixtures, order their text, train on each, fit the law, choose.
 
-Every stage keeps what it made in the output folder, so that the same command goes on where it was stopped, and more
+Every stage keeps what it made in the output folder, so that the same command continues where it was stopped, and more
 `runs` train only those that are missing: the draws of a seed begin alike, however many there are.
 """
 

@@ -1,6 +1,6 @@
 """How far a fitted law may be off: laws of resampled runs, and intervals that hold a further run's loss.
 
-Bootstrap of pairs: runs are drawn with replacement, mixture and loss together, and the law is fitted anew (Efron and
+Bootstrap of pairs: runs are drawn with replacement, mixture and loss together, and the law is fitted again (Efron and
 Tibshirani, 1993). One draw serves all domains, as their losses come from the same runs.
 """
 
@@ -41,8 +41,8 @@ class Fitted:
         A resampled law says where the law may lie, a residual how far a run lies from it.
         """
         drawn = np.random.default_rng(seed).choice(self.residuals_r, (len(self.resampled), len(shares_rd)))
-        told = np.stack([law(shares_rd) for law in self.resampled]) + drawn
-        low_r, high_r = np.quantile(told, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        predicted = np.stack([law(shares_rd) for law in self.resampled]) + drawn
+        low_r, high_r = np.quantile(predicted, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low_r, high_r
 
 

@@ -57,7 +57,7 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
     lines = [
         f"# Shares for {recipe.target_tokens:,} tokens, from {len(answer.shares_rd)} runs of {recipe.tokens:,} tokens.",
         f"# Objective: bits per byte of held-out text, weighted {weights}.",
-        f"# The law tells {best.objective:.4f} for this mixture: {gain:.4f} below the corpora's own shares",
+        f"# The law predicts {best.objective:.4f} for this mixture: {gain:.4f} below the corpora's own shares",
         f"# ({recipe.level:.0%} of the resampled fits: {low:.4f} to {high:.4f}).",
         *([f"# {confirmed_words(answer)}"] if len(answer.confirmed_s) else []),
         *(f"# Warning: {warning}" for warning in answer.warnings),
@@ -75,19 +75,19 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
     for name, share, least, most, read in zip(
         answer.names, _rounded(best.shares_d), best.low_d, best.high_d, answer.epochs_d, strict=True
     ):
-        told = f"{least:.3f} to {most:.3f} are as good for what the runs can tell"
+        interval = f"{least:.3f} to {most:.3f} are as good for what the runs can tell"
         if share:
-            lines += [f"      # {told}; read {read:.2f} times", f"      - {{corpus: {name}, share: {share:g}}}"]
+            lines += [f"      # {interval}; read {read:.2f} times", f"      - {{corpus: {name}, share: {share:g}}}"]
         else:
-            lines.append(f"      # {name} is left out: {told}")
+            lines.append(f"      # {name} is left out: {interval}")
     return "\n".join(lines) + "\n"
 
 
 def confirmed_words(answer: Answer) -> str:
     """What training on the best mixture and on the corpora's own shares has shown."""
     pairs = ", ".join(f"{value:+.4f}" for value in answer.confirmed_s)
-    told = f"trained on both, own shares less best mixture: {answer.confirmed_s.mean():+.4f} bits/byte ({pairs})"
-    return told if answer.confirmed_s.mean() > 0 else f"{told}: not better, keep the corpora's own shares"
+    measured = f"trained on both, own shares less best mixture: {answer.confirmed_s.mean():+.4f} bits/byte ({pairs})"
+    return measured if answer.confirmed_s.mean() > 0 else f"{measured}: not better, keep the corpora's own shares"
 
 
 def as_json(answer: Answer, recipe: MixRecipe) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def as_json(answer: Answer, recipe: MixRecipe) -> dict[str, Any]:
                 for name, low, high in zip(answer.names, answer.best.low_d, answer.best.high_d, strict=True)
             },
             "epochs": dict(zip(answer.names, answer.epochs_d.tolist(), strict=True)),
-            "gain_over_own_shares": dict(zip(("told", "low", "high"), answer.gain, strict=True)),
+            "gain_over_own_shares": dict(zip(("predicted", "low", "high"), answer.gain, strict=True)),
         },
         "confirmed": answer.confirmed_s.tolist(),
         "warnings": answer.warnings,

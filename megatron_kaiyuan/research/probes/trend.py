@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-Verdict = Literal["rising", "falling", "not monotone", "cannot tell"]
+TrendVerdict = Literal["rising", "falling", "not monotone", "cannot tell"]
 Matrix: TypeAlias = NDArray[np.float64]
 
 _SIMULATED, _SEED = 20_000, 20251130
@@ -62,7 +62,7 @@ class Trend:
         detectable: difference between the first and the last window of a straight course that is found with 80 %.
     """
 
-    verdict: Verdict
+    verdict: TrendVerdict
     slope: float
     p_linear: float
     p_not_rising: float
@@ -114,7 +114,7 @@ def judge(means_w: Matrix, quantiles_w: Matrix, seeds: int, noise: Noise, level:
     p_linear = 2 * float(stats.t.sf(abs(slope) / error, noise.freedom)) if error else float(slope == 0)
     p_rising, p_falling = _p_monotone(means_w, seeds, noise)
     each = level / tests / 2
-    verdict: Verdict = "cannot tell"
+    verdict: TrendVerdict = "cannot tell"
     if max(p_rising, p_falling) < each:
         verdict = "not monotone"
     elif p_linear < each:

@@ -15,7 +15,7 @@ class Window:
         dataset, quantile: None for a phase that is no window of a score.
         parts: folders, one a seed, or one for all.
         part_tokens: about so many in each part, where it is not built yet.
-        portrait: what its documents are like, as `kaiyuan-data quantile` tells it.
+        portrait: what its documents are like, as `kaiyuan-data quantile` describes it.
         listed: the windows.json that has it.
     """
 

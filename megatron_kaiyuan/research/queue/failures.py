@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_kaiyuan.files import write_text
-from megatron_kaiyuan.research.queue.task import Task
+from megatron_kaiyuan.research.queue.task import ReadyRun
 
 
 class Failures:
@@ -19,11 +19,11 @@ class Failures:
     def __init__(self, folder: Path, attempt: str):
         self._folder = folder / "slurm" / f"{attempt}_failed"
 
-    def add(self, task: Task, why: str) -> None:
+    def add(self, task: ReadyRun, why: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_text(self._folder / task.fingerprint, why)
 
-    def of(self, task: Task) -> str | None:
+    def of(self, task: ReadyRun) -> str | None:
         """Why a run has failed in this attempt; None: it has not."""
         try:
             return (self._folder / task.fingerprint).read_text()

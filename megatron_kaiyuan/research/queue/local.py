@@ -15,9 +15,9 @@ from types import FrameType
 
 from megatron_kaiyuan.cluster import parent
 from megatron_kaiyuan.research.queue.failures import Failures
-from megatron_kaiyuan.research.queue.progress import Progress
+from megatron_kaiyuan.research.queue.progress import RunCounter
 from megatron_kaiyuan.research.queue.signals import STOPPING, handled_signals
-from megatron_kaiyuan.research.queue.task import ELSEWHERE, Task
+from megatron_kaiyuan.research.queue.task import ELSEWHERE, ReadyRun
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _PAUSE_SECONDS, _ELSEWHERE_SECONDS = 0.01, 0.5
 _LOG_TAIL_BYTES = 4096
 
 Slot = Mapping[str, str]
-Action = Callable[[Task, Slot], int]
+Action = Callable[[ReadyRun, Slot], int]
 
 
 class LocalQueue:
@@ -39,13 +39,15 @@ class LocalQueue:
             are left to them. None: wait for other queues' runs, and do them if those give up.
     """
 
-    def __init__(self, tasks: Sequence[Task], slots: Sequence[Slot], action: Action, failures: Failures | None = None):
+    def __init__(
+        self, tasks: Sequence[ReadyRun], slots: Sequence[Slot], action: Action, failures: Failures | None = None
+    ):
         self._todo = deque(task for task in tasks if not task.is_done)
         self._free, self._action, self._failures, self._wait = list(slots), action, failures, failures is None
-        self._at_work: dict[int, tuple[Task, Slot, float]] = {}
-        self._elsewhere: deque[Task] = deque()
+        self._at_work: dict[int, tuple[ReadyRun, Slot, float]] = {}
+        self._elsewhere: deque[ReadyRun] = deque()
         self._looked = time.monotonic()
-        self._progress = Progress(len(tasks), len(tasks) - len(self._todo), len(slots))
+        self._progress = RunCounter(len(tasks), len(tasks) - len(self._todo), len(slots))
         self.failed: dict[str, str] = {}
         self.stopped_by = 0
 
@@ -61,7 +63,7 @@ class LocalQueue:
                     self._begin(self._todo.popleft())
             time.sleep(_PAUSE_SECONDS)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: ReadyRun) -> None:
         if task.is_done:
             self._progress.done(None)
             return
@@ -94,7 +96,7 @@ class LocalQueue:
                     self._failures.add(task, why)
                 self._note_failure(task, why)
 
-    def _note_failure(self, task: Task, why: str) -> None:
+    def _note_failure(self, task: ReadyRun, why: str) -> None:
         self.failed[task.fingerprint] = why
         self._progress.failed(task.run.name, why)
 
@@ -139,7 +141,7 @@ def _signal_of(code: int) -> int:
     return -code if code < 0 else code - 128
 
 
-def _why(task: Task, code: int) -> str:
+def _why(task: ReadyRun, code: int) -> str:
     ending = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
     try:
         with open(task.log, "rb") as file:

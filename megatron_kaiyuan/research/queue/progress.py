@@ -11,7 +11,7 @@ from datetime import timedelta
 log = logging.getLogger(__name__)
 
 
-class Progress:
+class RunCounter:
     """Counts runs and prints a line after each.
 
     Args:

@@ -54,7 +54,7 @@ class _Result(Form):
 
 
 @dataclass(frozen=True)
-class Task:
+class ReadyRun:
     """A run that is ready to be trained.
 
     Attributes:
@@ -133,7 +133,7 @@ class Tasks:
             check_world_size(config, 1)
             return config
 
-    def make(self, run: Run, config: RunConfig, platform: str) -> Task:
+    def make(self, run: Run, config: RunConfig, platform: str) -> ReadyRun:
         """Find a run's fingerprint and its place.
 
         Raises:
@@ -142,7 +142,7 @@ class Tasks:
         with _about(run):
             fingerprint = identity_of(self._content(run, config, platform))
         place = self._folder / "runs" / fingerprint
-        return Task(run, platform, fingerprint, config.model_copy(update={"run_dir": place}), place)
+        return ReadyRun(run, platform, fingerprint, config.model_copy(update={"run_dir": place}), place)
 
     def _content(self, run: Run, config: RunConfig, platform: str) -> dict[str, Any]:
         fields = config.model_dump(mode="json")
@@ -195,7 +195,7 @@ def _about(run: Run) -> Iterator[None]:
         raise UserError(f"run {run.name!r}: {error}") from error
 
 
-def row_of(task: Task, result: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(task: ReadyRun, result: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table: name, labels, then what the run reached."""
     reached = {name: result[name] for name in COLUMNS if name in result}
     bits = {f"{BITS_PER_BYTE}{domain}": value for domain, value in result["bits_per_byte"].items()}

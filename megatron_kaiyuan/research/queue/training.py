@@ -24,7 +24,7 @@ from megatron_kaiyuan.export.loading import load_tokenizer
 from megatron_kaiyuan.files import write_sealed_json
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.research.queue.request import TASK, Run
-from megatron_kaiyuan.research.queue.task import ELSEWHERE, FORMAT, RESULT, Task
+from megatron_kaiyuan.research.queue.task import ELSEWHERE, FORMAT, RESULT, ReadyRun
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.start import train
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _MISTAKE, _FAILED = 2, 1
 
 
-def run_to_result(task: Task) -> int:
+def run_to_result(task: ReadyRun) -> int:
     """Train and measure a run unless another process is at it; its exit code. For a fork that does nothing else.
 
     What is printed goes to the run's log from the moment that its lock is held. A run that was killed is resumed from
@@ -58,7 +58,7 @@ def run_to_result(task: Task) -> int:
             return _FAILED
 
 
-def _run(task: Task) -> int:
+def _run(task: ReadyRun) -> int:
     if task.result() is None:
         started = time.perf_counter()
         device = platform.current()
@@ -78,7 +78,7 @@ def _run(task: Task) -> int:
 class _Measure(Hook):
     """Measures the network on held-out text and on tasks when the run has come to its end."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: ReadyRun):
         self._task = task
         self._seconds = 0.0
         self.reached: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def _of_tasks(predictor: Predictor, run: RunConfig, task: Run) -> dict[str, floa
     return {f"{TASK}{name}": measure(model, read_task(path)) for name, path in task.tasks.items()}
 
 
-def _print_to(task: Task) -> None:
+def _print_to(task: ReadyRun) -> None:
     task.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()

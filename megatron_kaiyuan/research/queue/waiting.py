@@ -11,10 +11,10 @@ from types import FrameType
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.failures import Failures
-from megatron_kaiyuan.research.queue.progress import Progress
+from megatron_kaiyuan.research.queue.progress import RunCounter
 from megatron_kaiyuan.research.queue.signals import handled_signals
 from megatron_kaiyuan.research.queue.slurm import Array, Job, submit
-from megatron_kaiyuan.research.queue.task import Task
+from megatron_kaiyuan.research.queue.task import ReadyRun
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,9 @@ class ArrayQueue:
         command: what each task of the array runs.
     """
 
-    def __init__(self, tasks: Sequence[Task], array: Array, command: Sequence[str], folder: Path):
+    def __init__(self, tasks: Sequence[ReadyRun], array: Array, command: Sequence[str], folder: Path):
         self._left = [task for task in tasks if not task.is_done]
-        self._progress = Progress(len(tasks), len(tasks) - len(self._left), None)
+        self._progress = RunCounter(len(tasks), len(tasks) - len(self._left), None)
         self._array = Array(min(array.tasks, len(self._left)), array.options)
         self._command, self._folder = command, folder
         self.failed: dict[str, str] = {}

@@ -30,7 +30,7 @@ from megatron_kaiyuan.research.queue.local import LocalQueue, Slot
 from megatron_kaiyuan.research.queue.request import Run, read_list
 from megatron_kaiyuan.research.queue.slots import find_platform, find_slots
 from megatron_kaiyuan.research.queue.slurm import Array
-from megatron_kaiyuan.research.queue.task import Task, Tasks, row_of
+from megatron_kaiyuan.research.queue.task import ReadyRun, Tasks, row_of
 from megatron_kaiyuan.research.queue.waiting import ArrayQueue, require_known
 
 MODULE = "megatron_kaiyuan.research.queue.worker"
@@ -91,7 +91,7 @@ def _task_command(path: Path, count: int | None) -> list[str]:
     return [sys.executable, "-m", MODULE, str(path.resolve()), *slots]
 
 
-def _resolve(runs: Sequence[Run], folder: Path, elsewhere: bool) -> list[Task]:
+def _resolve(runs: Sequence[Run], folder: Path, elsewhere: bool) -> list[ReadyRun]:
     maker = Tasks(folder)
     configs = [maker.load(run) for run in runs]
     wanted: set[str] = {config.platform for config in configs}
@@ -102,7 +102,7 @@ def _resolve(runs: Sequence[Run], folder: Path, elsewhere: bool) -> list[Task]:
 
 
 def _outcome(
-    tasks: Sequence[Task], failed: Mapping[str, str] | None = None, stopped_by: int = 0, note: str = ""
+    tasks: Sequence[ReadyRun], failed: Mapping[str, str] | None = None, stopped_by: int = 0, note: str = ""
 ) -> Outcome:
     outcome, failed = Outcome(stopped_by=stopped_by, note=note), failed or {}
     for task in tasks:
@@ -128,7 +128,7 @@ def _import_for(name: str, tasks: bool) -> None:
         import torch  # noqa: F401
 
 
-def _train(task: Task, slot: Slot) -> int:
+def _train(task: ReadyRun, slot: Slot) -> int:
     os.environ.update(slot)
     platform.activate(task.platform)
     # Only now: a platform has to be active before megatron-core is imported.

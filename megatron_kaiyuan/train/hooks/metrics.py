@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from megatron_kaiyuan.monitor.sinks import Sinks
+from megatron_kaiyuan.optim.build import learning_rates
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
 from megatron_kaiyuan.train.hooks.utilization import Utilization
@@ -52,6 +53,7 @@ def _row(session: Session, results: Sequence[StepResult], utilization: Utilizati
         "loss_mean": statistics.fmean(losses) if losses else None,
         "loss_steps": len(losses),
         "lr": session.schedule.learning_rate(progress.tokens),
+        **learning_rates(session.state.optimizer),
         "grad_norm": None if result.skipped else result.gradient_norm,
         "loss_scale": result.loss_scale,
         "seconds_per_step": seconds_per_step,

@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.monitor.sizes import largest_attention_logit_by_head
+from megatron_kaiyuan.optim.build import parts_with
 from megatron_kaiyuan.optim.qk_clip import row_factors, scale_rows
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.session import Session
@@ -39,9 +40,9 @@ class QKClip(Hook):
         self._largest = torch.zeros(len(self._layers), heads, device=state.platform.device)
         for place, attention in enumerate(self._layers):
             attention.core_attention.register_forward_pre_hook(partial(self._measure, place))
-        (part,) = state.optimizer.chained_optimizers
-        # Between the update of the main weights and their copy into the network.
-        part.optimizer.register_step_post_hook(lambda *_: self._clip())
+        for part in parts_with(state.optimizer, "qkv"):
+            # Between the update of the main weights and their copy into the network.
+            part.optimizer.register_step_post_hook(lambda *_: self._clip())
 
     def before_step(self, session: Session) -> None:
         self._largest.zero_()

@@ -71,7 +71,7 @@ def write_with_megatron(prefix: Path, vocab_size: int, documents: list[list[int]
 
 @given(batches())
 @settings(max_examples=40)  # each writes and flushes six files
-def test_bytes_are_those_of_megatron(tmp_path_factory: pytest.TempPathFactory, case):
+def test_bytes_are_those_of_megatron(tmp_path_factory: pytest.TempPathFactory, case) -> None:
     vocab_size, parts = case
     folder = tmp_path_factory.mktemp("corpus")
     documents = [*chain(*parts)]
@@ -88,7 +88,7 @@ def test_bytes_are_those_of_megatron(tmp_path_factory: pytest.TempPathFactory, c
     assert rows["score"] == [i / 8 for i, document in enumerate(documents) if document]
 
 
-def test_megatron_reads_it(tmp_path: Path):
+def test_megatron_reads_it(tmp_path: Path) -> None:
     documents = [[1, 2, 3], [], [65499], [7] * 1000]
     prefix = write(tmp_path / "corpus", 65500, [documents])
     dataset = IndexedDataset(str(prefix))
@@ -96,7 +96,7 @@ def test_megatron_reads_it(tmp_path: Path):
     assert dataset.document_indices.tolist() == [0, 1, 1, 2, 3]
 
 
-def test_manifest_seals_the_files(tmp_path: Path):
+def test_manifest_seals_the_files(tmp_path: Path) -> None:
     prefix = write(tmp_path / "corpus", 100, [[[1, 99], []], [[5]]])
     manifest = json.loads(manifest_path(prefix).read_text())
     assert manifest["format"] == "kaiyuan-corpus"
@@ -109,7 +109,7 @@ def test_manifest_seals_the_files(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*manifest["files"], "corpus.manifest.json"])
 
 
-def test_batching_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_batching_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidecar, "ROWS_PER_GROUP", 3)
     documents = [[i % 7] * (i % 4) for i in range(20)]
     one = write(tmp_path / "one", 100, [documents])
@@ -118,7 +118,7 @@ def test_batching_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert one.with_name(f"one{suffix}").read_bytes() == many.with_name(f"many{suffix}").read_bytes()
 
 
-def test_a_failure_leaves_an_older_corpus_as_it_was(tmp_path: Path):
+def test_a_failure_leaves_an_older_corpus_as_it_was(tmp_path: Path) -> None:
     prefix = write(tmp_path / "corpus", 100, [[[1, 2]]])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(RuntimeError):
@@ -134,13 +134,13 @@ def fail_half_way(prefix: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 100, 70_000])
-def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, wrong: int):
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, wrong: int) -> None:
     with pytest.raises(UserError, match=f"token id {wrong} is outside the vocabulary of 100"):
         write(tmp_path / "corpus", 100, [[[1, wrong]]])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lengths_must_add_up(tmp_path: Path):
+def test_lengths_must_add_up(tmp_path: Path) -> None:
     documents = as_documents([[1, 2]])
     documents.lengths = [3]
     tokenizer = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
@@ -148,7 +148,7 @@ def test_lengths_must_add_up(tmp_path: Path):
         writer.add(documents)
 
 
-def test_arrays_are_as_good_as_lists_and_further_columns_are_kept(tmp_path: Path):
+def test_arrays_are_as_good_as_lists_and_further_columns_are_kept(tmp_path: Path) -> None:
     lists = as_documents([[1, 2], [], [3]])
     lists.columns = {"url": ["a", "b", None]}
     arrays = replace(
@@ -168,13 +168,13 @@ def test_arrays_are_as_good_as_lists_and_further_columns_are_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize(("scores", "columns"), [(["tokens"], []), (["a", "a"], []), (["a"], ["a"]), ([], ["source"])])
-def test_two_columns_of_one_name_are_refused(tmp_path: Path, scores, columns):
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, scores, columns) -> None:
     with pytest.raises(UserError, match="there are two of that name"):
         CorpusWriter(tmp_path / "corpus", TOKENIZER, scores, columns=columns)
 
 
 @pytest.mark.parametrize("size", [2**31, -1])
-def test_a_size_beyond_32_bits_is_refused_not_wrapped(tmp_path: Path, size: int):
+def test_a_size_beyond_32_bits_is_refused_not_wrapped(tmp_path: Path, size: int) -> None:
     documents = as_documents([[1]])
     documents.text_bytes = np.array([size], np.int64)
     with (
@@ -210,7 +210,7 @@ except UserError as error:
     [(100_000, 50), (60_000, 1), (500_000, 1), (1000, 1)],
     ids=["tokens", "index", "metadata", "all"],
 )
-def test_a_full_disk_is_told_and_leaves_the_older_corpus(tmp_path: Path, limit: int, width: int):
+def test_a_full_disk_is_told_and_leaves_the_older_corpus(tmp_path: Path, limit: int, width: int) -> None:
     write(tmp_path / "corpus", 100, [[[1, 2]]])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "corpus"), str(limit), str(width)]
@@ -219,7 +219,7 @@ def test_a_full_disk_is_told_and_leaves_the_older_corpus(tmp_path: Path, limit: 
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_whoever_is_killed_between_two_renames_leaves_no_pair_that_opens(tmp_path: Path):
+def test_whoever_is_killed_between_two_renames_leaves_no_pair_that_opens(tmp_path: Path) -> None:
     """Killed before each removal and rename in turn: the old corpus, none that opens, or the new one."""
     states = []
     for stop in range(30):

@@ -70,7 +70,7 @@ def corpus(prefix: Path, vocab_size: int, seed: int) -> Path:
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 70_000], ids=["uint16", "int32"])
-def test_gpt_dataset_samples_are_our_tokens(tmp_path: Path, vocab_size: int):
+def test_gpt_dataset_samples_are_our_tokens(tmp_path: Path, vocab_size: int) -> None:
     parts = [corpus(tmp_path / name, vocab_size, seed) for seed, name in enumerate("ab")]
     merge_corpora(parts, tmp_path / "joined")
     ours, theirs = IndexedCorpus(tmp_path / "joined"), IndexedDataset(str(tmp_path / "joined"))

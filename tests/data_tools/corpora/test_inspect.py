@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_tools.corpora import inspect
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
 from data_tools.corpora.inspect import describe_corpus, inspect_corpus
+from tests.helpers.processes.command import Command
 
 
 def write(prefix: Path, lengths: list[int], scores: list[float], tokenizer: dict | None = None) -> Path:
@@ -26,7 +27,7 @@ def write(prefix: Path, lengths: list[int], scores: list[float], tokenizer: dict
 
 
 @given(st.lists(st.integers(0, 40) | st.integers(0, 2**31 - 1), min_size=1, max_size=50), st.integers(1, 7))
-def test_quantiles_and_the_histogram_of_lengths(lengths, rows):
+def test_quantiles_and_the_histogram_of_lengths(lengths, rows: int) -> None:
     array = np.array(lengths, np.int32)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(inspect, "_ROWS_AT_ONCE", rows)
@@ -51,7 +52,7 @@ def test_quantiles_and_the_histogram_of_lengths(lengths, rows):
     ],
     ids=["normal", "one value", "neighbours", "huge", "partly missing", "all missing"],
 )
-def test_the_histogram_of_a_score(tmp_path: Path, scores):
+def test_the_histogram_of_a_score(tmp_path: Path, scores) -> None:
     found = inspect_corpus(write(tmp_path / "c", [2] * len(scores), scores))["scores"]["score"]
     finite = np.array([score for score in scores if np.isfinite(score)])
     assert found["missing"] == len(scores) - len(finite)
@@ -65,7 +66,7 @@ def test_the_histogram_of_a_score(tmp_path: Path, scores):
     assert list(describe_corpus(inspect_corpus(tmp_path / "c")))
 
 
-def test_domains_and_counts(tmp_path: Path):
+def test_domains_and_counts(tmp_path: Path) -> None:
     found = inspect_corpus(write(tmp_path / "c", [1, 0, 3, 4], [0.0] * 4))
     assert (found["sequences"], found["documents"], found["tokens"]) == (3, 4, 8)
     assert found["domains"] == {
@@ -74,7 +75,7 @@ def test_domains_and_counts(tmp_path: Path):
     }
 
 
-def test_a_stock_corpus_has_no_manifest(tmp_path: Path):
+def test_a_stock_corpus_has_no_manifest(tmp_path: Path) -> None:
     prefix = write(tmp_path / "c", [1, 0, 3, 4], [0.0] * 4)
     manifest_path(prefix).unlink()
     metadata_path(prefix).unlink()
@@ -82,6 +83,6 @@ def test_a_stock_corpus_has_no_manifest(tmp_path: Path):
     assert (found["sequences"], found["scores"], found["manifest"]) == (3, {}, None)
 
 
-def test_an_empty_corpus(tmp_path: Path, command):
+def test_an_empty_corpus(tmp_path: Path, command: Command) -> None:
     done = command("inspect", write(tmp_path / "c", [0], [1.0]))
     assert done.stdout.splitlines()[-1] == "inspect: 0 sequences, 0 tokens of uint16"

@@ -49,7 +49,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_commands_open_them_in_turn(folder: Path):
+def test_commands_open_them_in_turn(folder: Path) -> None:
     names = [f"c{number}" for number in range(COUNT)]
     build = ["-m", "data_tools", "curriculum", "order.yaml", "--output", "phases"]
     for words in (

@@ -25,6 +25,7 @@ from data_tools.corpora.merge import merge_corpora
 from data_tools.corpora.verify import verify
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
+from tests.helpers.processes.command import Command
 
 TOKENIZER = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 100, "eod_id": 0}
 documents_lists = st.lists(st.lists(st.integers(0, 99), max_size=4), max_size=6)
@@ -57,7 +58,7 @@ def contents(prefix: Path) -> list[bytes]:
 
 @given(st.lists(documents_lists, min_size=1, max_size=4), st.sampled_from([100, 65499, 65500, 200_000]))
 @settings(max_examples=25)  # each writes and flushes up to twenty files
-def test_joined_parts_equal_one_writer(tmp_path_factory: pytest.TempPathFactory, parts, vocab_size):
+def test_joined_parts_equal_one_writer(tmp_path_factory: pytest.TempPathFactory, parts, vocab_size: int) -> None:
     folder = tmp_path_factory.mktemp("merge")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sidecar, "ROWS_PER_GROUP", 3)
@@ -82,7 +83,7 @@ def test_joined_parts_equal_one_writer(tmp_path_factory: pytest.TempPathFactory,
     assert joined == alone
 
 
-def test_merging_as_megatron_does(tmp_path: Path):
+def test_merging_as_megatron_does(tmp_path: Path) -> None:
     """The same bytes as add_index of Megatron's builder."""
     parts = [write(tmp_path / "a", [[1, 2], [], [3]]), write(tmp_path / "b", [[], [4, 5, 6]])]
     builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
@@ -116,12 +117,14 @@ def refuse(prefixes: list[Path], output: Path, message: str) -> None:
         ({"eod_id": 1}, "eod_id 1, not 0"),
     ],
 )
-def test_corpora_of_two_tokenizers_are_refused(tmp_path: Path, other, message: str):
+def test_corpora_of_two_tokenizers_are_refused(
+    tmp_path: Path, other: dict[str, int] | dict[str, str], message: str
+) -> None:
     a, b = write(tmp_path / "a", [[1]]), write(tmp_path / "b", [[1]], **other)
     refuse([a, b], tmp_path / "c", message)
 
 
-def test_other_mistakes_are_refused(tmp_path: Path):
+def test_other_mistakes_are_refused(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", [[1, 2], [3]]), write(tmp_path / "b", [[1]])
     refuse([], tmp_path / "c", "name at least one corpus")
     refuse([a, b, a], tmp_path / "c", "is named twice")
@@ -133,7 +136,7 @@ def test_other_mistakes_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".meta.parquet"])
-def test_a_damaged_part_is_refused_wherever_it_is_damaged(tmp_path: Path, suffix: str):
+def test_a_damaged_part_is_refused_wherever_it_is_damaged(tmp_path: Path, suffix: str) -> None:
     a, b = write(tmp_path / "a", [[1, 2], [3]]), write(tmp_path / "b", [[1, 5]])
     path = b.with_name("b" + suffix)
     whole = path.read_bytes()
@@ -147,7 +150,7 @@ def test_a_damaged_part_is_refused_wherever_it_is_damaged(tmp_path: Path, suffix
 
 
 @pytest.mark.parametrize("name", ["../a.bin", "/etc/passwd", "sub/a.bin", "..", "c.bin", "a.bin\u0000", "a\\b.bin"])
-def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path, name: str):
+def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path, name: str) -> None:
     a, b = write(tmp_path / "a", [[1]]), write(tmp_path / "b", [[1]])
     files = json.loads(manifest_path(a).read_text())["files"]
     change_manifest(a, files={**files, name: files["a.bin"]})
@@ -156,7 +159,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path, name: str):
         verify(a, fast=True)
 
 
-def test_a_wrong_count_is_refused(tmp_path: Path):
+def test_a_wrong_count_is_refused(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", [[1, 2], [3]]), write(tmp_path / "b", [[1]])
     change_manifest(a, sequences=3)
     refuse([a, b], tmp_path / "c", "says 3 sequences, but the index has 2")
@@ -184,7 +187,7 @@ def merge_command(prefixes: list[Path], output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("moments", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_merge_that_is_killed_is_done_again(large, tmp_path: Path, moments: int):
+def test_a_merge_that_is_killed_is_done_again(large: tuple[list[Path], Path], tmp_path: Path, moments: int) -> None:
     prefixes, whole = large
     output = tmp_path / "joined"
     generator = np.random.default_rng(5)
@@ -208,7 +211,7 @@ def test_a_merge_that_is_killed_is_done_again(large, tmp_path: Path, moments: in
 
 
 @pytest.mark.parametrize("limit", [1000, 2_000_000, 6_000_000])
-def test_a_full_disk_is_told_and_leaves_nothing(large, tmp_path: Path, limit: int):
+def test_a_full_disk_is_told_and_leaves_nothing(large: tuple[list[Path], Path], tmp_path: Path, limit: int) -> None:
     prefixes, _ = large
     done = subprocess.run(
         merge_command(prefixes, tmp_path / "joined"),
@@ -224,7 +227,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(large, tmp_path: Path, limit: in
     assert os.listdir(tmp_path) == []
 
 
-def test_the_command(large, tmp_path: Path, command):
+def test_the_command(large: tuple[list[Path], Path], tmp_path: Path, command: Command) -> None:
     prefixes, whole = large
     done = command("merge", *prefixes, "--output-prefix", tmp_path / "joined", "--threads", 2)
     assert done.stdout.splitlines()[-1].startswith("merge: 2 corpora joined, 400,000 sequences, 4,000,000 tokens, in")

@@ -33,7 +33,7 @@ def contents(prefix: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.uint8])
-def test_joined_as_megatron_joins(tmp_path: Path, dtype: type):
+def test_joined_as_megatron_joins(tmp_path: Path, dtype: type) -> None:
     parts = [build(tmp_path / f"part{i}", DOCUMENTS[i:], dtype) for i in range(4)]
     found = [verify(part) for part in parts]
     assert [(pair.sequences, pair.tokens, pair.is_stock) for pair in found] == [
@@ -59,7 +59,7 @@ def test_joined_as_megatron_joins(tmp_path: Path, dtype: type):
         merge_corpora(parts[:2], tmp_path / "all", force=True)
 
 
-def test_damage_is_found(tmp_path: Path):
+def test_damage_is_found(tmp_path: Path) -> None:
     prefix = build(tmp_path / "pair", DOCUMENTS, np.int32)
     whole = contents(prefix)
     for cut in range(len(whole[0])):
@@ -76,7 +76,7 @@ def test_damage_is_found(tmp_path: Path):
             verify(prefix)
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path):
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     pair, other = build(tmp_path / "pair", DOCUMENTS), build(tmp_path / "other", DOCUMENTS, np.int32)
     with pytest.raises(UserError, match=r"cannot be joined.*; join pairs of one type of tokens"):
         merge_corpora([pair, other], tmp_path / "all")

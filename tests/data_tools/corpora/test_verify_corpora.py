@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.corpora.corpus import manifest_path, metadata_path
 from data_tools.corpora.corpus_files import sealed_paths
@@ -16,6 +15,8 @@ from data_tools.corpora.verify import verify
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.processes.command import Command
 
 TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
 
@@ -38,12 +39,12 @@ def seal_again(prefix: Path, path: Path) -> None:
     edit_manifest(prefix, lambda manifest: manifest["files"].update({path.name: entry}))
 
 
-def test_a_whole_corpus_passes(prefix: Path):
+def test_a_whole_corpus_passes(prefix: Path) -> None:
     assert len(verify(prefix)) == len(TEXTS)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".meta.parquet"])
-def test_one_flipped_bit_anywhere_is_found(prefix: Path, suffix: str):
+def test_one_flipped_bit_anywhere_is_found(prefix: Path, suffix: str) -> None:
     path = prefix.with_name(prefix.name + suffix)
     whole = path.read_bytes()
     for at in range(0, len(whole), max(len(whole) // 20, 1)):
@@ -56,14 +57,14 @@ def test_one_flipped_bit_anywhere_is_found(prefix: Path, suffix: str):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".meta.parquet", ".manifest.json"])
-def test_a_missing_file_is_named(prefix: Path, suffix: str):
+def test_a_missing_file_is_named(prefix: Path, suffix: str) -> None:
     path = prefix.with_name(prefix.name + suffix)
     path.unlink()
     with pytest.raises(UserError, match=f"{path.name}.*not found"):
         verify(prefix)
 
 
-def test_metadata_must_fit_the_index(prefix: Path):
+def test_metadata_must_fit_the_index(prefix: Path) -> None:
     path = metadata_path(prefix)
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
@@ -77,7 +78,7 @@ def test_metadata_must_fit_the_index(prefix: Path):
         verify(prefix)
 
 
-def test_ids_must_be_below_the_vocabulary(prefix: Path):
+def test_ids_must_be_below_the_vocabulary(prefix: Path) -> None:
     edit_manifest(prefix, lambda manifest: manifest["tokenizer"].update(vocab_size=100))
     with pytest.raises(UserError, match="outside the tokenizer's vocabulary of 100"):
         verify(prefix)
@@ -91,13 +92,13 @@ def test_ids_must_be_below_the_vocabulary(prefix: Path):
         (lambda manifest: manifest.update(format="other"), "is no corpus manifest"),
     ],
 )
-def test_a_wrong_manifest_is_refused(prefix: Path, change, message: str):
+def test_a_wrong_manifest_is_refused(prefix: Path, change, message: str) -> None:
     edit_manifest(prefix, change)
     with pytest.raises(UserError, match=message):
         verify(prefix)
 
 
-def test_fast_looks_at_headers_and_sizes_only(prefix: Path):
+def test_fast_looks_at_headers_and_sizes_only(prefix: Path) -> None:
     path = prefix.with_name(prefix.name + ".bin")
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
@@ -110,7 +111,7 @@ def test_fast_looks_at_headers_and_sizes_only(prefix: Path):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_every_cut_is_found(prefix: Path, fast: bool):
+def test_every_cut_is_found(prefix: Path, fast: bool) -> None:
     for path in sealed_paths(prefix):
         whole = path.read_bytes()
         for size in range(0, len(whole), max(len(whole) // 15, 1)):
@@ -123,7 +124,7 @@ def test_every_cut_is_found(prefix: Path, fast: bool):
     verify(prefix, fast)
 
 
-def test_pointers_must_be_as_a_writer_puts_them(prefix: Path):
+def test_pointers_must_be_as_a_writer_puts_them(prefix: Path) -> None:
     """Megatron may permute pointers over one .bin; a corpus that was written document by document has none such."""
     path = prefix.with_name(prefix.name + ".idx")
     raw = bytearray(path.read_bytes())
@@ -135,7 +136,7 @@ def test_pointers_must_be_as_a_writer_puts_them(prefix: Path):
         verify(prefix)
 
 
-def test_sources_and_skipped_rows_are_of_the_right_type(prefix: Path):
+def test_sources_and_skipped_rows_are_of_the_right_type(prefix: Path) -> None:
     whole = manifest_path(prefix).read_text()
     for change in (
         {"sources": "in.jsonl"},
@@ -162,14 +163,14 @@ def test_sources_and_skipped_rows_are_of_the_right_type(prefix: Path):
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}", "NaN"])
-def test_a_manifest_that_is_none_is_refused(prefix: Path, text: str):
+def test_a_manifest_that_is_none_is_refused(prefix: Path, text: str) -> None:
     manifest_path(prefix).write_text(text)
     with pytest.raises(UserError, match=manifest_path(prefix).name) as caught:
         verify(prefix)
     assert "\n" not in str(caught.value)
 
 
-def test_commands(prefix: Path, command):
+def test_commands(prefix: Path, command: Command) -> None:
     assert command("verify", prefix).stdout.startswith("verify: 1 corpus is whole, 3 sequences")
     assert "whole by headers and sizes" in command("verify", prefix, "--fast").stdout
     assert json.loads(command("verify", prefix, "--json").stdout)["sequences"] == 3

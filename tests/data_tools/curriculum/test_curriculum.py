@@ -24,13 +24,13 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.phase import STRIDE, Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
-from tests.data.small_corpora import numbered_corpus, write_corpus
+from tests.helpers.files.small_corpora import numbered_corpus, write_corpus
 
 SIZES = {"code": 2600, "wiki": 700, "maths": 1}
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory) -> dict[str, Path]:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three corpora of short documents; code's scores have many ties, maths is one document."""
     folder = tmp_path_factory.mktemp("corpora")
     generator = np.random.default_rng(3)
@@ -70,7 +70,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_artefact_is_what_its_manifest_says(corpora, tmp_path):
+def test_the_artefact_is_what_its_manifest_says(corpora: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "phases/phase"
     built = build_phase(CURRICULUM, corpora, folder, threads=2)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -93,7 +93,7 @@ def test_the_artefact_is_what_its_manifest_says(corpora, tmp_path):
     assert {path.name for path in folder.iterdir()} == {*manifest["files"], "manifest.json"}
 
 
-def test_selection_repetition_and_rising_quality(corpora, tmp_path):
+def test_selection_repetition_and_rising_quality(corpora: dict[str, Path], tmp_path: Path) -> None:
     build_phase(CURRICULUM, corpora, tmp_path / "phase", threads=1)
     datasets, sequences = read_order(tmp_path / "phase")
     scores = pq.read_table(f"{corpora['code']}.meta.parquet")["score"].to_numpy()
@@ -107,7 +107,7 @@ def test_selection_repetition_and_rising_quality(corpora, tmp_path):
     assert sequences[datasets == 2].tolist() == [0]
 
 
-def test_the_profile_adds_up(corpora, tmp_path):
+def test_the_profile_adds_up(corpora: dict[str, Path], tmp_path: Path) -> None:
     build_phase(CURRICULUM, corpora, tmp_path / "phase", threads=1)
     profile = json.loads((tmp_path / "phase/profile.json").read_text())
     manifest = json.loads((tmp_path / "phase/manifest.json").read_text())
@@ -126,7 +126,7 @@ def test_the_profile_adds_up(corpora, tmp_path):
     assert shares.tolist() == widths.tolist()
 
 
-def test_same_recipe_same_bytes_and_seeds_and_phases_differ(corpora, tmp_path):
+def test_same_recipe_same_bytes_and_seeds_and_phases_differ(corpora: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "phase"
     build_phase(CURRICULUM, corpora, folder, threads=1)
     once = files(folder)
@@ -140,7 +140,9 @@ def test_same_recipe_same_bytes_and_seeds_and_phases_differ(corpora, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_top_fractions_of_phases_are_nested_and_random_ones_independent(corpora, tmp_path):
+def test_top_fractions_of_phases_are_nested_and_random_ones_independent(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
     chosen = {}
     for name, keep in (("early", "0.4"), ("late", "0.1")):
         phase = phase_recipe(
@@ -156,7 +158,7 @@ def test_top_fractions_of_phases_are_nested_and_random_ones_independent(corpora,
     assert 10 < len(chosen["late"][1] & chosen["early"][1]) < 50  # 28 of 70 expected
 
 
-def test_a_stock_megatron_corpus_without_metadata(corpora, tmp_path):
+def test_a_stock_megatron_corpus_without_metadata(corpora: dict[str, Path], tmp_path: Path) -> None:
     prefix = write_corpus(tmp_path / "stock", [[1, 2], [3]])
     for suffix in (".meta.parquet", ".manifest.json"):
         Path(f"{prefix}{suffix}").unlink()
@@ -177,7 +179,7 @@ def test_a_stock_megatron_corpus_without_metadata(corpora, tmp_path):
         ({"corpus": "absent"}, r"absent\.idx: corpus index not found"),
     ],
 )
-def test_refuses(corpora, tmp_path, dataset, message):
+def test_refuses(corpora: dict[str, Path], tmp_path: Path, dataset: dict[str, str], message: str) -> None:
     holed = write_corpus(tmp_path / "holed", [[1], [2], [3]], {"score": [1.0, float("nan"), 0.5]})
     prefixes = {**corpora, "holed": holed, "absent": tmp_path / "absent"}
     with pytest.raises(UserError, match=message):
@@ -185,7 +187,7 @@ def test_refuses(corpora, tmp_path, dataset, message):
     assert not (tmp_path / "phase").exists()
 
 
-def test_missing_scores_are_left_out_or_lowest_and_counted(tmp_path):
+def test_missing_scores_are_left_out_or_lowest_and_counted(tmp_path: Path) -> None:
     scores = [1.0, float("nan"), 0.5, float("nan"), 2.0]
     prefix = write_corpus(tmp_path / "holed", [[1]] * 5, {"score": scores})
     for policy, expected in (("drop", [2, 0, 4]), ("lowest", [1, 3, 2, 0, 4])):
@@ -197,7 +199,7 @@ def test_missing_scores_are_left_out_or_lowest_and_counted(tmp_path):
         assert "holed: 2 documents without score" in str(built)
 
 
-def test_exposure_counts_every_copy_by_tenths_of_the_corpus(corpora, tmp_path):
+def test_exposure_counts_every_copy_by_tenths_of_the_corpus(corpora: dict[str, Path], tmp_path: Path) -> None:
     build_phase(CURRICULUM, corpora, tmp_path / "phase", threads=1)
     exposure = json.loads((tmp_path / "phase/profile.json").read_text())["exposure"]
     assert [group["corpus_documents"] for group in exposure["code"]["groups"]] == [260] * 10
@@ -212,7 +214,7 @@ def test_exposure_counts_every_copy_by_tenths_of_the_corpus(corpora, tmp_path):
     [{}, {"rank_by": "tokens", "perturb": 300.0}, {"order": "shuffle"}, {"tokens": 4000}],
     ids=str,
 )
-def test_a_budget_of_memory_changes_no_byte(tmp_path, more):
+def test_a_budget_of_memory_changes_no_byte(tmp_path: Path, more) -> None:
     """With the least memory, rows beyond 16 MiB go to files."""
     generator = np.random.default_rng(6)
     size = 1_500_000
@@ -225,7 +227,7 @@ def test_a_budget_of_memory_changes_no_byte(tmp_path, more):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_optional_dataset_may_be_absent_or_empty(corpora, tmp_path, is_there):
+def test_an_optional_dataset_may_be_absent_or_empty(corpora: dict[str, Path], tmp_path: Path, is_there: bool) -> None:
     prefixes = {**corpora, "absent": tmp_path / "absent"}
     if is_there:
         with CorpusWriter(tmp_path / "absent", {"path": "t", "fingerprint": "xxh3:0", "vocab_size": 9, "eod_id": 0}):
@@ -238,7 +240,7 @@ def test_an_optional_dataset_may_be_absent_or_empty(corpora, tmp_path, is_there)
         build_phase(phase_recipe(absent), prefixes, tmp_path / "other", 1)
 
 
-def test_a_phase_that_whole_documents_carry_past_its_budget_is_reported(tmp_path):
+def test_a_phase_that_whole_documents_carry_past_its_budget_is_reported(tmp_path: Path) -> None:
     lengths = np.array([10] * 40 + [400], np.int32)
     prefix = large_corpus(tmp_path / "long", lengths, np.zeros(len(lengths)))
     told = []
@@ -255,7 +257,7 @@ def test_a_phase_that_whole_documents_carry_past_its_budget_is_reported(tmp_path
     assert any(told) and not all(told)
 
 
-def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
+def test_does_not_replace_a_folder_of_other_things(corpora: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "phase").mkdir()
     (tmp_path / "phase/thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="exists and is not a phase"):
@@ -263,7 +265,7 @@ def test_does_not_replace_a_folder_of_other_things(corpora, tmp_path):
     assert (tmp_path / "phase/thesis.tex").read_text() == "years of work"
 
 
-def test_of_two_recipes_at_once_one_gets_every_phase(corpora, tmp_path):
+def test_of_two_recipes_at_once_one_gets_every_phase(corpora: dict[str, Path], tmp_path: Path) -> None:
     """Whichever order their phases are in; each alone would take the first phase of its own."""
     order, results = {}, {}
     for seed, names in ((1, ("first", "second")), (2, ("second", "first"))):
@@ -305,7 +307,9 @@ def recipe_file(folder: Path, corpora: dict[str, Path], *phases: dict) -> Path:
     return recipe
 
 
-def test_a_killed_build_leaves_no_phase_and_the_next_one_takes_its_place(corpora, tmp_path):
+def test_a_killed_build_leaves_no_phase_and_the_next_one_takes_its_place(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
     recipe = recipe_file(tmp_path, corpora, CURRICULUM.model_dump(mode="json", exclude_unset=True))
     arguments = ["curriculum", str(recipe), "--output", str(tmp_path / "phases"), "--threads", "1"]
 
@@ -333,7 +337,9 @@ def test_a_killed_build_leaves_no_phase_and_the_next_one_takes_its_place(corpora
 
 
 @pytest.mark.parametrize(("size", "message"), [("4X", "write a size such as 512M or 4G"), ("9M", "need at least 97M")])
-def test_memory_that_is_no_size_or_too_little(corpora, tmp_path, size, message):
+def test_memory_that_is_no_size_or_too_little(
+    corpora: dict[str, Path], tmp_path: Path, size: str, message: str
+) -> None:
     recipe = recipe_file(tmp_path, corpora, CURRICULUM.model_dump(mode="json", exclude_unset=True))
     done = run_command(recipe, "--output", tmp_path / "phases", "--memory", size)
     assert done.returncode == 2
@@ -345,7 +351,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command(corpora, tmp_path):
+def test_the_command(corpora: dict[str, Path], tmp_path: Path) -> None:
     phases = [{**CURRICULUM.model_dump(mode="json", exclude_unset=True), "name": name} for name in ("first", "second")]
     recipe = recipe_file(tmp_path, corpora, *phases)
 
@@ -367,7 +373,9 @@ def test_the_command(corpora, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"score": "qualty"}, {"corpus": "gone"}])
-def test_a_mistake_in_a_later_phase_is_found_before_the_first_is_built(corpora, tmp_path, wrong):
+def test_a_mistake_in_a_later_phase_is_found_before_the_first_is_built(
+    corpora: dict[str, Path], tmp_path: Path, wrong: dict[str, str]
+) -> None:
     name = next(iter(corpora))
     named = {**{key: str(prefix) for key, prefix in corpora.items()}, "gone": str(tmp_path / "gone")}
     phases = [

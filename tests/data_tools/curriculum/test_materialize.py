@@ -20,7 +20,8 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path, idx_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
-from tests.data.small_corpora import numbered_corpus, write_corpus
+from tests.helpers.files.small_corpora import numbered_corpus, write_corpus
+from tests.helpers.processes.command import Command
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def documents(folder: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("how", "datasets"), [("tokens", [CODE, WIKI]), ("tokens", [CODE]), ("index", [WIKI])])
-def test_stock_megatron_reads_the_phase(corpora, tmp_path, how, datasets):
+def test_stock_megatron_reads_the_phase(corpora: dict[str, Path], tmp_path: Path, how: str, datasets) -> None:
     folder = tmp_path / "out" / "p"
     build_phase(recipe(*datasets), corpora, folder, 2)
     prefix = output_prefix(tmp_path / "out", "p")
@@ -67,7 +68,7 @@ def test_stock_megatron_reads_the_phase(corpora, tmp_path, how, datasets):
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
-def test_the_same_bytes_for_any_number_of_threads(corpora, tmp_path):
+def test_the_same_bytes_for_any_number_of_threads(corpora: dict[str, Path], tmp_path: Path) -> None:
     build_phase(recipe(CODE, WIKI), corpora, tmp_path / "p", 1)
     files = []
     for threads in (1, 3):
@@ -76,7 +77,7 @@ def test_the_same_bytes_for_any_number_of_threads(corpora, tmp_path):
     assert files[0] == files[1]
 
 
-def test_documents_larger_than_a_buffer_and_moved_output(tmp_path, monkeypatch):
+def test_documents_larger_than_a_buffer_and_moved_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [3_000_000, 5, 2_500_000, 7]
     numbered_corpus(tmp_path / "code", lengths, 1)
     build_phase(recipe({"corpus": "code", "repeat": 2}), {"code": tmp_path / "code"}, tmp_path / "p", 1)
@@ -89,7 +90,7 @@ def test_documents_larger_than_a_buffer_and_moved_output(tmp_path, monkeypatch):
         assert all(theirs[at].tolist() == expected[at] for at in range(8))
 
 
-def test_refuses_what_is_no_single_pair(corpora, tmp_path):
+def test_refuses_what_is_no_single_pair(corpora: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "p"
     build_phase(recipe(CODE, WIKI), corpora, folder, 1)
     for check in (
@@ -106,7 +107,9 @@ def test_refuses_what_is_no_single_pair(corpora, tmp_path):
 
 
 @pytest.mark.parametrize(("vocab", "message"), [(70_000, "different types of token"), (999, "different tokenizers")])
-def test_refuses_other_tokenizers_and_dtypes(corpora, tmp_path, vocab, message):
+def test_refuses_other_tokenizers_and_dtypes(
+    corpora: dict[str, Path], tmp_path: Path, vocab: int, message: str
+) -> None:
     write_corpus(tmp_path / "wiki", [[1, 2]] * 9, vocab=vocab)
     if vocab == 999:
         path = tmp_path / "wiki.manifest.json"
@@ -120,7 +123,7 @@ def test_refuses_other_tokenizers_and_dtypes(corpora, tmp_path, vocab, message):
     assert not list(tmp_path.glob("new*"))
 
 
-def test_an_older_pair_is_replaced_and_a_damaged_phase_leaves_none(corpora, tmp_path):
+def test_an_older_pair_is_replaced_and_a_damaged_phase_leaves_none(corpora: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "p"
     build_phase(recipe(WIKI), corpora, folder, 1)
     for how in ("tokens", "index", "tokens"):
@@ -136,7 +139,7 @@ def test_an_older_pair_is_replaced_and_a_damaged_phase_leaves_none(corpora, tmp_
         materialize(folder, tmp_path / "new", "tokens")
 
 
-def test_the_command_writes_pairs_beside_the_phases(command, corpora, tmp_path):
+def test_the_command_writes_pairs_beside_the_phases(command: Command, corpora: dict[str, Path], tmp_path: Path) -> None:
     order = tmp_path / "order.yaml"
     order.write_text(
         f"root: {tmp_path}\ncorpora: {{code: code, wiki: wiki}}\nphases:\n"
@@ -169,7 +172,7 @@ print([int(line.split()[1]) for line in status.splitlines() if line.startswith("
 """
 
 
-def test_memory_does_not_grow_with_the_tokens(tmp_path):
+def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
     peaks = []
     tokenizer = {"path": "t.json", "fingerprint": "xxh3:0", "vocab_size": 1000, "eod_id": 0}
     for count in (2, 60):

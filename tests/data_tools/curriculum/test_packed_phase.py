@@ -16,8 +16,8 @@ from data_tools.curriculum.recipe import PhaseRecipe
 from megatron_kaiyuan.data.phase import STRIDE
 from megatron_kaiyuan.data.stream import PADDING as PADDING_MARK
 from megatron_kaiyuan.data.stream import STARTS_ENTRY, TokenStream
-from tests.csrc.reference_algorithm1 import splitmix
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
+from tests.helpers.references.algorithm1 import splitmix
 
 PADDING = 65535
 
@@ -30,13 +30,13 @@ def fold(number: int, words: list[int]) -> int:
 
 
 @pytest.fixture(params=[0, 1, 3000])
-def lengths(request) -> list[np.ndarray]:
+def lengths(request: pytest.FixtureRequest) -> list[np.ndarray]:
     """Tokens of each sequence of two datasets, a few of them empty."""
     generator = np.random.default_rng(request.param)
     return [generator.integers(0, limit, request.param).astype(np.int32) for limit in (40, 200)]
 
 
-def test_files(lengths, tmp_path: Path, monkeypatch) -> None:
+def test_files(lengths: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_CHUNK", 700)
     entries = np.array([d << 48 | s for d in (0, 1) for s in range(len(lengths[d]))], np.uint64)
     np.random.default_rng(0).shuffle(entries)
@@ -70,7 +70,9 @@ def test_files(lengths, tmp_path: Path, monkeypatch) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checks.bin", "order.bin", "pieces.bin", "tokens.bin"]
 
 
-def test_the_profile_counts_the_packs(lengths, tmp_path: Path, monkeypatch) -> None:
+def test_the_profile_counts_the_packs(
+    lengths: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "_CHUNK", 70)
     entries = np.array([d << 48 | s for d in (0, 1) for s in range(len(lengths[d]))], np.uint64)
     np.random.default_rng(0).shuffle(entries)

@@ -49,7 +49,7 @@ def shared(draw: st.DrawFn) -> tuple[list[list[int]], list[float]]:
 
 
 @given(shared(), st.integers(0, 5000), st.integers(0, 99))
-def test_shares_are_met_within_one_document(case, tokens, seed):
+def test_shares_are_met_within_one_document(case, tokens: int, seed: int) -> None:
     lengths, shares = case
     recipe = phase([{"share": share} for share in shares], max_repeat=500, tokens=tokens or "all")
     kept = [Kept(len(part), sum(part)) for part in lengths]
@@ -69,7 +69,7 @@ def test_shares_are_met_within_one_document(case, tokens, seed):
 
 
 @given(shared())
-def test_all_tokens_with_shares_ends_when_the_first_dataset_is_exhausted(case):
+def test_all_tokens_with_shares_ends_when_the_first_dataset_is_exhausted(case) -> None:
     lengths, shares = case
     kept = [Kept(len(part), sum(part)) for part in lengths]
     assume(all(int(min(k.tokens / exactly(s) for k, s in zip(kept, shares, strict=True)) * s) >= 1 for s in shares))
@@ -80,7 +80,7 @@ def test_all_tokens_with_shares_ends_when_the_first_dataset_is_exhausted(case):
 
 
 @given(SIZES, st.fractions(0, 1), st.data())
-def test_a_budget_thins_every_dataset_alike(sizes, part, data):
+def test_a_budget_thins_every_dataset_alike(sizes, part, data: st.DataObject) -> None:
     repeats = [data.draw(st.integers(4, 20)) / 4 for _ in sizes]
     kept = kept_of(sizes)
     given_tokens = sum(found.tokens * exactly(repeat) for found, repeat in zip(kept, repeats, strict=True))
@@ -99,7 +99,7 @@ def test_a_budget_thins_every_dataset_alike(sizes, part, data):
 
 
 @given(SIZES, st.data())
-def test_without_budget_and_shares_repeat_is_floor_and_chance(sizes, data):
+def test_without_budget_and_shares_repeat_is_floor_and_chance(sizes, data: st.DataObject) -> None:
     repeats = [data.draw(st.decimals(1, 500, places=3).map(float)) for _ in sizes]
     copies = plan_copies(phase([{"repeat": repeat} for repeat in repeats]), kept_of(sizes)).copies
     for one, repeat in zip(copies, repeats, strict=True):
@@ -108,7 +108,7 @@ def test_without_budget_and_shares_repeat_is_floor_and_chance(sizes, data):
         assert exactly(chance) + one.whole == exactly(repeat)
 
 
-def test_copies_in_figures():
+def test_copies_in_figures() -> None:
     recipe = phase([{"share": 0.75, "max_repeat": 6}, {"share": 0.25}], tokens=4000)
     plan = plan_copies(recipe, [Kept(5, 550), Kept(100, 10_000)])
     assert plan.copies == [Copies(5, Tokens(250)), Copies(0, Tokens(1000))]
@@ -141,19 +141,21 @@ def test_copies_in_figures():
         ([{}, {}], {"tokens": 1}, [(9, 9), (1, 1)], "corpus 'c1' gets less than one of 1 tokens; raise tokens"),
     ],
 )
-def test_refuses_with_the_numbers(datasets, fields, kept, message):
+def test_refuses_with_the_numbers(
+    datasets, fields: dict[str, Any] | dict[str, int], kept: list[tuple[int, int]], message: str
+) -> None:
     with pytest.raises(UserError) as error:
         plan_copies(phase(datasets, **fields), [Kept(*found) for found in kept])
     assert message in str(error.value) and str(error.value).startswith("phase p: ")
 
 
-def test_a_cap_that_is_met_exactly_is_no_mistake():
+def test_a_cap_that_is_met_exactly_is_no_mistake() -> None:
     recipe = phase([{"share": 0.5}, {"share": 0.5, "max_repeat": 2.5}], tokens=5002)
     plan = plan_copies(recipe, [Kept(1, 9999), Kept(1, 1001)])
     assert plan.copies[1] == Copies(2, Tokens(499))
 
 
-def test_shares_of_datasets_that_are_left_out_go_to_the_others():
+def test_shares_of_datasets_that_are_left_out_go_to_the_others() -> None:
     recipe = phase([{"share": 0.5}, {"share": 0.3}, {"share": 0.2, "optional": True}], tokens=800)
     present = recipe.model_copy(update={"datasets": recipe.datasets[:2]})
     plan = plan_copies(present, [Kept(9, 1000), Kept(9, 1000)])
@@ -161,7 +163,7 @@ def test_shares_of_datasets_that_are_left_out_go_to_the_others():
     assert plan.warnings == ["phase p: the shares of the datasets that exist sum to 0.8; each is divided by that"]
 
 
-def test_copies_of_scored_documents_are_told_where_they_meet():
+def test_copies_of_scored_documents_are_told_where_they_meet() -> None:
     datasets = [{"score": "s", "repeat": 2}, {"repeat": 2}]
     kept = [Kept(9, 9), Kept(9, 9)]
     warned = plan_copies(phase(datasets), kept).warnings

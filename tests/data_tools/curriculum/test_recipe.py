@@ -34,14 +34,14 @@ phases:
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch) -> Path:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KAIYUAN_TEST_CORPORA", "/data")
     path = tmp_path / "order.yaml"
     path.write_text(RECIPE)
     return path
 
 
-def test_reads_a_recipe(recipe):
+def test_reads_a_recipe(recipe: Path) -> None:
     order = load_order(recipe, ["phases[1].seed=8", "corpora.code=other/code"])
     assert order.prefixes == {"code": Path("other/code"), "wiki": Path("/data/wiki")}
     assert [phase.order for phase in order.phases] == ["shuffle", "curriculum"]
@@ -49,12 +49,12 @@ def test_reads_a_recipe(recipe):
     assert order.phases[1].datasets[1].repeat == 2.5
 
 
-def test_the_quickstart_recipe_is_valid():
+def test_the_quickstart_recipe_is_valid() -> None:
     order = load_order(Path(__file__).parents[3] / "launch/recipes/quickstart/order.yaml")
     assert [phase.name for phase in order.phases] == ["phase_1", "phase_2"]
 
 
-def test_relative_prefixes_start_at_the_root(recipe):
+def test_relative_prefixes_start_at_the_root(recipe: Path) -> None:
     recipe.write_text("root: data\n" + RECIPE)
     assert load_order(recipe).prefixes == {"code": Path("data/corpora/code"), "wiki": Path("/data/wiki")}
     assert load_order(recipe, ["root=/other"]).prefixes["code"] == Path("/other/corpora/code")
@@ -133,7 +133,7 @@ def test_relative_prefixes_start_at_the_root(recipe):
         ("KAIYUAN_TEST_CORPORA", "KAIYUAN_TEST_ABSENT", "Environment variable 'KAIYUAN_TEST_ABSENT' not found"),
     ],
 )
-def test_refuses(recipe, old, new, message):
+def test_refuses(recipe: Path, old: str, new: str, message: str) -> None:
     assert RECIPE.count(old) == 1
     recipe.write_text(RECIPE.replace(old, new))
     with pytest.raises(UserError) as error:
@@ -144,7 +144,7 @@ def test_refuses(recipe, old, new, message):
 
 
 @pytest.mark.parametrize("datasets", ["[]", "", "{corpus: code}"])
-def test_refuses_datasets_that_are_no_list(recipe, datasets):
+def test_refuses_datasets_that_are_no_list(recipe: Path, datasets: str) -> None:
     recipe.write_text(RECIPE[: RECIPE.rindex("datasets:")] + f"datasets: {datasets}\n")
     with pytest.raises(
         UserError, match=r"phases.1.datasets: .*begin each with a dash, as - \{corpus: NAME, keep: all\}"
@@ -162,7 +162,7 @@ def test_refuses_datasets_that_are_no_list(recipe, datasets):
         ("phases: [phase_1]", "a phase is 'phase_1'; begin it with - name: phase_1"),
     ],
 )
-def test_refuses_another_shape(recipe, text, message):
+def test_refuses_another_shape(recipe: Path, text: str, message: str) -> None:
     recipe.write_text(text)
     with pytest.raises(UserError) as error:
         load_order(recipe)
@@ -184,14 +184,14 @@ def test_refuses_another_shape(recipe, text, message):
         ("64k", 64_000),
     ],
 )
-def test_budgets_as_people_write_them(recipe, written, tokens):
+def test_budgets_as_people_write_them(recipe: Path, written: str, tokens: int | str) -> None:
     recipe.write_text(RECIPE.replace("seed: 7", f"tokens: {written}"))
     assert load_order(recipe).phases[1].tokens == tokens
     recipe.write_text(RECIPE)
     assert load_order(recipe, [f"phases[1].tokens={written}"]).phases[1].tokens == tokens
 
 
-def test_defaults_and_every_field(recipe):
+def test_defaults_and_every_field(recipe: Path) -> None:
     phase = load_order(recipe).phases[1]
     assert (phase.tokens, phase.rank_by, phase.max_repeat, phase.pack) == ("all", "documents", 4, None)
     dataset = phase.datasets[0]
@@ -214,7 +214,7 @@ def test_defaults_and_every_field(recipe):
 
 
 @pytest.mark.parametrize(("second", "whole"), [("0.4", True), ("0.400001", True), ("0.41", False), ("0.3", False)])
-def test_shares_sum_to_one(recipe, second, whole):
+def test_shares_sum_to_one(recipe: Path, second: str, whole: bool) -> None:
     text = RECIPE.replace("keep: top 0.4", "share: 0.6").replace("repeat: 2.5", f"share: {second}")
     recipe.write_text(text)
     if whole:
@@ -224,13 +224,13 @@ def test_shares_sum_to_one(recipe, second, whole):
             load_order(recipe)
 
 
-def test_a_phase_that_is_not_there_cannot_be_changed(recipe):
+def test_a_phase_that_is_not_there_cannot_be_changed(recipe: Path) -> None:
     with pytest.raises(UserError, match=r"override 'phases\[7\].seed=7'"):
         load_order(recipe, ["phases[7].seed=7"])
 
 
 @given(st.integers(0, 10**12), st.fractions(0, 1), st.fractions(0, 1))
-def test_windows_that_touch_share_no_row_and_lose_none(rows, one, other):
+def test_windows_that_touch_share_no_row_and_lose_none(rows: int, one, other) -> None:
     near, far = sorted((one, other))
     whole = Keep("top", far).ranks(rows)
     parts = Keep("window", far, near).ranks(rows), Keep("top", near).ranks(rows)
@@ -248,12 +248,12 @@ def test_windows_that_touch_share_no_row_and_lose_none(rows, one, other):
         ("all of documents", Keep("all", Fraction(1))),
     ],
 )
-def test_what_fractions_count(text, keep):
+def test_what_fractions_count(text: str, keep) -> None:
     assert parse_keep(text) == keep
 
 
 @given(st.integers(0, 10**15), st.fractions(0, 1), st.fractions(0, 1))
-def test_windows_of_tokens_that_touch_share_none(total, one, other):
+def test_windows_of_tokens_that_touch_share_none(total: int, one, other) -> None:
     near, far = sorted((one, other))
     window, top = Keep("window", far, near, True).tokens(total), Keep("top", near, by_tokens=True).tokens(total)
     assert window[1] == top[0] and top[1] == total
@@ -261,7 +261,7 @@ def test_windows_of_tokens_that_touch_share_none(total, one, other):
 
 
 @given(st.integers(0, 10**12), st.fractions(0, 1))
-def test_random_takes_the_first_drawn_and_top_the_last_ranks(rows, fraction):
+def test_random_takes_the_first_drawn_and_top_the_last_ranks(rows: int, fraction) -> None:
     first, last = Keep("random", fraction).ranks(rows)
     assert (first, last) == (0, Keep("random", fraction).count(rows))
     assert Keep("top", fraction).ranks(rows) == (rows - last, rows)
@@ -269,18 +269,18 @@ def test_random_takes_the_first_drawn_and_top_the_last_ranks(rows, fraction):
 
 
 @given(st.decimals("0.0001", 1, places=4), st.integers(0, 10**12))
-def test_counts_are_exact_with_halves_up(fraction, documents):
+def test_counts_are_exact_with_halves_up(fraction, documents: int) -> None:
     count = parse_keep(f"top {fraction}").count(documents)
     assert count == int((fraction * documents).quantize(Decimal(1), ROUND_HALF_UP))
 
 
-def test_a_decimal_fraction_is_not_a_little_less():
+def test_a_decimal_fraction_is_not_a_little_less() -> None:
     assert math.floor(0.29 * 50 + 0.5) == 14  # as floats
     assert parse_keep("random 0.29").count(50) == 15
     assert parse_keep("all") == Keep("all", 1)
 
 
-def test_thousands_of_datasets_are_a_recipe(tmp_path):
+def test_thousands_of_datasets_are_a_recipe(tmp_path: Path) -> None:
     names = [f"c{number}" for number in range(2500)]
     datasets = "".join(f"      - {{corpus: {name}, keep: all}}\n" for name in names)
     corpora = "".join(f"  {name}: {name}\n" for name in names)

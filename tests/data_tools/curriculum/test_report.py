@@ -12,7 +12,7 @@ import pytest
 from data_tools.curriculum.recipe import load_order
 from data_tools.curriculum.report import report_order
 from megatron_kaiyuan.errors import UserError
-from tests.report.sample_run import write_phase
+from tests.helpers.training.sample_run import write_phase
 
 RECIPE = """
 corpora: {web: corpora/web, wiki: corpora/wiki}

@@ -14,7 +14,7 @@ import yaml
 from data_tools.curriculum.build import BuiltPhase, build_phase
 from data_tools.curriculum.recipe import load_order
 from data_tools.curriculum.report import report_order
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
 
 BUCKETS = 50
 NAN = float("nan")
@@ -73,7 +73,7 @@ class Corpus:
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory) -> dict[str, Corpus]:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
     folder = tmp_path_factory.mktemp("corpora")
     wanted = {"web": (1000, 0.2), "wiki": (300, 0.0), "odd": (200, 0.1)}
     return {
@@ -82,7 +82,7 @@ def corpora(tmp_path_factory) -> dict[str, Corpus]:
 
 
 @pytest.fixture(scope="module")
-def built(corpora, tmp_path_factory) -> tuple[Path, list[BuiltPhase]]:
+def built(corpora: dict[str, Corpus], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[BuiltPhase]]:
     folder = tmp_path_factory.mktemp("phases")
     prefixes = {name: str(corpus.prefix) for name, corpus in corpora.items()}
     (folder / "order.yaml").write_text(yaml.safe_dump({"corpora": prefixes, "phases": PHASES}))
@@ -91,7 +91,7 @@ def built(corpora, tmp_path_factory) -> tuple[Path, list[BuiltPhase]]:
 
 
 @pytest.fixture(scope="module")
-def report(built) -> dict:
+def report(built: tuple[Path, list[BuiltPhase]]) -> dict:
     return json.loads(report_order(built[0] / "order.yaml", [], built[0], None, as_json=True))
 
 
@@ -110,7 +110,9 @@ def pieces(folder: Path, corpora: dict[str, Corpus]) -> list[tuple[str | None, i
 
 
 @pytest.mark.parametrize("number", range(len(PHASES)), ids=lambda number: str(PHASES[number]["name"]))
-def test_shares_along_the_tokens(number: int, built, corpora, report) -> None:
+def test_shares_along_the_tokens(
+    number: int, built: tuple[Path, list[BuiltPhase]], corpora: dict[str, Corpus], report: dict
+) -> None:
     folder = built[0] / str(PHASES[number]["name"])
     found = pieces(folder, corpora)
     total = sum(tokens for *_, tokens in found)
@@ -128,7 +130,9 @@ def test_shares_along_the_tokens(number: int, built, corpora, report) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_mean_quality_along_the_tokens(number: int, built, corpora, report) -> None:
+def test_mean_quality_along_the_tokens(
+    number: int, built: tuple[Path, list[BuiltPhase]], corpora: dict[str, Corpus], report: dict
+) -> None:
     found = pieces(built[0] / str(PHASES[number]["name"]), corpora)
     quantile = {
         (name, int(sequence)): rank / len(corpora[name].lengths)
@@ -150,7 +154,7 @@ def test_mean_quality_along_the_tokens(number: int, built, corpora, report) -> N
             assert mean is None or mean == pytest.approx(here.mean(), abs=0.0051)
 
 
-def test_exposure(built, corpora, report) -> None:
+def test_exposure(built: tuple[Path, list[BuiltPhase]], corpora: dict[str, Corpus], report: dict) -> None:
     rows = {row["dataset"]: row for row in report["exposure"]}
     for name, corpus in corpora.items():
         whole, seen = 0.0, np.zeros(10)
@@ -175,7 +179,7 @@ def test_exposure(built, corpora, report) -> None:
             assert rows[name]["seen"][missing:] == pytest.approx(seen[missing:].tolist())
 
 
-def test_what_curriculum_prints(built, corpora) -> None:
+def test_what_curriculum_prints(built: tuple[Path, list[BuiltPhase]], corpora: dict[str, Corpus]) -> None:
     for phase in built[1]:
         found = pieces(phase.folder, corpora)
         tokens = sum(count for name, _, count in found if name)
@@ -190,7 +194,7 @@ def test_what_curriculum_prints(built, corpora) -> None:
             assert f"{100 * padding / (tokens + padding):.2f} % padding of their tokens" in text
 
 
-def test_a_share_of_the_corpus_where_documents_without_a_score_are_dropped(tmp_path) -> None:
+def test_a_share_of_the_corpus_where_documents_without_a_score_are_dropped(tmp_path: Path) -> None:
     """100 documents of 10 tokens, 20 without a score: 90 % of the others are 72 % of the corpus."""
     scores = [NAN] * 20 + [float(at) for at in range(80)]
     prefix = numbered_corpus(tmp_path / "web", [10] * 100, 0, scores={"score": scores})
@@ -204,7 +208,9 @@ def test_a_share_of_the_corpus_where_documents_without_a_score_are_dropped(tmp_p
     assert row["seen"] == pytest.approx([0, 0, 0.2, *[1] * 7])
 
 
-def test_a_phase_of_an_earlier_version_is_read_and_says_what_it_lacks(built, corpora, tmp_path) -> None:
+def test_a_phase_of_an_earlier_version_is_read_and_says_what_it_lacks(
+    built: tuple[Path, list[BuiltPhase]], corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
     recipe = built[0] / "order.yaml"
     for phase in PHASES:
         folder = tmp_path / str(phase["name"])

@@ -11,8 +11,9 @@ import pytest
 from data_tools.curriculum.verify import is_phase, verify_phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
-from tests.data.phase_files import PADDING, Entry, write_pair, write_phase
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.phase_files import PADDING, Entry, write_pair, write_phase
+from tests.helpers.files.small_corpora import numbered_corpus
+from tests.helpers.processes.command import Command
 
 SEQUENCES = [[1] * 9, [2, 3], [], [4] * 5000, [5] * 5000, *[[6, 7]] * 8000]
 
@@ -27,7 +28,7 @@ def write(root: Path, packed: bool) -> Path:
 
 
 @pytest.fixture(params=["whole", "packed"])
-def phase(request, tmp_path: Path) -> Path:
+def phase(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write(tmp_path, request.param == "packed")
 
 
@@ -38,12 +39,12 @@ def flip(path: Path, at: int) -> bytes:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_whole_phase_passes(phase: Path, threads: int):
+def test_a_whole_phase_passes(phase: Path, threads: int) -> None:
     found = verify_phase(phase, threads=threads)
     assert (found.documents, found.tokens) == (400, verify_phase(phase, fast=True).tokens)
 
 
-def test_a_flipped_bit_anywhere_is_named(phase: Path):
+def test_a_flipped_bit_anywhere_is_named(phase: Path) -> None:
     random = np.random.default_rng(2)
     for path in sorted(phase.glob("*.bin")):
         for at in random.integers(0, path.stat().st_size, 20).tolist():
@@ -54,7 +55,7 @@ def test_a_flipped_bit_anywhere_is_named(phase: Path):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_truncated_file_is_named(phase: Path, fast: bool):
+def test_a_truncated_file_is_named(phase: Path, fast: bool) -> None:
     for path in sorted(phase.glob("*.bin")):
         raw = path.read_bytes()
         path.write_bytes(raw[:-8])
@@ -63,7 +64,7 @@ def test_a_truncated_file_is_named(phase: Path, fast: bool):
         path.write_bytes(raw)
 
 
-def test_an_index_that_changed_anywhere_is_named(phase: Path):
+def test_an_index_that_changed_anywhere_is_named(phase: Path) -> None:
     """Also where no sample of it lies."""
     index = phase.parent / "wiki.idx"
     for at in np.random.default_rng(3).integers(34, index.stat().st_size, 20).tolist():
@@ -73,7 +74,7 @@ def test_an_index_that_changed_anywhere_is_named(phase: Path):
         index.write_bytes(raw)
 
 
-def test_an_order_of_other_lengths_is_found_behind_sound_checksums(phase: Path):
+def test_an_order_of_other_lengths_is_found_behind_sound_checksums(phase: Path) -> None:
     path = phase / "tokens.bin"
     tokens = np.fromfile(path, "<u8")
     tokens[3] += 1
@@ -85,7 +86,7 @@ def test_an_order_of_other_lengths_is_found_behind_sound_checksums(phase: Path):
         verify_phase(phase)
 
 
-def test_documents_must_add_up(phase: Path):
+def test_documents_must_add_up(phase: Path) -> None:
     manifest = json.loads((phase / "manifest.json").read_text())
     manifest["corpora"][0]["documents"] += 1
     write_sealed_json(phase / "manifest.json", manifest)
@@ -93,7 +94,7 @@ def test_documents_must_add_up(phase: Path):
         verify_phase(phase)
 
 
-def test_the_command_takes_corpora_and_phases(command, tmp_path: Path):
+def test_the_command_takes_corpora_and_phases(command: Command, tmp_path: Path) -> None:
     folder = write(tmp_path, packed=False)
     prefix = numbered_corpus(tmp_path / "numbers", [3, 4], 0)
     assert is_phase(folder) and not is_phase(prefix)

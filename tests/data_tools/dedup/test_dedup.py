@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
-from near_copies import edited, real_documents
 
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.keepers import Rules
@@ -21,6 +19,9 @@ from data_tools.dedup.request import Request, make_recipe
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import edited, real_documents
+from tests.helpers.processes.command import Command
 
 
 def dedup(*inputs: str, output: Path, **options: Any) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def near(text: str, seed: int = 0) -> str:
     return edited(text, 0.01, random.Random(seed), ["banana", "walrus"])
 
 
-def test_the_best_scored_stays_and_every_copy_is_counted(tmp_path, pieces):
+def test_the_best_scored_stays_and_every_copy_is_counted(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     a, b, c = pieces[:3]
     rows = [
         {"text": a, "score": 1.0},
@@ -78,28 +79,30 @@ def test_the_best_scored_stays_and_every_copy_is_counted(tmp_path, pieces):
     assert 0.7 <= pair["jaccard"] < 1 and pair["removed"]["text"] != pair["stays"]["text"]
 
 
-def test_without_a_score_the_smallest_id_stays_and_earlier_counts_are_added(tmp_path, pieces):
+def test_without_a_score_the_smallest_id_stays_and_earlier_counts_are_added(
+    tmp_path: Path, pieces: tuple[str, ...]
+) -> None:
     rows = [{"text": pieces[0], "duplicate_count": 4}, {"text": near(pieces[0]), "duplicate_count": 2}]
     write_rows(tmp_path / "a.jsonl", [*rows, {"text": pieces[1]}])
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out")
     assert [row["duplicate_count"] for row in table(tmp_path / "out/documents")] == [6, 1]
 
 
-def test_texts_without_words_are_no_duplicates_of_each_other(tmp_path, pieces):
+def test_texts_without_words_are_no_duplicates_of_each_other(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in ("", "", "!?", " \n", pieces[0])])
     report = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out")
     assert report["datasets"][""]["removed"] == 0
     assert len(table(tmp_path / "out/documents")) == 5
 
 
-def test_input_without_duplicates(tmp_path):
+def test_input_without_duplicates(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "one document and no other one"}])
     report = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out")
     assert report["datasets"][""]["removed"] == 0 and report["pairs"] == []
     assert len(table(tmp_path / "out/documents")) == 1
 
 
-def test_datasets_are_compared_within_or_across_with_priority(tmp_path, pieces):
+def test_datasets_are_compared_within_or_across_with_priority(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "web.jsonl", [{"text": near(pieces[0]), "q": 9}, {"text": pieces[1], "q": 9}])
     write_rows(tmp_path / "wiki.jsonl", [{"text": pieces[0], "q": 1}, {"text": pieces[2], "q": 1}])
     words = [f"wiki={tmp_path / 'wiki.jsonl'}", f"web={tmp_path / 'web.jsonl'}"]
@@ -122,7 +125,9 @@ def chain(text: str, links: int) -> list[str]:
     return found
 
 
-def test_a_large_cluster_is_quarantined_and_loses_exact_duplicates_only(tmp_path, pieces):
+def test_a_large_cluster_is_quarantined_and_loses_exact_duplicates_only(
+    tmp_path: Path, pieces: tuple[str, ...]
+) -> None:
     links = chain(pieces[0], 12)
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in [*links, links[3], pieces[1], near(pieces[1])]])
     free = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "free")
@@ -144,7 +149,7 @@ def jaccard(one: str, other: str) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
-def test_with_keeper_only_what_is_near_a_document_that_stays_goes(tmp_path, pieces):
+def test_with_keeper_only_what_is_near_a_document_that_stays_goes(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     links = chain(pieces[0], 12)
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in [*links, links[-1].upper()]])
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", rules=Rules(direct=True))
@@ -156,7 +161,7 @@ def test_with_keeper_only_what_is_near_a_document_that_stays_goes(tmp_path, piec
     assert all(jaccard(a, b) < 0.7 for i, a in enumerate(stay) for b in stay[:i])
 
 
-def test_a_wipe_out_stops_before_anything_is_written(tmp_path, pieces):
+def test_a_wipe_out_stops_before_anything_is_written(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": near(pieces[0], seed)} for seed in range(40)])
     write_rows(tmp_path / "b.jsonl", [{"text": text} for text in pieces])
     words = [f"same={tmp_path / 'a.jsonl'}", f"other={tmp_path / 'b.jsonl'}"]
@@ -178,7 +183,7 @@ def test_a_wipe_out_stops_before_anything_is_written(tmp_path, pieces):
     assert json.loads((tmp_path / "out/report.json").read_text())["datasets"]["same"]["removed"] == 39
 
 
-def test_exact_only_and_columns_beside(tmp_path, pieces):
+def test_exact_only_and_columns_beside(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     rows = [{"text": text} for text in (pieces[0], pieces[0].lower(), near(pieces[0]), pieces[1])]
     write_rows(tmp_path / "a.jsonl", rows)
     report = dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", exact_only=True, columns=True)
@@ -192,7 +197,7 @@ def test_exact_only_and_columns_beside(tmp_path, pieces):
     ]
 
 
-def test_columns_say_what_the_documents_do(tmp_path, pieces):
+def test_columns_say_what_the_documents_do(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": t} for p in pieces for t in (p, near(p, 1), near(p, 2))])
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "documents")
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "columns", columns=True)
@@ -206,7 +211,7 @@ def test_columns_say_what_the_documents_do(tmp_path, pieces):
     }
 
 
-def test_parquet_in_keeps_its_ids_and_columns(tmp_path, pieces):
+def test_parquet_in_keeps_its_ids_and_columns(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     ids = np.array([70, 7, 9], np.uint64)
     rows = {"kaiyuan_id": ids, "text": [pieces[0], near(pieces[0]), pieces[1]], "tags": [["a"], [], None]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
@@ -219,7 +224,7 @@ def test_parquet_in_keeps_its_ids_and_columns(tmp_path, pieces):
         dedup(str(tmp_path / "a.parquet"), output=tmp_path / "scored", score="quality")
 
 
-def test_what_stays_goes_in_again_and_stays(tmp_path, pieces):
+def test_what_stays_goes_in_again_and_stays(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": t} for p in pieces for t in (near(p, 1), p, near(p, 2), p.upper())])
     dedup(f"web={tmp_path / 'a.jsonl'}", output=tmp_path / "one", task_bytes=50_000)
     report = dedup(f"web={tmp_path / 'one/documents/web'}", output=tmp_path / "two")
@@ -230,7 +235,9 @@ def test_what_stays_goes_in_again_and_stays(tmp_path, pieces):
     assert sum(one["duplicate_count"].to_pylist()) == 4 * len(pieces)
 
 
-def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path, pieces):
+def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(
+    tmp_path: Path, pieces: tuple[str, ...]
+) -> None:
     rows = [pieces[0], near(pieces[0]), "too short here", "too short here", pieces[1]]
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in rows])
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out", recipe=make_recipe("kaiyuan"))
@@ -258,14 +265,14 @@ def test_the_preset_joins_without_a_check_and_knows_no_exact_duplicates(tmp_path
         ({"against": (Path("/nowhere"),)}, r"/nowhere/manifest.json: index of deduplication not found"),
     ],
 )
-def test_wrong_words_are_one_line(tmp_path, options, message):
+def test_wrong_words_are_one_line(tmp_path: Path, options, message: str) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "some words", "title": "x"}])
     with pytest.raises(UserError, match=message) as raised:
         dedup(str(tmp_path / "a.jsonl"), **{"output": tmp_path / "out", **options})
     assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
 
 
-def test_bad_rows_are_named_and_may_be_left_out(tmp_path, pieces):
+def test_bad_rows_are_named_and_may_be_left_out(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     rows = [{"text": pieces[0]}, '{"text": 7}', {"text": near(pieces[0])}]
     write_rows(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=r"a\.jsonl:2: field 'text' is not text"):
@@ -274,7 +281,7 @@ def test_bad_rows_are_named_and_may_be_left_out(tmp_path, pieces):
     assert texts(tmp_path / "out/documents") == [pieces[0]]
 
 
-def test_what_the_command_did_not_make_is_not_replaced(tmp_path, pieces):
+def test_what_the_command_did_not_make_is_not_replaced(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in pieces[:3]])
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
@@ -286,7 +293,7 @@ def test_what_the_command_did_not_make_is_not_replaced(tmp_path, pieces):
         dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "new", rules=Rules(max_cluster=5))
 
 
-def test_the_command_prints_what_stays(tmp_path, pieces, command):
+def test_the_command_prints_what_stays(tmp_path: Path, pieces: tuple[str, ...], command: Command) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in (pieces[0], near(pieces[0]), pieces[1])])
     words = ("dedup", "--input", f"web={tmp_path / 'a.jsonl'}", "--output", tmp_path / "out")
     done = command(*words)
@@ -297,7 +304,7 @@ def test_the_command_prints_what_stays(tmp_path, pieces, command):
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "--bands 0: must be" in wrong.stderr
 
 
-def test_another_seed_is_another_product(tmp_path, pieces):
+def test_another_seed_is_another_product(tmp_path: Path, pieces: tuple[str, ...]) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in pieces[:3]])
     dedup(str(tmp_path / "a.jsonl"), output=tmp_path / "out")
     with pytest.raises(UserError, match="made from something else"):
@@ -305,7 +312,7 @@ def test_another_seed_is_another_product(tmp_path, pieces):
 
 
 @pytest.mark.parametrize("column", ["duplicate_of", "duplicate_in", "duplicate_count"])
-def test_a_column_that_would_be_written_over_is_named(tmp_path, pieces, column):
+def test_a_column_that_would_be_written_over_is_named(tmp_path: Path, pieces: tuple[str, ...], column: str) -> None:
     pq.write_table(pa.table({"text": pieces[:3], column: ["mine"] * 3}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=rf"a\.parquet: has a column '{column}', which dedup writes itself"):
         dedup(str(tmp_path / "a.parquet"), output=tmp_path / "out")

@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_benchmark_prints_speed_and_quality():
+def test_the_benchmark_prints_speed_and_quality() -> None:
     command = [sys.executable, "-m", "benchmarks.dedup_signatures", "--documents", "400", "--peer-documents", "2"]
     done = subprocess.run([*command, "--rounds", "1"], cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

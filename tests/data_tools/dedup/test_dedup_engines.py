@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from json_lines import write_rows
-from near_copies import real_documents, with_near_copies
+
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import real_documents, with_near_copies
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +41,7 @@ def digest(folder: Path, output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory) -> Path:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     texts = with_near_copies(real_documents(700, 150), every=2)
     rows = [{"text": text, "q": n % 7, "tags": [n]} for n, text in enumerate(texts)]
@@ -51,13 +52,13 @@ def one(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_processes(one):
+def test_two_processes(one: Path) -> None:
     assert start(one, "two", "--engine", "local", "--workers", "2").wait() == 0
     assert digest(one, "two") == digest(one, "one")
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks(one, world):
+def test_ranks(one: Path, world: int) -> None:
     output = f"ranks{world}"
     ranks = [start(one, output, rank=rank, world=world) for rank in range(world)]
     assert [rank.wait() for rank in ranks] == [0] * world
@@ -66,7 +67,7 @@ def test_ranks(one, world):
 
 
 @pytest.mark.parametrize("engine", ["local", "mpi"])
-def test_kills_at_random_moments_lose_nothing(one, engine):
+def test_kills_at_random_moments_lose_nothing(one: Path, engine: str) -> None:
     draw = random.Random(5)
     output = f"killed-{engine}"
     world, words = (2, ()) if engine == "mpi" else (1, ("--workers", "2"))
@@ -90,7 +91,7 @@ def finished(work: Path) -> int:
     return len(list(work.rglob("*.task.json")))
 
 
-def test_a_rank_that_dies_is_done_without(one):
+def test_a_rank_that_dies_is_done_without(one: Path) -> None:
     ranks = [start(one, "left", rank=rank, world=3) for rank in range(3)]
     while finished(one / "left.work") < 12:
         time.sleep(0.005)

@@ -9,8 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
-from near_copies import real_documents, with_near_copies
 
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.keepers import Rules
@@ -18,6 +16,8 @@ from data_tools.dedup.request import Request, make_recipe
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import real_documents, with_near_copies
 
 
 def dedup(*inputs: str, output: Path, **options: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def numbers(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three parts of one collection; copies are spread over them."""
     folder = tmp_path_factory.mktemp("parts")
     texts = with_near_copies(real_documents(600, 150), every=1, seed=3)
@@ -41,7 +41,7 @@ def parts(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_two_steps_keep_what_one_run_with_priority_keeps(tmp_path, parts, across):
+def test_two_steps_keep_what_one_run_with_priority_keeps(tmp_path: Path, parts: Path, across: bool) -> None:
     rules = Rules(across=across)
     # Within a dataset its parts have one name; the earlier part is first in any case.
     names = ("old", "new") if across else ("web", "web")
@@ -58,7 +58,7 @@ def test_two_steps_keep_what_one_run_with_priority_keeps(tmp_path, parts, across
     assert {row["duplicate_in"] for row in gone} == {f"index/{names[0]}", names[1]}
 
 
-def test_indexes_add_up(tmp_path, parts):
+def test_indexes_add_up(tmp_path: Path, parts: Path) -> None:
     dedup(f"web={parts / '0.jsonl'}", output=tmp_path / "0", index=tmp_path / "i0")
     dedup(f"web={parts / '1.jsonl'}", output=tmp_path / "1", index=tmp_path / "i1", against=(tmp_path / "i0",))
     dedup(f"web={parts / '2.jsonl'}", output=tmp_path / "2", against=(tmp_path / "i0", tmp_path / "i1"))
@@ -68,7 +68,7 @@ def test_indexes_add_up(tmp_path, parts):
         assert numbers(tmp_path / str(part) / "documents") == numbers(tmp_path / "all/documents" / str(part))
 
 
-def test_nothing_of_the_same_again_stays(tmp_path, parts, capsys):
+def test_nothing_of_the_same_again_stays(tmp_path: Path, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dedup(f"web={parts / '0.jsonl'}", output=tmp_path / "old", index=tmp_path / "index")
     shutil.copy(parts / "0.jsonl", tmp_path / "again.jsonl")
     report = dedup(f"web={tmp_path / 'again.jsonl'}", output=tmp_path / "new", against=(tmp_path / "index",))
@@ -85,7 +85,7 @@ def test_nothing_of_the_same_again_stays(tmp_path, parts, capsys):
     assert other["datasets"] == alone["datasets"]
 
 
-def test_an_index_is_made_again_where_it_is_gone_and_never_over_something_else(tmp_path, parts):
+def test_an_index_is_made_again_where_it_is_gone_and_never_over_something_else(tmp_path: Path, parts: Path) -> None:
     words = (f"web={parts / '0.jsonl'}",)
     dedup(*words, output=tmp_path / "out", index=tmp_path / "index")
     seal = (tmp_path / "index/manifest.json").read_bytes()
@@ -103,7 +103,7 @@ def test_an_index_is_made_again_where_it_is_gone_and_never_over_something_else(t
         dedup(*words, output=tmp_path / "third", index=tmp_path / "mine")
 
 
-def test_what_does_not_fit_an_index_is_one_line(tmp_path, parts):
+def test_what_does_not_fit_an_index_is_one_line(tmp_path: Path, parts: Path) -> None:
     shutil.copy(parts / "0.jsonl", tmp_path / "old.jsonl")
     dedup(f"web={tmp_path / 'old.jsonl'}", output=tmp_path / "old", index=tmp_path / "index")
     new = {"output": tmp_path / "new", "against": (tmp_path / "index",)}

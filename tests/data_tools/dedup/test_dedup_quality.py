@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
-from near_copies import edited, real_documents, with_near_copies
 from scipy.sparse import csr_matrix, triu
 from scipy.sparse.csgraph import connected_components
 
@@ -23,6 +21,8 @@ from data_tools.dedup.request import Request, make_recipe
 from data_tools.dedup.signatures import text_memory
 from data_tools.engines.local import LocalEngine
 from data_tools.steps.datasets import reading_settings
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.files.near_copies import edited, real_documents, with_near_copies
 
 
 def columns(path: Path, output: Path, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -60,11 +60,13 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def truth(texts) -> dict[tuple[int, int], float]:
+def truth(texts: list[str]) -> dict[tuple[int, int], float]:
     return exact_pairs(texts, 0.7)
 
 
-def test_recall_and_precision_against_all_pairs(tmp_path, texts, truth):
+def test_recall_and_precision_against_all_pairs(
+    tmp_path: Path, texts: list[str], truth: dict[tuple[int, int], float]
+) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     rows, report = columns(tmp_path / "a.jsonl", tmp_path / "out")
     cluster = [row["cluster"] for row in rows]
@@ -81,7 +83,9 @@ def test_recall_and_precision_against_all_pairs(tmp_path, texts, truth):
         assert pair["jaccard"] > 0
 
 
-def test_verified_pairs_have_the_exact_index_and_clusters_are_scipys(tmp_path, texts, truth, monkeypatch):
+def test_verified_pairs_have_the_exact_index_and_clusters_are_scipys(
+    tmp_path: Path, texts: list[str], truth: dict[tuple[int, int], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(edges_module, "PAIRS_PER_TASK", 200)  # several tasks
     kept: list[Any] = []
     find = edges_module.EdgeFinder.find
@@ -109,7 +113,7 @@ def test_verified_pairs_have_the_exact_index_and_clusters_are_scipys(tmp_path, t
     assert len(np.unique(np.stack([cluster, labels]), axis=1).T) == labels.max() + 1
 
 
-def test_long_documents_full_of_the_same_boilerplate_are_not_joined(tmp_path):
+def test_long_documents_full_of_the_same_boilerplate_are_not_joined(tmp_path: Path) -> None:
     """40 kB each, of which a third is a menu and a licence that all share."""
     pieces = real_documents(400, 250)
     shared = "\n".join(pieces[:6])
@@ -123,7 +127,7 @@ def test_long_documents_full_of_the_same_boilerplate_are_not_joined(tmp_path):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_the_clusters_do_not_depend_on_the_order_of_the_documents(tmp_path, texts, order):
+def test_the_clusters_do_not_depend_on_the_order_of_the_documents(tmp_path: Path, texts: list[str], order: int) -> None:
     texts = texts[:1200]
     by_order = []
     for seed in (0, order):
@@ -139,7 +143,7 @@ def test_the_clusters_do_not_depend_on_the_order_of_the_documents(tmp_path, text
     assert any(len(members) > 1 for members in by_order[0])
 
 
-def test_the_preset_keeps_what_the_released_pipeline_keeps(tmp_path, texts):
+def test_the_preset_keeps_what_the_released_pipeline_keeps(tmp_path: Path, texts: list[str]) -> None:
     """Its rule on signatures, which are compared with its own code's elsewhere: who shares a band is one component, of
     which the smallest id stays, with the sum of all counts."""
     texts = [*texts, "four words are short", "four words are short"]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pickle
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from json_lines import write_rows
 
 from data_tools.dedup import keepers
 from data_tools.dedup.arrays import read_bits, write_array, write_bits
 from data_tools.dedup.clusters import MEMBER, Edges
 from data_tools.dedup.deduplicate import deduplicate
-from data_tools.dedup.keepers import EXACT, NEAR, STAYS, Choice, Choose, Rules
+from data_tools.dedup.keepers import EXACT, NEAR, STAYS, Choose, ClusterBatch, Rules
 from data_tools.dedup.request import Request
 from data_tools.dedup.scopes import Scope, SignedShard
 from data_tools.dedup.signing import ABOUT, ABOUT_ROW
@@ -26,6 +26,7 @@ from data_tools.reading.inputs import InputFile
 from data_tools.reading.shard import Shard
 from data_tools.reading.tasks import Group, Task
 from data_tools.steps.datasets import reading_settings
+from tests.helpers.files.json_lines import write_rows
 
 
 class PickledEngine(LocalEngine):
@@ -35,7 +36,7 @@ class PickledEngine(LocalEngine):
         return super().run(pickle.loads(pickle.dumps(stage)))
 
 
-def test_every_stage_can_be_sent_elsewhere(tmp_path):
+def test_every_stage_can_be_sent_elsewhere(tmp_path: Path) -> None:
     rows = [{"text": f"{word} " * 8 + word} for word in ("one", "two", "three") for _ in range(3)]
     write_rows(tmp_path / "a.jsonl", rows)
     reports = []
@@ -46,7 +47,9 @@ def test_every_stage_can_be_sent_elsewhere(tmp_path):
 
 
 @given(flags=st.lists(st.booleans(), max_size=70), cuts=st.tuples(st.integers(0, 70), st.integers(0, 70)))
-def test_bits_are_read_from_any_place(tmp_path_factory, flags, cuts):
+def test_bits_are_read_from_any_place(
+    tmp_path_factory: pytest.TempPathFactory, flags: list[bool], cuts: tuple[int, int]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "bits"
     write_bits(path, np.array(flags, bool))
     first, last = sorted(min(cut, len(flags)) for cut in cuts)
@@ -82,8 +85,15 @@ graphs = st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40
     parts=st.sampled_from([1, 3]),
 )
 def test_keepers_are_those_of_the_definition(
-    tmp_path_factory, pairs, exact, scores, earlier, direct, max_cluster, parts
-):
+    tmp_path_factory: pytest.TempPathFactory,
+    pairs,
+    exact,
+    scores,
+    earlier: int,
+    direct: bool,
+    max_cluster: int,
+    parts: int,
+) -> None:
     """Against the definition, document by document, in plain Python."""
     folder = tmp_path_factory.mktemp("keepers")
     scope = scope_of(folder, scores, earlier)
@@ -102,7 +112,7 @@ def test_keepers_are_those_of_the_definition(
     choose = Choose(Rules(across=True, max_cluster=max_cluster, direct=direct))
     found: dict[int, tuple[int, int, int]] = {}
     for number in range(parts):
-        choose(Choice(edges, folder / "members", number, parts), Target(folder, f"part{number}"))
+        choose(ClusterBatch(edges, folder / "members", number, parts), Target(folder, f"part{number}"))
         rows = np.fromfile(folder / f"part{number}{keepers.DECISIONS}", keepers.DECISION)
         found |= {int(r["ordinal"]): (int(r["keeper"]) - 100, int(r["fate"]), int(r["copies"])) for r in rows}
 
@@ -145,7 +155,7 @@ def components_of(count: int, pairs: list[tuple[int, int]]) -> list[int]:
     return label
 
 
-def test_a_short_array_is_an_error(tmp_path):
+def test_a_short_array_is_an_error(tmp_path: Path) -> None:
     from data_tools.dedup.arrays import read_array
     from megatron_kaiyuan.errors import UserError
 

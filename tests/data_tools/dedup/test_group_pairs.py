@@ -35,7 +35,9 @@ def pairs_of(
 
 @settings(max_examples=60, deadline=None)
 @given(keys=st.lists(st.integers(0, 4), min_size=1, max_size=40), data=st.data(), stars=st.booleans())
-def test_pairs_are_those_of_the_groups(tmp_path_factory, keys, data, stars):
+def test_pairs_are_those_of_the_groups(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[int], data: st.DataObject, stars: bool
+) -> None:
     cut, earlier = (data.draw(st.integers(0, len(keys))) for _ in range(2))
     omitted = data.draw(st.lists(st.integers(0, len(keys) - 1), unique=True))
     groups: dict[int, list[int]] = {}
@@ -50,7 +52,7 @@ def test_pairs_are_those_of_the_groups(tmp_path_factory, keys, data, stars):
 
 
 @pytest.mark.parametrize("size", [64, 65, 200])
-def test_a_large_group_is_one_component_of_few_pairs(tmp_path, size):
+def test_a_large_group_is_one_component_of_few_pairs(tmp_path: Path, size: int) -> None:
     found = pairs_of(tmp_path, [7] * size, size // 3, False, 0, [])
     assert len(set(found)) == len(found) <= 64 * size
     assert all(len({a, b} & {0}) or (0, b) in found for a, b in found)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_dedup import KNOWN, UNKNOWN, kaiyuan_hashes, kaiyuan_minima
 
 from data_tools import _dedup
 from data_tools.dedup.signatures import kaiyuan_preset, text_memory
+from tests.helpers.references.deduplication import KNOWN, UNKNOWN, kaiyuan_hashes, kaiyuan_minima
 
 GOLDEN = json.loads(Path(__file__).with_name("kaiyuan_golden.json").read_text())
 BLOCKS = [*"aZ09 .,-\tΣσİ'§ा한漢１٣٫\u00a0\u0301\u0345\u1fef"]
@@ -29,7 +29,7 @@ def vectors(request: pytest.FixtureRequest):
     _dedup.use_vectors(_dedup.vector_names()[-1])
 
 
-def test_the_settings_are_the_released_ones():
+def test_the_settings_are_the_released_ones() -> None:
     recipe = kaiyuan_preset()
     released = GOLDEN["settings"]
     assert (recipe.bands, recipe.rows) == (released["bands"], released["rows"])
@@ -39,7 +39,7 @@ def test_the_settings_are_the_released_ones():
 
 
 @pytest.mark.usefixtures("vectors")
-def test_bands_are_the_released_ones_bit_for_bit():
+def test_bands_are_the_released_ones_bit_for_bit() -> None:
     texts = [text for text, _ in GOLDEN["sha256_of_all_bands"]]
     signatures, shingles, _ = kaiyuan_preset().signer().sign(*text_memory(pa.array(texts)))
     has_bands = 0
@@ -53,7 +53,7 @@ def test_bands_are_the_released_ones_bit_for_bit():
 
 
 @pytest.mark.usefixtures("vectors")
-def test_long_words_are_hashed_over_many_blocks():
+def test_long_words_are_hashed_over_many_blocks() -> None:
     """Lengths around the blocks of SHA-1, mixed, so that lanes end at different blocks."""
     texts = [" ".join("x" * (length + i) for i in range(8)) for length in [*range(1, 40), 100, 200, 1000, 3000]]
     texts.append(" ".join("y" * (i * i) for i in range(1, 60)))
@@ -62,7 +62,7 @@ def test_long_words_are_hashed_over_many_blocks():
         assert hashes[offsets[number] : offsets[number + 1]].tolist() == sorted(kaiyuan_hashes(text))
 
 
-def test_every_code_point():
+def test_every_code_point() -> None:
     texts = [f"a {c} b{c}c {c}{c} d1{c}2 e" for c in [*KNOWN, *UNKNOWN]]
     offsets, hashes = kaiyuan_preset().signer().shingle_sets(*text_memory(pa.array(texts, pa.large_string())))
     for number, text in enumerate(texts):
@@ -71,7 +71,7 @@ def test_every_code_point():
 
 @given(st.lists(TEXTS, min_size=1, max_size=3))
 @settings(max_examples=200, deadline=None)
-def test_texts_of_all_scripts(texts: list[str]):
+def test_texts_of_all_scripts(texts: list[str]) -> None:
     signer = kaiyuan_preset().signer()
     memory = text_memory(pa.array(texts, pa.large_string()))
     signatures, shingles, _ = signer.sign(*memory)
@@ -84,7 +84,7 @@ def test_texts_of_all_scripts(texts: list[str]):
 
 
 @pytest.mark.usefixtures("vectors")
-def test_remainders_at_the_edges_of_the_modulus():
+def test_remainders_at_the_edges_of_the_modulus() -> None:
     """One n-gram of hash h, and increments that make h + b any value."""
     text = "one two three four five"
     (shingle,) = kaiyuan_hashes(text)

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_dedup import KNOWN, SAME_UNICODE, UNKNOWN, character_class, digest, shingle_set
 
 from data_tools import _dedup
 from data_tools.dedup.signatures import Recipe, text_memory
+from tests.helpers.references.deduplication import KNOWN, SAME_UNICODE, UNKNOWN, character_class, digest, shingle_set
 
 MIXED = [
     *"aBé1ñ ,\u0301\u200d. ",
@@ -46,20 +46,20 @@ def check(texts: list[str], ngram: int = 5, shingles: str = "auto", numbers: str
 
 
 @pytest.mark.parametrize(("shingles", "numbers", "step"), [(*OPTIONS[0], 1), *((*each, 7) for each in OPTIONS[1:])])
-def test_every_code_point(shingles: str, numbers: str, step: int):
+def test_every_code_point(shingles: str, numbers: str, step: int) -> None:
     """Each between letters of two scripts, so that it shows whether it joins, parts or vanishes."""
     check([f"a{c}b漢{c}" for c in [*KNOWN, *UNKNOWN][::step]], 1, shingles, numbers)
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.integers(1, 7), st.sampled_from(OPTIONS))
 @settings(max_examples=300, deadline=None)
-def test_texts_of_all_scripts(texts: list[str], ngram: int, options: tuple[str, str]):
+def test_texts_of_all_scripts(texts: list[str], ngram: int, options: tuple[str, str]) -> None:
     check(texts, ngram, *options)
 
 
 @given(TEXTS)
 @settings(max_examples=200, deadline=None)
-def test_equal_by_canonical_equivalence_case_and_marks(text: str):
+def test_equal_by_canonical_equivalence_case_and_marks(text: str) -> None:
     same = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
     if SAME_UNICODE:
         same.append(unicodedata.normalize("NFD", text).replace("\u0301", ""))
@@ -67,7 +67,7 @@ def test_equal_by_canonical_equivalence_case_and_marks(text: str):
     assert len(np.unique(digests, axis=0)) == 1
 
 
-def test_spaceless_scripts_against_unicode_scripts():
+def test_spaceless_scripts_against_unicode_scripts() -> None:
     """By names here, by the Script property there."""
     regex = pytest.importorskip("regex")
     scripts = ("Han", "Hiragana", "Katakana", "Bopomofo", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
@@ -83,7 +83,7 @@ def test_spaceless_scripts_against_unicode_scripts():
     assert {unicodedata.name(c).split()[0] for c in others} == shared
 
 
-def test_the_digest_has_what_shingles_leave_out():
+def test_the_digest_has_what_shingles_leave_out() -> None:
     texts = ["1 + 1 = 2", "2 + 3 = 5", "Room 12, floor 3", "room 12 floor 3!", "Room 13, floor 3", "", "...", "7"]
     _, shingles, digests = Recipe().signer().sign(*text_memory(pa.array(texts)))
     assert shingles.tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
@@ -94,7 +94,7 @@ def test_the_digest_has_what_shingles_leave_out():
 
 @given(st.lists(st.binary(max_size=80), min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None)
-def test_bytes_that_are_not_utf8_do_no_harm(texts: list[bytes]):
+def test_bytes_that_are_not_utf8_do_no_harm(texts: list[bytes]) -> None:
     offsets = np.cumsum([0, *map(len, texts)])
     data = np.frombuffer(b"".join(texts), np.uint8)
     for recipe in (Recipe(), Recipe(preset="kaiyuan", shingles="words", permutations=126)):
@@ -105,7 +105,7 @@ def test_bytes_that_are_not_utf8_do_no_harm(texts: list[bytes]):
             assert all(np.array_equal(a[number], b[0]) for a, b in zip(whole, alone, strict=True))
 
 
-def test_offsets_are_checked():
+def test_offsets_are_checked() -> None:
     signer = Recipe().signer()
     data = np.zeros(10, np.uint8)
     for offsets in ([0, 5, 4], [-1, 5], [0, 11], []):
@@ -115,7 +115,7 @@ def test_offsets_are_checked():
         signer.sign(np.array([0, 5], np.int32), data)
 
 
-def test_the_table_is_what_its_script_writes():
+def test_the_table_is_what_its_script_writes() -> None:
     """With Python 3.11's Unicode; with another the script refuses, and tests above compare what both know."""
     folder = Path(__file__).parents[3] / "csrc/dedup"
     script = [sys.executable, str(folder / "make_unicode_data.py")]

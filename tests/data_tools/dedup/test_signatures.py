@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from reference_dedup import shingle_set
 
 from data_tools import _dedup
 from data_tools.dedup.signatures import Recipe, kaiyuan_preset, text_memory
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.references.deduplication import shingle_set
 
 
 def random_text(generator: np.random.Generator, words: int) -> str:
@@ -21,7 +21,7 @@ def random_text(generator: np.random.Generator, words: int) -> str:
 
 
 @pytest.mark.parametrize("name", _dedup.vector_names())
-def test_minima_are_those_of_numpy(name: str):
+def test_minima_are_those_of_numpy(name: str) -> None:
     generator = np.random.default_rng(1)
     texts = [random_text(generator, words) for words in (0, 1, 4, 5, 6, 7, 100, 1000)]
     recipe = Recipe(permutations=131)
@@ -39,13 +39,13 @@ def test_minima_are_those_of_numpy(name: str):
         assert np.array_equal(signature, (hashes.astype(np.uint32)[:, None] * (a | 1) + b).min(axis=0))
 
 
-def test_an_unknown_instruction_set_is_refused():
+def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match="has no avx1024"):
         _dedup.use_vectors("avx1024")
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), kaiyuan_preset()], ids=["default", "kaiyuan"])
-def test_the_estimate_errs_as_theory_says(recipe: Recipe):
+def test_the_estimate_errs_as_theory_says(recipe: Recipe) -> None:
     """Root mean square error of 128 permutations at Jaccard J: sqrt(J (1 - J) / 128)."""
     generator = np.random.default_rng(2)
     texts, exact = [], []
@@ -68,7 +68,7 @@ def test_the_estimate_errs_as_theory_says(recipe: Recipe):
     assert 0.88 < np.sqrt((standardised**2).mean()) < 1.12
 
 
-def test_bands_join_with_the_probability_of_theory():
+def test_bands_join_with_the_probability_of_theory() -> None:
     """1 - (1 - J^rows)^bands, over pairs of known J."""
     generator = np.random.default_rng(3)
     recipe = Recipe()
@@ -91,7 +91,7 @@ def test_bands_join_with_the_probability_of_theory():
     assert deviation**2 > 50  # the test would be blind if nearly all were joined
 
 
-def test_signatures_do_not_depend_on_the_batch():
+def test_signatures_do_not_depend_on_the_batch() -> None:
     generator = np.random.default_rng(4)
     texts = [random_text(generator, int(words)) for words in generator.integers(0, 300, size=50)]
     for recipe in (Recipe(), kaiyuan_preset()):
@@ -102,7 +102,7 @@ def test_signatures_do_not_depend_on_the_batch():
             assert np.array_equal(array, np.concatenate([half[number] for half in halves]))
 
 
-def test_the_recipe_changes_the_bits():
+def test_the_recipe_changes_the_bits() -> None:
     texts = text_memory(pa.array(["the quick brown fox jumps over the lazy dog 42 times 漢字かな交じり文"]))
     base = Recipe()
     changes = [{"seed": 5}, {"ngram": 3}, {"shingles": "words"}, {"shingles": "characters"}, {"numbers": "keep"}]
@@ -131,19 +131,19 @@ def test_the_recipe_changes_the_bits():
         ("seed", -1),
     ],
 )
-def test_wrong_fields_are_named(field: str, value: object):
+def test_wrong_fields_are_named(field: str, value: object) -> None:
     with pytest.raises(
         UserError, match=rf"^--{'permutations 128' if field == 'rows' else f'{field} {value}'}: must be"
     ):
         Recipe(**{field: value})  # type: ignore[arg-type]
 
 
-def test_the_largest_numbers_work():
+def test_the_largest_numbers_work() -> None:
     signer = Recipe(ngram=1000, permutations=2**14, bands=2, rows=2**13, seed=2**32 - 1).signer()
     assert signer.sign(*text_memory(pa.array(["some words"])))[0].shape == (1, 2**14)
 
 
-def test_text_memory_of_all_arrow_strings():
+def test_text_memory_of_all_arrow_strings() -> None:
     texts = ["a", None, "", "déjà", "漢字", "end"]
     wanted = ["a", "", "", "déjà", "漢字", "end"]
     forms = [pa.array(texts, kind) for kind in (pa.string(), pa.large_string(), pa.string_view())]

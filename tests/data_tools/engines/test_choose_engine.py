@@ -18,7 +18,7 @@ RANK = {f"OMPI_COMM_WORLD_{name}": value for name, value in {"RANK": "1", "SIZE"
 RANK["OMPI_COMM_WORLD_LOCAL_SIZE"] = "2"
 
 
-def test_auto_takes_the_ranks_of_a_launcher_else_this_machine():
+def test_auto_takes_the_ranks_of_a_launcher_else_this_machine() -> None:
     alone = choose_engine("auto", 3, {})
     assert isinstance(alone, LocalEngine) and alone.is_first and (alone.place, alone.workers) == (Place(), 3)
     for name in ("auto", "mpi", "slurm"):
@@ -39,7 +39,7 @@ def test_auto_takes_the_ranks_of_a_launcher_else_this_machine():
         ("spark", 2, {}, "--workers 2: Spark's own options say how many executors and cores it takes"),
     ],
 )
-def test_what_does_not_fit_is_one_line(name: str, workers: int, environ: dict[str, str], message: str):
+def test_what_does_not_fit_is_one_line(name: str, workers: int, environ: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as error:
         choose_engine(name, workers, environ)
     assert str(error.value) == message
@@ -57,7 +57,7 @@ except UserError as error:
 """
 
 
-def test_without_pyspark_or_java_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_pyspark_or_java_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def said(code: str, **environ: str) -> str:
         environ = {"PATH": "/nowhere", **environ}
         return subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True).stdout

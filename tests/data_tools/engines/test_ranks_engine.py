@@ -53,7 +53,7 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_each_task_is_done_once_and_never_again(engine: Engine, tmp_path: Path):
+def test_each_task_is_done_once_and_never_again(engine: Engine, tmp_path: Path) -> None:
     wanted = [{"number": number} for number in range(40)]
     assert engine.run(stage(tmp_path)) == wanted
     log = (tmp_path / "log").read_text()
@@ -67,13 +67,13 @@ def test_each_task_is_done_once_and_never_again(engine: Engine, tmp_path: Path):
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_the_error_of_a_task_comes_through(engine: Engine, tmp_path: Path):
+def test_the_error_of_a_task_comes_through(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task 20 is wrong"):
         engine.run(stage(tmp_path, wrong=20))
     assert engine.run(stage(tmp_path)) == [{"number": number} for number in range(40)]
 
 
-def test_a_rank_waits_for_the_task_of_another_one(tmp_path: Path):
+def test_a_rank_waits_for_the_task_of_another_one(tmp_path: Path) -> None:
     found: list[Any] = []
     rank = threading.Thread(target=lambda: found.extend(RanksEngine(Place()).run(stage(tmp_path, 3))))
     with lock(tmp_path / "stage/1.lock"):
@@ -85,7 +85,7 @@ def test_a_rank_waits_for_the_task_of_another_one(tmp_path: Path):
 
 
 @given(tasks=st.integers(0, 30), processes=st.integers(1, 40))
-def test_processes_begin_at_different_tasks_and_try_all(tasks: int, processes: int):
+def test_processes_begin_at_different_tasks_and_try_all(tasks: int, processes: int) -> None:
     orders = [claim_order(range(tasks), process, processes) for process in range(processes)]
     assert all(sorted(order) == list(range(tasks)) for order in orders)
     if tasks >= processes:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from test_steps import digest, run, write_documents
 
 from data_tools.engines.local import LocalEngine
+from tests.helpers.files.small_steps import digest, run, write_documents
 
 ROOT = Path(__file__).parents[3]
 PARTITIONS = (1, 3, 17)
@@ -68,7 +68,9 @@ def words_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def cases(request: pytest.FixtureRequest, harvested: Path, tokenizer_path: Path, tmp_path_factory) -> Cases:
+def cases(
+    request: pytest.FixtureRequest, harvested: Path, tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Cases:
     require_java(request)
     folder = tmp_path_factory.mktemp("spark")
     write_documents(folder / "a.jsonl", 1500, seed=1)
@@ -104,14 +106,13 @@ def cases(request: pytest.FixtureRequest, harvested: Path, tokenizer_path: Path,
 
 def run_cases(folder: Path, wanted: dict[str, list[Any]], last: list[Any]) -> Cases:
     (folder / "cases.json").write_text(json.dumps([*wanted.values(), last]))
-    here = Path(__file__).parent
-    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{here}:{here.parent / 'steps'}", "SPARK_MASTER": "local[2]"}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "SPARK_MASTER": "local[2]"}
     # A Java for seconds: without its second compiler, its other collectors and the page.
     environ["PYSPARK_SUBMIT_ARGS"] = (
         "--driver-memory 512m --driver-java-options '-XX:TieredStopAtLevel=1 -XX:+UseSerialGC' "
         "--conf spark.ui.enabled=false pyspark-shell"
     )
-    line = [sys.executable, here / "spark_cases.py", folder / "cases.json", folder / "results.json"]
+    line = [sys.executable, "-m", "tests.helpers.processes.spark_cases", folder / "cases.json", folder / "results.json"]
     with open(folder / "errors.txt", "w") as errors, subprocess.Popen(line, env=environ, stderr=errors) as driver:
         try:
             while len(results := read(folder / "results.json")) < len(wanted):
@@ -134,25 +135,25 @@ def read(path: Path) -> list[Any]:
 
 @pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("name", ["steps", *COMMANDS])
-def test_any_number_of_partitions_gives_the_bytes_of_the_local_engine(cases: Cases, name: str, partitions: int):
+def test_any_number_of_partitions_gives_the_bytes_of_the_local_engine(cases: Cases, name: str, partitions: int) -> None:
     assert cases.results[f"{name} {partitions}"] is None
     found = digest(cases.folder / str(partitions) / name)
     assert len(found) > 2
     assert found == digest(cases.folder / "local" / name)
 
 
-def test_nothing_of_spark_or_java_is_on_the_screen(cases: Cases):
+def test_nothing_of_spark_or_java_is_on_the_screen(cases: Cases) -> None:
     # On a busy machine a stage takes minutes, each of which has its line.
     ours = re.compile(r"[\w ]+: [\d.,]+ of [\d.,]+ (tasks|GB)|spark: no executor has taken a task")
     assert [line for line in cases.errors.splitlines() if not ours.match(line)] == []
 
 
-def test_a_bad_row_is_the_line_that_every_engine_prints(cases: Cases):
+def test_a_bad_row_is_the_line_that_every_engine_prints(cases: Cases) -> None:
     assert cases.results["bad row"].startswith(f"error: {cases.folder / 'bad.jsonl'}:51: not JSON in UTF-8 (a bad row)")
     assert list((cases.folder / "bad").iterdir()) == []
 
 
-def test_mistakes_are_one_line_and_defects_a_trace(cases: Cases):
+def test_mistakes_are_one_line_and_defects_a_trace(cases: Cases) -> None:
     assert cases.results["good mistake"] == "error: file.jsonl:7: is wrong, 'quoted' and \"quoted\" 中文"
     assert cases.results["dies"].startswith(
         "error: --engine spark: a worker process died, most likely for lack of memory"
@@ -161,24 +162,24 @@ def test_mistakes_are_one_line_and_defects_a_trace(cases: Cases):
     assert "spark_cases.py" in cases.results["defect"]
 
 
-def test_a_task_that_runs_twice_at_once_is_done_once(cases: Cases):
+def test_a_task_that_runs_twice_at_once_is_done_once(cases: Cases) -> None:
     assert cases.results["twice"] == ["a", "a", "b", "b"]
     assert sorted((cases.folder / "stages/twice/times.txt").read_text().split()) == ["a", "b"]
 
 
-def test_an_executor_that_does_not_see_the_folder_is_named(cases: Cases):
+def test_an_executor_that_does_not_see_the_folder_is_named(cases: Cases) -> None:
     assert "does not see the driver's folder /nowhere/at/all; input and output must lie" in cases.results["unseen"]
     assert cases.results["unseen"].startswith("error: --engine spark: the executor on ")
     assert list((cases.folder / "stages/unseen").iterdir()) == []
 
 
-def test_killed_workers_lose_nothing(cases: Cases):
+def test_killed_workers_lose_nothing(cases: Cases) -> None:
     assert cases.results["killed workers"] >= 1
     assert digest(cases.folder / "killed") == digest(cases.folder / "local/steps")
     assert not (cases.folder / "killed.work").exists()
 
 
-def test_a_killed_driver_loses_nothing_and_leaves_no_process(cases: Cases):
+def test_a_killed_driver_loses_nothing_and_leaves_no_process(cases: Cases) -> None:
     assert cases.left == []
     assert not (cases.folder / "driver").exists()
     done = {path: path.stat().st_mtime_ns for path in cases.folder.glob("driver.work/*/*/*.task.json")}

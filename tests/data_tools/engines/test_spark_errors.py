@@ -25,7 +25,7 @@ Caused by: java.io.EOFException
 
 
 @pytest.mark.parametrize("message", ["a.jsonl:3: is wrong", "中文 'x' \"y\" \\n", "surrogate \udcff"])
-def test_a_mistake_comes_back_letter_for_letter(message: str):
+def test_a_mistake_comes_back_letter_for_letter(message: str) -> None:
     raised = f"RuntimeError: {mark(message)}"
     found = one_line(RuntimeError(TRACE.format(error=raised)))
     assert isinstance(found, UserError) and str(found) == str(UserError(message))
@@ -50,11 +50,11 @@ def test_a_mistake_comes_back_letter_for_letter(message: str):
         ("Answer from Java side is empty", "--engine spark: the job failed (Answer from Java side is empty); finished"),
     ],
 )
-def test_known_failures_say_what_to_do(text: str, line: str):
+def test_known_failures_say_what_to_do(text: str, line: str) -> None:
     found = one_line(RuntimeError(text))
     assert isinstance(found, UserError) and str(found).startswith(line)
 
 
-def test_a_defect_stays_a_trace():
+def test_a_defect_stays_a_trace() -> None:
     found = one_line(RuntimeError(TRACE.format(error="ZeroDivisionError: division by zero")))
     assert not isinstance(found, UserError) and "ZeroDivisionError: division by zero" in str(found)

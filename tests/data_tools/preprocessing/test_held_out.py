@@ -6,13 +6,13 @@ import random
 from pathlib import Path
 
 import pytest
-from json_lines import write_rows
 
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 
 def texts(prefix: Path, tokenizer: TextTokenizer) -> list[str]:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import read_rows, write_rows
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data_tools.preprocessing import long_text
 from data_tools.preprocessing.long_text import encode_texts
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 WORDS = [
     "the",
@@ -64,7 +64,7 @@ def tokenizers(harvested: Path, tokenizer_path: Path, tmp_path_factory: pytest.T
 
 
 @given(texts=st.lists(CHARACTERS.map("".join), min_size=1, max_size=3), piece=st.integers(1, 40), eod=st.booleans())
-def test_pieces_change_no_id(tokenizers: list[TextTokenizer], texts: list[str], piece: int, eod: bool):
+def test_pieces_change_no_id(tokenizers: list[TextTokenizer], texts: list[str], piece: int, eod: bool) -> None:
     for tokenizer in tokenizers:
         for found, wanted in zip(
             encode_texts(tokenizer, texts, eod, piece), tokenizer.encode_flat(texts, eod), strict=True
@@ -73,7 +73,7 @@ def test_pieces_change_no_id(tokenizers: list[TextTokenizer], texts: list[str], 
             assert found.dtype == wanted.dtype
 
 
-def test_real_text_is_cut_often(harvested: Path, tokenizers: list[TextTokenizer]):
+def test_real_text_is_cut_often(harvested: Path, tokenizers: list[TextTokenizer]) -> None:
     text = "".join(row["text"] for path in sorted(harvested.glob("*.train.jsonl")) for row in read_rows(path))
     pieces = list(long_text._pieces(tokenizers[0], text, 1000))
     assert "".join(pieces) == text
@@ -97,7 +97,7 @@ def words_only(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 @pytest.mark.parametrize("eod", [False, True])
-def test_a_long_blank_document_is_treated_as_a_short_one(words_only: TextTokenizer, eod: bool):
+def test_a_long_blank_document_is_treated_as_a_short_one(words_only: TextTokenizer, eod: bool) -> None:
     for size in (10, 2 * long_text.PIECE_CHARACTERS, 2 * long_text.PIECE_CHARACTERS + 1, 10**6):
         texts = ["a", " " * size, "\n" * size, "word", ""]
         tokens, lengths = encode_texts(words_only, texts, eod)
@@ -105,7 +105,7 @@ def test_a_long_blank_document_is_treated_as_a_short_one(words_only: TextTokeniz
         assert tokens.tolist() == ([0, 3, 1, 3] if eod else [0, 1])
 
 
-def test_a_token_longer_than_the_context_of_a_cut_stays_whole(words_only: TextTokenizer):
+def test_a_token_longer_than_the_context_of_a_cut_stays_whole(words_only: TextTokenizer) -> None:
     text = "of " * 20 + ("word of " * 100 + "a\n") * 9
     found, _ = encode_texts(words_only, [text], True, piece=100)
     assert found.tolist() == words_only.encode_flat([text], True)[0].tolist()
@@ -146,10 +146,10 @@ def check_long_document(megabytes: int, most_memory: int, tokenizer_path: Path, 
     assert np.array_equal(ids[:-1], np.tile(once, text.count("\n") // paragraph.count("\n")))
 
 
-def test_a_document_of_20_megabytes(tokenizer_path: Path, tmp_path: Path):
+def test_a_document_of_20_megabytes(tokenizer_path: Path, tmp_path: Path) -> None:
     check_long_document(20, 500_000_000, tokenizer_path, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_document_of_200_megabytes(tokenizer_path: Path, tmp_path: Path):
+def test_a_document_of_200_megabytes(tokenizer_path: Path, tmp_path: Path) -> None:
     check_long_document(200, 2_500_000_000, tokenizer_path, tmp_path)

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.corpora.corpus_files import metadata_path
 from data_tools.corpora.verify import verify
@@ -19,6 +18,7 @@ from data_tools.curriculum.build import build_recipe
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 SCORES: list[Any] = [0.5, None, 0.25, math.nan, "absent", 0.75, 0.25, 1]
 
@@ -38,7 +38,7 @@ def write_input(path: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_a_missing_score_is_null_and_counted(tokenizer_path: Path, tmp_path: Path, form: str):
+def test_a_missing_score_is_null_and_counted(tokenizer_path: Path, tmp_path: Path, form: str) -> None:
     source = write_input(tmp_path, form)
     totals = preprocess([source], tmp_path / "c", Settings(tokenizer_path, score_keys=("score",)), task_bytes=40)
     assert totals.sequences == len(SCORES) and totals.missing_scores == {"score": 3}
@@ -49,7 +49,7 @@ def test_a_missing_score_is_null_and_counted(tokenizer_path: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("missing", ["drop", "lowest", "refuse"])
-def test_the_order_recipe_decides_what_becomes_of_it(tokenizer_path: Path, tmp_path: Path, missing: str):
+def test_the_order_recipe_decides_what_becomes_of_it(tokenizer_path: Path, tmp_path: Path, missing: str) -> None:
     preprocess([write_input(tmp_path, "jsonl")], tmp_path / "c", Settings(tokenizer_path, score_keys=("score",)))
     recipe = {
         "corpora": {"c": str(tmp_path / "c_text_document")},
@@ -77,7 +77,9 @@ def test_the_order_recipe_decides_what_becomes_of_it(tokenizer_path: Path, tmp_p
     assert np.all(np.diff(scores) >= 0)
 
 
-def test_a_name_that_no_row_has_is_a_mistake(tokenizer_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_name_that_no_row_has_is_a_mistake(
+    tokenizer_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_input(tmp_path, "jsonl")
     with pytest.raises(UserError, match="--score-keys edu: none of 8 documents has this score"):
         preprocess([source], tmp_path / "c", Settings(tokenizer_path, score_keys=("score", "edu")))
@@ -87,7 +89,7 @@ def test_a_name_that_no_row_has_is_a_mistake(tokenizer_path: Path, tmp_path: Pat
     )
 
 
-def test_a_column_that_a_whole_file_lacks_is_an_error_with_its_name(tokenizer_path: Path, tmp_path: Path):
+def test_a_column_that_a_whole_file_lacks_is_an_error_with_its_name(tokenizer_path: Path, tmp_path: Path) -> None:
     source = write_input(tmp_path, "parquet")
     pq.write_table(pa.table({"text": ["other"]}), tmp_path / "other.parquet")
     settings = Settings(tokenizer_path, score_keys=("score",))

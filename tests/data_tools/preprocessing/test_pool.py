@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from json_lines import write_rows
 
 from data_tools.engines import pool as pool_module
 from data_tools.preprocessing.shards import Shards
@@ -25,6 +24,7 @@ from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Group, Settings, cut_groups
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 ROOT = Path(__file__).parents[3]
 # Runs beside the test and kills one of the children that appear of a process, after some milliseconds, and again.
@@ -108,7 +108,7 @@ def workers_of(process: int, way: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer):
+def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer) -> None:
     before = workers_of(os.getpid(), way)
     with WAYS[way](), WriterPool(job, 2, tokenizer) as pool:
         assert pool.difference("reference", ["one", "two"] * 50) is None
@@ -120,7 +120,7 @@ def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Group], token
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer):
+def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer) -> None:
     with killing(), WAYS[way]():
         for _ in range(8):
             with pytest.raises(UserError, match="a worker process died"), WriterPool(job, 2, tokenizer) as pool:
@@ -130,7 +130,7 @@ def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Group], 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_command_ends_in_one_line(way: str, tokenizer_path: Path, tmp_path: Path):
+def test_the_command_ends_in_one_line(way: str, tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some words " * 500}] * 20_000)
     line = [sys.executable, *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]), "preprocess"]
     line += ["--workers", "2", "--input", path, "--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
@@ -148,7 +148,7 @@ def test_the_command_ends_in_one_line(way: str, tokenizer_path: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_path: Path):
+def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some words " * 500}] * 20_000)
     line = [sys.executable, *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]), "preprocess"]
     line += ["--workers", "2", "--input", path, "--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
@@ -162,13 +162,13 @@ def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_p
         assert process.communicate()[1] == ""
 
 
-def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Group], tokenizer: TextTokenizer):
+def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Group], tokenizer: TextTokenizer) -> None:
     Path(tasks[0].tasks[0].file.name).write_text("{")
     with pytest.raises(UserError, match=r"in\.jsonl(:1: not JSON|: was )"), WriterPool(job, 2, tokenizer) as pool:
         list(pool.write(tasks, "reference"))
 
 
-def test_threads_of_libraries_are_switched_off_for_workers_only(monkeypatch: pytest.MonkeyPatch):
+def test_threads_of_libraries_are_switched_off_for_workers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     with pool_module.one_thread():

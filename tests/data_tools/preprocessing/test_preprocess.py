@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zstandard
-from json_lines import read_rows, write_rows
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tokenizers import Tokenizer
 
@@ -24,6 +23,8 @@ from data_tools.reading import lines as lines_module
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import read_rows, write_rows
+from tests.helpers.processes.command import Command
 
 SUFFIXES = (".bin", ".idx", ".meta.parquet")
 
@@ -52,7 +53,9 @@ def write_with_megatron(rows: list[dict], prefix: Path, tokenizer_path: Path) ->
     builder.finalize(f"{prefix}.idx")
 
 
-def test_bytes_are_those_of_megatron(harvested: Path, tokenizer_path: Path, tmp_path: Path, small_batches: None):
+def test_bytes_are_those_of_megatron(
+    harvested: Path, tokenizer_path: Path, tmp_path: Path, small_batches: None
+) -> None:
     source = read_rows(harvested / "math.train.jsonl")
     rows = [*source[:50], {**source[0], "text": ""}, *source[50:]]
     path = write_rows(tmp_path / "in.jsonl", rows)
@@ -72,7 +75,7 @@ def test_bytes_are_those_of_megatron(harvested: Path, tokenizer_path: Path, tmp_
 
 def test_the_number_of_workers_leaves_no_trace(
     harvested: Path, tokenizer_path: Path, tmp_path: Path, small_batches: None
-):
+) -> None:
     inputs = sorted(harvested.glob("*.jsonl"))
     settings = Settings(tokenizer_path, score_keys=("score",))
     for workers in (1, 2, 3):
@@ -87,7 +90,7 @@ PACKERS = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress, ".
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_packed_files_give_the_same_corpus(harvested: Path, tokenizer_path: Path, tmp_path: Path, suffix: str):
+def test_packed_files_give_the_same_corpus(harvested: Path, tokenizer_path: Path, tmp_path: Path, suffix: str) -> None:
     lines = (harvested / "code.heldout.jsonl").read_bytes().splitlines(keepends=True)
     plain, packed = tmp_path / "in.jsonl", tmp_path / f"in.jsonl{suffix}"
     plain.write_bytes(b"".join(lines))
@@ -102,7 +105,7 @@ def test_packed_files_give_the_same_corpus(harvested: Path, tokenizer_path: Path
     assert list(tmp_path.glob("truncated*")) == []
 
 
-def test_append_eod_is_a_choice(tokenizer_path: Path, tmp_path: Path):
+def test_append_eod_is_a_choice(tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "a b"}, {"text": "<|endoftext|>"}])
     preprocess([path], tmp_path / "with", Settings(tokenizer_path))
     preprocess([path], tmp_path / "without", Settings(tokenizer_path, append_eod=False))
@@ -112,14 +115,14 @@ def test_append_eod_is_a_choice(tokenizer_path: Path, tmp_path: Path):
         assert 0 not in bare.tokens(i)
 
 
-def test_each_json_key_gets_a_corpus(tokenizer_path: Path, tmp_path: Path):
+def test_each_json_key_gets_a_corpus(tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "one", "title": "first"}, {"text": "two", "title": ""}])
     totals = preprocess([path], tmp_path / "c", Settings(tokenizer_path, json_keys=("text", "title")))
     assert [prefix.name for prefix in totals.prefixes] == ["c_text_document", "c_title_document"]
     assert [len(IndexedCorpus(prefix)) for prefix in totals.prefixes] == [2, 1]
 
 
-def test_long_rows_are_left_out_and_counted(tokenizer_path: Path, tmp_path: Path, command):
+def test_long_rows_are_left_out_and_counted(tokenizer_path: Path, tmp_path: Path, command: Command) -> None:
     rows = [{"text": "中" * size, "title": "t"} for size in (1, 10, 11, 0, 500)]
     path = write_rows(tmp_path / "in.jsonl", rows)
     common = ("--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path, "--json-keys", "text", "title")
@@ -134,7 +137,7 @@ def test_long_rows_are_left_out_and_counted(tokenizer_path: Path, tmp_path: Path
         assert len(IndexedCorpus(tmp_path / f"c_{key}_document").document_indices) == documents + 1
 
 
-def test_plain_text_by_line_or_by_file(tokenizer_path: Path, tmp_path: Path):
+def test_plain_text_by_line_or_by_file(tokenizer_path: Path, tmp_path: Path) -> None:
     texts = ["one line\r\n\n  two\nthree", "", "中文\n"]
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_bytes(text.encode())
@@ -163,14 +166,14 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_the_first_bad_row_stops_with_its_place(tokenizer_path: Path, tmp_path: Path, line: str):
+def test_the_first_bad_row_stops_with_its_place(tokenizer_path: Path, tmp_path: Path, line: str) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "good", "score": 1}, "", line])
     with pytest.raises(UserError, match=rf"in\.jsonl:3: .*{BAD_LINES[line]}"):
         preprocess([path], tmp_path / "c", Settings(tokenizer_path, score_keys=("score",)))
     assert [found.name for found in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_allowed_bad_rows_are_counted_by_reason(tokenizer_path: Path, tmp_path: Path, small_batches: None):
+def test_allowed_bad_rows_are_counted_by_reason(tokenizer_path: Path, tmp_path: Path, small_batches: None) -> None:
     good = {"text": "good " * 500, "score": 0.5}
     path = write_rows(tmp_path / "in.jsonl", [line for bad in BAD_LINES for line in (good, bad)] * 3)
     settings = Settings(tokenizer_path, score_keys=("score",))
@@ -185,7 +188,7 @@ def test_allowed_bad_rows_are_counted_by_reason(tokenizer_path: Path, tmp_path: 
         preprocess([path], tmp_path / "d", settings, LocalEngine(2), max_bad_rows=23)
 
 
-def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path):
+def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path) -> None:
     settings = Settings(tokenizer_path)
     with pytest.raises(UserError, match="--input"):
         preprocess([], tmp_path / "c", settings)
@@ -208,8 +211,8 @@ def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path):
 
 
 def test_command_takes_several_inputs_and_says_what_it_did(
-    harvested: Path, tokenizer_path: Path, tmp_path: Path, command
-):
+    harvested: Path, tokenizer_path: Path, tmp_path: Path, command: Command
+) -> None:
     inputs = sorted(harvested.glob("*.heldout.jsonl"))
     common = ("--output-prefix", tmp_path / "all", "--tokenizer-model", tokenizer_path, "--score-keys", "score")
     done = command("preprocess", "--input", *inputs, *common, "--workers", 2)
@@ -228,8 +231,8 @@ def test_command_takes_several_inputs_and_says_what_it_did(
 
 
 def test_a_script_may_call_the_tokenizers_engine_as_it_was_called(
-    harvested: Path, tokenizer_path: Path, tmp_path: Path, command
-):
+    harvested: Path, tokenizer_path: Path, tmp_path: Path, command: Command
+) -> None:
     source = sorted(harvested.glob("*.heldout.jsonl"))[0]
     common = ("--input", source, "--tokenizer-model", tokenizer_path, "--workers", 1)
     done = command("preprocess", *common, "--output-prefix", tmp_path / "then", "--engine", "reference")
@@ -239,7 +242,7 @@ def test_a_script_may_call_the_tokenizers_engine_as_it_was_called(
     assert bins[0] == bins[1]
 
 
-def test_a_corpus_may_lie_in_the_folder_that_it_was_made_from(tokenizer_path: Path, tmp_path: Path):
+def test_a_corpus_may_lie_in_the_folder_that_it_was_made_from(tokenizer_path: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "one"}, {"text": 2}])
     settings = Settings(tokenizer_path)
     for _ in range(2):
@@ -247,7 +250,7 @@ def test_a_corpus_may_lie_in_the_folder_that_it_was_made_from(tokenizer_path: Pa
         assert totals.sequences == 1
 
 
-def test_metadata_that_were_changed_by_hand_are_not_written_over(tokenizer_path: Path, tmp_path: Path):
+def test_metadata_that_were_changed_by_hand_are_not_written_over(tokenizer_path: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "a.jsonl", [{"text": "one", "score": 1.0}])
     settings = Settings(tokenizer_path, score_keys=("score",))
     preprocess([source], tmp_path / "c", settings)

@@ -14,13 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
-from json_lines import write_rows
 
 from data_tools.preprocessing import progress
 from data_tools.preprocessing.progress import Bar, Meter, forget, meter_path
+from tests.helpers.files.json_lines import write_rows
 
 
-def test_meters_of_all_ranks_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_meters_of_all_ranks_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.05)
     for rank, process in ((0, 1), (0, 2), (1, 1), (7, 1)):
         meter = Meter(meter_path(tmp_path, rank, process))
@@ -41,7 +43,7 @@ def test_meters_of_all_ranks_are_added(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(left) == ["1-host-1", "1-host-9", "7-host-1"]
 
 
-def test_a_terminal_gets_one_bar(tokenizer_path: Path, tmp_path: Path):
+def test_a_terminal_gets_one_bar(tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some text " * 100}] * 600)
     line = [
         sys.executable,

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import write_rows
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.tokenizers.tiktoken_files import KNOWN
@@ -19,6 +18,7 @@ from data_tools.tokenizers.tokenizer import TextTokenizer
 from data_tools.tokenizers.tokenizer_formats import Tiktoken
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 BLANKS = " " * 1_000_000
 # A character that no Unicode assigns, whatever its age: of the last row of a plane, and no noncharacter.

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.preprocessing.sample import sample_texts
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings
+from tests.helpers.files.json_lines import write_rows
 
 
 def sample(*paths: Path, **settings: str) -> list[str]:
@@ -23,14 +23,14 @@ def numbered(count: int, size: int = 1000) -> list[dict[str, str]]:
     return [{"text": f"{number:06} " + "x" * size} for number in range(count)]
 
 
-def test_of_small_inputs_everything(tmp_path: Path):
+def test_of_small_inputs_everything(tmp_path: Path) -> None:
     paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(3 * i + 1, 10)) for i in range(3)]
     assert sorted(sample(*paths)) == sorted(row["text"] for i in range(3) for row in numbered(3 * i + 1, 10))
     assert sample(write_rows(tmp_path / "empty.jsonl", [])) == []
 
 
 @pytest.mark.parametrize(("megabytes", "expected"), [(1, 0.2), (10, 0.5), (60, 2.0)])
-def test_size_and_spread(tmp_path: Path, megabytes: int, expected: float):
+def test_size_and_spread(tmp_path: Path, megabytes: int, expected: float) -> None:
     rows = numbered(megabytes * 1000)
     half = len(rows) // 2
     found = sample(write_rows(tmp_path / "a.jsonl", rows[:half]), write_rows(tmp_path / "b.jsonl", rows[half:]))
@@ -41,7 +41,7 @@ def test_size_and_spread(tmp_path: Path, megabytes: int, expected: float):
     assert max(gaps) < len(rows) / 20
 
 
-def test_long_texts_give_a_part_each(tmp_path: Path):
+def test_long_texts_give_a_part_each(tmp_path: Path) -> None:
     rows = [{"text": letter * 3_000_000} for letter in "abcdefgh"]
     found = sample(write_rows(tmp_path / "in.jsonl", rows))
     assert {text[0] for text in found} == set("abcdefgh")
@@ -50,7 +50,7 @@ def test_long_texts_give_a_part_each(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["gz", "parquet", "whole"])
-def test_other_formats_give_as_much(tmp_path: Path, kind: str):
+def test_other_formats_give_as_much(tmp_path: Path, kind: str) -> None:
     rows = numbered(3000)
     if kind == "gz":
         path, settings = tmp_path / "in.jsonl.gz", {}

@@ -17,7 +17,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from json_lines import read_rows, write_rows
 
 from data_tools.corpora.corpus import manifest_path
 from data_tools.corpora.merge import merge_corpora
@@ -29,6 +28,7 @@ from data_tools.preprocessing.shards import Record, RecordForm
 from data_tools.reading.place import Place
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 ROOT = Path(__file__).parents[3]
 TASK_BYTES = 3000
@@ -127,20 +127,20 @@ def killed(line: list[str], undisturbed: tuple[dict[str, bytes], float], folder:
         shutil.rmtree(at)
 
 
-def test_kill_9_leaves_no_trace(line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path):
+def test_kill_9_leaves_no_trace(line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path) -> None:
     killed(line, undisturbed, tmp_path, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_kill_9_fifty_times(line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path):
+def test_kill_9_fifty_times(line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path) -> None:
     killed(line, undisturbed, tmp_path, 50)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_a_full_disk_is_one_line_and_no_half_file(
     line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path, share: float
-):
+) -> None:
     # Files of at most that size: a tenth stops a shard, nine tenths of the largest file stop the join.
     limit = int(share * max(len(content) for content in undisturbed[0].values()))
     limit = min(limit, 2000) if share < 0.5 else limit
@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_line_and_no_half_file(
     assert contents(tmp_path) == undisturbed[0]
 
 
-def test_any_task_size_gives_the_same(source: Path, settings: Settings, tmp_path: Path):
+def test_any_task_size_gives_the_same(source: Path, settings: Settings, tmp_path: Path) -> None:
     found = []
     for task_bytes in (700, 5000, 0):
         folder = tmp_path / str(task_bytes)
@@ -173,7 +173,7 @@ def test_any_task_size_gives_the_same(source: Path, settings: Settings, tmp_path
     assert set(found[0][4]) == {"empty text", "field 'text' is not text"}
 
 
-def test_bad_rows_are_listed_with_their_places(source: Path, settings: Settings, tmp_path: Path):
+def test_bad_rows_are_listed_with_their_places(source: Path, settings: Settings, tmp_path: Path) -> None:
     run(source, tmp_path, settings)
     bad = read_rows(tmp_path / "c.bad_rows.jsonl")
     wanted = []
@@ -197,7 +197,7 @@ def finish_shards(source: Path, folder: Path, settings: Settings) -> dict[Path, 
     return {path: path.stat().st_mtime_ns for path in folder.glob("*.shards/*.task.json")}
 
 
-def test_finished_shards_are_not_done_again(source: Path, settings: Settings, tmp_path: Path):
+def test_finished_shards_are_not_done_again(source: Path, settings: Settings, tmp_path: Path) -> None:
     run(source, tmp_path / "whole", settings)
     own = shutil.copytree(source, tmp_path / "own")
     folder = tmp_path / "out"
@@ -229,7 +229,7 @@ def test_finished_shards_are_not_done_again(source: Path, settings: Settings, tm
 
 def test_a_run_that_was_killed_while_it_removed_its_shards(
     source: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def killed_half_way(shards: object) -> None:
         for path in sorted(tmp_path.glob("*.shards/*"))[:20]:
             if path.name != "joined.json":
@@ -249,7 +249,7 @@ def test_a_run_that_was_killed_while_it_removed_its_shards(
 
 def test_another_corpus_has_taken_the_place_since_a_run_was_killed_while_it_removed_its_shards(
     source: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def killed(shards: object) -> None:
         raise KeyboardInterrupt
 
@@ -263,7 +263,7 @@ def test_another_corpus_has_taken_the_place_since_a_run_was_killed_while_it_remo
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_the_limit_of_bad_rows_holds_over_all_tasks_and_ranks(source: Path, settings: Settings, tmp_path: Path):
+def test_the_limit_of_bad_rows_holds_over_all_tasks_and_ranks(source: Path, settings: Settings, tmp_path: Path) -> None:
     bad = run(source, tmp_path / "all", settings).skipped["field 'text' is not text"]
     with pytest.raises(UserError, match=rf"\.jsonl:\d+: field 'text' is not text \({bad} bad rows so far"):
         run(source, tmp_path / "c", settings, max_bad_rows=bad - 1)
@@ -276,7 +276,7 @@ def test_the_limit_of_bad_rows_holds_over_all_tasks_and_ranks(source: Path, sett
             run(source, tmp_path / "ranks", settings, engine=engine, max_bad_rows=bad - 1, merge_only=merge_only)
 
 
-def test_merge_only_says_what_is_missing(source: Path, settings: Settings, tmp_path: Path):
+def test_merge_only_says_what_is_missing(source: Path, settings: Settings, tmp_path: Path) -> None:
     finish_shards(source, tmp_path, settings)
     next(tmp_path.glob("*.shards/*.task.json")).unlink()
     with pytest.raises(UserError, match=r"--merge-only: \d+ of \d+ shards are not finished, the first is of .*\.jsonl"):
@@ -286,7 +286,7 @@ def test_merge_only_says_what_is_missing(source: Path, settings: Settings, tmp_p
 @pytest.mark.parametrize("launcher", ["slurm array", "mpirun"])
 def test_ranks_give_what_one_process_gives(
     line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path, launcher: str
-):
+) -> None:
     if launcher == "mpirun":
         ranks = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m", "mpi4py"]
         processes = [start([*ranks, *line[1:]], tmp_path)]
@@ -304,7 +304,7 @@ def test_ranks_give_what_one_process_gives(
 
 def test_elements_of_an_array_that_do_not_run_at_once(
     line: list[str], undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
-):
+) -> None:
     def element(number: int, *more: str) -> str:
         environ = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_ID": str(number)}
         with start([*line, *more], tmp_path, env=environ) as process:
@@ -323,7 +323,7 @@ def test_elements_of_an_array_that_do_not_run_at_once(
     assert times == {name: (tmp_path / name).stat().st_mtime_ns for name in FILES}
 
 
-def test_two_runs_of_one_corpus_do_not_meet(tmp_path: Path):
+def test_two_runs_of_one_corpus_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "c.shards/run.lock"
     with lock(path), pytest.raises(UserError, match="another process is at work there"), lock(path, seconds=0.01):
         pass
@@ -347,7 +347,7 @@ def _hold(path: Path) -> list[str]:
         return ["second"]
 
 
-def test_no_manifest_outlives_its_files(source: Path, settings: Settings, tmp_path: Path):
+def test_no_manifest_outlives_its_files(source: Path, settings: Settings, tmp_path: Path) -> None:
     finish_shards(source, tmp_path, settings)
     folder = tmp_path / "c_text_document.shards"
     (folder / "joined.json").touch()
@@ -358,7 +358,7 @@ def test_no_manifest_outlives_its_files(source: Path, settings: Settings, tmp_pa
     assert names[-1] == "joined.json"
 
 
-def test_nothing_but_shards_is_removed(tmp_path: Path):
+def test_nothing_but_shards_is_removed(tmp_path: Path) -> None:
     assert joining.remove.__doc__
     (tmp_path / "c_text_document.shards/progress").mkdir(parents=True)
     (tmp_path / "c_text_document.shards/progress/0-1").touch()

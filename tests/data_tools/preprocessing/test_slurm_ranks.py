@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import slurm_cluster, wait_for_job
+
+from tests.helpers.processes.slurm_cluster import slurm_cluster, wait_for_job
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.root
@@ -45,7 +46,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("how", ["sbatch --array", "srun"])
-def test_ranks_of_slurm_give_what_one_process_gives(how: str, environ: dict[str, str], line: list[str], tmp_path: Path):
+def test_ranks_of_slurm_give_what_one_process_gives(
+    how: str, environ: dict[str, str], line: list[str], tmp_path: Path
+) -> None:
     ranks, alone = [*line, "--output-prefix", str(tmp_path / "ranks/c")], tmp_path / "alone"
     if how == "srun":
         said = run(["srun", "-n", "4", *ranks], environ)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import cut_groups, cut_tasks
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 
 def small_files(folder: Path, count: int) -> Path:

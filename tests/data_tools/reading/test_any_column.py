@@ -126,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
-def test_any_column_is_read_or_refused_in_one_line(folder: Path, data: st.DataObject):
+def test_any_column_is_read_or_refused_in_one_line(folder: Path, data: st.DataObject) -> None:
     column = data.draw(columns(3))
     path = folder / "in.parquet"
     table = {"text": ["a", "b", "c"], "x": column, "domain": column}
@@ -154,7 +154,7 @@ def test_any_column_is_read_or_refused_in_one_line(folder: Path, data: st.DataOb
 @pytest.mark.parametrize("unit", UNITS)
 @given(number=INT64)
 @settings(max_examples=60, deadline=None)
-def test_time_stamps_are_what_python_writes(unit: str, number: int):
+def test_time_stamps_are_what_python_writes(unit: str, number: int) -> None:
     found = plain_values(pa.array([number], pa.int64()).view(pa.timestamp(unit)))[0]
     second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
     whole, rest = divmod(number, second)
@@ -175,12 +175,12 @@ def test_time_stamps_are_what_python_writes(unit: str, number: int):
 
 @given(st.dates(), st.times())
 @settings(max_examples=60, deadline=None)
-def test_dates_and_times_are_what_python_writes(day: datetime.date, time: datetime.time):
+def test_dates_and_times_are_what_python_writes(day: datetime.date, time: datetime.time) -> None:
     assert plain_values(pa.array([day], pa.date32())) == [str(day)]
     assert plain_values(pa.array([time], pa.time64("us"))) == [str(time)]
 
 
-def test_values_beyond_python(tmp_path: Path):
+def test_values_beyond_python(tmp_path: Path) -> None:
     days = pa.array([-(2**31), 2**31 - 1, 0], pa.int32()).view(pa.date32())
     assert plain_values(days) == ["-5877641-06-23", "5881580-07-11", "1970-01-01"]
     assert plain_values(pa.array([86_400_000, -1], pa.int64()).view(pa.time64("us"))) == ["00:01:26.400000", "-1 us"]
@@ -189,7 +189,7 @@ def test_values_beyond_python(tmp_path: Path):
     assert read(path, Settings(Path(), meta_keys=("x",))).meta["x"] == ['[{"d": "5881580-07-11"}]']
 
 
-def test_values_as_text(tmp_path: Path):
+def test_values_as_text(tmp_path: Path) -> None:
     kept = {
         "bytes": pa.array([b"caf\xe9 \xc3\xa9"]),
         "decimal": pa.array([decimal.Decimal("1200.50")], pa.decimal128(10, 2)),
@@ -213,7 +213,7 @@ def test_values_as_text(tmp_path: Path):
 @pytest.mark.parametrize(
     "kind", [pa.int64(), pa.uint64(), pa.decimal128(38, 0), pa.decimal256(60, 3), pa.dictionary(pa.int8(), pa.int64())]
 )
-def test_scores_of_parquet_are_those_of_json_lines(tmp_path: Path, kind: pa.DataType):
+def test_scores_of_parquet_are_those_of_json_lines(tmp_path: Path, kind: pa.DataType) -> None:
     numbers = [1, 2**53 + 1, 2**63 - 1, None]
     column = pa.array(numbers, pa.int64()).dictionary_encode() if pa.types.is_dictionary(kind) else None
     column = pa.array(numbers, kind) if column is None else column
@@ -222,7 +222,7 @@ def test_scores_of_parquet_are_those_of_json_lines(tmp_path: Path, kind: pa.Data
     assert scores[:3] == [float(number) for number in numbers[:3]] and math.isnan(scores[3])
 
 
-def test_text_that_is_not_utf8_is_a_bad_row_wherever_it_is(tmp_path: Path):
+def test_text_that_is_not_utf8_is_a_bad_row_wherever_it_is(tmp_path: Path) -> None:
     wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff"]).buffers())
     path = stored(tmp_path, text=["a", "b"], x=wrong, nested=pa.ListArray.from_arrays(pa.array([0, 1, 2]), wrong))
     for name in ("x", "nested"):
@@ -230,7 +230,7 @@ def test_text_that_is_not_utf8_is_a_bad_row_wherever_it_is(tmp_path: Path):
         assert rows.texts["text"] == ["a"] and [bad.reason for bad in rows.bad] == ["not text in UTF-8"]
 
 
-def test_nested_beyond_reason_is_refused_in_one_line(tmp_path: Path):
+def test_nested_beyond_reason_is_refused_in_one_line(tmp_path: Path) -> None:
     column = pa.array([1])
     for _ in range(400):
         column = pa.StructArray.from_arrays([column], names=["a"])
@@ -239,7 +239,7 @@ def test_nested_beyond_reason_is_refused_in_one_line(tmp_path: Path):
         read(path, Settings(Path(), meta_keys=("x",)))
 
 
-def test_the_same_without_pandas(tmp_path: Path):
+def test_the_same_without_pandas(tmp_path: Path) -> None:
     stored(tmp_path, text=["a"], when=pa.array([1704067200123456789], pa.timestamp("ns", "Europe/Berlin")))
     (tmp_path / "none/pandas").mkdir(parents=True)
     (tmp_path / "none/pandas/__init__.py").write_text("raise ImportError('not installed')")
@@ -258,7 +258,7 @@ def test_the_same_without_pandas(tmp_path: Path):
         assert json.loads(done.stdout) == ["2024-01-01 00:00:00.123456789+00:00"]
 
 
-def test_no_row_groups(tmp_path: Path):
+def test_no_row_groups(tmp_path: Path) -> None:
     with pq.ParquetWriter(tmp_path / "in.parquet", pa.schema([("text", pa.string())])):
         pass
     assert pq.ParquetFile(tmp_path / "in.parquet").num_row_groups == 0

@@ -66,7 +66,7 @@ def read(path: Path, wanted: Settings, task_bytes: int = 0) -> Rows:
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ROWS | VALUES, max_size=4))
-def test_any_row_is_read_or_bad(folder: Path, rows: list[Any]):
+def test_any_row_is_read_or_bad(folder: Path, rows: list[Any]) -> None:
     # A file that begins so is refused as one JSON array.
     assume(not json.dumps(rows[:1]).startswith("[[{"))
     path = folder / "in.jsonl"
@@ -106,14 +106,14 @@ def test_any_row_is_read_or_bad(folder: Path, rows: list[Any]):
         ('{"text": "a", "meta": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
-def test_rows_beyond_reason_are_bad(tmp_path: Path, row: str, reason: str):
+def test_rows_beyond_reason_are_bad(tmp_path: Path, row: str, reason: str) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(f'{{"text": "b"}}\n{row}\n')
     found = read(path, Settings(Path(), score_keys=("score",), meta_keys=("meta",)))
     assert found.texts["text"] == ["b"] and [(bad.row, bad.reason) for bad in found.bad] == [(2, reason)]
 
 
-def test_deep_nesting_of_a_field_nobody_asks_for_is_no_fault(tmp_path: Path):
+def test_deep_nesting_of_a_field_nobody_asks_for_is_no_fault(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     deep, kept = ("[" * depth + "]" * depth for depth in (900, DEEPEST))
     path.write_text(f'{{"text": "a", "meta": {deep}, "kept": {kept}}}\n')
@@ -122,7 +122,7 @@ def test_deep_nesting_of_a_field_nobody_asks_for_is_no_fault(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", ["12345678901234567890123", "-18446744073709551617", "18446744073709551616"])
-def test_whole_numbers_of_metadata_are_never_rounded(tmp_path: Path, number: str):
+def test_whole_numbers_of_metadata_are_never_rounded(tmp_path: Path, number: str) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(f'{{"text": "a", "id": {number}, "nested": {{"id": [{number}]}}}}\n')
     found = read(path, Settings(Path(), meta_keys=("id", "nested")))
@@ -144,7 +144,7 @@ def test_whole_numbers_of_metadata_are_never_rounded(tmp_path: Path, number: str
 )
 def test_lines_above_the_limit_are_bad_and_the_others_unharmed(
     folder: Path, sizes: list[int], most: int, batch: int, task_bytes: int, ends: bool, packed: bool
-):
+) -> None:
     path = folder / "in.txt"
     lines = [chr(97 + number % 26) * size for number, size in enumerate(sizes)]
     content = "\n".join(lines) + ("\n" if ends else "")
@@ -163,7 +163,7 @@ def test_lines_above_the_limit_are_bad_and_the_others_unharmed(
         ]
 
 
-def test_the_limit_holds_for_whole_files_and_parquet(tmp_path: Path):
+def test_the_limit_holds_for_whole_files_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one\ntwo\n")
     for most, count in ((7, 0), (8, 1)):
         wanted = Settings(Path(), text_documents="file", max_row_bytes=most)
@@ -179,7 +179,7 @@ def test_the_limit_holds_for_whole_files_and_parquet(tmp_path: Path):
         list(texts([path], "text", 4))
 
 
-def test_an_endless_line_takes_no_memory(tmp_path: Path):
+def test_an_endless_line_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         for _ in range(64):

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import read_rows, write_rows
 
 from data_tools.corpora.corpus import metadata_path
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 SUFFIXES = (".bin", ".idx", ".meta.parquet")
 
@@ -28,7 +28,7 @@ def contents(prefix: Path) -> list[bytes]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_parquet_gives_what_json_lines_give(
     harvested: Path, tokenizer_path: Path, tmp_path: Path, task_bytes: int, workers: int
-):
+) -> None:
     rows = [row for path in sorted(harvested.glob("*.heldout.jsonl")) for row in read_rows(path)]
     rows = [{**row, "id": i, "text": row["text"] if i % 9 else ""} for i, row in enumerate(rows)]
     lines = write_rows(tmp_path / "in.jsonl", rows)
@@ -42,7 +42,7 @@ def test_parquet_gives_what_json_lines_give(
     assert totals.sequences == sum(bool(row["text"]) for row in rows)
 
 
-def test_kinds_of_columns(tokenizer_path: Path, tmp_path: Path):
+def test_kinds_of_columns(tokenizer_path: Path, tmp_path: Path) -> None:
     texts = ["one", "two", "two"]
     kept = {
         "when": [datetime.date(2026, 1, 2), None, None],
@@ -65,7 +65,7 @@ def test_kinds_of_columns(tokenizer_path: Path, tmp_path: Path):
     assert metadata["score"] == [1.0, 2.0, 3.0]
 
 
-def test_bad_rows_of_parquet_have_their_row(tokenizer_path: Path, tmp_path: Path):
+def test_bad_rows_of_parquet_have_their_row(tokenizer_path: Path, tmp_path: Path) -> None:
     texts = ["good", None, "good", "good", b"\xff".decode("latin1"), "good"] * 3
     scores = [1.0, 1.0, None, float("inf"), 1.0, float("nan")] * 3
     table = pa.table({"text": texts, "score": scores})
@@ -88,7 +88,7 @@ def test_bad_rows_of_parquet_have_their_row(tokenizer_path: Path, tmp_path: Path
     }
 
 
-def test_types_are_named_as_users_see_them(tokenizer_path: Path, tmp_path: Path):
+def test_types_are_named_as_users_see_them(tokenizer_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     columns = {
         "text": pa.array([b"a"], pa.binary()),
@@ -115,7 +115,7 @@ def test_types_are_named_as_users_see_them(tokenizer_path: Path, tmp_path: Path)
     assert preprocess([path], tmp_path / "c", Settings(tokenizer_path)).sequences == 1
 
 
-def test_wrong_columns_and_files_are_told(tokenizer_path: Path, tmp_path: Path):
+def test_wrong_columns_and_files_are_told(tokenizer_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"body": ["a"], "score": ["b"], "number": [1]}), path)
     for settings, message in (

@@ -30,7 +30,7 @@ def touch(folder: Path, *parts: str) -> list[str]:
     return [str(folder / part) for part in parts]
 
 
-def test_links_are_followed_and_each_file_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_links_are_followed_and_each_file_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = touch(tmp_path / "data", "a.jsonl", "v3/b.jsonl") + touch(tmp_path / "disk", "deep/c.jsonl")
     data = tmp_path / "data"
     (data / "linked").symlink_to("../disk")
@@ -62,7 +62,7 @@ def test_links_are_followed_and_each_file_is_read_once(tmp_path: Path, capsys: p
         lambda path: path.parent.parent / "folder",
     ],
 )
-def test_a_file_under_two_spellings_is_named_twice(tmp_path: Path, second: Callable[[Path], object]):
+def test_a_file_under_two_spellings_is_named_twice(tmp_path: Path, second: Callable[[Path], object]) -> None:
     path = Path(touch(tmp_path / "data", "a b.jsonl")[0])
     (tmp_path / "linked.jsonl").symlink_to(path)
     (tmp_path / "folder").symlink_to("data")
@@ -75,7 +75,7 @@ def test_a_file_under_two_spellings_is_named_twice(tmp_path: Path, second: Calla
         list(texts([str(path), str(second(path))], "text"))
 
 
-def test_a_remote_file_under_two_spellings_is_named_twice():
+def test_a_remote_file_under_two_spellings_is_named_twice() -> None:
     with fsspec.open("memory://spelled/a.jsonl", "wb") as file:
         file.write(b"{}\n")
     for second in ("memory:///spelled/a.jsonl", "memory://spelled", "memory://spelled/*"):
@@ -83,7 +83,7 @@ def test_a_remote_file_under_two_spellings_is_named_twice():
             names("memory://spelled/a.jsonl", second)
 
 
-def test_suffixes_in_other_spellings_are_known(tmp_path: Path):
+def test_suffixes_in_other_spellings_are_known(tmp_path: Path) -> None:
     known = touch(tmp_path, "A.JSONL", "b.Json", "c.NDJSON", "d.TXT", "e.PARQUET", "f.jsonl.gzip", "g.JSON.GZ")
     known += touch(tmp_path, "h.jsonl.zstd", "i.jsonl.ZST", "j.txt.bzip2", "k.jsonl.xz", "l.jsonl.lz4")
     assert names(tmp_path) == sorted(known)
@@ -91,7 +91,7 @@ def test_suffixes_in_other_spellings_are_known(tmp_path: Path):
     assert [file.format for file in find_inputs([tmp_path])] == formats
 
 
-def test_what_is_left_out_of_a_folder_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_left_out_of_a_folder_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = touch(tmp_path, "a.jsonl")
     touch(tmp_path, "README.md", ".git/x.jsonl", "_tmp/y.jsonl", ".b.jsonl", "c.csv", "d.jsonl.bak", "e.tgz")
     os.mkfifo(tmp_path / "f.jsonl")
@@ -107,7 +107,7 @@ def test_what_is_left_out_of_a_folder_is_named_once(tmp_path: Path, capsys: pyte
         names(tmp_path / "empty")
 
 
-def test_a_pattern_names_the_folders_that_match_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_pattern_names_the_folders_that_match_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = touch(tmp_path, "a.jsonl")
     touch(tmp_path, "sub/b.jsonl")
     assert names(tmp_path / "*") == known
@@ -123,7 +123,7 @@ a?json* nowhere/* */deep/b.jsonl s*/ **/
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.split())
-def test_patterns_match_what_the_standard_library_matches(tmp_path: Path, pattern: str):
+def test_patterns_match_what_the_standard_library_matches(tmp_path: Path, pattern: str) -> None:
     touch(
         tmp_path,
         "a.jsonl",
@@ -141,7 +141,7 @@ def test_patterns_match_what_the_standard_library_matches(tmp_path: Path, patter
     assert len(found) == len(wanted)
 
 
-def test_links_that_lead_nowhere_are_named(tmp_path: Path):
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "data/a.jsonl")
     for name, target in (("data/gone", "nowhere"), ("data/loop", "loop")):
         (tmp_path / name).symlink_to(target)
@@ -175,7 +175,7 @@ def as_nobody(call: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.jsonl", "*/*.jsonl", "locked/a.jsonl", "linked/a.jsonl"])
 @pytest.mark.parametrize("locked", ["locked", "locked/a.jsonl"])
-def test_what_cannot_be_read_is_named(pattern: str, locked: str):
+def test_what_cannot_be_read_is_named(pattern: str, locked: str) -> None:
     # Not pytest's folder, into which nobody else may look.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_named(pattern: str, locked: str):
         assert "locked" in said or "linked" in said
 
 
-def test_a_name_that_is_not_utf8_is_named(tmp_path: Path):
+def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jsonl")
     with open(path, "wb") as file:
         file.write(b"{}\n")

@@ -47,7 +47,7 @@ def read(path: Path, documents: str = "line", task_bytes: int = 0) -> list[str]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("packing", PACKERS)
-def test_a_name_does_not_decide(tmp_path: Path, packing: str, suffix: str):
+def test_a_name_does_not_decide(tmp_path: Path, packing: str, suffix: str) -> None:
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(PACKERS[packing](LINES))
     assert find_inputs([path])[0].packing == packing
@@ -58,7 +58,7 @@ def test_a_name_does_not_decide(tmp_path: Path, packing: str, suffix: str):
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-def test_several_frames_and_what_is_empty(tmp_path: Path, packing: str):
+def test_several_frames_and_what_is_empty(tmp_path: Path, packing: str) -> None:
     pack, path = PACKERS[packing], tmp_path / "in.jsonl"
     path.write_bytes(pack(b"") + pack(LINES) + pack(LINES))
     assert read(path) == ["one", "two"] * 2
@@ -66,7 +66,7 @@ def test_several_frames_and_what_is_empty(tmp_path: Path, packing: str):
     assert read(path) == []
 
 
-def test_padding_and_frames_to_be_skipped(tmp_path: Path):
+def test_padding_and_frames_to_be_skipped(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(gzip.compress(LINES) + bytes(1000))
     assert read(path) == ["one", "two"]
@@ -78,7 +78,7 @@ def test_padding_and_frames_to_be_skipped(tmp_path: Path):
             read(path)
 
 
-def test_long_windows(tmp_path: Path):
+def test_long_windows(tmp_path: Path) -> None:
     stored = io.BytesIO()
     parameters = zstandard.ZstdCompressionParameters(window_log=31)
     with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(stored, closefd=False) as packed:
@@ -88,7 +88,7 @@ def test_long_windows(tmp_path: Path):
     assert read(path) == ["one", "two"]
 
 
-def test_every_cut_of_a_zstd_file_is_found(tmp_path: Path):
+def test_every_cut_of_a_zstd_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl.zst"
     skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
     frame = zstandard.compress(LINES)
@@ -103,7 +103,7 @@ def test_every_cut_of_a_zstd_file_is_found(tmp_path: Path):
                 read(path)
 
 
-def test_zstd_is_read_as_by_its_library(tmp_path: Path):
+def test_zstd_is_read_as_by_its_library(tmp_path: Path) -> None:
     lines = b"".join(b'{"text": "%d %s"}\n' % (i, bytes(b % 26 + 97 for b in os.urandom(i % 700))) for i in range(4000))
     path = tmp_path / "in.jsonl.zst"
     pieces = [lines[at : at + 300_000] for at in range(0, len(lines), 300_000)]
@@ -111,7 +111,7 @@ def test_zstd_is_read_as_by_its_library(tmp_path: Path):
     assert read(path) == [orjson.loads(line)["text"] for line in lines.splitlines()]
 
 
-def test_archives_are_not_text(tmp_path: Path):
+def test_archives_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"some text\n")
     with tarfile.open(tmp_path / "tar", "w") as archive:
         archive.add(tmp_path / "a.txt", "a.txt")
@@ -124,7 +124,7 @@ def test_archives_are_not_text(tmp_path: Path):
 
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("task_bytes", [0, 3, 7])
-def test_no_byte_order_mark_becomes_text(tmp_path: Path, packing: str, task_bytes: int):
+def test_no_byte_order_mark_becomes_text(tmp_path: Path, packing: str, task_bytes: int) -> None:
     pack = PACKERS[packing]
     path = tmp_path / "in.txt"
     # As `cat` joins files that have one each; within a line the character may be meant.
@@ -139,7 +139,7 @@ def test_no_byte_order_mark_becomes_text(tmp_path: Path, packing: str, task_byte
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-16-le", "utf-32-be"])
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-def test_other_encodings_are_refused(tmp_path: Path, packing: str, encoding: str, suffix: str):
+def test_other_encodings_are_refused(tmp_path: Path, packing: str, encoding: str, suffix: str) -> None:
     path = tmp_path / f"in{suffix}"
     mark = "" if encoding in ("utf-16", "utf-32") or suffix == ".txt" else "\ufeff"
     path.write_bytes(PACKERS[packing]((mark + LINES.decode()).encode(encoding)))

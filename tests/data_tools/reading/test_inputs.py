@@ -17,7 +17,6 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import write_rows
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading.inputs import find_inputs, open_stored, unpack
@@ -25,6 +24,8 @@ from data_tools.reading.tasks import cut_tasks
 from data_tools.reading.text import line_rows
 from data_tools.reading.texts import texts
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.processes.command import Command
 
 
 def names(*words: object) -> list[str]:
@@ -39,7 +40,7 @@ def touch(folder: Path, *parts: str) -> list[str]:
     return [str(folder / part) for part in parts]
 
 
-def test_a_folder_gives_what_it_knows_in_the_order_of_names(tmp_path: Path):
+def test_a_folder_gives_what_it_knows_in_the_order_of_names(tmp_path: Path) -> None:
     known = touch(tmp_path, "a.jsonl", "b/c.json.gz", "b/d.parquet", "e.txt.zst", "f.ndjson.bz2")
     touch(tmp_path, "README.md", "_temporary/x.jsonl", ".hidden.jsonl", "b/.git/y.txt", "z.jsonl.tmp", "a.csv")
     assert names(tmp_path) == sorted(known)
@@ -53,7 +54,7 @@ def test_a_folder_gives_what_it_knows_in_the_order_of_names(tmp_path: Path):
     ]
 
 
-def test_wrong_inputs_are_told_by_name(tmp_path: Path):
+def test_wrong_inputs_are_told_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "only/notes.md", "a.zip", "c.jsonl")
     (tmp_path / "b.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     (tmp_path / "d.jsonl").write_bytes(b"PK\x03\x04 a zip archive")
@@ -79,7 +80,7 @@ def test_wrong_inputs_are_told_by_name(tmp_path: Path):
             find_inputs(words)
 
 
-def test_the_texts_of_files_of_several_formats_come_in_turn(tmp_path: Path):
+def test_the_texts_of_files_of_several_formats_come_in_turn(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "a"}, "", {"text": "b", "domain": "d"}])
     (tmp_path / "b.txt").write_text("c\n\nd\n")
     assert list(texts([tmp_path], "text")) == [("a", ""), ("b", "d"), ("c", ""), ("d", "")]
@@ -102,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("suffix", PACKERS)
 # After two letters, since what is packed may not begin as an archive or as UTF-16 does.
 @given(share=st.floats(0, 1, exclude_max=True), data=st.binary(max_size=50).map(lambda rest: b"aa" + rest))
-def test_a_file_that_is_cut_off_anywhere_is_refused(folder: Path, suffix: str, share: float, data: bytes):
+def test_a_file_that_is_cut_off_anywhere_is_refused(folder: Path, suffix: str, share: float, data: bytes) -> None:
     packed = PACKERS[suffix](data * 1000)
     path = folder / f"in.txt{suffix}"
     path.write_bytes(packed)
@@ -116,7 +117,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(folder: Path, suffix: str, s
 
 
 @pytest.mark.parametrize("suffix", ["", *PACKERS])
-def test_any_file_system_of_fsspec(tokenizer_path: Path, tmp_path: Path, suffix: str):
+def test_any_file_system_of_fsspec(tokenizer_path: Path, tmp_path: Path, suffix: str) -> None:
     rows = [{"text": f"row {i} of some"} for i in range(50)]
     content = write_rows(tmp_path / "in.jsonl", rows).read_bytes()
     settings = Settings(tokenizer_path)
@@ -158,7 +159,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         running.shutdown()
 
 
-def test_a_web_server_and_worker_processes(tokenizer_path: Path, tmp_path: Path, server: str, command):
+def test_a_web_server_and_worker_processes(tokenizer_path: Path, tmp_path: Path, server: str, command: Command) -> None:
     write_rows(tmp_path / "in.jsonl", [{"text": f"row {i} of some"} for i in range(300)])
     common = ("--tokenizer-model", tokenizer_path, "--workers", 2, "--task-bytes", 3000)
     for word, name in ((f"{server}/in.jsonl", "remote"), (tmp_path / "in.jsonl", "local")):
@@ -171,7 +172,9 @@ def test_a_web_server_and_worker_processes(tokenizer_path: Path, tmp_path: Path,
     assert failed.stderr == f"error: {server}/no.jsonl: input not found; check the path\n"
 
 
-def test_a_password_in_a_url_is_in_no_file_and_no_line(tokenizer_path: Path, tmp_path: Path, server: str, command):
+def test_a_password_in_a_url_is_in_no_file_and_no_line(
+    tokenizer_path: Path, tmp_path: Path, server: str, command: Command
+) -> None:
     """A wrong row among them, so that bad rows and the summary are written too."""
     write_rows(tmp_path / "in.jsonl", ['{"text": ', *({"text": f"row {i} of some"} for i in range(300))])
     url = server.replace("http://", "http://user:pa55word-1@") + "/in.jsonl"

@@ -11,7 +11,7 @@ import pytest
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import Rows, line_rows
-from tests.csrc.mutations import mutate
+from tests.helpers.files.mutations import mutate
 
 LINES = [
     '{"text": "plain", "score": 1}',
@@ -45,7 +45,7 @@ def read(path: Path, cuts: list[int]) -> list[Rows]:
 
 
 @pytest.mark.parametrize("rounds", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_mutated_lines(tmp_path: Path, rounds: int):
+def test_mutated_lines(tmp_path: Path, rounds: int) -> None:
     path, whole = tmp_path / "in.jsonl", "\n".join(LINES).encode() + b"\n"
     damaged = 0
     for seed in range(rounds):

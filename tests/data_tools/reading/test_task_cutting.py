@@ -35,7 +35,9 @@ LINES = st.lists(st.sampled_from([b"", b"a", b"\r", b"two words", "中".encode()
 
 
 @given(lines=LINES, ended=st.booleans(), size=st.integers(1, 100), batch=st.integers(1, 50))
-def test_tasks_of_any_size_read_each_line_once(path: Path, lines: list[bytes], ended: bool, size: int, batch: int):
+def test_tasks_of_any_size_read_each_line_once(
+    path: Path, lines: list[bytes], ended: bool, size: int, batch: int
+) -> None:
     content = b"\n".join(lines) + (b"\n" if ended else b"")
     path.write_bytes(content)
     whole = content.splitlines(keepends=True) if b"\r" not in content else content.split(b"\n")
@@ -54,7 +56,7 @@ def test_tasks_of_any_size_read_each_line_once(path: Path, lines: list[bytes], e
 
 # After a letter, since a file may not begin as packed ones and those in other encodings do.
 @given(content=st.binary(max_size=200).map(lambda rest: b"a" + rest), size=st.integers(1, 100))
-def test_bad_rows_have_the_same_place_in_any_cut(path: Path, content: bytes, size: int):
+def test_bad_rows_have_the_same_place_in_any_cut(path: Path, content: bytes, size: int) -> None:
     path.write_bytes(content)
     places = []
     for task_bytes in (size, 1000):
@@ -68,7 +70,7 @@ def test_bad_rows_have_the_same_place_in_any_cut(path: Path, content: bytes, siz
         assert content[:offset].count(b"\n") == number - 1
 
 
-def test_the_name_of_a_task_follows_whatever_its_content_depends_on(tmp_path: Path):
+def test_the_name_of_a_task_follows_whatever_its_content_depends_on(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
 
     def name(settings: Settings = SETTINGS, tokenizer: dict = TOKENIZER) -> str:
@@ -105,7 +107,7 @@ OPEN_MPI = {
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
 
 
-def test_the_place_comes_from_the_launcher():
+def test_the_place_comes_from_the_launcher() -> None:
     assert find_place({}) == Place(0, 1, 1)
     assert find_place(OPEN_MPI) == Place(2, 4, 2)
     assert find_place({**ARRAY, "SLURM_ARRAY_TASK_STEP": "2"}) == Place(2, 3, 1)
@@ -118,7 +120,7 @@ def test_the_place_comes_from_the_launcher():
         find_place({"SLURM_ARRAY_TASK_ID": "0"})
 
 
-def test_ranks_of_one_machine_share_its_cores():
+def test_ranks_of_one_machine_share_its_cores() -> None:
     cores = len(os.sched_getaffinity(0))
     assert default_workers(Place()) == cores
     assert default_workers(Place(0, 1000, 1000)) == 1

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from json_lines import write_rows
 from scipy import stats
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
@@ -19,6 +18,7 @@ from data_tools.scores.audit import AuditOptions, audit
 from data_tools.scores.portrait import symbol_share, type_token_ratio
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 DOMAINS = ["code", "math", "web"]
 
@@ -52,7 +52,7 @@ def look(path: Path, *scores: str, **more: Any) -> dict[str, Any]:
     return json.loads(audit([str(path)], options, reading_settings(), as_json=True))
 
 
-def test_planted_domains_and_quality_are_found(rows: Any):
+def test_planted_domains_and_quality_are_found(rows: Any) -> None:
     path, found = rows
     answer = look(path, "quality", "noisy", "domainish", "also")
     assert answer["by"] == "domain" and set(answer["groups"]) == set(DOMAINS)
@@ -79,7 +79,7 @@ def test_planted_domains_and_quality_are_found(rows: Any):
     assert "quality ranks" not in warned and "quality and noisy" not in warned
 
 
-def test_the_portrait_shows_what_the_score_means(rows: Any):
+def test_the_portrait_shows_what_the_score_means(rows: Any) -> None:
     path, found = rows
     portrait = look(path, "quality", quantiles=5)["scores"]["quality"]["portrait"]
     assert [row["documents"] for row in portrait] == [176, 176, 177, 176, 177]
@@ -98,7 +98,7 @@ def test_the_portrait_shows_what_the_score_means(rows: Any):
             assert row["from"] <= quality <= row["to"]
 
 
-def test_a_corpus_shows_what_its_documents_show(rows: Any, tokenizer_path: Path, tmp_path: Path):
+def test_a_corpus_shows_what_its_documents_show(rows: Any, tokenizer_path: Path, tmp_path: Path) -> None:
     path, _ = rows
     settings = Settings(tokenizer_path, score_keys=("quality", "domainish", "rules_gopher"), meta_keys=("language",))
     preprocess([path], tmp_path / "c", settings)
@@ -110,7 +110,7 @@ def test_a_corpus_shows_what_its_documents_show(rows: Any, tokenizer_path: Path,
     assert of_corpus == {**of_documents, "pairs": of_corpus["pairs"]}
 
 
-def test_of_many_documents_a_draw_is_looked_at(rows: Any):
+def test_of_many_documents_a_draw_is_looked_at(rows: Any) -> None:
     path, _ = rows
     answer = look(path, "quality", most=200)
     assert (answer["documents"], answer["looked_at"]) == (900, 200)
@@ -118,7 +118,7 @@ def test_of_many_documents_a_draw_is_looked_at(rows: Any):
     assert answer != look(path, "quality", most=200, seed=7)
 
 
-def test_table_and_page(rows: Any, tmp_path: Path, command: Any):
+def test_table_and_page(rows: Any, tmp_path: Path, command: Any) -> None:
     path, _ = rows
     page = tmp_path / "audit.html"
     printed = command("audit", path, "--score", "quality", "domainish", "--output", page)
@@ -137,7 +137,7 @@ def test_table_and_page(rows: Any, tmp_path: Path, command: Any):
         audit(*again)
 
 
-def test_mistakes_are_one_line(rows: Any):
+def test_mistakes_are_one_line(rows: Any) -> None:
     path, _ = rows
     for scores, more, message in (
         (("edu",), {}, "^--score edu: no document has .*; there are .*quality"),
@@ -155,13 +155,13 @@ def test_mistakes_are_one_line(rows: Any):
             look(path, *scores, **more)
 
 
-def test_figures_of_texts():
+def test_figures_of_texts() -> None:
     assert type_token_ratio("a b " * 20) == 2 / 40 and type_token_ratio("too short") is None
     assert type_token_ratio("我们在这里学习中文和数学今天天气很好大家都高兴") == pytest.approx(22 / 23, abs=0.1)
     assert symbol_share("ab 1!") == 0.2
 
 
-def test_many_groups_are_the_largest_and_the_sum_of_the_others(tmp_path: Path, command: Any):
+def test_many_groups_are_the_largest_and_the_sum_of_the_others(tmp_path: Path, command: Any) -> None:
     draw = random.Random(4)
     sizes = [70 - number for number in range(60)] + [1] * 400
     found = [
@@ -187,14 +187,14 @@ def test_many_groups_are_the_largest_and_the_sum_of_the_others(tmp_path: Path, c
     assert max(map(len, printed.splitlines())) < 300 and "410 others" in printed
 
 
-def test_sources_of_one_document_each_hold_no_variance(tmp_path: Path):
+def test_sources_of_one_document_each_hold_no_variance(tmp_path: Path) -> None:
     found = [{"text": f"t{number}", "source": f"s{number}", "one": number / 7} for number in range(200)]
     answer = look(write_rows(tmp_path / "in.jsonl", found), "one", by="source")
     assert answer["scores"]["one"]["between"] is None and answer["warnings"] == []
 
 
 @pytest.mark.parametrize("by", [[], ["--by", "domain"]])
-def test_datasets_without_a_score_or_documents_are_told(by: list[str], tmp_path: Path, command: Any):
+def test_datasets_without_a_score_or_documents_are_told(by: list[str], tmp_path: Path, command: Any) -> None:
     write_rows(tmp_path / "web.jsonl", [{"text": f"t{i}", "one": i / 9, "domain": "d"} for i in range(90)])
     write_rows(tmp_path / "zh.jsonl", [{"text": f"z{i}"} for i in range(20)])
     (tmp_path / "pq.jsonl").touch()

@@ -21,8 +21,8 @@ from transformers import (
 
 from data_tools.scores.parse import parse_scorer
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import batch_of, real_texts
-from tests.evaluate.tiny_model import write_model
+from tests.helpers.files.real_texts import batch_of, real_texts
+from tests.helpers.training.tiny_model import write_model
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
 

@@ -65,7 +65,7 @@ def holds(tree: Any, row: dict[str, Any]) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(conditions)
-def test_every_row_is_judged_as_python_does(tree: Any):
+def test_every_row_is_judged_as_python_does(tree: Any) -> None:
     condition = parse_filter(written(tree))
     expected = [holds(tree, row) for row in ROWS]
     verdict = condition.verdict(BATCH)
@@ -81,7 +81,7 @@ def test_every_row_is_judged_as_python_does(tree: Any):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab>=<!()'\"` 0.1eandotr-", max_size=30))
-def test_any_text_is_read_or_refused_in_one_line(text: str):
+def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     try:
         condition = parse_filter(text)
     except UserError as error:
@@ -90,11 +90,11 @@ def test_any_text_is_read_or_refused_in_one_line(text: str):
         assert str(parse_filter(str(condition))) == str(condition)
 
 
-def test_and_binds_closer_than_or_and_not_closest():
+def test_and_binds_closer_than_or_and_not_closest() -> None:
     assert str(parse_filter("a > 1 or n < 2 and not ok == 1")) == "a > 1 or (n < 2 and not ok == 1)"
 
 
-def test_reasons_name_the_comparison_that_failed():
+def test_reasons_name_the_comparison_that_failed() -> None:
     reasons = parse_filter("n >= 0 and (a > 1 or word == 'de')").verdict(BATCH).reasons.to_pylist()
     assert reasons == [
         None,
@@ -124,12 +124,12 @@ def test_reasons_name_the_comparison_that_failed():
         ("and > 1", "expected a column"),
     ],
 )
-def test_mistakes_are_pointed_at(text: str, message: str):
+def test_mistakes_are_pointed_at(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_filter(text)
 
 
-def test_columns_must_be_there_and_hold_what_they_are_compared_with():
+def test_columns_must_be_there_and_hold_what_they_are_compared_with() -> None:
     with pytest.raises(UserError, match="the input has no column 'edo'; it has a, edu"):
         require_columns([parse_filter("a > 1 and edo > 2")], ["a", "edu"], "the input")
     with pytest.raises(UserError, match="column 'word' holds text, compared with 3"):

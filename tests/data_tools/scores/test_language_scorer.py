@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.scores.parse import parse_scorer
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import batch_of
+from tests.helpers.files.real_texts import batch_of
 
 # Article 1 of the Universal Declaration of Human Rights.
 ARTICLES = {

@@ -20,8 +20,8 @@ from data_tools import _scores
 from data_tools.scores.fasttext_model import FastTextModel
 from data_tools.scores.parse import parse_scorer
 from megatron_kaiyuan.errors import UserError
-from tests.csrc.mutations import mutate
-from tests.data_tools.scores.real_texts import batch_of, real_texts
+from tests.helpers.files.mutations import mutate
+from tests.helpers.files.real_texts import batch_of, real_texts
 
 Trained = Callable[..., Path]
 ROUNDS = [400, pytest.param(6000, marks=pytest.mark.slow)]

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_tools.scores.parse import parse_scorer
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import batch_of, real_texts
-from tests.evaluate.tiny_model import write_model
+from tests.helpers.files.real_texts import batch_of, real_texts
+from tests.helpers.training.tiny_model import write_model
 
 TEXTS = [*(text[:300] for text in real_texts(22)), "é", "x" * 256, "y" * 257]
 

@@ -19,7 +19,7 @@ from data_tools.scores import kinds
 from data_tools.scores.parse import kind_names, parse_scorer, parse_scorers
 from data_tools.scores.scorer import measures, text_memory, texts_of
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import batch_of
+from tests.helpers.files.real_texts import batch_of
 
 KINDS = ["classifier", "column", "language", "linear", "loss", "perplexity", "rules"]
 

@@ -10,7 +10,7 @@ import sentencepiece
 
 from data_tools.scores.parse import parse_scorer
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import batch_of, real_texts
+from tests.helpers.files.real_texts import batch_of, real_texts
 
 Table = dict[tuple[str, ...], tuple[float, float]]
 

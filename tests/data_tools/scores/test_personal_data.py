@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_tools.scores.personal_data import KINDS, mask
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import real_texts
+from tests.helpers.files.real_texts import real_texts
 
 FOUND = {
     "email": ("jane.doe@example.org", "a@b.cd", "J_D+x%y-1@sub.example.co.uk", "42@example.travel"),

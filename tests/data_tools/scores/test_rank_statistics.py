@@ -22,7 +22,7 @@ values = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(values)
-def test_ranks_and_figures_are_scipys(found: list):
+def test_ranks_and_figures_are_scipys(found: list) -> None:
     first, second = (np.array([item[at] for item in found], float) for at in (0, 1))
     groups = np.array([item[2] for item in found])
     assert mean_ranks(first) == pytest.approx(stats.rankdata(first))
@@ -42,7 +42,7 @@ def test_ranks_and_figures_are_scipys(found: list):
         assert between_share(first, groups, 3) == pytest.approx(h / (len(first) - 1), abs=1e-12)
 
 
-def test_documents_without_one_of_two_scores_do_not_count():
+def test_documents_without_one_of_two_scores_do_not_count() -> None:
     draw = np.random.default_rng(1)
     first, second = draw.normal(size=(2, 200))
     first[::7], second[::5] = np.nan, np.nan

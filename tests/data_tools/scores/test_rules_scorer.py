@@ -16,7 +16,7 @@ from data_tools import _scores
 from data_tools.scores.kinds.rules import RULES, _character_classes
 from data_tools.scores.parse import parse_scorer
 from data_tools.scores.scorer import text_memory, texts_of
-from tests.data_tools.scores.real_texts import batch_of, real_texts
+from tests.helpers.files.real_texts import batch_of, real_texts
 
 ENDS, WIDE_ENDS = ".!?\uff0e\u061f\u06d4\u0964", "。！？"
 ENDS += WIDE_ENDS

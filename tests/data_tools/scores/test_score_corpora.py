@@ -52,7 +52,7 @@ class Spaces:
 
 
 @pytest.fixture(autouse=True)
-def spaces(monkeypatch: pytest.MonkeyPatch):
+def spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(words: Any) -> list[Any]:
         found = [Spaces(*word.split("=")[1:]) for word in words if word.startswith("spaces")]
         return [*found, *parse_scorers([word for word in words if not word.startswith("spaces")])]
@@ -84,7 +84,7 @@ def contents(prefix: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (*sealed_paths(prefix), manifest_path(prefix))}
 
 
-def test_a_column_is_that_of_the_original_texts(prefix: Path, harvested: Path):
+def test_a_column_is_that_of_the_original_texts(prefix: Path, harvested: Path) -> None:
     before = contents(prefix)
     lines = grow(prefix, "spaces")
     originals = [text for text, _ in texts(sorted(harvested.glob("*.jsonl")), "text")]
@@ -106,12 +106,12 @@ def test_a_column_is_that_of_the_original_texts(prefix: Path, harvested: Path):
     assert len(lines) == 1 and not list(prefix.parent.glob("*.work"))
 
 
-def test_texts_come_back_byte_for_byte(prefix: Path, harvested: Path):
+def test_texts_come_back_byte_for_byte(prefix: Path, harvested: Path) -> None:
     originals = [text for text, _ in texts(sorted(harvested.glob("*.jsonl")), "text")]
     assert CorpusText(prefix).texts(range(len(originals))) == originals
 
 
-def test_a_tokenizer_that_changes_texts_is_warned_of(tmp_path: Path):
+def test_a_tokenizer_that_changes_texts_is_warned_of(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -131,7 +131,7 @@ def test_a_tokenizer_that_changes_texts_is_warned_of(tmp_path: Path):
     assert "warning" in lines[1] and "1 texts come back from their tokens with another size" in lines[1]
 
 
-def test_bytes_do_not_depend_on_the_cut(prefix: Path, made: Path, tmp_path: Path):
+def test_bytes_do_not_depend_on_the_cut(prefix: Path, made: Path, tmp_path: Path) -> None:
     grow(prefix, "spaces", quantiles=("spaces", "score,by=tokens"))
     other = tmp_path / "other" / made.name
     shutil.copytree(made.parent, other.parent)
@@ -140,7 +140,7 @@ def test_bytes_do_not_depend_on_the_cut(prefix: Path, made: Path, tmp_path: Path
     assert contents(prefix) == contents(other)
 
 
-def test_quantiles_are_exact_and_missing_scores_have_none(prefix: Path):
+def test_quantiles_are_exact_and_missing_scores_have_none(prefix: Path) -> None:
     grow(prefix, "spaces", quantiles=("spaces", "score,by=tokens"))
     table = pq.read_table(metadata_path(prefix)).to_pandas()
     scored = table[table.spaces.notna()].sort_values("spaces_quantile")
@@ -152,7 +152,7 @@ def test_quantiles_are_exact_and_missing_scores_have_none(prefix: Path):
     assert list(by_tokens.score_quantile) == list(by_tokens.tokens.cumsum() / table.tokens.sum())
 
 
-def test_what_is_there_is_not_made_again_and_not_replaced(prefix: Path):
+def test_what_is_there_is_not_made_again_and_not_replaced(prefix: Path) -> None:
     grow(prefix, "spaces", quantiles=("spaces",))
     before = contents(prefix)
     assert grow(prefix, "spaces", quantiles=("spaces",)) == [f"{prefix}: has these columns already"]
@@ -171,7 +171,7 @@ def test_what_is_there_is_not_made_again_and_not_replaced(prefix: Path):
     verify(prefix)
 
 
-def test_mistakes_are_one_line_and_change_nothing(prefix: Path, tmp_path: Path):
+def test_mistakes_are_one_line_and_change_nothing(prefix: Path, tmp_path: Path) -> None:
     before = contents(prefix)
     with pytest.raises(UserError, match="has no score 'edu'; it has score"):
         grow(prefix, quantiles=("edu",))
@@ -190,7 +190,7 @@ def test_mistakes_are_one_line_and_change_nothing(prefix: Path, tmp_path: Path):
     assert contents(prefix) == before
 
 
-def test_preprocess_does_not_drop_the_columns_in_silence(harvested: Path, tokenizer_path: Path, tmp_path: Path):
+def test_preprocess_does_not_drop_the_columns_in_silence(harvested: Path, tokenizer_path: Path, tmp_path: Path) -> None:
     arguments = sorted(harvested.glob("*.jsonl")), tmp_path / "c", Settings(tokenizer_path, score_keys=("score",))
     preprocess(*arguments)
     prefix = tmp_path / "c_text_document"
@@ -203,7 +203,7 @@ def test_preprocess_does_not_drop_the_columns_in_silence(harvested: Path, tokeni
     assert pq.read_schema(metadata_path(prefix)).names[-1] == "score"
 
 
-def test_merge_takes_the_columns_along(prefix: Path, made: Path, tmp_path: Path):
+def test_merge_takes_the_columns_along(prefix: Path, made: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / made.name
     shutil.copytree(made.parent, other.parent)
     for one in (prefix, other):
@@ -231,7 +231,7 @@ def copied(made: Path, folder: Path) -> Path:
     return folder / made.name
 
 
-def test_ranks_write_the_same(made: Path, tmp_path: Path):
+def test_ranks_write_the_same(made: Path, tmp_path: Path) -> None:
     one, ranks = copied(made, tmp_path / "one"), copied(made, tmp_path / "ranks")
     score_corpora([str(one)], CorpusOptions(("column=score,name=double,scale=2",), ("double",)), LocalEngine(1))
     processes = [start(ranks, rank, 2) for rank in range(2)]
@@ -273,7 +273,7 @@ for step in itertools.count():
 """
 
 
-def test_a_kill_at_any_point_leaves_the_old_or_the_new(made: Path, tmp_path: Path):
+def test_a_kill_at_any_point_leaves_the_old_or_the_new(made: Path, tmp_path: Path) -> None:
     old = contents(made)
     whole = copied(made, tmp_path / "whole")
     grow(whole, quantiles=("score",))

@@ -57,7 +57,7 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def test_scores_come_beside_the_documents_and_filters_say_why(tmp_path: Path):
+def test_scores_come_beside_the_documents_and_filters_say_why(tmp_path: Path) -> None:
     rows = write_documents(tmp_path / "a.jsonl", 300, 1)
     lines = score(
         [str(tmp_path / "a.jsonl")],
@@ -83,7 +83,7 @@ def test_scores_come_beside_the_documents_and_filters_say_why(tmp_path: Path):
     assert len(lines) == 1 and f"; {reasons.count('not half > 0.4')} not half > 0.4" in lines[0]
 
 
-def test_quantiles_are_of_the_whole_dataset_and_of_what_earlier_filters_leave(tmp_path: Path):
+def test_quantiles_are_of_the_whole_dataset_and_of_what_earlier_filters_leave(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 400, 1)
     write_documents(tmp_path / "b.jsonl", 100, 2)
     words = [f"{name}={tmp_path / name}.jsonl" for name in "ab"]
@@ -108,7 +108,7 @@ def test_quantiles_are_of_the_whole_dataset_and_of_what_earlier_filters_leave(tm
         assert {row["kaiyuan_dropped"] for row in dropped if row["n"] < 10} == {"not n >= 10"}
 
 
-def test_what_was_scored_is_scored_again_without_what_was_dropped(tmp_path: Path):
+def test_what_was_scored_is_scored_again_without_what_was_dropped(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 200, 1)
     write_documents(tmp_path / "b.jsonl", 100, 2)
     score([f"{name}={tmp_path / name}.jsonl" for name in "ab"], tmp_path / "one", filters=["edu > 1"])
@@ -119,7 +119,7 @@ def test_what_was_scored_is_scored_again_without_what_was_dropped(tmp_path: Path
         assert all(row["twice"] == 2 * row["edu"] > 2 for row in second)
 
 
-def test_rules_classifiers_and_masks_of_real_kinds(tmp_path: Path, command: Any):
+def test_rules_classifiers_and_masks_of_real_kinds(tmp_path: Path, command: Any) -> None:
     draw = random.Random(1)
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     for path, words in ((good, ["proof", "theorem", "lemma"]), (bad, ["buy", "cheap", "now"])):
@@ -144,7 +144,7 @@ def test_rules_classifiers_and_masks_of_real_kinds(tmp_path: Path, command: Any)
     assert [step[0] for step in manifest["steps"]] == ["mask personal data", "score", "filter"]
 
 
-def test_a_field_that_first_comes_late_is_a_column(tmp_path: Path):
+def test_a_field_that_first_comes_late_is_a_column(tmp_path: Path) -> None:
     rows = [{"text": "x" * 50}] * 100 + [{"text": "y" * 50, "late": 3}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = score([str(tmp_path / "a.jsonl")], tmp_path / "out", filters=["late > 2"], scorers=["column=late,name=l"])
@@ -155,7 +155,7 @@ def test_a_field_that_first_comes_late_is_a_column(tmp_path: Path):
 
 
 @pytest.mark.parametrize("first", ["empty", "without the field", "empty parquet"])
-def test_a_column_that_only_later_files_have_is_a_column(first: str, tmp_path: Path):
+def test_a_column_that_only_later_files_have_is_a_column(first: str, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(12):
@@ -179,7 +179,7 @@ def test_a_column_that_only_later_files_have_is_a_column(first: str, tmp_path: P
 
 
 @pytest.mark.parametrize("do", [{"quantiles": ["x"]}, {"filters": ["x > 3"]}, {"scorers": ["column=x,name=y"]}])
-def test_a_column_of_another_type_in_a_later_file_is_one_line_that_names_it(do: dict[str, Any], tmp_path: Path):
+def test_a_column_of_another_type_in_a_later_file_is_one_line_that_names_it(do: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"text": ["a", "b"], "x": [1, 5]}), tmp_path / "in" / "a.parquet")
     pq.write_table(pa.table({"text": ["a", "b"], "x": [1.5, 5.5]}), tmp_path / "in" / "b.parquet")
@@ -190,7 +190,7 @@ def test_a_column_of_another_type_in_a_later_file_is_one_line_that_names_it(do: 
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_quantiles_by_tokens_of_a_column(tmp_path: Path):
+def test_quantiles_by_tokens_of_a_column(tmp_path: Path) -> None:
     draw = random.Random(6)
     rows = [{"text": "x", "edu": draw.random(), "tokens": draw.randrange(9)} for _ in range(200)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -200,7 +200,7 @@ def test_quantiles_by_tokens_of_a_column(tmp_path: Path):
     assert [row["edu_quantile"] for row in found] == list(np.cumsum(weights) / weights.sum())
 
 
-def test_ties_are_drawn_by_the_seed_whatever_the_cut(tmp_path: Path):
+def test_ties_are_drawn_by_the_seed_whatever_the_cut(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 300, 4)
     source = [str(tmp_path / "a.jsonl")]
     found = {}
@@ -210,7 +210,7 @@ def test_ties_are_drawn_by_the_seed_whatever_the_cut(tmp_path: Path):
     assert found["one"] == found["again"] != found["two"]
 
 
-def test_mistakes_are_found_before_anything_is_written(tmp_path: Path):
+def test_mistakes_are_found_before_anything_is_written(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50, 1)
     source = [str(tmp_path / "a.jsonl")]
     cases: list[tuple[dict[str, Any], str]] = [
@@ -262,7 +262,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_processes_and_ranks_write_the_same_bytes(scored: Path):
+def test_processes_and_ranks_write_the_same_bytes(scored: Path) -> None:
     assert start(scored, "two", "local", 2).wait() == 0
     ranks = [start(scored, "ranks", "mpi", 0, rank, 2) for rank in range(2)]
     assert [rank.wait() for rank in ranks] == [0, 0]
@@ -270,7 +270,7 @@ def test_processes_and_ranks_write_the_same_bytes(scored: Path):
     assert not list(scored.glob("*.work"))
 
 
-def test_kills_at_random_moments_lose_nothing(scored: Path):
+def test_kills_at_random_moments_lose_nothing(scored: Path) -> None:
     draw = random.Random(3)
     for _ in range(4):
         process = start(scored, "killed", "local", 2)

@@ -14,7 +14,7 @@ from data_tools.scores.train_linear import NEGATIVE, POSITIVE, train_linear
 from data_tools.scores.training import TrainOptions, train_scorer
 from data_tools.steps.datasets import reading_settings
 from megatron_kaiyuan.errors import UserError
-from tests.data_tools.scores.real_texts import batch_of, real_texts
+from tests.helpers.files.real_texts import batch_of, real_texts
 
 CODE = [
     text[start : start + 800] for text in real_texts(60)[16:] for start in range(0, 4000, 800) if text[start:].strip()

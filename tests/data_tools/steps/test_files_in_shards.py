@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import write_rows
 
 from data_tools.dedup.deduplicate import deduplicate
 from data_tools.dedup.request import Request
@@ -20,6 +19,7 @@ from data_tools.reading.shard import parse_document_id
 from data_tools.scores.documents import ScoreOptions, score_documents
 from data_tools.steps.datasets import find_datasets, reading_settings
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 # Task bytes that one of these files fills with what it costs besides its bytes.
 SHARD_A_FILE = 9000

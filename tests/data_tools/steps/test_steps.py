@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -12,87 +11,23 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from data_tools.engines.local import LocalEngine
-from data_tools.engines.stage import Engine
 from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
-from data_tools.steps.datasets import datasets_identity, find_datasets, reading_settings
-from data_tools.steps.folder import publish_documents, refuse_bad_rows, stage_of, workplace
-from data_tools.steps.schemas import one_schema
-from data_tools.steps.shards import ApplySteps
-from data_tools.steps.step import drop, steps_identity, with_column
+from data_tools.steps.datasets import find_datasets, reading_settings
+from data_tools.steps.folder import workplace
 from data_tools.steps.verify import verify_documents
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.outputs import identity_of
+from tests.helpers.files.small_steps import digest, run, write_documents
 
 
-@dataclass(frozen=True)
-class DropShort:
-    """A step for these tests: the length becomes a column, and short texts go."""
-
-    least: int
-    seconds: float = 0.0
-    name = "drop short"
-    version = 1
-
-    def identity(self) -> dict[str, Any]:
-        return {"least": self.least}
-
-    def apply(self, documents: pa.RecordBatch) -> pa.RecordBatch:
-        time.sleep(self.seconds)
-        sizes = pc.utf8_length(documents.column("text"))
-        reasons = pc.if_else(pc.less(sizes, self.least), "short", None).cast(pa.string())
-        return drop(with_column(documents, "characters", sizes), reasons)
-
-
-def run(
-    words: list[str], output: Path, engine: Engine, least: int = 10, bad: int = 0, seconds: float = 0.0
-) -> dict[str, Any] | None:
-    settings = reading_settings()
-    datasets = find_datasets(words, settings, task_bytes=2000)
-    shards = [shard for dataset in datasets for shard in dataset.shards]
-    steps = (DropShort(least, seconds),)
-    identity = identity_of(datasets_identity(datasets), steps_identity(steps, settings), bad)
-    with workplace(output, "test", identity, shards, engine) as place:
-        if place.manifest:
-            return place.manifest
-        stage = stage_of(place, "filter", ApplySteps(steps, settings, bad), shards)
-        records = engine.run(stage)
-        refuse_bad_rows(shards, records, bad)
-        stage, records = one_schema(place, stage, records, engine)
-        return publish_documents(place, stage, records, {"command": "test"}) if engine.is_first else None
-
-
-def write_documents(path: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        row: dict[str, Any] = {"text": "wort " * draw.randrange(0, 9), "n": number, "score": draw.random()}
-        if number % 3 == 0:
-            row["tags"] = ["a", {"b": number}]
-        rows.append(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
+def test_every_field_comes_through_and_what_goes_says_why(tmp_path: Path) -> None:
     rows = write_documents(tmp_path / "a.jsonl", 300)
     manifest = run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     kept = pq.read_table(tmp_path / "out" / "documents").to_pylist()
@@ -108,7 +43,7 @@ def test_every_field_comes_through_and_what_goes_says_why(tmp_path):
     assert not (tmp_path / "out.work").exists()
 
 
-def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
+def test_what_comes_out_goes_in_again_with_its_ids(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 200)
     run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "one", LocalEngine(1), least=5)
     run([f"web={tmp_path / 'one' / 'documents'}"], tmp_path / "two", LocalEngine(1), least=20)
@@ -117,7 +52,7 @@ def test_what_comes_out_goes_in_again_with_its_ids(tmp_path):
     assert second and all(first[row["kaiyuan_id"]] == row["text"] for row in second)
 
 
-def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
+def test_a_folder_that_was_written_brings_its_datasets(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     write_documents(tmp_path / "b.jsonl", 60, seed=2)
     first = run([f"web={tmp_path / 'a.jsonl'}", f"wiki={tmp_path / 'b.jsonl'}"], tmp_path / "one", LocalEngine(1))
@@ -137,7 +72,7 @@ def test_a_folder_that_was_written_brings_its_datasets(tmp_path):
     assert {Path(file.name).name for file in find_inputs([tmp_path])} == {"a.jsonl", "b.jsonl"}
 
 
-def test_bad_rows_are_named_over_all_shards(tmp_path):
+def test_bad_rows_are_named_over_all_shards(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 100)
     with open(tmp_path / "a.jsonl", "a") as file:
         file.write('{"text": 5}\nnot json\n')
@@ -149,7 +84,7 @@ def test_bad_rows_are_named_over_all_shards(tmp_path):
     assert dropped["bad row: field 'text' is not text"] == dropped["bad row: not JSON in UTF-8"] == 1
 
 
-def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_path):
+def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 100)
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
@@ -159,7 +94,7 @@ def test_a_finished_product_is_not_made_again_and_another_one_is_refused(tmp_pat
         run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=11)
 
 
-def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path):
+def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "of a file", "x": 1, "y": "one"}\n')
@@ -182,7 +117,7 @@ def values(folder: Path, name: str = "x") -> list[object]:
     return [row[name] for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
 
 
-def test_whole_numbers_are_never_rounded(tmp_path):
+def test_whole_numbers_are_never_rounded(tmp_path: Path) -> None:
     large, beyond = 2**53 + 1, 2**63 + 1
     for name, found, wanted in (
         ("one_file", [[1.5, large]], ["1.5", str(large)]),
@@ -203,7 +138,7 @@ def test_whole_numbers_are_never_rounded(tmp_path):
 
 @pytest.mark.parametrize(("kind", "value"), [(pa.uint64(), 2**64 - 1), (pa.int64(), 2**53 + 1), (pa.int32(), 7)])
 @pytest.mark.parametrize(("other", "beside"), [(pa.float64(), 0.5), (pa.float32(), 0.5), (pa.int64(), -1)])
-def test_columns_of_parquet_files_are_never_rounded(tmp_path, kind, value, other, beside):
+def test_columns_of_parquet_files_are_never_rounded(tmp_path: Path, kind, value, other, beside: float) -> None:
     for name, numbers in (("a", pa.array([value], kind)), ("b", pa.array([beside], other))):
         pq.write_table(pa.table({"text": ["a text"], "x": numbers}), tmp_path / f"{name}.parquet")
     run([str(tmp_path / name) for name in ("a.parquet", "b.parquet")], tmp_path / "out", LocalEngine(1), least=1)
@@ -211,7 +146,7 @@ def test_columns_of_parquet_files_are_never_rounded(tmp_path, kind, value, other
     assert int(values(tmp_path / "out" / "documents")[0]) == value
 
 
-def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path):
+def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a text", "": 1, "a\\u0000b": 2, "a.b": 3}\n')
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1), least=1)
     row = pq.read_table(tmp_path / "out" / "documents").to_pylist()[0]
@@ -222,7 +157,7 @@ def test_names_of_fields_are_kept_or_their_rows_are_bad(tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-def test_a_wrong_key_is_named(tmp_path):
+def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a text", "x": 1}\n')
     for line, message in (
         ("", r"no row has the field 'nope'; there are text, x; name the one with the text as --json-key"),
@@ -236,7 +171,7 @@ def test_a_wrong_key_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["数据", "my web", "", "..", "a..", "a.", "-a", "a/b"])
-def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
+def test_names_that_no_dataset_can_have_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     write_documents(tmp_path / "a.jsonl", 2)
     for path in ("a.jsonl", str(tmp_path), "*.jsonl"):
@@ -246,7 +181,7 @@ def test_names_that_no_dataset_can_have_are_named(tmp_path, monkeypatch, name):
         find_datasets([f"{name}=nowhere"], reading_settings())
 
 
-def test_a_path_with_an_equals_sign_stays_a_path(tmp_path, monkeypatch):
+def test_a_path_with_an_equals_sign_stays_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("a b=c", "day=1", "c", "1"):
         (tmp_path / folder).mkdir()
@@ -256,7 +191,7 @@ def test_a_path_with_an_equals_sign_stays_a_path(tmp_path, monkeypatch):
     assert [each.name for each in find_datasets([f"a.b-c_={tmp_path}"], reading_settings())] == ["a.b-c_"]
 
 
-def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
+def test_too_many_tasks_are_refused_before_they_are_made(tmp_path: Path) -> None:
     with open(tmp_path / "a.jsonl", "wb") as file:
         file.truncate(10**12)  # takes no room
     for task_bytes, message in (
@@ -270,7 +205,7 @@ def test_too_many_tasks_are_refused_before_they_are_made(tmp_path):
     assert len(tasks) == 1000
 
 
-def test_types_without_a_common_one_are_named(tmp_path):
+def test_types_without_a_common_one_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "x": [[1]]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "x": [1]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b\.parquet: column 'x' is int64, and list<.*> in another file"):
@@ -278,7 +213,7 @@ def test_types_without_a_common_one_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path):
+def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path: Path) -> None:
     own = {"text": ["a text", "another text"], "dropped": ["mine", None]}
     pq.write_table(pa.table(own), tmp_path / "a.parquet")
     run([str(tmp_path / "a.parquet")], tmp_path / "one", LocalEngine(1), least=10)
@@ -294,7 +229,7 @@ def test_columns_of_the_users_keep_their_names_or_are_refused(tmp_path):
             run([str(tmp_path / "b.parquet")], tmp_path / "three", LocalEngine(1))
 
 
-def test_input_and_output_do_not_mix(tmp_path):
+def test_input_and_output_do_not_mix(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_documents(tmp_path / "in" / "a.jsonl", 50)
     first = run([str(tmp_path / "in")], tmp_path / "in" / "out", LocalEngine(1))
@@ -307,7 +242,7 @@ def test_input_and_output_do_not_mix(tmp_path):
         run([str(tmp_path / "in" / "out")], tmp_path / "in", LocalEngine(1), least=20)
 
 
-def test_a_product_of_another_command_is_not_replaced(tmp_path):
+def test_a_product_of_another_command_is_not_replaced(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     identity, engine = "0" * 32, LocalEngine(1)
@@ -318,7 +253,7 @@ def test_a_product_of_another_command_is_not_replaced(tmp_path):
         pass
 
 
-def test_a_file_that_is_gone_is_named_and_made_again(tmp_path):
+def test_a_file_that_is_gone_is_named_and_made_again(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     run([f"web={tmp_path / 'a.jsonl'}"], tmp_path / "out", LocalEngine(1))
     lost = tmp_path / "out" / "documents" / "web" / "000000.parquet"
@@ -338,7 +273,7 @@ def test_a_file_that_is_gone_is_named_and_made_again(tmp_path):
     assert lost.read_bytes() == content
 
 
-def test_views_come_through_as_texts(tmp_path):
+def test_views_come_through_as_texts(tmp_path: Path) -> None:
     table = pa.table(
         {
             "text": pa.array(["a long enough text", "short"], pa.string_view()),
@@ -351,7 +286,7 @@ def test_views_come_through_as_texts(tmp_path):
     assert [(row["text"], row["b"]) for row in kept] == [("a long enough text", b"1")]
 
 
-def test_datasets_have_names_or_have_none(tmp_path):
+def test_datasets_have_names_or_have_none(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 5)
     write_documents(tmp_path / "b.jsonl", 5)
     with pytest.raises(UserError, match=r"b\.jsonl: is a dataset without a name, others have one"):
@@ -360,9 +295,8 @@ def test_datasets_have_names_or_have_none(tmp_path):
 
 RANK = """
 import sys
-sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_steps import run
+from tests.helpers.files.small_steps import run
 from data_tools.engines.choose import choose_engine
 engine = choose_engine(sys.argv[4], int(sys.argv[5]))
 run(["web=" + sys.argv[1], "wiki=" + sys.argv[2]], Path(sys.argv[3]), engine, seconds=0.01)
@@ -376,13 +310,12 @@ def start(
     if world > 1:
         environ |= {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(world)}
         environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": str(world)}
-    script = RANK.format(here=str(Path(__file__).parent))
     words = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), str(tmp_path / output), engine, str(workers)]
-    return subprocess.Popen([sys.executable, "-c", script, *words], env=environ, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", RANK, *words], env=environ, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two inputs, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("steps")
     write_documents(folder / "a.jsonl", 1500, seed=1)
@@ -392,7 +325,7 @@ def texts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_write_the_bytes_of_one_process(texts, world):
+def test_ranks_write_the_bytes_of_one_process(texts, world: int) -> None:
     output = f"of_{world}_ranks"
     ranks = [start(texts, output, "mpi", rank=rank, world=world) for rank in range(world)]
     assert [rank.wait() for rank in ranks] == [0] * world
@@ -401,7 +334,7 @@ def test_ranks_write_the_bytes_of_one_process(texts, world):
 
 
 @pytest.mark.parametrize("engine", ["local", "mpi"])
-def test_kills_at_random_moments_lose_nothing(texts, engine):
+def test_kills_at_random_moments_lose_nothing(texts, engine: str) -> None:
     draw = random.Random(3)
     world = 3 if engine == "mpi" else 1
     for _ in range(4):
@@ -418,7 +351,7 @@ def test_kills_at_random_moments_lose_nothing(texts, engine):
     assert not (texts / f"killed_{engine}.work").exists()
 
 
-def test_a_rank_that_dies_is_done_without(texts):
+def test_a_rank_that_dies_is_done_without(texts) -> None:
     ranks = [start(texts, "without_one", "mpi", rank=rank, world=3) for rank in range(3)]
     time.sleep(1.0)
     os.killpg(ranks[2].pid, signal.SIGKILL)
@@ -427,7 +360,7 @@ def test_a_rank_that_dies_is_done_without(texts):
     assert digest(texts / "without_one") == digest(texts / "one")
 
 
-def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_path):
+def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work" / "mine.txt").write_text("mine")
@@ -435,7 +368,7 @@ def test_a_folder_of_the_users_that_has_the_name_of_the_work_folder_stays(tmp_pa
     assert [path.name for path in (tmp_path / "out.work").iterdir()] == ["mine.txt"]
 
 
-def test_what_a_kill_left_of_the_work_folder_goes_at_the_next_start(tmp_path):
+def test_what_a_kill_left_of_the_work_folder_goes_at_the_next_start(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", 50)
     run([str(tmp_path / "a.jsonl")], tmp_path / "out", LocalEngine(1))
     (tmp_path / "out.work" / "0123456789abcdef" / "filter").mkdir(parents=True)

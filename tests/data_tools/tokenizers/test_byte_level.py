@@ -127,14 +127,14 @@ def with_tokens(*tokens: tuple[str, dict[str, bool]]) -> dict[str, Any]:
 @example(with_tokens(("a<", {"special": True}), ("<b", {})), [["a", "<", "b"]])
 @example(with_tokens(("ab", {}), ("bc", {"normalized": True})), [["ab", "c"]])
 @given(variants(), st.lists(st.lists(st.sampled_from(PIECES), max_size=8), min_size=1, max_size=12))
-def test_any_variant_is_refused_or_keeps_its_ids(path: Path, content: dict[str, Any], texts: list[list[str]]):
+def test_any_variant_is_refused_or_keeps_its_ids(path: Path, content: dict[str, Any], texts: list[list[str]]) -> None:
     added = [token["content"] for token in content["added_tokens"]]
     plain = ["".join(parts) for parts in texts]
     texts_ = [*plain, *(f"{text}{token}{text} {token} {token}" for text in plain for token in added)]
     refused_or_equal(path, content, texts_)
 
 
-def test_the_variants_that_are_meant_to_be_taken_are(path: Path):
+def test_the_variants_that_are_meant_to_be_taken_are(path: Path) -> None:
     texts = ["a cat", "cats <think> don't 12  \n", "é中"]
     assert refused_or_equal(path, small_content(), texts)
     qwen = with_tokens(("<|end|>", {"special": True, "lstrip": True}), ("<think>", {}))
@@ -174,14 +174,14 @@ def of_token(text: str = "cat", **flags: Any) -> Callable[[dict[str, Any]], Any]
         (of_token(more=True), "added token's more ('cat')"),
     ],
 )
-def test_what_is_not_allowed_is_named(change: Callable[[dict[str, Any]], Any], odd: str):
+def test_what_is_not_allowed_is_named(change: Callable[[dict[str, Any]], Any], odd: str) -> None:
     content = small_content()
     assert unsupported_property(content) is None
     change(content)
     assert unsupported_property(content) == odd
 
 
-def test_an_added_token_outside_the_normal_form_is_named():
+def test_an_added_token_outside_the_normal_form_is_named() -> None:
     content = with_tokens(("e\u0301", {}))
     assert unsupported_property(content) is None
     content["normalizer"] = {"type": "NFC"}

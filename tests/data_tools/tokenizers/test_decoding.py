@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from json_lines import write_rows
 
 from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
 from data_tools.corpora.corpus_files import read_manifest
@@ -22,6 +21,8 @@ from data_tools.tokenizers.decoding import CorpusText, decode_sample
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
+from tests.helpers.files.json_lines import write_rows
+from tests.helpers.processes.command import Command
 
 TEXTS = ["def f(x): return x\n" * 5, "你好，世界。", "x = 1"]
 
@@ -38,7 +39,7 @@ def prefix(tokenizer_path: Path, tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-def test_with_and_without_a_manifest(prefix: Path):
+def test_with_and_without_a_manifest(prefix: Path) -> None:
     assert decode_sample(prefix, 1) == TEXTS[1] + "<|endoftext|>"
     manifest_path(prefix).unlink()
     metadata_path(prefix).unlink()
@@ -47,7 +48,7 @@ def test_with_and_without_a_manifest(prefix: Path):
         decode_sample(prefix, 3)
 
 
-def test_another_tokenizer_is_not_used_to_decode(prefix: Path, tokenizer_path: Path, tmp_path: Path):
+def test_another_tokenizer_is_not_used_to_decode(prefix: Path, tokenizer_path: Path, tmp_path: Path) -> None:
     manifest = json.loads(manifest_path(prefix).read_text())
     manifest["tokenizer"]["path"] = str(tmp_path / "gone.json")
     write_sealed_json(manifest_path(prefix), manifest)
@@ -106,7 +107,7 @@ def write_corpus(tokenizer_file: Path, prefix: Path, texts: list[str]) -> Path:
     return prefix
 
 
-def test_texts_come_back_byte_for_byte_from_lossless_tokenizers(tokenizer_path: Path, tmp_path: Path):
+def test_texts_come_back_byte_for_byte_from_lossless_tokenizers(tokenizer_path: Path, tmp_path: Path) -> None:
     texts = [*TEXTS, *AWKWARD]
     ranks = [base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256)]
     (tmp_path / "bytes.tiktoken").write_bytes(b"\n".join([*ranks, base64.b64encode(b"te") + b" 256"]) + b"\n")
@@ -118,7 +119,7 @@ def test_texts_come_back_byte_for_byte_from_lossless_tokenizers(tokenizer_path: 
         assert corpus.texts([5, 2]) == [texts[5], texts[2]]
 
 
-def test_a_sentencepiece_model_gives_what_it_normalised(tmp_path: Path):
+def test_a_sentencepiece_model_gives_what_it_normalised(tmp_path: Path) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the cat sat on the mat", "a dog barks at night"] * 50),
@@ -129,7 +130,7 @@ def test_a_sentencepiece_model_gives_what_it_normalised(tmp_path: Path):
     assert CorpusText(prefix).texts([0, 1]) == ["the cat sat", "a fine dog"]
 
 
-def test_inspect_shows_a_sequence(prefix: Path, command):
+def test_inspect_shows_a_sequence(prefix: Path, command: Command) -> None:
     found = json.loads(command("inspect", prefix, "--json", "--sequence", 2).stdout)
     assert found["sample"] == "x = 1<|endoftext|>"
     assert found["lengths"]["100%"] > 1

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.processes.command import Command
 
 ENDS = ["<|endoftext|>", "<|im_end|>", "</s>"]
 
@@ -47,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
         ({"config.json": {"model_type": "llama"}}, 0),
     ],
 )
-def test_files_that_agree(folder: Path, files: dict[str, Any], end: int):
+def test_files_that_agree(folder: Path, files: dict[str, Any], end: int) -> None:
     from transformers import AutoTokenizer
 
     for name, content in files.items():
@@ -82,7 +83,9 @@ def test_files_that_agree(folder: Path, files: dict[str, Any], end: int):
         ({"generation_config.json": "{"}, ["cannot be read"]),
     ],
 )
-def test_files_that_disagree_are_named_and_the_option_settles_it(folder: Path, files: dict[str, Any], named: list[str]):
+def test_files_that_disagree_are_named_and_the_option_settles_it(
+    folder: Path, files: dict[str, Any], named: list[str]
+) -> None:
     for name, content in files.items():
         write(folder / name, content)
     with pytest.raises(UserError) as error:
@@ -91,7 +94,7 @@ def test_files_that_disagree_are_named_and_the_option_settles_it(folder: Path, f
     assert TextTokenizer(folder, eod_token="<|im_end|>").eod_id == 257
 
 
-def test_a_model_of_sentencepiece_has_an_end_of_its_own(tmp_path: Path):
+def test_a_model_of_sentencepiece_has_an_end_of_its_own(tmp_path: Path) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a few words of text"] * 9),
@@ -109,7 +112,7 @@ def test_a_model_of_sentencepiece_has_an_end_of_its_own(tmp_path: Path):
     assert TextTokenizer(tmp_path, eod_token="<|im_end|>").eod_id == 3
 
 
-def test_a_corpus_of_a_named_end_is_measured_and_shown(folder: Path, command):
+def test_a_corpus_of_a_named_end_is_measured_and_shown(folder: Path, command: Command) -> None:
     write(folder / "tokenizer_config.json", {"eos_token": "<|end|>"})
     write(folder / "in.jsonl", '{"text": "one"}\n')
     words = ("tokenizer", "inspect", folder, folder / "in.jsonl")

@@ -70,13 +70,13 @@ def sample(harvested: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_ids_are_the_references(name: str, reference: Reference, sample: list[str]):
+def test_ids_are_the_references(name: str, reference: Reference, sample: list[str]) -> None:
     engine = build(name, reference)
     assert first_difference(engine, reference, sample) is None
 
     @settings(deadline=None)
     @given(some_texts)
-    def agrees(parts: list[str]):
+    def agrees(parts: list[str]) -> None:
         batch = ["".join(parts), *parts]
         for found, expected in zip(engine.encode(batch), reference.encode(batch), strict=True):
             assert np.array_equal(found, expected)
@@ -84,7 +84,7 @@ def test_ids_are_the_references(name: str, reference: Reference, sample: list[st
     agrees()
 
 
-def test_auto_takes_the_fastest_proven_engine(path: Path, sample: list[str]):
+def test_auto_takes_the_fastest_proven_engine(path: Path, sample: list[str]) -> None:
     tokenizer, plain = TextTokenizer(path), TextTokenizer(path, engine="reference")
     assert tokenizer.engine == "reference"
     assert tokenizer.prove(sample).startswith("engine: gigatoken, its ids equal those of Hugging Face")
@@ -96,7 +96,7 @@ def test_auto_takes_the_fastest_proven_engine(path: Path, sample: list[str]):
     assert TextTokenizer(path, engine=tokenizer.engine).encode_batch(sample) == plain.encode_batch(sample)
 
 
-def test_the_real_qwen_tokenizer(tmp_path: Path, sample: list[str]):
+def test_the_real_qwen_tokenizer(tmp_path: Path, sample: list[str]) -> None:
     tokenizer = TextTokenizer(write_qwen(tmp_path).parent)
     assert tokenizer.prove(sample).startswith("engine: gigatoken")
     assert (tokenizer.vocab_size, tokenizer.eod_id, len(tokenizer.byte_ids)) == (151669, 151643, 128)
@@ -112,7 +112,9 @@ def with_two_ids_exchanged(path: Path, folder: Path) -> Path:
     return folder / "tokenizer.json"
 
 
-def test_the_first_difference_is_named_and_the_reference_takes_over(path: Path, tmp_path: Path, reference: Reference):
+def test_the_first_difference_is_named_and_the_reference_takes_over(
+    path: Path, tmp_path: Path, reference: Reference
+) -> None:
     # The engine reads another file than the reference, as if it read the same one differently.
     engine = build("gigatoken", open_reference(with_two_ids_exchanged(path, tmp_path)))
     tokenizer = TextTokenizer(path)
@@ -135,7 +137,7 @@ def test_the_first_difference_is_named_and_the_reference_takes_over(path: Path, 
         TextTokenizer(path, engine="gigatoken").prove(sample, compare)
 
 
-def test_texts_that_depend_on_unicode_tables_get_the_references_ids(path: Path, reference: Reference):
+def test_texts_that_depend_on_unicode_tables_get_the_references_ids(path: Path, reference: Reference) -> None:
     assert [depends_on_tables(text) for text in [*DOUBTFUL, "abc", "é 中文", ""]] == [True] * 3 + [False] * 3
     batch = ["plain", DOUBTFUL[0], "", DOUBTFUL[1], "中文", DOUBTFUL[2]]
     for texts_ in (batch, DOUBTFUL, batch[:1]):
@@ -145,7 +147,7 @@ def test_texts_that_depend_on_unicode_tables_get_the_references_ids(path: Path, 
 
 def test_texts_are_composed_unless_an_added_token_comes_in_between(
     path: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     engine = build("gigatoken", reference)
     # The mark would turn the end of <think> into another sign.
     taken = ["e\u0301 \u212a \u1e9b\u0323", "q\u0307\u0323 \u0958", "\uac00\u11a8 \u1100\u1161\u11a8"]
@@ -161,7 +163,7 @@ def test_texts_are_composed_unless_an_added_token_comes_in_between(
 
 
 @pytest.mark.parametrize("name", ["reference", *ENGINES])
-def test_special_tokens_spelt_out_stay_text(path: Path, name: str):
+def test_special_tokens_spelt_out_stay_text(path: Path, name: str) -> None:
     tokenizer = TextTokenizer(path, engine=name)
     ids = tokenizer.encode_batch(["<|endoftext|><think>"])[0]
     assert tokenizer.eod_id not in ids
@@ -170,12 +172,14 @@ def test_special_tokens_spelt_out_stay_text(path: Path, name: str):
     assert tokenizer.decode(ids) == "<|endoftext|><think>"
 
 
-def test_gigatoken_reads_tiktoken_files(tmp_path: Path, sample: list[str]):
+def test_gigatoken_reads_tiktoken_files(tmp_path: Path, sample: list[str]) -> None:
     write_tiktoken("cl100k", tmp_path / "cl100k_base.tiktoken")
     assert TextTokenizer(tmp_path).prove(sample).startswith("engine: gigatoken, its ids equal those of tiktoken")
 
 
-def test_an_engine_that_cannot_take_the_tokenizer_says_so(tokenizer_path: Path, sample: list[str], tmp_path: Path):
+def test_an_engine_that_cannot_take_the_tokenizer_says_so(
+    tokenizer_path: Path, sample: list[str], tmp_path: Path
+) -> None:
     content = json.loads(tokenizer_path.read_text(encoding="utf-8"))
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**content, "normalizer": {"type": "Prepend", "prepend": "▁"}}))
@@ -189,7 +193,7 @@ def test_an_engine_that_cannot_take_the_tokenizer_says_so(tokenizer_path: Path, 
         build("gigatoken", open_reference(path))
 
 
-def test_exchanged_ids_are_found(path: Path, tmp_path: Path, reference: Reference):
+def test_exchanged_ids_are_found(path: Path, tmp_path: Path, reference: Reference) -> None:
     engine = build("gigatoken", open_reference(with_two_ids_exchanged(path, tmp_path)))
     of, the = (reference.vocabulary[token] for token in ("Ġof", "Ġthe"))
     plus = reference.encode([" +"])[0].tolist()
@@ -198,7 +202,7 @@ def test_exchanged_ids_are_found(path: Path, tmp_path: Path, reference: Referenc
     )
 
 
-def test_added_tokens_are_tried_in_context(path: Path, tmp_path: Path, reference: Reference):
+def test_added_tokens_are_tried_in_context(path: Path, tmp_path: Path, reference: Reference) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     # Alone both are found; next to a blank only that of the engine takes the blank along.
     content["added_tokens"][-1]["content"] = "<think> "

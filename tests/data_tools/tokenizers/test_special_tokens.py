@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import write_rows
 
 SPECIAL = ["<unk>", "</s>", "<pad>"]
 WORDS = ["some", "words", "to", "learn", "from", "again", "and", "much", "more", "of", "the", "same"]

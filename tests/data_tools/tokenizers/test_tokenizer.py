@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from data_tools.tokenizers.tokenizer import END_OF_DOCUMENT, TextTokenizer
 from data_tools.tokenizers.train_tokenizer import BYTE_TOKENS, train_tokenizer
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.processes.command import Command
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def tokenizer(tokenizer_path: Path) -> TextTokenizer:
 @example(f"before {END_OF_DOCUMENT} after{END_OF_DOCUMENT}")
 @example("\x00\x01\x7f\ufeff\u2028\x85\r\r\n\t 　\U0010ffff\ufffd")
 @example("你好，世界 𠮷 🙂‍↔️ e\u0301 ﬁ Å Å")
-def test_any_text_comes_back(tokenizer: TextTokenizer, parts):
+def test_any_text_comes_back(tokenizer: TextTokenizer, parts) -> None:
     text = "".join(parts)
     ids = tokenizer.encode_batch([text])[0]
     assert tokenizer.decode(ids) == text
@@ -37,7 +38,7 @@ def test_any_text_comes_back(tokenizer: TextTokenizer, parts):
 
 
 @pytest.mark.parametrize("append_eod", [False, True])
-def test_flat_ids_are_those_of_each_text(tokenizer: TextTokenizer, append_eod: bool):
+def test_flat_ids_are_those_of_each_text(tokenizer: TextTokenizer, append_eod: bool) -> None:
     texts = ["", "a b", "你好 𠮷", "", END_OF_DOCUMENT]
     tokens, lengths = tokenizer.encode_flat(texts, append_eod)
     end = [tokenizer.eod_id] if append_eod else []
@@ -47,17 +48,17 @@ def test_flat_ids_are_those_of_each_text(tokenizer: TextTokenizer, append_eod: b
     assert [len(part) for part in tokenizer.encode_flat([], append_eod)] == [0, 0]
 
 
-def test_every_character_of_the_basic_plane_comes_back(tokenizer: TextTokenizer):
+def test_every_character_of_the_basic_plane_comes_back(tokenizer: TextTokenizer) -> None:
     text = "".join(chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000)
     parts = [text[at : at + 100] for at in range(0, len(text), 100)]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(parts)] == parts
 
 
-def test_an_unknown_character_becomes_its_bytes(tokenizer: TextTokenizer):
+def test_an_unknown_character_becomes_its_bytes(tokenizer: TextTokenizer) -> None:
     assert tokenizer.encode_batch(["𠮷"])[0] == [1 + byte for byte in "𠮷".encode()]
 
 
-def test_the_vocabulary_is_laid_out_as_promised(tokenizer_path: Path):
+def test_the_vocabulary_is_laid_out_as_promised(tokenizer_path: Path) -> None:
     content = json.loads(tokenizer_path.read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(1024))
@@ -66,12 +67,12 @@ def test_the_vocabulary_is_laid_out_as_promised(tokenizer_path: Path):
     assert content["normalizer"] is None
 
 
-def test_training_is_deterministic(harvested: Path):
+def test_training_is_deterministic(harvested: Path) -> None:
     text = (harvested / "code.train.jsonl").read_text(encoding="utf-8")
     assert train_tokenizer(lambda: [text], 600) == train_tokenizer(lambda: [text], 600)
 
 
-def test_transformers_loads_the_folder_and_agrees(tokenizer_path: Path, tokenizer: TextTokenizer):
+def test_transformers_loads_the_folder_and_agrees(tokenizer_path: Path, tokenizer: TextTokenizer) -> None:
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer_path.parent)
@@ -94,7 +95,7 @@ def save_words(folder: Path, *words: str) -> Path:
     return path
 
 
-def test_the_end_of_a_document_is_found_or_named(tmp_path: Path):
+def test_the_end_of_a_document_is_found_or_named(tmp_path: Path) -> None:
     path = save_words(tmp_path, "a", "</s>", "[END]")
     assert TextTokenizer(path).eod_id == 10
     assert TextTokenizer(path).vocab_size == 21
@@ -105,12 +106,12 @@ def test_the_end_of_a_document_is_found_or_named(tmp_path: Path):
         TextTokenizer(save_words(tmp_path, "a", "b"))
 
 
-def test_an_end_that_a_text_can_hold_is_refused(tmp_path: Path):
+def test_an_end_that_a_text_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spells out 'b' would end the document there"):
         TextTokenizer(save_words(tmp_path, "a", "b"), eod_token="b")
 
 
-def test_wrong_files_are_refused(tmp_path: Path):
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json: tokenizer not found"):
         TextTokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
@@ -122,12 +123,12 @@ def test_wrong_files_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("size", "message"), [(300, "at least 512"), (5000, "yields only")])
-def test_an_impossible_vocabulary_is_refused(size: int, message: str):
+def test_an_impossible_vocabulary_is_refused(size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_tokenizer(lambda: ["a few words only"], size)
 
 
-def test_commands(harvested: Path, tmp_path: Path, command):
+def test_commands(harvested: Path, tmp_path: Path, command: Command) -> None:
     output = tmp_path / "new" / "tokenizer.json"
     inputs = sorted(harvested.glob("*.train.jsonl"))
     trained = command("tokenizer", "train", "--input", *inputs, "--vocab-size", 800, "--output", output)

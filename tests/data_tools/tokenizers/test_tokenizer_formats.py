@@ -50,7 +50,9 @@ def cl100k(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
-def sentencepiece_model(request, harvested: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sentencepiece_model(
+    request: pytest.FixtureRequest, harvested: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(text[:4000] for text, _ in texts([harvested / "math.train.jsonl"], "text")),
@@ -65,14 +67,14 @@ def sentencepiece_model(request, harvested: Path, tmp_path_factory: pytest.TempP
     return path
 
 
-def test_a_sentencepiece_model_keeps_its_ids(sentencepiece_model: Path):
+def test_a_sentencepiece_model_keeps_its_ids(sentencepiece_model: Path) -> None:
     tokenizer = TextTokenizer(sentencepiece_model)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (700, reference.eos_id())
     assert len(tokenizer.byte_ids) == 256
 
     @given(some_text)
-    def agrees(text: str):
+    def agrees(text: str) -> None:
         ids = tokenizer.encode_batch([text])[0]
         assert ids == reference.encode(text)
         assert tokenizer.eod_id not in ids
@@ -81,7 +83,7 @@ def test_a_sentencepiece_model_keeps_its_ids(sentencepiece_model: Path):
     agrees()
 
 
-def test_a_tiktoken_file_keeps_its_ids(cl100k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tiktoken_file_keeps_its_ids(cl100k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # tiktoken compares the file with the checksum of the published one, so the reference is the real encoding.
     shutil.copy(cl100k, tmp_path / hashlib.sha1(CL100K_ADDRESS.encode()).hexdigest())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -92,7 +94,7 @@ def test_a_tiktoken_file_keeps_its_ids(cl100k: Path, tmp_path: Path, monkeypatch
     assert len(tokenizer.byte_ids) == 128
 
     @given(some_text)
-    def agrees(text: str):
+    def agrees(text: str) -> None:
         tokens, lengths = tokenizer.encode_flat(["x", text], append_eod=False)
         ids = tokens[lengths[0] :].tolist()
         assert ids == reference.encode_ordinary(text)
@@ -101,7 +103,7 @@ def test_a_tiktoken_file_keeps_its_ids(cl100k: Path, tmp_path: Path, monkeypatch
     agrees()
 
 
-def test_known_patterns_are_the_librarys():
+def test_known_patterns_are_the_librarys() -> None:
     from tiktoken_ext import openai_public
 
     assert KNOWN["r50k_base"].pattern == openai_public.r50k_pat_str
@@ -130,7 +132,7 @@ def _base64(token: bytes) -> bytes:
     return base64.b64encode(token)
 
 
-def test_a_description_beside_the_ranks_counts(tmp_path: Path):
+def test_a_description_beside_the_ranks_counts(tmp_path: Path) -> None:
     special = {"<end>": 300, "<|endoftext|>": 400}
     path = write_ranks(tmp_path, "own.tiktoken", {"pattern": ".", "special_tokens": special, "eod_token": "<end>"})
     tokenizer = TextTokenizer(tmp_path)
@@ -152,19 +154,19 @@ def test_a_description_beside_the_ranks_counts(tmp_path: Path):
         ({"pattern": "."}, "--eod-token"),
     ],
 )
-def test_a_wrong_description_is_refused(tmp_path: Path, description: object, message: str):
+def test_a_wrong_description_is_refused(tmp_path: Path, description: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         TextTokenizer(write_ranks(tmp_path, "own.tiktoken", description))
 
 
-def test_a_wrong_line_of_ranks_is_named(tmp_path: Path):
+def test_a_wrong_line_of_ranks_is_named(tmp_path: Path) -> None:
     path = write_ranks(tmp_path, "qwen.tiktoken")
     path.write_bytes(path.read_bytes() + b"!!! 256\n")
     with pytest.raises(UserError, match=r"qwen\.tiktoken:257: not a base64 token"):
         TextTokenizer(path)
 
 
-def test_an_added_end_of_document_becomes_special(tokenizer_path: Path, tmp_path: Path):
+def test_an_added_end_of_document_becomes_special(tokenizer_path: Path, tmp_path: Path) -> None:
     library = Tokenizer.from_file(str(tokenizer_path))
     library.add_tokens([AddedToken("[DONE]", special=False), AddedToken("[THINK]", special=False)])
     library.save(str(tmp_path / "tokenizer.json"))
@@ -176,7 +178,7 @@ def test_an_added_end_of_document_becomes_special(tokenizer_path: Path, tmp_path
     assert tokenizer.decode(ids) == "a[DONE][THINK]"
 
 
-def test_ids_that_the_library_changes_are_refused(tokenizer_path: Path, tmp_path: Path):
+def test_ids_that_the_library_changes_are_refused(tokenizer_path: Path, tmp_path: Path) -> None:
     content = json.loads(tokenizer_path.read_text(encoding="utf-8"))
     content["added_tokens"].append({**content["added_tokens"][0], "id": 2000, "content": "<|far|>"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
@@ -184,7 +186,7 @@ def test_ids_that_the_library_changes_are_refused(tokenizer_path: Path, tmp_path
         TextTokenizer(tmp_path)
 
 
-def test_ids_are_stored_as_megatron_stores_them(cl100k: Path, tokenizer_path: Path, sentencepiece_model: Path):
+def test_ids_are_stored_as_megatron_stores_them(cl100k: Path, tokenizer_path: Path, sentencepiece_model: Path) -> None:
     stored = [
         TextTokenizer(path).encode_flat(["a"], append_eod=True)[0].dtype
         for path in (cl100k, tokenizer_path, sentencepiece_model)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from json_lines import read_rows, write_rows
 
 from data_tools.tokenizers.fit import measure
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from data_tools.tokenizers.train_tokenizer import train_and_save
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.files.json_lines import read_rows, write_rows
 
 
 def text_file(path: Path, seed: int) -> Path:

@@ -20,7 +20,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_levels_differ_in_how_much_is_replaced_and_in_nothing_else(harvested: Path, tmp_path: Path):
+def test_levels_differ_in_how_much_is_replaced_and_in_nothing_else(harvested: Path, tmp_path: Path) -> None:
     source = harvested / "math.train.jsonl"
     write([source], tmp_path, LEVELS, mixed=False, seed=1, most=5e4)
     clean = [row["text"] for row in rows(source)]
@@ -41,7 +41,7 @@ def test_levels_differ_in_how_much_is_replaced_and_in_nothing_else(harvested: Pa
     assert damage("some text", 0.5, 1) == damage("some text", 0.5, 1) != damage("some text", 0.5, 2)
 
 
-def test_windows_of_a_mixed_corpus_are_the_levels(harvested: Path, tokenizer_path: Path, tmp_path: Path):
+def test_windows_of_a_mixed_corpus_are_the_levels(harvested: Path, tokenizer_path: Path, tmp_path: Path) -> None:
     sources = [harvested / "math.train.jsonl", harvested / "code.train.jsonl"]
     write(sources, tmp_path, LEVELS, mixed=True, seed=1, most=float("inf"))
     mixed = rows(tmp_path / "mixed.jsonl")

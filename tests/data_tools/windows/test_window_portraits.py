@@ -46,7 +46,7 @@ def documents(folder: Path, window: dict[str, Any]) -> list[int]:
     return sorted((words & np.uint64(2**48 - 1)).astype(int).tolist())
 
 
-def test_a_portrait_is_of_the_documents_of_its_window(folder: Path, found: dict[str, Any]):
+def test_a_portrait_is_of_the_documents_of_its_window(folder: Path, found: dict[str, Any]) -> None:
     rows = pq.read_table(folder / "web_text_document.meta.parquet").to_pylist()
     corpus = CorpusText(folder / "web_text_document")
     assert len(found["windows"]) == 6
@@ -71,7 +71,7 @@ def test_a_portrait_is_of_the_documents_of_its_window(folder: Path, found: dict[
         )
 
 
-def test_a_portrait_of_few_is_of_documents_of_the_window(folder: Path, found: dict[str, Any]):
+def test_a_portrait_of_few_is_of_documents_of_the_window(folder: Path, found: dict[str, Any]) -> None:
     source = CorpusSource("web", folder / "web_text_document")
     phases = [folder / "windows" / window["phase"] for window in found["windows"]]
     for portrait, whole in zip(portraits(source, "score", phases, 1, sample=5), found["windows"], strict=True):
@@ -83,7 +83,7 @@ def test_a_portrait_of_few_is_of_documents_of_the_window(folder: Path, found: di
 
 def test_same_windows_for_any_workers_and_size_of_tasks(
     tmp_path: Path, folder: Path, found: dict[str, Any], harvested: Path, tokenizer_path: Path
-):
+) -> None:
     assert windows_of(tmp_path, harvested, tokenizer_path, LocalEngine(2), 100_000) == found
     files = {path.relative_to(folder) for path in (folder / "windows").rglob("*") if path.is_file()} - {
         Path("windows", name)

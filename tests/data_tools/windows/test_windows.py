@@ -25,8 +25,8 @@ from data_tools.windows.options import WindowOptions
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json
-from tests.csrc.reference_algorithm1 import SELECTION, draw
-from tests.data.small_corpora import numbered_corpus
+from tests.helpers.files.small_corpora import numbered_corpus
+from tests.helpers.references.algorithm1 import SELECTION, draw
 
 SEED, SIZE = 7, 1500
 REPORT = [(0.0, 0.02), (0.15, 0.17), (0.3, 0.32), (0.45, 0.47), (0.6, 0.62), (0.75, 0.77)]
@@ -84,7 +84,7 @@ def documents(phase: Path) -> list[int]:
 
 @pytest.mark.parametrize("by", ["documents", "tokens"])
 @pytest.mark.parametrize("kind", SCORES)
-def test_windows_are_those_of_one_sort(tmp_path, kind, by):
+def test_windows_are_those_of_one_sort(tmp_path: Path, kind, by: str) -> None:
     scores = SCORES[kind]
     policies = ["drop", "lowest"] if np.isnan(scores).any() else ["refuse"]
     prefix = corpus(tmp_path, scores)
@@ -121,7 +121,7 @@ def test_windows_are_those_of_one_sort(tmp_path, kind, by):
             assert abs(window["bounds"][1] - window["asked"][1]) <= one
 
 
-def test_every_window_gives_the_same_tokens(tmp_path):
+def test_every_window_gives_the_same_tokens(tmp_path: Path) -> None:
     words = [
         f"{name}={corpus(tmp_path, SCORES[kind], name)}" for name, kind in (("web", "distinct"), ("b", "one value"))
     ]
@@ -141,7 +141,7 @@ def test_every_window_gives_the_same_tokens(tmp_path):
     assert (tmp_path / "windows" / prefix).resolve() == (tmp_path / "web_text_document").resolve()
 
 
-def test_a_window_is_repeated_only_when_asked(tmp_path):
+def test_a_window_is_repeated_only_when_asked(tmp_path: Path) -> None:
     word = f"web={corpus(tmp_path, SCORES['distinct'])}"
     held = cut([word], tmp_path / "held")["windows"]
     least = min(held, key=lambda window: window["tokens"])
@@ -166,7 +166,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_recipe_beside_the_windows_makes_them(tmp_path, monkeypatch):
+def test_the_recipe_beside_the_windows_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     word = f"web={corpus(tmp_path, SCORES['six values'])}"
     cut([word], tmp_path / "windows", by="tokens")
     monkeypatch.chdir("/")
@@ -175,7 +175,7 @@ def test_the_recipe_beside_the_windows_makes_them(tmp_path, monkeypatch):
     assert contents(tmp_path / "again") == {name: data for name, data in windows.items() if name not in ALL_FILES}
 
 
-def test_windows_that_the_score_does_not_tell_apart_are_told(tmp_path):
+def test_windows_that_the_score_does_not_tell_apart_are_told(tmp_path: Path) -> None:
     words = [f"web={corpus(tmp_path, SCORES['one value'])}"]
     printed = cut_windows(words, WindowOptions(["quality"], samples=None), tmp_path / "windows")
     assert "web_0.75-0.77: all scores are 3.5; which document is in which was drawn by the seed" in printed
@@ -185,7 +185,7 @@ def test_windows_that_the_score_does_not_tell_apart_are_told(tmp_path):
     )
 
 
-def test_same_bytes_for_any_threads_and_memory(tmp_path):
+def test_same_bytes_for_any_threads_and_memory(tmp_path: Path) -> None:
     """More rows than the smallest memory holds: the sort spills."""
     size = 1_800_000
     generator = np.random.default_rng(2)
@@ -236,14 +236,14 @@ def word(tmp_path: Path) -> str:
     ],
     ids=str,
 )  # fmt: skip
-def test_refuses(tmp_path, word, options, message):
+def test_refuses(tmp_path: Path, word: str, options, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         cut([word], tmp_path / "windows", **options)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "windows").exists()
 
 
-def test_refuses_corpora(tmp_path, word):
+def test_refuses_corpora(tmp_path: Path, word: str) -> None:
     for words, message in (
         ([f"{tmp_path}/absent"], "absent.idx: not found; name a corpus"),
         ([word, word], "have one name; write NAME=PREFIX"),
@@ -259,7 +259,7 @@ def test_refuses_corpora(tmp_path, word):
         cut([word], tmp_path / "windows")
 
 
-def test_nothing_is_replaced_that_was_not_made_from_the_same(tmp_path):
+def test_nothing_is_replaced_that_was_not_made_from_the_same(tmp_path: Path) -> None:
     word, folder = f"web={corpus(tmp_path, SCORES['distinct'])}", tmp_path / "windows"
     cut([word], folder)
     before = contents(folder)
@@ -280,7 +280,7 @@ def test_nothing_is_replaced_that_was_not_made_from_the_same(tmp_path):
         cut([word], folder, force=True)
 
 
-def test_command(tmp_path: Path, command: Callable[..., Any]):
+def test_command(tmp_path: Path, command: Callable[..., Any]) -> None:
     prefixes = [corpus(tmp_path, SCORES[kind], name) for name, kind in (("web", "distinct"), ("b", "six values"))]
     words = [f"{name}={prefix}" for name, prefix in zip(("web", "b"), prefixes, strict=True)]
     options = ["--output", str(tmp_path / "windows"), "--top", "0", "0.5", "--width", "0.1", "--no-portrait", "--json"]

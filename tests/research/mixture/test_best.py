@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from test_law import mixtures
 
 from megatron_kaiyuan.research.mixture.best import Objective, best
 from megatron_kaiyuan.research.mixture.exposure import exposures
 from megatron_kaiyuan.research.mixture.uncertainty import fit_domains
+from tests.helpers.references.mixtures import mixtures
 
 GRID = np.array([(a, b, 100 - a - b) for a, b in itertools.product(range(101), repeat=2) if a + b <= 100]) / 100
 SLOPES = {"code": np.array([-1.5, 0.2, 0.3]), "prose": np.array([0.3, -1.0, 0.4])}

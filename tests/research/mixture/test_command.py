@@ -12,7 +12,7 @@ import yaml
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.mixture.command import mix, plan
-from tests.train.small_run import write_corpus
+from tests.helpers.training.small_run import write_corpus
 
 SHAPE = {"preset": "kaiyuan-tiny", "num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 64, "kv_channels": 8}
 

@@ -8,12 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_kaiyuan.research.mixture.law import Law, fit, left_out
-
-SLOPES = np.array([-0.9, -0.2, 0.1, 0.4, 0.6])
-
-
-def mixtures(runs: int, seed: int, datasets: int = len(SLOPES)) -> np.ndarray:
-    return np.random.default_rng(seed).dirichlet(np.full(datasets, 0.7), runs)
+from tests.helpers.references.mixtures import SLOPES, mixtures
 
 
 def test_a_law_without_noise_is_found() -> None:

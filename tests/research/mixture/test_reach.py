@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_law import mixtures
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.mixture.reach import check_jumps, check_runs, drawn_range, jumps
+from tests.helpers.references.mixtures import mixtures
 
 NAMES = ["code", "math", "web", "wiki", "books"]
 SLOPES = np.array([-1.0, -0.5, 0.2, 0.4, 0.1])

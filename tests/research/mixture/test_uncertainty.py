@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_law import SLOPES, mixtures
 
 from megatron_kaiyuan.research.mixture.uncertainty import fit_domains
+from tests.helpers.references.mixtures import SLOPES, mixtures
 
 
 def losses(shares: np.ndarray, noise: float, seed: int) -> np.ndarray:

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_probe import write_probe
+
+from tests.helpers.training.small_probe import write_probe
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_probe import write_probe
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.cloze import ClozeTask, Item, write_task
@@ -18,8 +17,9 @@ from megatron_kaiyuan.research.probes.command import plan, probe
 from megatron_kaiyuan.research.probes.design import Design, make_design, split_for_seeds
 from megatron_kaiyuan.research.probes.pages import answer_page, plan_text, verdict_lines
 from megatron_kaiyuan.research.probes.request import read_request
-from tests.evaluate.local_tasks import write_tasks
-from tests.evaluate.tiny_model import write_tokenizer
+from tests.helpers.training.local_tasks import write_tasks
+from tests.helpers.training.small_probe import write_probe
+from tests.helpers.training.tiny_model import write_tokenizer
 
 
 @pytest.fixture(scope="module")

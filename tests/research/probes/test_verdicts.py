@@ -15,7 +15,7 @@ from megatron_kaiyuan.research.probes.command import probe
 from megatron_kaiyuan.research.probes.design import Design, make_design, split_for_seeds
 from megatron_kaiyuan.research.probes.pages import answer_page, verdict_lines
 from megatron_kaiyuan.research.probes.request import read_request
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
 
 COURSE = {"code": (0.0, 0.1, 0.2), "prose": (0.2, 0.1, 0.0)}
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_runs import write_inputs
+
+from tests.helpers.training.run_lists import write_inputs
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_runs import make_run, make_runs
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue import run_all
 from megatron_kaiyuan.research.queue.slurm import Array
-from tests.train.small_run import events
+from tests.helpers.training.run_lists import make_run, make_runs
+from tests.helpers.training.small_run import events
 
 # sbatch(1): --array=FIRST-LAST, %A_%a in --output, --wrap, --parsable. It returns at once; tasks run after it.
 SBATCH = """#!/usr/bin/env bash

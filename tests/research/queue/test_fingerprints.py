@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import make_run
 
 from megatron_kaiyuan.research.queue.request import Run
 from megatron_kaiyuan.research.queue.task import Tasks
+from tests.helpers.training.run_lists import make_run
 
 
 def fingerprint(run: Run, platform: str = "cpu") -> str:

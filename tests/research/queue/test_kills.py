@@ -11,16 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_runs import WORKER, make_runs, without_times, work
 
 from megatron_kaiyuan.research.queue.request import Run, write_list
-from tests.rank_server import started
-from tests.train.small_run import events
+from tests.helpers.processes.rank_server import started
+from tests.helpers.training.run_lists import WORKER, make_runs, require_all_whole, whole_runs, without_times, work
+from tests.helpers.training.small_run import events
 
 RUNS, STEPS = 4, 8
 # Runs resume from checkpoints of these steps, and are killed while they write them.
 OFTEN = "checkpoint.save_every_steps=2"
-Whole = dict[str, tuple[int, int, int]]
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +57,6 @@ def kill_one(path: Path, drawn: random.Random, longest: float) -> str | None:
     # The run had come to its end already, or is told as failed.
     assert code in (0, 2)
     return "run"
-
-
-def whole_runs(folder: Path) -> Whole:
-    """What is written once and never again: by fingerprint, the result's file and the length of the record."""
-    found = {}
-    for path in folder.glob("runs/*/result.json"):
-        state = path.stat()
-        found[path.parent.name] = state.st_ino, state.st_mtime_ns, os.path.getsize(path.with_name("metrics.jsonl"))
-    return found
-
-
-def require_all_whole(folder: Path, runs: list[Run], undisturbed: list[dict], before: Whole) -> None:
-    done = work(folder, runs)
-    assert done["code"] == 0 and not done["missing"]
-    # To the last bit, however often a run was taken up again.
-    assert without_times(done["rows"]) == undisturbed
-    after = whole_runs(folder)
-    assert len(after) == len(runs) == len(list((folder / "runs").glob("[!.]*")))
-    assert before.items() <= after.items()
-    left = [path for path in (folder / "runs").rglob("*") if path.name.endswith((".tmp", ".lock")) or path.is_dir()]
-    assert sorted(left) == sorted(folder / "runs" / name for name in after)
 
 
 def disturb(folder: Path, runs: list[Run], undisturbed: list[dict], kills: int, drawn: random.Random) -> list[str]:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_runs import STEPS, WORKER, make_run, make_runs, work
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue import run_all
 from megatron_kaiyuan.research.queue.request import write_list
-from tests.rank_server import started
-from tests.train.small_run import TOKENS_PER_STEP, events, succeed
+from tests.helpers.processes.rank_server import started
+from tests.helpers.training.run_lists import STEPS, WORKER, make_run, make_runs, work
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, succeed
 
 
 def test_a_list_becomes_a_table_and_whole_runs_are_reused(queue_recipe: Path, tmp_path: Path) -> None:

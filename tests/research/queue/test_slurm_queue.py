@@ -16,15 +16,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm_cluster import slurm_cluster
-from small_runs import WORKER, make_run, make_runs, without_times, work
-from test_kills import require_all_whole, whole_runs
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue import Run, run_all
 from megatron_kaiyuan.research.queue.request import write_list
 from megatron_kaiyuan.research.queue.slurm import Array, submit
-from tests.train.small_run import events
+from tests.helpers.processes.slurm_cluster import slurm_cluster
+from tests.helpers.training.run_lists import (
+    WORKER,
+    make_run,
+    make_runs,
+    require_all_whole,
+    whole_runs,
+    without_times,
+    work,
+)
+from tests.helpers.training.small_run import events
 
 pytestmark = [
     pytest.mark.root,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import make_run, make_runs
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.errors import UserError
@@ -16,8 +15,9 @@ from megatron_kaiyuan.evaluate.cloze import ClozeTask, Item, read_task, write_ta
 from megatron_kaiyuan.research.queue import Run, run_all
 from megatron_kaiyuan.research.queue.request import read_list, write_list
 from megatron_kaiyuan.research.queue.task import Tasks
-from tests.evaluate.tiny_model import write_tokenizer
-from tests.train.small_run import succeed
+from tests.helpers.training.run_lists import make_run, make_runs
+from tests.helpers.training.small_run import succeed
+from tests.helpers.training.tiny_model import write_tokenizer
 
 # The tokenizer's 257 ids; the network's weights are FP32, so that an export computes the same.
 NETWORK = ("model.vocab_size=257", "optimizer.weight_decay=0.0")

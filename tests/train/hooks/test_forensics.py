@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, train_on_bad_machine
-from test_resume import assert_same_state
 
 from megatron_kaiyuan import platform
-from tests.rank_server import run
+from tests.helpers.processes.rank_server import run
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, train_on_bad_machine
 
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 LAYOUTS = {
@@ -60,8 +60,8 @@ def plant(step: int, layer: int, name: str, by: float, **more: Any) -> dict[str,
 
 def backward(step: int) -> list[dict[str, Any]]:
     """Forward all stays as it was: the gain makes up for the small weight. Back through the norm it does not."""
-    linear = "self_attention.linear_proj"
-    return [plant(step, 1, f"{linear}.weight", 1e-3), plant(step, 1, f"{linear}.post_norm.weight", 100.0)]
+    last, norm = "self_attention.linear_proj.weight", "self_attention.post_norm.weight"
+    return [plant(step, 1, last, 1e-3), plant(step, 1, norm, 100.0)]
 
 
 def forward(step: int) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def test_a_planted_overflow_is_named_exactly(layout: str, recipe: Path, tmp_path
     """
     processes, overrides = LAYOUTS[layout]
     faults, expected = [*backward(2), *forward(3)], [
-        (2, "backward", 1, "attention_output", "self_attention.linear_proj.post_norm", HOLDERS[layout][0]),
+        (2, "backward", 1, "attention_output", "self_attention.post_norm", HOLDERS[layout][0]),
         (3, "forward", 2, "mlp_output", "mlp.linear_fc2", HOLDERS[layout][1]),
     ]  # fmt: skip
     if TENSOR in overrides:

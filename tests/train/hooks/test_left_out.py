@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, events, metrics, start_from, train
-from small_run import train_on_bad_machine as train_badly
-from test_bad_steps import batch
-from test_resume import assert_same_state
+
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import TOKENS_PER_STEP, batch, events, metrics, start_from, train
+from tests.helpers.training.small_run import train_on_bad_machine as train_badly
 
 CRASH = batch("raise", 16, rank=0)
 ROLLBACK = ["faults.on_bad_step=rollback", "faults.rollback_batches=2"]

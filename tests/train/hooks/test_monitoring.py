@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, losses, metrics, numbers, start_from, succeed
-from test_resume import load
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.monitor.tensors import activation_places
 from megatron_kaiyuan.report import build_report
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import (
+    TOKENS_PER_STEP,
+    events,
+    fit_here,
+    losses,
+    metrics,
+    numbers,
+    start_from,
+    succeed,
+)
 
 STEPS = [f"train.train_tokens={4 * TOKENS_PER_STEP}", "monitor.activations_every_steps=2"]
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"

@@ -10,14 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, events, fit_here, launch, losses, metrics, start_from, succeed, train
-from test_resume import load
 from torch.autograd.profiler_util import FunctionEvent
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.platform.npu import NpuPlatform
+from tests.helpers.training.saved_state import load
+from tests.helpers.training.small_run import (
+    TOKENS_PER_STEP,
+    events,
+    fit_here,
+    launch,
+    losses,
+    metrics,
+    start_from,
+    succeed,
+    train,
+)
 
 MICRO_BATCHES = 4
 PROFILED = 2

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import TOKENS_PER_STEP, fit_here, losses, start_from, succeed
-from test_resume import assert_same_state, load
 
 from megatron_kaiyuan.train.session import Session
+from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses, start_from, succeed
 
 # Among the largest logits of a fresh network's heads: some are clipped, some are not.
 TAU = 0.105

@@ -9,8 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import NEVER, TOKENS_PER_STEP, at_work, losses, metrics, start_from, succeed, took_steps, train, wait_for
-from test_resume import assert_same_state
+
+from tests.helpers.training.saved_state import assert_same_state
+from tests.helpers.training.small_run import (
+    NEVER,
+    TOKENS_PER_STEP,
+    at_work,
+    losses,
+    metrics,
+    start_from,
+    succeed,
+    took_steps,
+    train,
+    wait_for,
+)
 
 TENSOR = "parallel.tensor_model_parallel_size=2"
 SCALER = ["optimizer.initial_loss_scale=4194304", "optimizer.loss_scale_window=3", "optimizer.hysteresis=1"]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import NEVER, STEPS, TOKENS_PER_STEP, fit_here, metrics, took_steps, wait_for
+
+from tests.helpers.training.small_run import NEVER, STEPS, TOKENS_PER_STEP, fit_here, metrics, took_steps, wait_for
 
 LONG = [NEVER, "train.train_tokens=null"]
 

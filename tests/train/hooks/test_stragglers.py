@@ -8,11 +8,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from small_run import STEPS, losses, metrics, succeed, train_on_bad_machine
 
 from megatron_kaiyuan.report.build import build_report
 from megatron_kaiyuan.report.status import read_status
 from megatron_kaiyuan.train.hooks.stragglers import columns
+from tests.helpers.training.small_run import STEPS, losses, metrics, succeed, train_on_bad_machine
 
 
 def test_a_slow_rank_is_named(recipe: Path, finished_run: Path, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import SEQ_LENGTH, TOKENS_PER_STEP, VOCAB, events, fit_here, metrics
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.train.hooks.utilization import utilization
+from tests.helpers.training.small_run import SEQ_LENGTH, TOKENS_PER_STEP, VOCAB, events, fit_here, metrics
 
 SHORT = f"train.train_tokens={2 * TOKENS_PER_STEP}"
 # Of small_run's network: queries, keys, values and projection, three matrices of the MLP; two layers and the head.
