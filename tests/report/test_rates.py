@@ -7,8 +7,8 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-from megatron_kaiyuan.report.figures import _rates
 from megatron_kaiyuan.report.metrics import History
+from megatron_kaiyuan.report.plots import _rates
 
 
 def drawn(rows: list[dict[str, float]]) -> dict[str, list[float]]:
