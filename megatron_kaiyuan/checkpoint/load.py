@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_kaiyuan.checkpoint.common_form import CommonForm
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
-from megatron_kaiyuan.checkpoint.replicas import Given, ReadOnce
+from megatron_kaiyuan.checkpoint.replicas import ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
 from megatron_kaiyuan.cluster.groups import scattered_by_rank_0, told_by_rank_0
 from megatron_kaiyuan.config import ModelConfig, parse
@@ -82,15 +82,7 @@ def load_sharded(folder: Path, sharded_state: dict[str, Any], by_rank: str = "ra
 
     common = told_by_rank_0(described)
     common[by_rank] = scattered_by_rank_0(lambda: _one_for_each_rank(elements))
-    strategy = ReadOnce(metadata, partial(_reading, folder))
-    # Which shards there are is checked when they are saved; to gather what each rank asks for takes minutes.
-    return dist_checkpointing.load(
-        sharded_state,
-        str(folder),
-        sharded_strategy=strategy,
-        common_strategy=Given(common),
-        validate_access_integrity=False,
-    )
+    return ReadOnce(metadata, partial(_reading, folder)).restore(sharded_state, common, folder)
 
 
 def _one_for_each_rank(elements: Any) -> list[Any]:

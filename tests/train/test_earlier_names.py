@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import losses, start_from, succeed, train
-from test_resume import assert_same_state, load
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.small_run import losses, start_from, succeed, train
 
 EARLIER = {
     "self_attention.post_norm.weight": "self_attention.linear_proj.post_norm.weight",

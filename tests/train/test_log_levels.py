@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from small_run import TOKENS_PER_STEP, metrics, train
 
 from megatron_kaiyuan import logs
+from tests.helpers.training.small_run import TOKENS_PER_STEP, metrics, train
 
 SHORT = f"train.train_tokens={3 * TOKENS_PER_STEP}"
 RESULT = f"train: step 3/3, {3 * TOKENS_PER_STEP:,} tokens, finished\n"
