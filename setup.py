@@ -142,7 +142,7 @@ setup(
             "recipes/*/*.json",
         ],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
-        "data_tools": ["**/*.txt"],
+        "data_tools": ["**/*.html", "**/*.txt"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -42,7 +42,11 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
     "dist_checkpointing.strategies.torch": ("_get_filesystem_reader", "checkpoint"),
     "tensor_parallel.random": ("_get_cuda_rng_state", "_set_cuda_rng_state"),
-    "tensor_parallel.layers": ("_grad_accum_fusion_available", "fused_weight_gradient_mlp_cuda"),
+    "tensor_parallel.layers": (
+        "_grad_accum_fusion_available",
+        "fused_weight_gradient_mlp_cuda",
+        "linear_with_grad_accumulation_and_async_allreduce",
+    ),
     "jit": ("disable_jit_fuser",),
 }
 # Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
@@ -180,6 +184,11 @@ def keep_random_state_of_cpu() -> None:
     random = module("tensor_parallel.random")
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+
+
+def give_no_advice_for_cuda() -> None:
+    """Let tensor-parallel layers not ask for CUDA_DEVICE_MAX_CONNECTIONS=1, which means nothing on other devices."""
+    module("tensor_parallel.layers").linear_with_grad_accumulation_and_async_allreduce.warned = True
 
 
 def clip_with(norm: Callable[..., Any], scale: Callable[..., None]) -> None:

@@ -107,7 +107,9 @@ def test_what_qwen3_lacks_keeps_its_initial_value_and_is_told(tmp_path: Path) ->
     told = "\n".join(notes)
     assert "start with gain 0.1" in told and "not capped" in told and "251 of 251 rows" in told
     closed, notes = start_from(tmp_path, embedding_norm=True, **PLAIN)
-    assert torch.equal(closed.embedding.norm.weight, torch.ones(64)) and "behind the embedding" in "".join(notes)
+    assert torch.equal(
+        closed.embedding.norm.weight, torch.ones(64)
+    ) and "no weights of model.embedding_norm" in "".join(notes)
     # Rows behind the vocabulary are padding: as fresh as in any new network.
     weights = network.embedding.word_embeddings.weight
     assert weights[:251].std() < 0.2 < weights[251:].std()

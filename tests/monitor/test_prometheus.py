@@ -23,6 +23,7 @@ ROW = {
     "loss_mean": 5.5,
     "loss_steps": 10,
     "lr": 1e-3,
+    "lr_head": 5e-4,
     "grad_norm": None,
     "loss_scale": 65536.0,
     "seconds_per_step": 2.0,
@@ -71,6 +72,8 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
         "kaiyuan_slowest_rank": 3,
     }.items():
         assert found[name, labels()] == value, name
+    assert found["kaiyuan_learning_rate", labels(weights="head")] == 5e-4
+    assert ("kaiyuan_learning_rate", labels(weights="qkv")) not in found, "it is that of the schedule"
     assert found["kaiyuan_rank_seconds", labels(of_ranks="max")] == 1.5
     assert ("kaiyuan_gradient_norm", labels()) not in found, "a step that was skipped has none"
     for _ in range(2):

@@ -235,7 +235,9 @@ def left_out(session: Session) -> list[list[int]]:
 
     session.state.progress.tokens += 3 * TOKENS_PER_STEP
     session.hooks = []
-    went_back(session, StepResult(math.nan, math.nan, True, 1024.0, True, Fault("a test", "rollback"), Votes(), 0.1))
+    start = session.state.progress.tokens
+    batch = session.state.progress.step + 1, (start, start + TOKENS_PER_STEP)
+    went_back(session, StepResult(*batch, math.nan, math.nan, True, 1024.0, Fault("a test", "rollback"), Votes(), 0.1))
     return session.state.progress.left_out
 
 
