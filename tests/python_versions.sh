@@ -2,9 +2,9 @@
 # Sets the project up under other versions of Python, in a temporary clone, and uses it there: from text to an exported
 # network, a stop and a resume, and the tests that start few processes. Each version takes half an hour, an index or a
 # folder of wheels, and 10 GB in TMPDIR, which are removed before the next one begins (KEEP=1: they stay).
-#   bash tests/python_versions.sh 3.12 3.13
+#   bash tests/python_versions.sh 3.11.2 3.12 3.13
 #   bash tests/python_versions.sh --here       the use and the tests alone, with the active environment, in a temporary folder
-# An interpreter is looked for as python3.12 on PATH, then among those of pyenv. What is not committed is not tried.
+# An interpreter is looked for among all python3.12 on PATH, then among those of pyenv. What is not committed is not tried.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 (($#)) || { sed -n '2,7p' "$0" >&2; exit 2; }
@@ -16,14 +16,15 @@ tests=(tests/config tests/data tests/data_tools tests/csrc tests/model tests/opt
 folder=''
 trap '[[ -z $folder || -n ${KEEP:-} ]] || rm -rf "$folder"' EXIT
 
-find_version() { # 3.12
-    local found
-    for found in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
-        if [[ $("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == "$1" ]]; then
-            command -v "$found"
+find_version() { # 3.12, or 3.11.2
+    local found version
+    while read -r found; do
+        version="$("$found" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)"
+        if [[ $version == "$1" || $version == "$1".* ]]; then
+            echo "$found"
             return
         fi
-    done
+    done < <(type -ap "python$(cut -d . -f 1,2 <<<"$1")"; printf '%s\n' "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1"*/bin/python)
     echo "error: no Python $1 on PATH or among those of pyenv" >&2
     return 1
 }
@@ -70,7 +71,7 @@ print(f"{AutoModelForCausalLM.from_pretrained(sys.argv[1]).num_parameters():,} p
 END
 }
 
-try_version() { # 3.12
+try_version() { # 3.12, or 3.11.2
     local interpreter
     interpreter="$(find_version "$1")"
     folder="$(mktemp -d)"

@@ -1,4 +1,9 @@
-"""Rows that come in: Parquet files, by row groups."""
+"""Rows that come in: Parquet files, by row groups.
+
+A footer is asked for the `num_rows` and `total_byte_size` of row groups and for nothing else in them. pyarrow checks
+the sizes and statistics of a column when its entry is asked for, and does so where no C++ exception may leave: a
+damaged one would end the process. Reading the column makes the same checks, and raises.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,7 @@ def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
     Raises:
         UserError: the file is not a Parquet file, is damaged, lacks a column or has it twice.
     """
-    with _open(task.file) as parquet:
+    with open_table(task.file) as parquet:
         fields = _fields(task.file, parquet.schema_arrow, settings)
         groups, _ = _row_groups(parquet.metadata, task)
         columns = sorted({column for column, _ in fields.values()})
@@ -50,7 +55,7 @@ def record_batches(task: Task, text: str, others: Collection[str] | None = None)
     Raises:
         UserError: the file is not a Parquet file, is damaged, lacks the column or has one twice.
     """
-    with _open(task.file) as parquet:
+    with open_table(task.file) as parquet:
         schema = parquet.schema_arrow
         for name in schema.names:
             if (count := schema.names.count(name)) > 1:
@@ -69,20 +74,19 @@ def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(pa.schema(fields)) if any(field.type in _VIEWS for field in batch.schema) else batch
 
 
-def metadata(task: Task) -> Any:
-    """What the footer of a task's file says."""
-    with _open(task.file) as parquet:
-        return parquet.metadata
-
-
 def rows_before(task: Task) -> int:
     """Rows of the file that belong to earlier tasks, for messages about a place in its middle."""
-    with _open(task.file) as parquet:
+    with open_table(task.file) as parquet:
         return _row_groups(parquet.metadata, task)[1]
 
 
 @contextmanager
-def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
+def open_table(file: InputFile) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file.
+
+    Raises:
+        UserError: it is not one, or what the block reads of it is damaged.
+    """
     try:
         with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
             yield parquet
@@ -91,15 +95,20 @@ def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
 
 
 def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:
-    """The row groups that begin in the task, counting their stored bytes one by one, and the rows before them."""
-    mine, before, start = [], 0, 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
+    """The row groups that begin in the task, and the rows before them.
+
+    Where one begins is reckoned from the groups' sizes before compression, as shares of the file's bytes.
+    """
+    sizes = [max(metadata.row_group(index).total_byte_size, 0) for index in range(metadata.num_row_groups)]
+    total = max(sum(sizes), 1)
+    mine, before, passed = [], 0, 0
+    for index, size in enumerate(sizes):
+        start = min(passed * task.file.size // total, task.file.size - 1)
         if task.start <= start < task.stop:
             mine.append(index)
         elif start < task.start:
-            before += group.num_rows
-        start += sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+            before += metadata.row_group(index).num_rows
+        passed += size
     return mine, before
 
 

@@ -6,9 +6,9 @@ that the widest cannot hold as they are, become the numbers' JSON text.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_tools.reading.values import as_text
 from megatron_kaiyuan.errors import UserError
@@ -33,16 +33,16 @@ def unify(first: pa.Schema, second: pa.Schema, name: str) -> pa.Schema:
     return pa.schema(list(fields.values()))
 
 
-def widen(schema: pa.Schema, own: pa.Schema, metadata: Any) -> pa.Schema:
+def widen(schema: pa.Schema, own: pa.Schema, parquet: pq.ParquetFile) -> pa.Schema:
     """The schema with text for each column whose type would round a whole number of a file, or cannot hold it.
 
     Args:
         own: the columns of the file that are to be cast.
-        metadata: of that Parquet file.
+        parquet: that file.
     """
     for field in filter(lambda field: pa.types.is_integer(field.type), own):
         common = schema.field(field.name)
-        if common.type != field.type and not _fits(metadata, field.name, common.type):
+        if common.type != field.type and not _fits(parquet, field.name, common.type):
             schema = schema.set(schema.get_field_index(field.name), common.with_type(pa.string()))
     return schema
 
@@ -77,8 +77,11 @@ def _common(first: pa.Field, second: pa.Field, name: str) -> pa.DataType:
         ) from error
 
 
-def _fits(metadata: Any, name: str, kind: pa.DataType) -> bool:
-    """Whether a type holds all whole numbers of a column as they are, as far as the file's statistics say."""
+def _fits(parquet: pq.ParquetFile, name: str, kind: pa.DataType) -> bool:
+    """Whether a type holds all whole numbers of a column as they are.
+
+    The column is read. The footer's statistics would say it too, but a damaged one ends the process (`columns.py`).
+    """
     if pa.types.is_integer(kind):
         held = _whole_numbers(kind)
     elif pa.types.is_floating(kind):
@@ -86,16 +89,11 @@ def _fits(metadata: Any, name: str, kind: pa.DataType) -> bool:
         held = range(-largest, largest + 1)
     else:
         return True
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        column = next((c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == name), None)
-        if column is None:
-            continue
-        found = column.statistics
-        if found is not None and found.has_min_max:
-            if not (found.min in held and found.max in held):
-                return False
-        elif found is None or found.null_count != column.num_values:
+    if name not in parquet.schema_arrow.names:
+        return True
+    for batch in parquet.iter_batches(columns=[name]):
+        found = pc.min_max(batch.column(batch.schema.get_field_index(name)))
+        if found["min"].is_valid and not (found["min"].as_py() in held and found["max"].as_py() in held):
             return False
     return True
 

@@ -27,5 +27,6 @@ def group_schema(shard: Shard, settings: Settings) -> pa.Schema | None:
         common = unify(common, schema, task.file.name)
     for schema, task in zip(own, shard.tasks, strict=True):
         if schema != common:
-            common = widen(common, schema, columns.metadata(task))
+            with columns.open_table(task.file) as parquet:
+                common = widen(common, schema, parquet)
     return common

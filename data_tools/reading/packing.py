@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from data_tools.reading.xz_file import XzFile
 from data_tools.reading.zstd_file import ZstdFile
 from megatron_kaiyuan.errors import UserError, system_advice
 
@@ -98,7 +99,7 @@ def unpacked(packing: str, stored: BinaryIO) -> BinaryIO:
     if packing == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=stored), 1 << 20)  # type: ignore[type-var]
     if packing == "xz":
-        return io.BufferedReader(lzma.LZMAFile(stored), 1 << 20)  # type: ignore[type-var]
+        return io.BufferedReader(XzFile(stored), 1 << 20)
     if packing == "zstd":
         return io.BufferedReader(ZstdFile(stored), 1 << 20)
     # Arrow's streams refuse a truncated file.

@@ -52,7 +52,7 @@ def _widen(schemas: Schemas, stage: Stage, records: Sequence[Record]) -> None:
         for suffix in record["checksums"]:
             key = shard.dataset, suffix
             with pq.ParquetFile(stage.folder / f"{name}{suffix}") as parquet:
-                schemas[key] = widen(schemas[key], parquet.schema_arrow, parquet.metadata)
+                schemas[key] = widen(schemas[key], parquet.schema_arrow, parquet)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_kaiyuan.checkpoint.common_form import CommonForm
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
-from megatron_kaiyuan.checkpoint.replicas import Given, ReadOnce
+from megatron_kaiyuan.checkpoint.replicas import ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
 from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import ModelConfig, parse
@@ -71,15 +71,7 @@ def load_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
             return require_plain(folder), dist_checkpointing.load_common_state_dict(str(folder))
 
     metadata, common = told_by_rank_0(described)
-    strategy = ReadOnce(metadata, partial(_reading, folder))
-    # Which shards there are is checked when they are saved; to gather what each rank asks for takes minutes.
-    return dist_checkpointing.load(
-        sharded_state,
-        str(folder),
-        sharded_strategy=strategy,
-        common_strategy=Given(common),
-        validate_access_integrity=False,
-    )
+    return ReadOnce(metadata, partial(_reading, folder)).restore(sharded_state, common, folder)
 
 
 @contextlib.contextmanager

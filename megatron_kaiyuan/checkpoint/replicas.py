@@ -19,10 +19,11 @@ from typing import Any
 import torch
 import xxhash
 from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, merge, nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_kaiyuan.checkpoint.verify import spread
@@ -43,17 +44,6 @@ def share_out(tensors: dict[str, Any]) -> None:
         shard.replica_id = int(writer != rank)
 
 
-class Given(TorchCommonLoadStrategy):
-    """The state that is common to all ranks, which has been read before."""
-
-    def __init__(self, common: dict[str, Any]):
-        super().__init__()
-        self._common = common
-
-    def load_common(self, checkpoint_dir: Any) -> dict[str, Any]:
-        return self._common
-
-
 class ReadOnce(TorchDistLoadShardedStrategy):
     """megatron-core's reading of torch_dist, but that no two ranks of a data-parallel group read the same.
 
@@ -66,7 +56,19 @@ class ReadOnce(TorchDistLoadShardedStrategy):
         super().__init__()
         self._metadata, self._reading = metadata, reading
 
-    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Any) -> dict[str, Any]:
+    def restore(self, sharded_state: dict[str, Any], common: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return the common state with every shard that `sharded_state` describes in its place. Collective.
+
+        As megatron-core's `dist_checkpointing.load`, but no rank reads the common state again, and which shards there
+        are is not checked: that is done when they are saved, and to gather what each rank asks for takes minutes.
+        """
+        shards, values, factories = load_preprocess(sharded_state)
+        merge(common, values)
+        shards, _ = extract_sharded_base(shards)
+        merge(common, self.load(shards, folder))
+        return apply_factory_merges(common, factories)  # type: ignore[no-any-return]
+
+    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Any, *_: Any) -> dict[str, Any]:
         """Read this rank's share, then exchange. Collective."""
         group = _group()
         shards = _replicated(sharded_state_dict)

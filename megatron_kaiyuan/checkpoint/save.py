@@ -38,7 +38,7 @@ from megatron_kaiyuan.checkpoint.verify import Files
 from megatron_kaiyuan.cluster.groups import gather_if_any, sum_over_ranks, told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
-from megatron_kaiyuan.platform.megatron import report_writes_to_this_process
+from megatron_kaiyuan.platform.megatron import own_writers, report_writes_to_this_process
 
 COMMON = "common.pt"
 # What torch.save puts round each tensor, and what a file system needs for itself.
@@ -72,7 +72,7 @@ class _Strategy(TorchDistSaveShardedStrategy):
         super().__init__("torch_dist", 1, thread_count=1, cached_metadata=True)
         self.planned: tuple[Any, Any, Any] | None = None
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, *_: Any) -> AsyncRequest:
         self.planned = tuple(save_state_dict_ret)
         return AsyncRequest(None, (), [])
 
@@ -206,7 +206,7 @@ class Saver:
         """megatron-core's writer, the metadata (on rank 0) and this rank's files with their items, in host memory."""
         report_writes_to_this_process()
         with unchecked_by_torch():
-            self._strategy.async_save(tensors, str(temporary))
+            self._strategy.async_save(tensors, str(temporary), **own_writers())
         assert self._strategy.planned is not None
         (writer, metadata, _), self._strategy.planned = self._strategy.planned, None
         if metadata is not None and metadata is not self._checked:

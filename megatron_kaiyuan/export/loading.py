@@ -40,7 +40,33 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     # transformers gives them random values.
     if absent := sorted(report["missing_keys"]):
         raise UserError(f"{folder}: its weights lack {excerpt(absent[0])}, which config.json asks for; export it again")
-    return network.to(device).eval()
+    network = network.to(device).eval()
+    require_forward(folder, network)
+    return network
+
+
+def require_forward(folder: Path, network: PreTrainedModel, token: int = 0, length: int = 2) -> torch.Tensor:
+    """Run a network once: a configuration that fits the weights may still ask for what cannot be computed.
+
+    Args:
+        token: the id that the input repeats `length` times.
+
+    Returns:
+        The logits.
+
+    Raises:
+        UserError: the network cannot be run.
+    """
+    try:
+        with torch.inference_mode():
+            logits: torch.Tensor = network(torch.full((1, length), token, device=network.device)).logits
+    # Whatever its layers make of the sizes, ranges and names in config.json.
+    except Exception as error:
+        why = f"{type(error).__name__}: {excerpt(error)}"
+        raise UserError(
+            f"{folder}: its network cannot be run as config.json describes it ({why}); copy the folder again"
+        ) from error
+    return logits
 
 
 def require_layers(folder: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kaiyuan.config import WeightKind
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix
 from megatron_kaiyuan.pages.plots import COLOURS, Figure, Unit, name_phase, render_plot, scaled
 from megatron_kaiyuan.report.metrics import History
@@ -45,14 +46,17 @@ def training_figures(history: History, phases: Sequence[PhaseMix], references: S
         axes.set_ylabel("nats per token")
 
     yield frame(loss, "Loss", "Training loss; the strong line is a running mean.", wide=True)
+    yield frame(lambda axes: _rates(axes, x, history), "Learning rate", "As the schedule sets it.")
     for name, title, caption, logarithmic in (
-        ("lr", "Learning rate", "As the schedule sets it.", False),
         ("grad_norm", "Gradient norm", "Before clipping; skipped steps have none.", True),
         ("loss_scale", "Loss scale", "1 without FP16.", True),
         ("tokens_per_second", "Speed", "Tokens per second of the whole job.", False),
     ):
         values = history.column(name)
         yield frame(lambda axes, v=values, n=logarithmic: _panel(axes, x, v, n), title, caption)  # type: ignore[misc]
+    for name in history.recorded():
+        values = history.column(name)
+        yield frame(lambda axes, v=values: _panel(axes, x, v, False), name, "Recorded by its room, over all ranks.")  # type: ignore[misc]
     if np.isfinite(history.column("rank_seconds_max")).any():
 
         def ranks(axes: Axes) -> None:
@@ -89,6 +93,21 @@ def against_tokens(
         axes.set_xlabel(f"tokens{unit.label}")
 
     return Figure(title, caption, render_plot(whole, wide), wide)
+
+
+def _rates(axes: Axes, x: NDArray[np.float64], history: History) -> None:
+    """The schedule's learning rate, and those of kinds of weights that have one of their own."""
+    _panel(axes, x, history.column("lr"), logarithmic=False)
+    # One curve for the kinds that share a rate in every row, some of which may have none.
+    own: dict[bytes, list[str]] = {}
+    for kind in get_args(WeightKind):
+        values = history.column(f"lr_{kind}")
+        if np.isfinite(values).any():
+            own.setdefault(values.tobytes(), []).append(kind)
+    for (values_of, kinds), colour in zip(own.items(), COLOURS[1:] + COLOURS, strict=False):
+        axes.plot(_thin(x), _thin(np.frombuffer(values_of)), color=colour, linewidth=1, label=", ".join(kinds))
+    if own:
+        axes.legend(frameon=False)
 
 
 def _panel(axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], logarithmic: bool) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.helpers.processes import rank_server
-from tests.helpers.training.saved_state import assert_same_state, load
+from tests.helpers.training.saved_state import assert_same_state, load, what_counts
 from tests.helpers.training.small_run import TOKENS_PER_STEP, losses, metrics, start_from, succeed
 
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
@@ -55,16 +55,17 @@ def from_step_0(recipe: Path, finished_run: Path, tmp_path_factory: pytest.TempP
     made: dict[tuple[str, ...], Path] = {}
 
     def run(layout: str, *settings: str) -> Path:
-        if (layout, *settings) == ("dp2",):
+        wanted = (layout, *settings)
+        if wanted == ("dp2",):
             return finished_run
-        if (layout, *settings) not in made:
+        if wanted not in made:
             run_dir = tmp_path_factory.mktemp("from_step_0")
             processes, overrides = LAYOUTS[layout]
             if not settings:
                 start_from(finished_run, 0, run_dir)
             succeed(processes, recipe, f"run_dir={run_dir}", *overrides, *settings)
-            made[(layout, *settings)] = run_dir
-        return made[(layout, *settings)]
+            made[wanted] = run_dir
+        return made[wanted]
 
     return run
 
@@ -87,12 +88,6 @@ def assert_same_tensors(one: Path, other: Path) -> None:
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
     assert common["progress"] == other_common["progress"]
     assert what_counts(common["optimizer"]) == what_counts(other_common["optimizer"])
-
-
-def what_counts(optimizer: dict) -> tuple[list[float], str]:
-    """Each group's number of steps, and the state of the loss scaler."""
-    steps = [float(group["step"]) for group in optimizer["optimizer"]["param_groups"]]
-    return steps, str(optimizer.get("grad_scaler"))
 
 
 def test_from_two_ranks_to_four_to_two(recipe: Path, finished_run: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class _Classifier:
         import torch
 
         transformers = require("transformers", extra="eval", purpose="a sequence classifier")
-        from megatron_kaiyuan.export.loading import quiet_transformers, require_layers
+        from megatron_kaiyuan.export.loading import quiet_transformers, require_forward, require_layers
 
         self._folder = folder
         self._device = pick_device(device)
@@ -78,10 +78,26 @@ class _Classifier:
         if self._tokenizer.pad_token_id is None:
             raise UserError(f"{folder}: the tokenizer has no padding token; set pad_token in tokenizer_config.json")
         self._network = network.to(self._device).eval()
+        with loading(folder, "sequence classifier"):
+            if (positions := self._positions()) < 1:
+                raise UserError(
+                    f"{folder}: config.json and tokenizer_config.json admit no token; copy the folder again"
+                )
+            largest = max(self._tokenizer.get_vocab().values())
+            if largest >= (rows := self._network.get_input_embeddings().weight.shape[0]):
+                raise UserError(
+                    f"{folder}: the tokenizer has the id {largest}, the network knows {rows}; copy it again"
+                )
+            outputs = require_forward(folder, self._network, largest, min(positions, _TRIAL_TOKENS)).shape[1]
+        if beyond := [index for index in self._names() if not 0 <= index < outputs]:
+            raise UserError(f"{folder}: id2label of config.json names output {beyond[0]}, the network has {outputs}")
+
+    def _names(self) -> dict[int, str]:
+        return {int(index): str(name) for index, name in self._network.config.id2label.items()}
 
     def output_of(self, label: str | None) -> int | None:
         """Number of the output for a label; None: the only one, without a softmax."""
-        names = {int(index): str(name) for index, name in self._network.config.id2label.items()}
+        names = self._names()
         if len(names) == 1 and label is None:
             return None
         by_name = {name: index for index, name in names.items()} | {str(index): index for index in names}
@@ -120,6 +136,8 @@ class _Classifier:
         return min(positions - offset, self._tokenizer.model_max_length)
 
 
+# Of the input that a network is tried with: as many as are read of a document unless the recipe says otherwise.
+_TRIAL_TOKENS = 512
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "roberta-prelayernorm"}
 
 

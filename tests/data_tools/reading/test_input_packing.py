@@ -103,6 +103,31 @@ def test_every_cut_of_a_zstd_file_is_found(tmp_path: Path) -> None:
                 read(path)
 
 
+@pytest.mark.parametrize("packing", ["gzip", "zstd", "bz2", "lz4", "xz"])
+def test_a_later_frame_that_is_damaged_is_not_left_out(tmp_path: Path, packing: str) -> None:
+    """A library may take it for something that only follows the file's last frame."""
+    frame = PACKERS[packing](LINES)
+    for place in range(4):
+        path = tmp_path / f"in{place}.jsonl"
+        path.write_bytes(frame + frame[:place] + bytes([frame[place] ^ 0xFF]) + frame[place + 1 :])
+        with pytest.raises(UserError, match=rf"{path.name}: cannot be read \(.*\); check or copy the file again"):
+            read(path)
+
+
+def test_every_cut_of_an_xz_file_is_found_and_much_in_few_bytes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    frame = lzma.compress(LINES)
+    path.write_bytes(frame + bytes(8) + frame + bytes(4))
+    assert read(path) == ["one", "two"] * 2
+    for size in range(len(frame) + 9, 2 * len(frame) + 8):
+        path.write_bytes((frame + bytes(8) + frame)[:size])
+        with pytest.raises(UserError, match="cannot be read"):
+            read(path)
+    count = 3 << 20
+    path.write_bytes(lzma.compress(b'{"text": "' + b"x" * count + b'"}\n') + frame)
+    assert [len(text) for text in read(path)] == [count, 3, 3]
+
+
 def test_zstd_is_read_as_by_its_library(tmp_path: Path) -> None:
     lines = b"".join(b'{"text": "%d %s"}\n' % (i, bytes(b % 26 + 97 for b in os.urandom(i % 700))) for i in range(4000))
     path = tmp_path / "in.jsonl.zst"

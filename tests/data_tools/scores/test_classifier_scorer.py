@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +124,29 @@ def test_wrong_folders_are_one_line(tmp_path: Path, two_labels: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(unpadded)
     with pytest.raises(UserError, match=r"no padding token; set pad_token in tokenizer_config\.json"):
         parse_scorer(f"classifier={unpadded},device=cpu,label=0").score(batch_of([]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_attention_heads": -2}, r"its network cannot be run as config\.json describes it"),
+        ({"hidden_dropout_prob": float("nan")}, "its network cannot be run .*dropout probability"),
+        ({"id2label": {"0": "bad", "7": "good"}}, "id2label of config.json names output 7, the network has 2"),
+    ],
+)
+def test_a_configuration_that_cannot_be_run_is_one_line(
+    tmp_path: Path, two_labels: Path, changes: dict[str, Any], expected: str
+) -> None:
+    """Its weights load; only running the network shows it."""
+    shutil.copytree(two_labels, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=expected):
+        parse_scorer(f"classifier={tmp_path / 'model'},label=good,device=cpu").score(batch_of(["a text"]))
+
+
+def test_a_tokenizer_of_more_ids_than_the_network_is_one_line(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=write_tokenizer(tmp_path) - 1, **SIZES)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"the tokenizer has the id \d+, the network knows \d+"):
+        parse_scorer(f"classifier={tmp_path},label=0,device=cpu").score(batch_of(["a text"]))

@@ -33,3 +33,9 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert common["optimizer"] == other_common["optimizer"]
     for mine, theirs in zip(common["random"], other_common["random"], strict=True):
         assert torch.equal(mine["host"], theirs["host"])
+
+
+def what_counts(optimizer: dict) -> tuple[list[float], str]:
+    """Each group's number of steps, and the state of the loss scaler."""
+    steps = [float(group["step"]) for group in optimizer["optimizer"]["param_groups"]]
+    return steps, str(optimizer.get("grad_scaler"))
