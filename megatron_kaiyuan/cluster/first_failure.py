@@ -48,8 +48,8 @@ def run(command: Sequence[str]) -> int:
     # MPICH's ranks talk to their launcher through a descriptor that they inherit. When this process is killed, so is
     # the rank, which the launcher then takes for ended.
     child = subprocess.Popen(command, close_fds=False, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL)))
-    for number in waiting:
-        child.send_signal(number)
+    for early in waiting:
+        child.send_signal(early)
     code = child.wait()
     return code if code >= 0 else of_signal(-code)
 

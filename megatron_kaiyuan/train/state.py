@@ -104,10 +104,9 @@ class TrainState:
         for name, content in loaded.get("monitors", {}).items():
             if name in self.monitors:
                 self.monitors[name].load_state_dict(content)
-        states = loaded["random"]
+        mine = loaded["random"]
         # Another number of ranks has no use for them: nothing that training draws depends on them then.
-        if len(states) == torch.distributed.get_world_size():
-            mine = states[torch.distributed.get_rank()]
+        if mine is not None:
             torch.set_rng_state(mine["host"])
             # Another kind of device has a generator of another kind, or none.
             if mine.get("platform") == self.platform.name:

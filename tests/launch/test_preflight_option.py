@@ -58,8 +58,10 @@ def _end(
     name = "mpich" if launcher == "mpich" else script.removesuffix(".sh")
     environ: dict[str, str] = request.getfixturevalue(name) if name in ("mpich", "msrun") else {}
     port = free_port()
-    options = ["--preflight", "--nproc-per-node", 2 // nodes]
-    address = ["--rdzv-endpoint", f"localhost:{port}"] if script == "torchrun.sh" else ["--master-addr", "127.0.0.1"]
+    options: list[str | int] = ["--preflight", "--nproc-per-node", 2 // nodes]
+    address: list[str | int] = (
+        ["--rdzv-endpoint", f"localhost:{port}"] if script == "torchrun.sh" else ["--master-addr", "127.0.0.1"]
+    )
     address += ["--master-port", port] if script == "msrun.sh" else []
     path = environ.get("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     with ExitStack() as stack:

@@ -48,7 +48,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     packages = next((venv / "lib").glob("python*")) / "site-packages"
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    pack = ["bash", ROOT / "launch" / "stage_env.sh", "pack", file]
+    pack: list[str | Path] = ["bash", ROOT / "launch" / "stage_env.sh", "pack", file]
     done = subprocess.run(
         pack,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "KAIYUAN_VENV": str(venv)},

@@ -64,10 +64,13 @@ def test_the_watchdog_is_first_and_the_callers_hooks_are_last(recipe: Path, tmp_
     class Sinks(Hook):
         sinks = None
 
-    mine, others = Hook(), [Sinks(), Hook(), Hook()]
+    mine = Hook()
+    others: Any = [Sinks(), Hook(), Hook()]
     run: Any = load_run(recipe, [f"run_dir={tmp_path}"])
-    given: Any = (run, device, Startup(), others[0], None, others[1], others[2], object())
-    hooks = hooks_in_order(*given, [mine])
+    nothing: Any = None
+    watchdog: Any = object()
+    sinks, left_out, only_job = others
+    hooks = hooks_in_order(run, device, Startup(), sinks, nothing, left_out, only_job, watchdog, [mine])
     assert type(hooks[0]).__name__ == "Heartbeat" and hooks[-1] is mine
     assert all(hook in hooks for hook in others)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ LAYOUTS = {
     "2 stages x 2 data": (4, ["parallel.pipeline_model_parallel_size=2"]),
     "2 tensor x 2 data": (4, ["parallel.tensor_model_parallel_size=2"]),
 }
-REDUCTIONS = {
+REDUCTIONS: dict[str, Callable[[list[float]], float]] = {
     "model/mean": np.mean,
     "model/max": np.max,
     "model/sum": np.sum,
