@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_kaiyuan import exit_codes
+from megatron_kaiyuan import exit_codes, logs
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster.bad_nodes import BAD_NODES, read_bad_nodes
 from megatron_kaiyuan.cluster.first_failure import FIRST_FAILURE
@@ -171,4 +171,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     main(sys.argv[1:])
