@@ -11,6 +11,8 @@ Nothing here needs more than this machine. Three ways of measuring, each in its 
                its client 0.2 ms; the server does one call at a time, at the cost that torch's own store has here
     alone      work of one process on the lists that a job of that size brings: plans, shares, manifests
 
+A whole start, end to end, is `benchmarks.scale_start`.
+
 A checkpoint of 2 billion parameters is taken as 28 GB: 4 GB of FP16 weights, 24 GB of optimizer state.
 """
 
