@@ -30,7 +30,7 @@ from benchmarks.scale_alone import (
     metadata_seconds,
     plan_seconds,
     pruning_operations,
-    received_seconds,
+    received_bytes,
     share_out_seconds,
     shares_seconds,
 )
@@ -81,12 +81,12 @@ def measure_alone(table: Table) -> None:
     for name, action in (
         ("first save, each rank: who writes which weights", share_out_seconds),
         ("first save, rank 0: plans of all ranks gathered and checked", plan_seconds),
-        ("resume, rank 0: metadata read, checked, and sent", metadata_seconds),
-        ("resume, each rank: metadata received", received_seconds),
+        ("resume, rank 0: metadata read, checked, each rank's found", metadata_seconds),
         ("resume, each rank: shares of the verification", shares_seconds),
         ("start, each rank: megatron-core's groups, without connections", groups_seconds),
     ):
         table.row(name, [action(size) for size in SIZES], " s")
+    table.row("resume: bytes of metadata that a rank receives", [received_bytes(size) for size in SIZES])
     operations = [manifest_operations(size) for size in (64, 128)]
     table.row("file operations of one look into a manifest", [fitted((64, 128), operations, size) for size in SIZES])
     operations = [pruning_operations(size) for size in (32, 64)]
