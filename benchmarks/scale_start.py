@@ -33,6 +33,7 @@ from benchmarks.startup import write_recipe
 
 SIZES = (64, 1024, 8192)
 _A_NODE = 8
+_KINDS = ("processor", "network", "disk")
 
 
 def sampled(ranks: int) -> int:
@@ -187,10 +188,16 @@ def measure(ranks: int) -> list[dict[str, dict[str, float]]]:
 def _print(found: dict[int, list[dict[str, dict[str, float]]]], which: int, title: str) -> None:
     print(f"\n{title:50}" + "".join(f"{size:>12,}" for size in found))
     for part in next(iter(found.values()))[which]:
-        values = (sum(one[which][part][kind] for kind in ("processor", "network", "disk")) for one in found.values())
+        values = (sum(one[which][part][kind] for kind in _KINDS) for one in found.values())
         print(f"{part:50}" + "".join(f"{value:>10.3f} s" for value in values))
+    for name, other in (("a new run, with its first save", "resume"), ("a run that is resumed", "first save")):
+        ways = (
+            [part[kind] for key, part in one[which].items() if not key.startswith(other) for kind in _KINDS]
+            for one in found.values()
+        )
+        print(f"{name:50}" + "".join(f"{sum(way):>10.2f} s" for way in ways))
     for name, kinds in (
-        ("sum", ("processor", "network", "disk")),
+        ("sum of all", _KINDS),
         ("  of it processor time", ("processor",)),
         ("  of it store and collectives", ("network",)),
         ("  of it files", ("disk",)),
