@@ -46,8 +46,21 @@ class _ResumableProgress(_Progress):
     model_config = ConfigDict(extra="forbid")
 
 
+class _Scaler(Form):
+    """The numbers of the loss scaler beside its scale."""
+
+    growth_tracker: Count
+    # Falls below zero while overflows follow each other.
+    hysteresis_tracker: int
+
+
+class _Optimizer(Form):
+    grad_scaler: _Scaler | None = None
+
+
 class ResumableForm(CommonForm):
     """`common.pt` of a checkpoint from which training continues."""
 
     run: _ResumableRun
     progress: _ResumableProgress
+    optimizer: _Optimizer = _Optimizer()

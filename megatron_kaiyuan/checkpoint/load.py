@@ -23,6 +23,7 @@ from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
 from megatron_kaiyuan.checkpoint.replicas import ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
 from megatron_kaiyuan.cluster.groups import scattered_by_rank_0, told_by_rank_0
+from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.config import ModelConfig, parse
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.forms import require_form
@@ -40,7 +41,7 @@ def load_common(folder: Path, form: type[CommonForm] = CommonForm) -> dict[str, 
     Raises:
         UserError: it is not what a run writes, see `common_form.py`.
     """
-    with _loading(folder, Exception), removed_meanwhile(folder):
+    with loading(folder, Exception), removed_meanwhile(folder):
         require_plain(folder)
         common = dist_checkpointing.load_common_state_dict(str(folder))
         require_form(folder / COMMON, common, form, "use another checkpoint")
@@ -60,6 +61,7 @@ def model_of(folder: Path, run: dict[str, Any]) -> ModelConfig:
     return parse(ModelConfig, model if isinstance(model, dict) else {}, source=f"{folder / COMMON}: model")
 
 
+@collector_paused()
 def load_sharded(folder: Path, sharded_state: dict[str, Any], by_rank: str = "random") -> dict[str, Any]:
     """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective.
 
@@ -74,7 +76,7 @@ def load_sharded(folder: Path, sharded_state: dict[str, Any], by_rank: str = "ra
 
     def described() -> dict[str, Any]:
         nonlocal metadata, elements
-        with _loading(folder, Exception), removed_meanwhile(folder):
+        with loading(folder, Exception), removed_meanwhile(folder):
             metadata = require_plain(folder)
             common = dist_checkpointing.load_common_state_dict(str(folder))
         elements = common.pop(by_rank, None)
@@ -92,7 +94,7 @@ def _one_for_each_rank(elements: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    with _loading(folder, CheckpointException, CheckpointingException), removed_meanwhile(folder):
+    with loading(folder, CheckpointException, CheckpointingException), removed_meanwhile(folder):
         yield
 
 
@@ -107,7 +109,7 @@ class Stored:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        with _loading(folder, Exception), removed_meanwhile(folder):
+        with loading(folder, Exception), removed_meanwhile(folder):
             self._metadata = require_plain(folder)
             self.tensors: dict[str, ShardedTensor] = TorchDistLoadShardedStrategy().load_tensors_metadata(
                 folder, self._metadata
@@ -117,7 +119,7 @@ class Stored:
         """Return some of them by name."""
         wanted = {name: self.tensors[name] for name in names}
         with (
-            _loading(self._folder, Exception, CheckpointException),
+            loading(self._folder, Exception, CheckpointException),
             removed_meanwhile(self._folder),
             reading_without_other_ranks(self._folder, self._metadata),
         ):
@@ -139,14 +141,14 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
-    with _loading(folder, Exception, CheckpointException), removed_meanwhile(folder):
+    with loading(folder, Exception, CheckpointException), removed_meanwhile(folder):
         verify(folder)
     stored = Stored(folder)
     return stored.read(name for name in stored.tensors if not name.startswith(OPTIMIZER_PREFIX))
 
 
 @contextlib.contextmanager
-def _loading(folder: Path, *kinds: type[BaseException]) -> Iterator[None]:
+def loading(folder: Path, *kinds: type[BaseException]) -> Iterator[None]:
     """One line where the libraries cannot read files whose checksums are right: another program wrote them."""
     try:
         yield

@@ -112,9 +112,9 @@ class BadSteps:
         return {"losses": list(self._losses), "phase": self._phase, "skips_in_a_row": self._skips_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._losses = deque(state_dict["losses"], maxlen=self._faults.spike_window)
-        self._phase = state_dict["phase"]
-        self._skips_in_a_row = state_dict["skips_in_a_row"]
+        self._losses = deque(map(float, state_dict["losses"]), maxlen=self._faults.spike_window)
+        self._phase = int(state_dict["phase"])
+        self._skips_in_a_row = int(state_dict["skips_in_a_row"])
 
     def _reason(self, step: Measured) -> str | None:
         if step.tokens is not None and step.tokens in self._skipped:

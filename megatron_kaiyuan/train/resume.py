@@ -12,7 +12,7 @@ import torch
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.common_form import ResumableForm
-from megatron_kaiyuan.checkpoint.load import load_common, load_sharded
+from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, loading
 from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import Change, compare, flatten, is_refused
@@ -66,8 +66,13 @@ def restore_step(state: TrainState, folder: Path) -> None:
     """Put everything that changes back to what a checkpoint holds, at the start or in the middle of a run. Collective.
 
     The caller has verified `folder`.
+
+    Raises:
+        UserError: what was stored does not fit the state, or cannot be loaded.
     """
-    state.restore(load_sharded(folder, state.sharded(is_loading=True)))
+    loaded = load_sharded(folder, state.sharded(is_loading=True))
+    with loading(folder, Exception):
+        state.restore(loaded)
 
 
 def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tests.fuzz import (
     phase_targets,
     recipe_targets,
     record_targets,
+    restore_targets,
     run_targets,
     tokenizer_targets,
 )
@@ -23,6 +24,7 @@ TARGETS = (
     *corpus_targets.TARGETS,
     *capsule_targets.TARGETS,
     *checkpoint_targets.TARGETS,
+    *restore_targets.TARGETS,
     *tokenizer_targets.TARGETS,
     *record_targets.TARGETS,
     *run_targets.TARGETS,
