@@ -23,8 +23,8 @@ STARTER = {"megatron_kaiyuan.starter.docs": "docs", "megatron_kaiyuan.starter.la
 # tested one, and requirements.txt, or the extra [tested], installs exactly those.
 INSTALL_REQUIRES = [
     "torch>=2.6,<3",
-    # Each minor version of Megatron Core moves interfaces that the platform layer and the layer specs rely on.
-    "megatron-core>=0.16,<0.17",
+    # Each minor version moves interfaces that the platform layer and the layer specs rely on; 0.17 wants Python 3.12.
+    "megatron-core>=0.16,<0.18",
     "fsspec>=2024.6",
     "jinja2>=3.1,<4",
     "matplotlib>=3.8,<4",
@@ -142,7 +142,7 @@ setup(
             "recipes/*/*.json",
         ],
         "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
-        "data_tools": ["**/*.txt"],
+        "data_tools": ["**/*.html", "**/*.txt"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

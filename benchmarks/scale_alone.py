@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import itertools
+import math
 import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,37 @@ def share_out_seconds(ranks: int) -> float:
     return _seconds(lambda: spread(sizes, ranks))
 
 
+def rectangles_of(
+    weights: dict[str, tuple[int, ...]], rank: int, ranks: int
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Yield one rank's share of the optimizer state: weight, its shape, offsets and sizes of a rectangle of it."""
+    from megatron_kaiyuan.optim.sharded import rectangles
+
+    total = sum(math.prod(shape) for shape in weights.values())
+    begin, end = total * rank // ranks, total * (rank + 1) // ranks
+    start = 0
+    for name, shape in weights.items():
+        size = math.prod(shape)
+        for place, extent in rectangles(shape, max(begin - start, 0), min(end - start, size)):
+            yield name, shape, place, extent
+        start += size
+
+
 def _plans(ranks: int) -> list[Any]:
     """The plans of a save: optimizer state of 2 billion parameters, cut over `ranks` ranks."""
     import torch
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
     from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-    from megatron_kaiyuan.optim.sharded import rectangles
-
-    bounds = np.cumsum([0, *(np.prod(shape) for shape in _WEIGHTS.values())]).tolist()
-    cuts = np.linspace(0, bounds[-1], ranks + 1).astype(int).tolist()
     plans = []
-    for begin, end in itertools.pairwise(cuts):
+    for rank in range(ranks):
         items = []
-        for (name, shape), start in zip(_WEIGHTS.items(), bounds, strict=False):
-            first, last = max(begin - start, 0), min(end - start, int(np.prod(shape)))
-            for place, size in rectangles(shape, first, last):
-                chunk = ChunkStorageMetadata(torch.Size(place), torch.Size(size))
-                data = TensorWriteData(chunk, TensorProperties(torch.float32), torch.Size(shape))
-                for state in ("param", "exp_avg", "exp_avg_sq"):
-                    index = MetadataIndex(f"optimizer.state.{state}.{name}", chunk.offsets)
-                    items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
+        for name, shape, place, size in rectangles_of(_WEIGHTS, rank, ranks):
+            chunk = ChunkStorageMetadata(torch.Size(place), torch.Size(size))
+            data = TensorWriteData(chunk, TensorProperties(torch.float32), torch.Size(shape))
+            for state in ("param", "exp_avg", "exp_avg_sq"):
+                index = MetadataIndex(f"optimizer.state.{state}.{name}", chunk.offsets)
+                items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
         plans.append(SavePlan(items))
     return plans
 

@@ -43,17 +43,21 @@ TIMED = "import time\nbegan = time.perf_counter()\n{}\nprint(time.perf_counter()
 VOCABULARY, DOCUMENTS, LENGTH = 256, 64, 200
 
 
-def write_recipe(folder: Path) -> Path:
-    """A corpus of random tokens, a phase of it, and a recipe that ends after one step."""
+def write_recipe(folder: Path, documents: int = DOCUMENTS, batch: int = 8) -> Path:
+    """A corpus of random tokens, a phase of it, and a recipe that ends after one step.
+
+    Args:
+        batch: samples of 64 tokens in a step.
+    """
     from data_tools.corpora.corpus import CorpusWriter, Documents
     from data_tools.curriculum.build import build_recipe
 
     prefix = folder / "text"
     tokenizer = {"path": "none", "fingerprint": "xxh3:0", "vocab_size": VOCABULARY, "eod_id": 0}
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, DOCUMENTS * LENGTH)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, documents * LENGTH)
     with CorpusWriter(prefix, tokenizer, []) as writer:
-        names = ["random"] * DOCUMENTS
-        writer.add(Documents(tokens, [LENGTH] * DOCUMENTS, [1] * DOCUMENTS, names, names, {}))
+        names = ["random"] * documents
+        writer.add(Documents(tokens, [LENGTH] * documents, [1] * documents, names, names, {}))
     phase = {"name": "only", "order": "shuffle", "seed": 1, "datasets": [{"corpus": "text"}]}
     order = {"corpora": {"text": str(prefix)}, "phases": [phase]}
     (folder / "order.yaml").write_text(yaml.safe_dump(order))
@@ -64,7 +68,12 @@ def write_recipe(folder: Path) -> Path:
         "platform": "cpu",
         "model": {**shape, "vocab_size": VOCABULARY},
         "data": {"phases": [{"path": str(folder / "phases" / "only"), "peak_lr": 1e-3}]},
-        "train": {"seq_length": 64, "micro_batch_size": 2, "global_batch_size": 8, "train_tokens": 512},
+        "train": {
+            "seq_length": 64,
+            "micro_batch_size": 2 if batch == 8 else 1,
+            "global_batch_size": batch,
+            "train_tokens": 64 * batch,
+        },
     }
     path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -8,8 +8,7 @@ fi
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # Of megatron_kaiyuan/exit_codes.py, where all of them are.
-# shellcheck disable=SC2034 # some are for the scripts
-exit_failed=1 exit_mistake=2 exit_killed=137
+exit_mistake=2
 
 # A reader that has gone, or a full disk under a log, must not end what runs: the one way to print.
 trap '' PIPE
@@ -212,6 +211,16 @@ command=() restarts=0 delay=10
 # One start of it, which sets status. A script with more to do redefines it.
 attempt() {
     run "${command[@]}"
+}
+
+# Sets rank_of_run, which runs a rank where the launcher hides exit codes: the first that fails leaves its own in the folder.
+note_first_failure() { # RUN_DIR
+    # shellcheck disable=SC2034 # for the script
+    rank_of_run=(python -m megatron_kaiyuan.cluster.first_failure "$1")
+}
+
+forget_first_failure() { # RUN_DIR
+    rm -f "$1/first_failure.json"
 }
 
 look_at_run() { # RUN_DIR

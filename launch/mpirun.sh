@@ -63,6 +63,9 @@ forwarded='^(PATH|PYTHON(SAFE)?PATH|VIRTUAL_ENV|LD_LIBRARY_PATH|RANK_TABLE_FILE|
 forwarded+='|(KAIYUAN|MASTER|OMP|NCCL|HCCL|GLOO|TORCH|PYTORCH|CUDA|ASCEND|ACL|HF|WANDB)_.*)$'
 
 world_size=$((processes * ${#host_list[@]}))
+check_recipe "$world_size" "$@"
+check_hccl "$world_size" "${#host_list[@]}"
+run_dir="$(run_dir_of "$@")"
 version="$(mpirun --version 2>&1 || true)"
 case "$version" in
     *"Open MPI"* | *OpenRTE*)
@@ -74,7 +77,10 @@ case "$version" in
         for name in "${names[@]}"; do command+=(-x "$name"); done
         ;;
     *HYDRA* | *Intel*)
-        command=(mpirun -n "$world_size" -hosts "$hosts" -ppn "$processes")
+        # They join the bits of several ranks' exit codes, and report a signal by its bare number.
+        note_first_failure "$run_dir"
+        command=(mpirun -n "$world_size" -hosts "$hosts" -ppn "$processes"
+            "$(command -v python)" "${rank_of_run[@]:1}")
         ;;
     *) fail "mpirun is neither Open MPI nor MPICH nor Intel MPI, as 'mpirun --version' says: ${version%%$'\n'*}" ;;
 esac
@@ -83,8 +89,6 @@ command+=("$(command -v python)")
 ! python -c 'import mpi4py' 2>/dev/null || command+=(-m mpi4py)
 command+=(-m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 
-check_recipe "$world_size" "$@"
-check_hccl "$world_size" "${#host_list[@]}"
 show "${command[@]}"
 
 forward() { # SIGNAL
@@ -92,9 +96,8 @@ forward() { # SIGNAL
 }
 
 attempt() {
+    forget_first_failure "$run_dir"
     run "${command[@]}"
-    # MPICH reports a killed rank by the bare number of its signal; no rank of ours ends with 9 by itself.
-    [[ $version != *HYDRA* ]] || ((status != 9)) || status=$exit_killed
 }
 
-run_to_its_end "$(run_dir_of "$@")"
+run_to_its_end "$run_dir"

@@ -28,7 +28,8 @@ Example: launch/msrun.sh --nproc-per-node 8 train.yaml train.precision=fp16
 SIGTERM, SIGHUP, SIGUSR1 or ctrl-C lets the ranks save a checkpoint, for which they have checkpoint.preempt_deadline_seconds; the
 same command resumes it. msrun itself would die and leave them, so they get the signal in its place.
 Exit code: 0 only when the run has come to its end, 2 for a mistake (RUN_DIR/mistake.json), 143 after SIGTERM, 129
-after SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 1 for any other failure: msrun does not pass on a rank's own exit code.
+after SIGHUP, 138 after SIGUSR1, 130 after ctrl-C, 137 when a rank was killed, else a rank's own, which is kept in
+RUN_DIR/first_failure.json, because msrun passes on none. docs/launch.md lists them.
 END
 }
 
@@ -69,9 +70,10 @@ run_dir="$(run_dir_of "$@")"
 log_dir="${log_dir:-$run_dir/msrun}"
 # --join: else msrun returns at once and leaves its workers. --tail_worker_log: no rank's; msrun's own readers of the logs
 # outlive it when it is killed.
+note_first_failure "$run_dir"
 command=(msrun --worker_num "$world_size" --local_worker_num "$processes" --node_rank "${node_rank:-0}"
     --master_addr "${address:-127.0.0.1}" --master_port "$port" --log_dir "$log_dir" --join True
-    --tail_worker_log "$world_size" python -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
+    --tail_worker_log "$world_size" "${rank_of_run[@]}" python -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 show "${command[@]}"
 
 forward() { # SIGNAL
@@ -88,12 +90,12 @@ attempt() {
         logs+=("$log_dir/worker_$rank.log")
         : >"${logs[-1]}"
     done
+    ((${node_rank:-0} > 0)) || forget_first_failure "$run_dir"
     start "${command[@]}"
     tail --quiet --lines +1 --follow=name --pid "$child" "${logs[@]}" &
     finish
     # For the last lines.
     wait
-    ((status == 0)) || status=$exit_failed
 }
 
 run_to_its_end "$run_dir"

@@ -25,6 +25,7 @@ cli_research.add_commands(app)
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Precision = Literal["fp32", "bf16", "fp16"]
+RunStep = Annotated[int | None, typer.Option("--step", min=0, help="of RUN_DIR this checkpoint; default: the newest")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
 
 
@@ -197,6 +198,7 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
+    step: RunStep = None,
     tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
     force: Force = False,
 ) -> None:
@@ -207,7 +209,7 @@ def export(
     with alone():
         from megatron_kaiyuan.export.run import export_checkpoint
 
-        print(export_checkpoint(checkpoint, output, tokenizer, force))
+        print(export_checkpoint(checkpoint, output, tokenizer, force, step))
 
 
 @app.command("eval", cls=SeveralValuesCommand)
@@ -218,6 +220,7 @@ def evaluate(
             metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
         ),
     ],
+    step: RunStep = None,
     held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
     held_out_text: Annotated[
         list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
@@ -265,7 +268,14 @@ def evaluate(
         selection = TaskSelection(tuple(tasks or ()), include_path, num_fewshot, limit)
         measures = Measures(prefixes, held_out_text or (), selection, seq_length)
         result, path = evaluate_model(
-            model, measures, output, baseline=baseline, tokenizer=tokenizer, device=platform.device, force=force
+            model,
+            measures,
+            output,
+            step=step,
+            baseline=baseline,
+            tokenizer=tokenizer,
+            device=platform.device,
+            force=force,
         )
     print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
 

@@ -10,12 +10,14 @@ import signal
 FINISHED = 0
 FAILED = 1
 MISTAKE = 2
-# A check before training found a bad node; another try may get a better one.
+# A node was found bad, before training or in it (`bad_nodes.json` names it); another try may get a better one.
 BAD_NODE = 3
 # The signals that let a run save and end, and what a run that was stopped without one of them ends with.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 STOPPED = 128 + signal.SIGTERM
 KILLED = 128 + signal.SIGKILL
+# What a rank dies of that a library, the driver or the device ends: a failure as any other, worth another start.
+CRASH_SIGNALS = (signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 
 
 def of_signal(number: int) -> int:

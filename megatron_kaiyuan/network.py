@@ -29,6 +29,8 @@ class Weight:
         shape: whole, of a network that is not cut.
         cut_axis: the axis that tensor-parallel ranks share; None: each rank has all of it.
         huggingface: names of transformers' weights that make it up, in order; none: transformers has no such weight.
+        switch: the field of `model` that adds it; "": every network has it.
+        initial: the value of all elements of a fresh one; None: they are drawn.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Weight:
     shape: tuple[int, ...]
     cut_axis: int | None
     huggingface: tuple[str, ...] = ()
+    switch: str = ""
+    initial: float | None = None
 
     @property
     def size(self) -> int:
@@ -57,6 +61,8 @@ FINAL_NORM, HEAD = "decoder.final_layernorm.weight", "output_layer.weight"
 QKV, PROJ = "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight"
 GATE_AND_UP, DOWN = "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"
 POST_NORM = "post_norm"
+# Fields of `model` that change what is computed from the same weights.
+FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
 # What earlier versions called modules, in their checkpoints and capsules.
 _EARLIER = {
     f"self_attention.linear_proj.{POST_NORM}": f"self_attention.{POST_NORM}",
@@ -69,7 +75,7 @@ def embedding_weights(model: ModelConfig) -> Iterator[Weight]:
     shape = (model.padded_vocab_size, model.hidden_size)
     yield Weight(EMBEDDING, "embedding", shape, 0, ("model.embed_tokens.weight",))
     if model.embedding_norm:
-        yield Weight(EMBEDDING_NORM, "embedding_norm", (model.hidden_size,), None)
+        yield Weight(EMBEDDING_NORM, "embedding_norm", (model.hidden_size,), None, (), "embedding_norm", 1.0)
 
 
 def layer_weights(model: ModelConfig) -> Iterator[Weight]:
@@ -81,8 +87,12 @@ def layer_weights(model: ModelConfig) -> Iterator[Weight]:
     hidden, ffn, size = model.hidden_size, model.ffn_hidden_size, model.kv_channels
     query, keys = model.num_attention_heads * size, model.num_query_groups * size
 
-    def gain(name: str, elements: int, theirs: str) -> Weight:
-        return Weight(name, "norms", (elements,), None, (theirs,))
+    def gain(name: str, elements: int, theirs: str, switch: str = "", initial: float = 1.0) -> Weight:
+        return Weight(name, "norms", (elements,), None, (theirs,) if theirs else (), switch, initial)
+
+    def closing(sub_layer: str, theirs: str) -> Weight:
+        name = f"{sub_layer}.{POST_NORM}.weight"
+        return gain(name, hidden, theirs, "sandwich_norm", model.post_norm_initial_gain)
 
     def projections(inside: str, *names: str) -> tuple[str, ...]:
         return tuple(f"{inside}.{name}_proj.weight" for name in names)
@@ -90,22 +100,22 @@ def layer_weights(model: ModelConfig) -> Iterator[Weight]:
     yield gain("input_layernorm.weight", hidden, "input_layernorm.weight")
     yield Weight(PROJ, "proj", (hidden, query), 1, projections("self_attn", "o"))
     if model.sandwich_norm:
-        yield gain(f"self_attention.{POST_NORM}.weight", hidden, "post_attention_layernorm.weight")
+        yield closing("self_attention", "post_attention_layernorm.weight")
     yield Weight(QKV, "qkv", (query + 2 * keys, hidden), 0, projections("self_attn", "q", "k", "v"))
     if model.qk_layernorm:
-        yield gain("self_attention.q_layernorm.weight", size, "self_attn.q_norm.weight")
-        yield gain("self_attention.k_layernorm.weight", size, "self_attn.k_norm.weight")
+        for name in "qk":
+            yield gain(f"self_attention.{name}_layernorm.weight", size, f"self_attn.{name}_norm.weight", "qk_layernorm")
     before_mlp = "pre_feedforward_layernorm" if model.sandwich_norm else "post_attention_layernorm"
     yield gain("pre_mlp_layernorm.weight", hidden, f"{before_mlp}.weight")
     yield Weight(GATE_AND_UP, "fc1", (2 * ffn, hidden), 0, projections("mlp", "gate", "up"))
     yield Weight(DOWN, "fc2", (hidden, ffn), 1, projections("mlp", "down"))
     if model.sandwich_norm:
-        yield gain(f"mlp.{POST_NORM}.weight", hidden, "post_feedforward_layernorm.weight")
+        yield closing("mlp", "post_feedforward_layernorm.weight")
 
 
 def head_weights(model: ModelConfig) -> Iterator[Weight]:
     """What the last pipeline stage has after its layers."""
-    yield Weight(FINAL_NORM, "final_norm", (model.hidden_size,), None, ("model.norm.weight",))
+    yield Weight(FINAL_NORM, "final_norm", (model.hidden_size,), None, ("model.norm.weight",), initial=1.0)
     yield Weight(HEAD, "head", (model.padded_vocab_size, model.hidden_size), 0, ("lm_head.weight",))
 
 
@@ -127,18 +137,40 @@ def places(model: ModelConfig) -> dict[str, int]:
     return {kind: found[kind] for kind in get_args(WeightKind) if kind in found}
 
 
-def kind_of(name: str, model: ModelConfig) -> WeightKind:
-    """The kind of a weight by its name in the whole network, `decoder.layers.` with or without a number.
+def switched_weights(model: ModelConfig) -> dict[str, list[Weight]]:
+    """Fields of `model` that are on and add weights, and the weights that each one adds; one layer's stand for all."""
+    found: dict[str, list[Weight]] = {}
+    for weight in (*outer_weights(model), *layer_weights(model)):
+        if weight.switch:
+            found.setdefault(weight.switch, []).append(weight)
+    return found
+
+
+def not_in_transformers(model: ModelConfig) -> str | None:
+    """The field of `model` that makes a network of which no class of transformers is the equal; None: there is one."""
+    for switch, weights in switched_weights(model).items():
+        if not all(weight.huggingface for weight in weights):
+            return switch
+    return None
+
+
+def weight_of(name: str, model: ModelConfig) -> Weight:
+    """A weight by its name in the whole network, `decoder.layers.` with or without a number.
 
     Raises:
         KeyError: the network has no such weight.
     """
     if not name.startswith(LAYERS):
-        return {weight.name: weight.kind for weight in outer_weights(model)}[name]
+        return {weight.name: weight for weight in outer_weights(model)}[name]
     inner = name.removeprefix(LAYERS)
     number, _, rest = inner.partition(".")
     inner = rest if number.isdigit() else inner
-    return {weight.name: weight.kind for weight in layer_weights(model)}[inner]
+    return {weight.name: weight for weight in layer_weights(model)}[inner]
+
+
+def kind_of(name: str, model: ModelConfig) -> WeightKind:
+    """The kind of a weight by its name, see `weight_of`."""
+    return weight_of(name, model).kind
 
 
 def current_name(name: str) -> str:

@@ -97,7 +97,7 @@ def test_a_lost_reader_or_a_full_disk_ends_no_command_before_its_work(script: Pa
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert (done.stdout, (tmp_path / "artefact").read_text()) == ("141\n", "whole")
     (tmp_path / "artefact").unlink()
-    command = [sys.executable, script, *work]
+    command: list[str | Path] = [sys.executable, script, *work]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, (tmp_path / "artefact").read_text()) == (2, "whole")
@@ -107,7 +107,7 @@ def test_a_lost_reader_or_a_full_disk_ends_no_command_before_its_work(script: Pa
     )
     (tmp_path / "artefact").unlink()
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, timeout=60)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60)
     assert (done.returncode, (tmp_path / "artefact").read_text()) == (0, "whole")
 
 

@@ -57,7 +57,7 @@ def floor(one: Requirement) -> str:
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("floors") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
     small = [floor(one) for one in ranges() if one.name not in LARGE]
     done = subprocess.run([*pip, *small], capture_output=True, text=True)
     assert done.returncode == 0, f"this test needs a package index; pip says: {done.stderr[-2000:]}"

@@ -24,7 +24,7 @@ main()
 @pytest.mark.parametrize("module", ["megatron_kaiyuan.cli", "data_tools.cli"])
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor"], ["preprocess", "--workers", "0"]])
 def test_commands(module: str, arguments: list[str]) -> None:
-    command = [sys.executable, "-c", ELSEWHERE.format(module=module), *arguments]
+    command: list[str | Path] = [sys.executable, "-c", ELSEWHERE.format(module=module), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     line = "error: this project runs on Linux only, and this is darwin\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
@@ -56,7 +56,7 @@ def darwin(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["torchrun.sh", "train.sh", "mpirun.sh", "spark_submit.sh", "acceptance.sh"])
 def test_launch_scripts(name: str, darwin: dict[str, str]) -> None:
-    command = ["bash", ROOT / "launch" / name, "--help"]
+    command: list[str | Path] = ["bash", ROOT / "launch" / name, "--help"]
     done = subprocess.run(command, env=darwin, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: the launch scripts need Linux and bash 4.4 or newer, and this is Darwin with")
@@ -64,7 +64,7 @@ def test_launch_scripts(name: str, darwin: dict[str, str]) -> None:
 
 
 def test_setting_up(darwin: dict[str, str], tmp_path: Path) -> None:
-    command = ["bash", "-c", f"source {ROOT}/launch/setup_env.sh"]
+    command: list[str | Path] = ["bash", "-c", f"source {ROOT}/launch/setup_env.sh"]
     done = subprocess.run(command, env=darwin, capture_output=True, text=True)
     assert done.returncode == 1 and not (tmp_path / "venv").exists()
     assert done.stderr == "error: set-up: this project runs on Linux only, and this is Darwin\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import subprocess
 import sys
 
@@ -60,8 +61,8 @@ def test_it_is_the_network_that_is_built(changes: dict) -> None:
     assert {name for name, weight in wanted if weight.cut_axis is not None} >= parallel
     assert all(cut[name] == weight.cut_axis for name, weight in wanted if name in parallel)
     assert count_parameters(model) == sum(tensor.numel() for tensor in built.values())
-    found = [kind_of(name, model) for name in built]
-    assert {kind: found.count(kind) for kind in places(model) if kind != "norms"} == {
+    found: collections.Counter[str] = collections.Counter(kind_of(name, model) for name in built)
+    assert {kind: found[kind] for kind in places(model) if kind != "norms"} == {
         kind: count for kind, count in places(model).items() if kind != "norms"
     }
 

@@ -19,6 +19,11 @@ class Terminal(io.StringIO):
         return True
 
 
+def shown() -> str:
+    assert isinstance(sys.stderr, Terminal)
+    return sys.stderr.getvalue()
+
+
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
@@ -44,12 +49,12 @@ def test_a_bar_on_a_terminal_for_what_takes_longer(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress("quick", 10) as bar:
         bar.advance(10)
-    assert "quick" not in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "quick" not in shown()
     monkeypatch.setattr(progress, "_DELAY_SECONDS", 1e-9)
     with Progress("slow", 10) as bar:
         bar.advance(3)
         bar._bar.refresh()
-    assert "slow" in sys.stderr.getvalue() and "3/10" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "slow" in shown() and "3/10" in shown()
 
 
 def test_a_line_of_output_takes_the_place_of_the_bar(
@@ -62,8 +67,8 @@ def test_a_line_of_output_takes_the_place_of_the_bar(
         assert bar is not None
         bar._bar.refresh()
         progress.say("step_25: whole")
-        shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "verify" in shown and shown.endswith("\r") and not shown.split("\r")[-2].strip()
+        text = shown()
+    assert "verify" in text and text.endswith("\r") and not text.split("\r")[-2].strip()
     assert capsys.readouterr().out == "step_25: whole\n"
 
 

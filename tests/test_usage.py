@@ -142,8 +142,8 @@ def test_completion(call: Call, words: str, found: list[str]) -> None:
 
 
 def test_home_in_words_and_options_and_numbers_with_units(call: Call, tmp_path: Path) -> None:
-    words = [f"{number * 7919:x} of {number % 97}" for number in range(4000)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": word * 3}) + "\n" for word in words))
+    texts = [f"{number * 7919:x} of {number % 97}" for number in range(4000)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text * 3}) + "\n" for text in texts))
     made = call("kaiyuan-data tokenizer train --input ~/text.jsonl --output ~/t/tokenizer.json --vocab-size 5.2e2")
     assert made.code == 0, made.err
     tokenizer = json.loads((tmp_path / "t" / "tokenizer.json").read_text())

@@ -54,12 +54,12 @@ def tokenizer_path(prefix: Path, recorded: Mapping[str, Any]) -> Path:
         recorded: the manifest's `tokenizer`. Whether it is that one is for the caller to compare.
     """
     path = Path(recorded["path"])
-    if path.exists():
+    if os.path.exists(path):  # a name that is too long is that of no file
         return path
     names = [part for part in path.parts if part != path.anchor]
     folders = Path(os.path.abspath(prefix)).parents
     moved = (Path(folder, *names[first:]) for first in range(len(names)) for folder in folders)
-    return next((place for place in moved if place.exists()), path)
+    return next((place for place in moved if os.path.exists(place)), path)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.curriculum.order_page import build_order_report
 from data_tools.curriculum.recipe import OrderRecipe, load_order
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.report.order import build_order_report
-from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
+from megatron_kaiyuan.pages.phase_mixes import PhaseMix, read_phases, stream_tables
 
 _SEEN = (
     "times seen: tokens in all phases, every copy / tokens in the corpus. Tenths are of all its documents by score, "

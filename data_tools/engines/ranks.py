@@ -8,15 +8,18 @@ machines may do a task twice, with the same result.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from data_tools.engines.pool import Pool
 from data_tools.engines.stage import Record, Stage
 from data_tools.reading.place import Place
+from megatron_kaiyuan.cluster.waiting import Waiting
 from megatron_kaiyuan.progress import Progress
 
 _POLL_SECONDS = (0.05, 2.0)
+# Tasks that a line names.
+_NAMED = 4
 T = TypeVar("T")
 
 
@@ -53,7 +56,7 @@ class _Claimer:
         stage = self._stage
         records: dict[int, Record] = {}
         left = claim_order(stage.by_size(), process, processes)
-        pause = Pause()
+        pause = Pause(lambda: f"{in_words([stage.names[one] for one in left])} of {stage.title!r} in {stage.folder}")
         with Progress(stage.title if process == 0 else "", len(left)) as progress:
             while left:
                 busy = []
@@ -75,15 +78,29 @@ def claim_order(order: Sequence[T], process: int, processes: int) -> list[T]:
     return [*order[first:], *order[:first]]
 
 
-class Pause:
-    """Waits while others do all that is left: the longer, the longer it takes."""
+def in_words(names: Sequence[str]) -> str:
+    """Return `tasks 000004, 000007`, cut after some names."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return f"task{'s' if len(names) > 1 else ''} {', '.join(names[:_NAMED])}{more}"
 
-    def __init__(self) -> None:
+
+class Pause:
+    """Waits while other processes do all that is left: the longer, the longer it takes.
+
+    Args:
+        left: finds a phrase for what they do, for the line that a long wait prints.
+    """
+
+    def __init__(self, left: Callable[[], str]) -> None:
         self._seconds = _POLL_SECONDS[0]
+        self._left = left
+        self._line: Waiting | None = None
 
     def __call__(self, all_busy: bool) -> None:
-        if all_busy:
-            time.sleep(self._seconds)
-            self._seconds = min(2 * self._seconds, _POLL_SECONDS[1])
-        else:
-            self._seconds = _POLL_SECONDS[0]
+        if not all_busy:
+            self._seconds, self._line = _POLL_SECONDS[0], None
+            return
+        self._line = self._line or Waiting(lambda: f"other processes to finish {self._left()}")
+        self._line.look()
+        time.sleep(self._seconds)
+        self._seconds = min(2 * self._seconds, _POLL_SECONDS[1])

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # One task a partition, so that whoever is free gets the next one. Beyond this, Spark's scheduler takes the time.
 _MOST_PARTITIONS = 10_000
-_POLL_SECONDS, _IDLE_SECONDS = 1.0, 60.0
+_POLL_SECONDS, _IDLE_SECONDS = 1.0, 30.0
 # An NFS client may believe for some time that a file which it has once not found is not there. Spark tries four times.
 _UNSEEN_SECONDS = 15.0
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from data_tools.corpora.corpus_files import corpus_output, earlier_corpus, read_manifest
 from data_tools.engines.local import LocalEngine
-from data_tools.engines.ranks import Pause, claim_order
+from data_tools.engines.ranks import Pause, claim_order, in_words
 from data_tools.engines.spark import SparkEngine
 from data_tools.engines.stage import Engine
 from data_tools.preprocessing.held_out import HELD_OUT, corpus_prefixes
@@ -253,7 +253,8 @@ class _Work:
             for number, record in self.engine.call(Worker(self.job), "write", calls, self.shards.folders[0]):
                 yield groups[number], record
             return
-        pause, left = Pause(), groups
+        left = groups
+        pause = Pause(lambda: f"{in_words([group.name for group in left])} in {self.shards.folders[0]}")
         while left:
             busy = []
             for group, record in self._claim(left, pool):

@@ -67,7 +67,7 @@ def audit(
     Raises:
         UserError: a column is not there or holds no numbers, or something else lies at `output`.
     """
-    from megatron_kaiyuan.report.audit import build_audit_page, check_audit_page
+    from data_tools.scores.audit_page import build_audit_page, check_audit_page
 
     _check(options)
     sources = _sources(words, options, settings)

@@ -34,6 +34,7 @@ from data_tools.scores.ranges import COLUMNS, Range, ScoreRange, cut_ranges
 from data_tools.scores.scorer import Scorer
 from data_tools.steps.datasets import NAMED
 from data_tools.steps.folder import Workplace
+from megatron_kaiyuan.cluster.waiting import Waiting
 from megatron_kaiyuan.data.indexed import idx_path, map_lengths
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
@@ -176,9 +177,9 @@ class _Growth:
             with claim(corpus_output(self._prefix), "", lambda output: earlier_corpus(output) and ""):
                 yield
             return
-        for _ in range(_WAIT_SECONDS):
-            if not journal_of(self._prefix).exists():
-                break
+        line = Waiting(f"the first rank to give the files of {self._prefix} their names ({journal_of(self._prefix)})")
+        while journal_of(self._prefix).exists() and line.seconds < _WAIT_SECONDS:
+            line.look()
             time.sleep(1)
         yield
 

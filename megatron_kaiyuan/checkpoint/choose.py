@@ -13,7 +13,7 @@ import torch
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import Files, problems_of, read_manifest, shares
-from megatron_kaiyuan.cluster.groups import agreed, gather_if_any, told_by_rank_0
+from megatron_kaiyuan.cluster.groups import agreed, gather_if_any, scattered_by_rank_0, told_by_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 
 
@@ -63,12 +63,8 @@ def verify_together(folder: Path) -> list[str]:
         UserError: a rank reads other bytes than rank 0 does: that is no damage, and another start may go well.
     """
     # One rank reads the manifest, which has a line for every rank of the job that wrote it.
-    manifest = told_by_rank_0(lambda: _files_or_problem(folder))
-    if isinstance(manifest, str):
-        mine = {layout.MANIFEST: manifest} if torch.distributed.get_rank() == 0 else {}
-    else:
-        ranks = torch.distributed.get_world_size()
-        mine = problems_of(folder, manifest, shares(manifest, ranks)[torch.distributed.get_rank()])
+    share = scattered_by_rank_0(lambda: _shares_or_problem(folder))
+    mine = {layout.MANIFEST: share} if isinstance(share, str) else problems_of(folder, share, share)
     everyone = gather_if_any(mine, bool(mine))
     problems = {name: problem for share in reversed(everyone) for name, problem in share.items()}
     # A step is set aside only if rank 0 sees the damage too, and sees it again.
@@ -82,11 +78,14 @@ def verify_together(folder: Path) -> list[str]:
     return list(problems.values())
 
 
-def _files_or_problem(folder: Path) -> Files | str:
+def _shares_or_problem(folder: Path) -> list[Files | str]:
+    """Return the files for each rank to read; where the manifest cannot be read, the reason as that of rank 0."""
+    ranks = torch.distributed.get_world_size()
     try:
-        return read_manifest(folder)["files"]  # type: ignore[no-any-return]
+        files: Files = read_manifest(folder)["files"]
     except (UserError, OSError) as error:
-        return describe(error)
+        return [describe(error), *({} for _ in range(ranks - 1))]
+    return [{name: files[name] for name in names} for names in shares(files, ranks)]
 
 
 def _confirmed(folder: Path, names: list[str]) -> bool:

@@ -10,6 +10,9 @@ from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.nearby import near_run
 
+# Steps that an error names, those next to the one that was asked for.
+_NAMED = 6
+
 
 @dataclass(frozen=True)
 class Found:
@@ -31,24 +34,41 @@ class Found:
         return f"{self.run_dir or self.folder}, {self.what}"
 
 
-def find_checkpoint(path: Path) -> Found:
-    """The checkpoint in a folder, or the newest one of a run. Files are not compared with their checksums.
+def find_checkpoint(path: Path, step: int | None = None) -> Found:
+    """The checkpoint in a folder, or one of a run. Files are not compared with their checksums.
+
+    Args:
+        step: of the run; None: the newest.
 
     Raises:
         UserError: there is none.
     """
     if (path / layout.MANIFEST).is_file():
+        if step is not None:
+            raise UserError(
+                f"{path}: is one checkpoint, of which --step {step} chooses none; name its run, or leave it out"
+            )
         return _found(path)
     if layout.checkpoints_folder(path).is_dir():
-        steps = usable_steps(path)
-        if not steps:
-            raise UserError(f"{layout.checkpoints_folder(path)}: holds no finished checkpoint; train the run further")
-        return _found(layout.step_folder(path, steps[-1]))
+        return _found(layout.step_folder(path, _step_of(path, step)))
     if not path.exists():
         raise UserError(f"{path}: not found; name a run's folder, or a checkpoint's{near_run(path)}")
     raise UserError(
         f"{path}: is neither a run's folder (no checkpoints) nor a checkpoint (no {layout.MANIFEST}){near_run(path)}"
     )
+
+
+def _step_of(run_dir: Path, step: int | None) -> int:
+    steps = usable_steps(run_dir)
+    if not steps:
+        raise UserError(f"{layout.checkpoints_folder(run_dir)}: holds no finished checkpoint; train the run further")
+    if step is not None and step not in steps:
+        near = sorted(sorted(steps, key=lambda one: abs(one - step))[:_NAMED])
+        raise UserError(
+            f"{layout.checkpoints_folder(run_dir)}: holds no finished checkpoint of step {step}, but of "
+            f"{', '.join(map(str, near))}{' and others' if len(steps) > len(near) else ''}"
+        )
+    return steps[-1] if step is None else step
 
 
 def _found(folder: Path) -> Found:

@@ -23,7 +23,7 @@ from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder, difference
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.model.build import Network
-from megatron_kaiyuan.network import EMBEDDING_NORM, POST_NORM
+from megatron_kaiyuan.network import FUNCTION_FIELDS, switched_weights, weight_of
 
 _SHAPE_FIELDS = (
     "num_layers",
@@ -35,7 +35,6 @@ _SHAPE_FIELDS = (
     "vocab_size",
     "qk_layernorm",
 )
-_FUNCTION_FIELDS = ("rotary_base", "layernorm_epsilon", "logits_soft_cap")
 
 
 def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: Tokenizer | None = None) -> list[str]:
@@ -61,7 +60,7 @@ def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: To
     if problems := verify_together(source):
         raise UserError(f"init_from: {problems[0]}", every_rank=True)
     notes = agreed(lambda: _compare(source, model, tokenizer))
-    _load_what_is_there(network, source)
+    _load_what_is_there(network, model, source)
     return notes
 
 
@@ -99,38 +98,40 @@ def _compare(source: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> l
     ]
     if different := difference(run.get("tokenizer"), tokenizer):
         differences.append(f"another tokenizer made the corpora here ({different})")
-    if saved.sandwich_norm and not model.sandwich_norm:
-        differences.append("model.sandwich_norm is on there, off here: its gains would be lost")
-    if saved.embedding_norm and not model.embedding_norm:
-        differences.append("model.embedding_norm is on there, off here: its gain would be lost")
+    there, here = switched_weights(saved), switched_weights(model)
+    differences += [
+        f"model.{switch} is on there, off here: its gains would be lost"
+        for switch in there
+        if switch not in here and switch not in _SHAPE_FIELDS
+    ]
     if differences:
         raise UserError(f"init_from: {source}: {'; '.join(differences)}")
     notes = [
         f"model.{name} was {getattr(saved, name)!r} there, is {getattr(model, name)!r} here"
-        for name in _FUNCTION_FIELDS
+        for name in FUNCTION_FIELDS
         if getattr(saved, name) != getattr(model, name)
     ]
-    if model.sandwich_norm and not saved.sandwich_norm:
-        notes.append(f"the closing norms of the sub-layers start with gain {model.post_norm_initial_gain}")
-    if model.embedding_norm and not saved.embedding_norm:
-        notes.append("the norm behind the embedding starts with gain 1")
-    return notes
+    return notes + [
+        f"the weights of model.{switch}, which was off there, start with gain {weights[0].initial:g}"
+        for switch, weights in here.items()
+        if switch not in there
+    ]
 
 
-def _load_what_is_there(network: Network, source: Path) -> None:
-    """Load every weight; only gains of closing norms and of the embedding's may be missing in the source."""
+def _load_what_is_there(network: Network, model: ModelConfig, source: Path) -> None:
+    """Load every weight; only those that a field of `model` adds may be missing in the source."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     described = network.sharded_state_dict(metadata={"dp_cp_group": group})
     known = stored_tensors(source)
-    wanted = {name: value for name, value in described.items() if not _is_left_out(value, known)}
+    wanted = {name: value for name, value in described.items() if not _is_left_out(value, known, model)}
     network.load_state_dict(load_sharded(source, {"network": wanted})["network"], strict=False)
 
 
-def _is_left_out(value: Any, known: dict[str, ShardedTensor]) -> bool:
+def _is_left_out(value: Any, known: dict[str, ShardedTensor], model: ModelConfig) -> bool:
     if isinstance(value, ShardedObject):
         return True
     assert isinstance(value, (ShardedTensor, ShardedTensorFactory))
-    return value.key not in known and (f".{POST_NORM}." in value.key or value.key == EMBEDDING_NORM)
+    return value.key not in known and bool(weight_of(value.key, model).switch)
 
 
 def reload_main_weights(optimizer: Any) -> None:

@@ -22,7 +22,7 @@ from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
 from megatron_kaiyuan.checkpoint.replicas import ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
-from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.cluster.groups import scattered_by_rank_0, told_by_rank_0
 from megatron_kaiyuan.config import ModelConfig, parse
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.forms import require_form
@@ -60,18 +60,34 @@ def model_of(folder: Path, run: dict[str, Any]) -> ModelConfig:
     return parse(ModelConfig, model if isinstance(model, dict) else {}, source=f"{folder / COMMON}: model")
 
 
-def load_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
+def load_sharded(folder: Path, sharded_state: dict[str, Any], by_rank: str = "random") -> dict[str, Any]:
     """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective.
 
     Rank 0 reads what describes the checkpoint, each shard is read by one rank for all that hold it.
+
+    Args:
+        by_rank: what of the common state is a list with an element for each rank that wrote. In its place each rank
+            receives its own element; None where another number of ranks wrote the checkpoint, or it holds no list.
     """
+    metadata: Metadata | None = None
+    elements: Any = None
 
-    def described() -> tuple[Metadata, dict[str, Any]]:
+    def described() -> dict[str, Any]:
+        nonlocal metadata, elements
         with loading(folder, Exception), removed_meanwhile(folder):
-            return require_plain(folder), dist_checkpointing.load_common_state_dict(str(folder))
+            metadata = require_plain(folder)
+            common = dist_checkpointing.load_common_state_dict(str(folder))
+        elements = common.pop(by_rank, None)
+        return common
 
-    metadata, common = told_by_rank_0(described)
+    common = told_by_rank_0(described)
+    common[by_rank] = scattered_by_rank_0(lambda: _one_for_each_rank(elements))
     return ReadOnce(metadata, partial(_reading, folder)).restore(sharded_state, common, folder)
+
+
+def _one_for_each_rank(elements: Any) -> list[Any]:
+    ranks = torch.distributed.get_world_size()
+    return elements if isinstance(elements, list) and len(elements) == ranks else [None] * ranks
 
 
 @contextlib.contextmanager

@@ -19,13 +19,13 @@ from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.forms import Count, FileName, Form, require_form
 from megatron_kaiyuan.model import names
-from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, HEAD, QKV, layer_weights, outer_weights
+from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, HEAD, QKV, layer_weights, outer_weights, switched_weights
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _VOCABULARY = (EMBEDDING, HEAD)
-# What of this network Qwen3 has.
-_QWEN3 = {"sandwich_norm": False, "embedding_norm": False}
+# Names of a layer's weights are Qwen3's with it, and Gemma 3's else.
+_QWEN3 = {"sandwich_norm": False}
 _SHAPES = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -119,9 +119,9 @@ class Qwen3Folder:
         else:
             known = {weight.name: weight for weight in outer_weights(qwen3)}
             prefix, inner = "", name
-        if inner not in known:
+        theirs = known[inner].huggingface if inner in known else ()
+        if not theirs:
             return None
-        theirs = known[inner].huggingface
         if inner == HEAD and theirs[0] not in self._files and self.config.get("tie_word_embeddings"):
             theirs = known[EMBEDDING].huggingface
         parts = {part: self.weight(prefix + part) for part in theirs}
@@ -158,15 +158,13 @@ class Qwen3Folder:
             notes.append(f"rope_theta was {theirs['rope_theta']!r} there, model.rotary_base is {model.rotary_base}")
         if theirs.get("rms_norm_eps") != model.layernorm_epsilon:
             notes.append(f"rms_norm_eps was {theirs.get('rms_norm_eps')!r} there, is {model.layernorm_epsilon} here")
-        if model.sandwich_norm:
-            notes.append(
-                "Qwen3 has no norms that close a sub-layer: they start with gain "
-                f"{model.post_norm_initial_gain}, so that the network computes something else at first"
-            )
-        if model.embedding_norm:
-            notes.append(
-                "Qwen3 has no norm behind the embedding: it starts with gain 1, and the embedding loses its scale"
-            )
+        ours, also_theirs = switched_weights(model), switched_weights(model.model_copy(update=_QWEN3))
+        notes += [
+            f"Qwen3 has no weights of model.{switch}: they start with gain {weights[0].initial:g}, so that the network "
+            "computes something else at first"
+            for switch, weights in ours.items()
+            if switch not in also_theirs or not all(weight.huggingface for weight in weights)
+        ]
         if model.logits_soft_cap is not None:
             notes.append(f"Qwen3's logits are not capped, these are, at {model.logits_soft_cap}")
         if theirs.get("tie_word_embeddings"):

@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShard
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from torch.distributed.checkpoint.metadata import Metadata
 
+from megatron_kaiyuan.checkpoint.own_entries import receive_entries
 from megatron_kaiyuan.checkpoint.verify import spread
 from megatron_kaiyuan.cluster.groups import agreed
 from megatron_kaiyuan.platform import current
@@ -48,11 +49,11 @@ class ReadOnce(TorchDistLoadShardedStrategy):
     """megatron-core's reading of torch_dist, but that no two ranks of a data-parallel group read the same.
 
     Args:
-        metadata: of the checkpoint; no rank reads them again.
+        metadata: of the checkpoint, on rank 0 alone, which sends each rank its own entries.
         reading: what makes one error of all that a rank may meet while it reads.
     """
 
-    def __init__(self, metadata: Metadata, reading: Callable[[], contextlib.AbstractContextManager[None]]):
+    def __init__(self, metadata: Metadata | None, reading: Callable[[], contextlib.AbstractContextManager[None]]):
         super().__init__()
         self._metadata, self._reading = metadata, reading
 
@@ -82,7 +83,8 @@ class ReadOnce(TorchDistLoadShardedStrategy):
             for index, value in enumerate(values)
             if readers.get(id(value), 0 if isinstance(value, ShardedObject) else rank) == rank
         }
-        read = agreed(lambda: self._read(mine, checkpoint_dir))
+        entries = receive_entries(self._metadata, mine.values())
+        read = agreed(lambda: self._read(mine, entries, checkpoint_dir))
         loaded = {id(values[int(index)]): content for index, content in read.items()}
         for shard in shards:
             loaded[id(shard)] = _sent(shard, loaded.get(id(shard)), readers[id(shard)], group)
@@ -96,8 +98,8 @@ class ReadOnce(TorchDistLoadShardedStrategy):
         dict_list_map_inplace(lambda value: loaded[id(value)], sharded_state_dict)
         return sharded_state_dict
 
-    def _read(self, values: dict[str, Any], folder: Any) -> dict[str, Any]:
-        with self._reading(), reading_without_other_ranks(Path(folder), self._metadata):
+    def _read(self, values: dict[str, Any], entries: Metadata, folder: Any) -> dict[str, Any]:
+        with self._reading(), reading_without_other_ranks(Path(folder), entries):
             return super().load(values, folder)  # type: ignore[no-any-return]
 
 

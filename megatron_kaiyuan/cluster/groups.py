@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -160,6 +160,28 @@ def told_by_rank_0(action: Callable[[], Result]) -> Result:
     if message is not None:
         raise UserError(message, every_rank=True)
     return result
+
+
+def scattered_by_rank_0(action: Callable[[], Sequence[Result]]) -> Result:
+    """Run `action` on rank 0 alone, which returns a value for each rank; return this rank's. Collective.
+
+    A rank receives its own value, and room for the largest one.
+
+    Raises:
+        UserError: what stopped rank 0.
+    """
+    answers: list[Any] | None = None
+    if torch.distributed.get_rank() == 0:
+        try:
+            answers = [(value, None) for value in action()]
+        except (UserError, OSError) as error:
+            answers = [(None, describe(error))] * torch.distributed.get_world_size()
+    mine: list[Any] = [None]
+    torch.distributed.scatter_object_list(mine, answers)
+    result, message = mine[0]
+    if message is not None:
+        raise UserError(message, every_rank=True)
+    return result  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

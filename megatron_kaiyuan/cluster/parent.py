@@ -24,7 +24,7 @@ import psutil
 
 # Set by what starts ranks: its process id, or 0 where it is not the parent of all of them, as on other hosts.
 VARIABLE = "KAIYUAN_PARENT"
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+PR_SET_PDEATHSIG = 1  # prctl(2)
 _PERIOD_SECONDS = 1.0
 
 
@@ -47,7 +47,7 @@ def end_with_parent(number: signal.Signals, expected: int = 0) -> None:
     parent = os.getppid()
     # The kernel sends the signal at the end of the parent's thread that forked, not of the parent.
     if _forked_by_main_thread(parent):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
     else:
         threading.Thread(target=_watch, args=(parent, number), daemon=True, name="parent's end").start()
     # Of an end before these lines the kernel says nothing.

@@ -23,7 +23,7 @@ import torch
 from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.loopback import hold_store, is_loopback
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
-from megatron_kaiyuan.cluster.store_keys import absent, chunks
+from megatron_kaiyuan.cluster.store_keys import absent, chunks, wait_for
 from megatron_kaiyuan.cluster.waiting import Waiting, waiting
 from megatron_kaiyuan.errors import UserError
 
@@ -32,9 +32,6 @@ Facts = Mapping[str, str]
 _HERE, _JUDGE, _VERDICT, _SEARCHERS = "kaiyuan/here/", "kaiyuan/judge", "kaiyuan/verdict", "kaiyuan/searchers"
 # Ranks that look for missing ones: more than one, as one of them may end meanwhile.
 _MOST_SEARCHERS = 3
-_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.25
-# Ranks that may ask that often together; the store takes some ten thousand calls a second.
-_RANKS_A_PAUSE = 1024
 # How often rank 0 looks for another rank's verdict.
 _LOOK_SECONDS = 1.0
 # What rank 0 may take to compare what it has heard.
@@ -113,7 +110,7 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
     deadline = time.monotonic() + timeout.total_seconds()
     if who.rank == 0:
         _judge(store, who, deadline)
-    elif not _wait(store, [_VERDICT], deadline, who.world_size, _waiting_for_rank_0(who)):
+    elif not wait_for(store, [_VERDICT], deadline, who.world_size, _waiting_for_rank_0(who)):
         _judge_in_its_place(store, who)
     verdict = json.loads(store.get(_VERDICT))
     if missing := verdict.get("missing"):
@@ -135,7 +132,7 @@ def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
     keys = [f"{_HERE}{rank}" for rank in range(who.world_size)]
     line = Waiting(lambda: f"{ranks_in_words(_absent(store, who.world_size) or [0])} of {who.world_size} to come")
     for some in chunks(keys):
-        while not _wait(store, some, min(deadline, time.monotonic() + _LOOK_SECONDS)):
+        while not wait_for(store, some, min(deadline, time.monotonic() + _LOOK_SECONDS)):
             line.look()
             if store.check([_VERDICT]):
                 return
@@ -155,7 +152,7 @@ def _judge_in_its_place(store: torch.distributed.Store, who: Rank) -> None:
     else:
         # Longer than those who look, and wait themselves if rank 0 has only come late.
         patience *= 2
-    if missing or not _wait(store, [_VERDICT], time.monotonic() + patience, who.world_size):
+    if missing or not wait_for(store, [_VERDICT], time.monotonic() + patience, who.world_size):
         _give(store, who, {"missing": missing or _absent(store, who.world_size) or [0]})
 
 
@@ -172,29 +169,6 @@ def _waiting_for_rank_0(who: Rank) -> Waiting | None:
         if who.rank == 1
         else None
     )
-
-
-def _wait(
-    store: torch.distributed.Store, keys: Sequence[str], deadline: float, ranks: int = 1, line: Waiting | None = None
-) -> bool:
-    """Whether all keys are there before the deadline.
-
-    Asks again and again: the store's own wait is deaf to ctrl-C, and writes warnings when its time is over.
-
-    Args:
-        ranks: how many wait like this one; the more they are, the less often each asks.
-        line: looked at now and then.
-    """
-    pause = _SHORTEST_PAUSE_SECONDS
-    longest = _LONGEST_PAUSE_SECONDS * max(1, ranks / _RANKS_A_PAUSE)
-    while not store.check(list(keys)):
-        if time.monotonic() >= deadline:
-            return False
-        if line is not None:
-            line.look()
-        time.sleep(pause)
-        pause = min(1.5 * pause, longest)
-    return True
 
 
 def _absent(store: torch.distributed.Store, world_size: int) -> list[int]:

@@ -1,13 +1,21 @@
-"""Many keys of the job's store in few calls: a job has a key of each kind for every rank."""
+"""Many keys of the job's store in few calls: a job has a key of each kind for every rank. Needs no torch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+from megatron_kaiyuan.cluster.waiting import Waiting
+
+if TYPE_CHECKING:
+    import torch
 
 # A call about more keys would keep the server, which has one thread, from the other ranks.
 _KEYS_A_CALL = 1024
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.25
+# Ranks that may ask that often together; the store takes some ten thousand calls a second.
+_RANKS_A_PAUSE = 1024
 
 
 def chunks(keys: Sequence[str]) -> list[Sequence[str]]:
@@ -37,3 +45,27 @@ def read_present(store: torch.distributed.Store, keys: Sequence[str]) -> dict[st
     return {
         key: value for chunk in chunks(present) for key, value in zip(chunk, store.multi_get(list(chunk)), strict=True)
     }
+
+
+def wait_for(
+    store: torch.distributed.Store, keys: Sequence[str], deadline: float, ranks: int = 1, line: Waiting | None = None
+) -> bool:
+    """Return whether all keys are there before the deadline.
+
+    Asks again and again: the store's own wait is deaf to ctrl-C, and writes warnings when its time is over.
+
+    Args:
+        deadline: by `time.monotonic`.
+        ranks: how many wait like this one; the more they are, the less often each asks.
+        line: looked at now and then.
+    """
+    pause = _SHORTEST_PAUSE_SECONDS
+    longest = _LONGEST_PAUSE_SECONDS * max(1, ranks / _RANKS_A_PAUSE)
+    while not store.check(list(keys)):
+        if time.monotonic() >= deadline:
+            return False
+        if line is not None:
+            line.look()
+        time.sleep(pause)
+        pause = min(1.5 * pause, longest)
+    return True

@@ -1,6 +1,7 @@
 """What a change of a field means for a run that is resumed: each field of the schema has one class.
 
 `tests/train/test_resume_fields.py` walks the schema: a field without a class fails there, and each class is proven.
+A field of `model` makes another network unless it is listed here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from megatron_kaiyuan.config.model import ModelConfig
 from megatron_kaiyuan.config.schema import RunConfig
 from megatron_kaiyuan.errors import excerpt
 
@@ -27,9 +29,6 @@ class AtResume(enum.Enum):
 
 _FIELDS: dict[AtResume, dict[str, str]] = {
     AtResume.ANOTHER_RUN: {
-        "model": "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels vocab_size "
-        "rotary_base layernorm_epsilon qk_layernorm sandwich_norm embedding_norm fp32_residual fp32_head "
-        "logits_soft_cap",
         "train": "precision",
     },
     AtResume.FIRST_START: {
@@ -70,6 +69,8 @@ AT_RESUME = {
     for section, names in sections.items()
     for name in names.split()
 }
+for _name in ModelConfig.model_fields:
+    AT_RESUME.setdefault(f"model.{_name}", AtResume.ANOTHER_RUN)
 _REFUSED = (AtResume.ANOTHER_RUN, AtResume.FIRST_START)
 _MISSING = object()
 

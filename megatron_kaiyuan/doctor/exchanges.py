@@ -66,10 +66,11 @@ def exchanges(platform: Platform) -> Iterator[tuple[str, Callable[[], tuple[torc
         for dtype in dtypes:
             where = f"{name} of {str(dtype).removeprefix('torch.')}"
             yield where, lambda run=exchange, kind=dtype: run(kind, platform.device)  # type: ignore[misc]
-    # Messages of errors; plans of checkpoints; what rank 0 decides.
+    # Messages of errors; plans of checkpoints; what rank 0 decides, for all and for each rank.
     yield "all_gather of objects", _gather_objects
     yield "gather of objects", _objects_to_first
     yield "broadcast of objects", _broadcast_objects
+    yield "scatter of objects", _scatter_objects
 
 
 def _place() -> tuple[int, int]:
@@ -165,6 +166,13 @@ def _broadcast_objects() -> tuple[torch.Tensor, torch.Tensor]:
     received: list[Any] = [_object(rank)]
     distributed.broadcast_object_list(received, src=0)
     return _is(received, [_object(0)])
+
+
+def _scatter_objects() -> tuple[torch.Tensor, torch.Tensor]:
+    rank, ranks = _place()
+    told: list[Any] = [None]
+    distributed.scatter_object_list(told, [_object(one) for one in range(ranks)] if rank == 0 else None)
+    return _is(told, [_object(rank)])
 
 
 def _object(rank: int) -> dict[str, Any]:

@@ -79,8 +79,10 @@ def partner(place: int, places: int, turn: int) -> int | None:
 
 def _same_place(hosts: Sequence[str], place: int, nodes: Sequence[str]) -> list[int]:
     """Return the ranks at one place of each node, where all nodes have that place."""
-    ranks = [[rank for rank, host in enumerate(hosts) if host == node] for node in nodes]
-    return [one[place] for one in ranks] if all(len(one) > place for one in ranks) else []
+    ranks: dict[str, list[int]] = {node: [] for node in nodes}
+    for rank, host in enumerate(hosts):
+        ranks[host].append(rank)
+    return [one[place] for one in ranks.values()] if all(len(one) > place for one in ranks.values()) else []
 
 
 def _products(platform: Platform) -> float:

@@ -29,6 +29,7 @@ from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.bad_nodes import node_name
 from megatron_kaiyuan.cluster.parent import end_with_parent
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
+from megatron_kaiyuan.cluster.waiting import Waiting
 from megatron_kaiyuan.doctor.examination import Examination, in_one_line
 from megatron_kaiyuan.doctor.health import examine_health
 from megatron_kaiyuan.doctor.machine import examine_disks
@@ -91,7 +92,9 @@ class Quick:
             hosts = [] if missing else self._keys.of_ranks(_HERE)
             # Ranks of one node follow each other: a thousand nodes are a short list.
             self._keys.store.set(_HOSTS, json.dumps([[host, len([*same])] for host, same in itertools.groupby(hosts)]))
-        if not self._keys.wait(_HOSTS, _LATE_SECONDS + _GRACE_SECONDS):
+        # One rank prints: rank 0 names those for whom it waits.
+        line = Waiting("rank 0, which waits for all ranks (preflight)") if self.who.rank == 1 else None
+        if not self._keys.wait(_HOSTS, _LATE_SECONDS + _GRACE_SECONDS, line):
             return False
         nodes = json.loads(self._keys.store.get(_HOSTS))
         self._hosts: list[str] = [host for host, count in nodes for _ in range(count)]

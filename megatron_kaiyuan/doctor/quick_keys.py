@@ -6,10 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from megatron_kaiyuan.cluster.rank_list import ranks_in_words
+from megatron_kaiyuan.cluster.store_keys import absent, chunks, wait_for
+from megatron_kaiyuan.cluster.waiting import Waiting
+
 if TYPE_CHECKING:
     import torch
 
-_CHUNK = 1024
 LOOK_SECONDS = 0.02
 
 
@@ -27,27 +30,25 @@ class Keys:
         self.store: torch.distributed.Store = torch.distributed.PrefixStore("kaiyuan/preflight", store)
         self._world_size = world_size
 
-    def wait(self, key: str, seconds: float) -> bool:
-        """Return whether a key was set in time."""
-        deadline = time.monotonic() + seconds
-        while not self.store.check([key]):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(LOOK_SECONDS)
-        return True
+    def wait(self, key: str, seconds: float, line: Waiting | None = None) -> bool:
+        """Return whether a key was set in time; all ranks may wait for it at once."""
+        return wait_for(self.store, [key], time.monotonic() + seconds, self._world_size, line)
 
     def missing(self, key: str, seconds: float) -> list[int]:
         """Wait for a key of every rank; return the ranks that did not set it in time. For rank 0."""
         deadline = time.monotonic() + seconds
         keys = [f"{key}{rank}" for rank in range(self._world_size)]
-        for first in range(0, len(keys), _CHUNK):
-            while not self.store.check(keys[first : first + _CHUNK]):
-                if time.monotonic() > deadline:
-                    return [rank for rank, name in enumerate(keys) if not self.store.check([name])]
-                time.sleep(LOOK_SECONDS)
+        line = Waiting(lambda: f"{ranks_in_words(self._absent(key, keys) or [0])} of {self._world_size} (preflight)")
+        for some in chunks(keys):
+            if not wait_for(self.store, some, deadline, line=line):
+                return self._absent(key, keys)
         return []
 
     def of_ranks(self, key: str, ranks: Sequence[int] | None = None) -> list[str]:
         """Return what ranks have set, all of them by default."""
         ranks = range(self._world_size) if ranks is None else ranks
-        return [text.decode() for text in self.store.multi_get([f"{key}{rank}" for rank in ranks])]
+        keys = [f"{key}{rank}" for rank in ranks]
+        return [text.decode() for some in chunks(keys) for text in self.store.multi_get(list(some))]
+
+    def _absent(self, key: str, keys: Sequence[str]) -> list[int]:
+        return [int(one[len(key) :]) for one in absent(self.store, keys)]

@@ -30,7 +30,7 @@ def judge(everybody: Sequence[Examination], hosts: Sequence[str], who: Rank, run
         log.info(f"preflight: {message}")
     seconds = time.monotonic() - began
     if bad:
-        why = next(message for host in bad for message in _of_node(everybody, hosts, host))
+        why = _of_nodes(everybody, hosts)[bad[0]][0]
         write_bad_nodes(run_dir, bad, f"preflight: {why}")
         log.error(f"preflight: bad nodes {','.join(bad)}: {why}")
         return BAD_NODE
@@ -47,19 +47,19 @@ def bad_nodes(everybody: Sequence[Examination], hosts: Sequence[str]) -> list[st
     Args:
         everybody: by rank, as `hosts`.
     """
-    bad = [host for host in dict.fromkeys(hosts) if _of_node(everybody, hosts, host)]
+    bad = [*_of_nodes(everybody, hosts)]
     nodes = len(set(hosts))
     return [] if nodes > 1 and 2 * len(bad) > nodes else bad
 
 
-def _of_node(everybody: Sequence[Examination], hosts: Sequence[str], host: str) -> list[str]:
-    return [
-        f"{finding.message} (rank {rank})"
-        for rank, (one, where) in enumerate(zip(everybody, hosts, strict=True))
-        if where == host
-        for finding in one.findings
-        if finding.of_node
-    ]
+def _of_nodes(everybody: Sequence[Examination], hosts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the problems of nodes' own, by node, in the order of their first ranks."""
+    found: dict[str, list[str]] = {}
+    for rank, (one, host) in enumerate(zip(everybody, hosts, strict=True)):
+        for finding in one.findings:
+            if finding.of_node:
+                found.setdefault(host, []).append(f"{finding.message} (rank {rank})")
+    return found
 
 
 def silent() -> Examination:

@@ -19,6 +19,8 @@ import torch
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
 from megatron_kaiyuan.cluster.roll_call import open_store, roll_call
+from megatron_kaiyuan.cluster.store_keys import read_present
+from megatron_kaiyuan.cluster.waiting import Waiting
 from megatron_kaiyuan.doctor import report
 from megatron_kaiyuan.doctor.clocks import examine_clocks
 from megatron_kaiyuan.doctor.collectives import examine_collectives
@@ -139,11 +141,13 @@ def _gather(found: Examination, store: torch.distributed.Store, who: Rank, secon
         return []
     everybody = {0: found}
     deadline = time.monotonic() + seconds + _GRACE_SECONDS
+    line = Waiting(lambda: f"what {ranks_in_words(sorted(waiting))} of {who.world_size} found")
     while (waiting := set(range(who.world_size)) - set(everybody)) and time.monotonic() < deadline:
-        arrived = [rank for rank in sorted(waiting) if store.check([f"{_FOUND}{rank}"])]
-        for rank in arrived:
-            everybody[rank] = Examination.from_json(json.loads(store.get(f"{_FOUND}{rank}")))
+        arrived = read_present(store, [f"{_FOUND}{rank}" for rank in sorted(waiting)])
+        for key, text in arrived.items():
+            everybody[int(key[len(_FOUND) :])] = Examination.from_json(json.loads(text))
         if not arrived:
+            line.look()
             time.sleep(_LOOK_SECONDS)
     if waiting:
         found.problem(f"launcher: {ranks_in_words(sorted(waiting))} did not answer any more; look at their logs")

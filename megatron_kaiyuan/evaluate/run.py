@@ -97,6 +97,7 @@ def evaluate(
     measures: Measures,
     output: Path | None = None,
     *,
+    step: int | None = None,
     baseline: Path | None = None,
     tokenizer: Path | None = None,
     work: Path | None = None,
@@ -106,9 +107,10 @@ def evaluate(
     """Evaluate a model and write the result as JSON.
 
     Args:
-        model: a Hugging Face folder, a checkpoint, or a run, whose newest checkpoint is taken.
+        model: a Hugging Face folder, a checkpoint, or a run.
+        step: the run's checkpoint; None: its newest.
         output: a file, to which the results are added; None: `evaluation.json` in the model's run.
-        baseline: as `model`; the untrained one.
+        baseline: as `model`; the untrained one. Of a run the newest checkpoint.
         tokenizer: folder of a checkpoint's tokenizer, for what is measured on text.
         work: where task files and caches go; None: a temporary folder of the system.
         device: a torch device. For a checkpoint a platform is active and process groups are those of one.
@@ -123,7 +125,7 @@ def evaluate(
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
             message names it.
     """
-    source, untrained = find_source(model), find_source(baseline) if baseline else None
+    source, untrained = find_source(model, step), find_source(baseline) if baseline else None
     _check(measures, [source, untrained], tokenizer)
     place = Output(_output(output, source), "a result of kaiyuan eval", kind="file")
     asked = _asked(source, untrained, measures)

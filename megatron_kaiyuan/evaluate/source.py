@@ -73,14 +73,22 @@ class Model:
     longest: int
 
 
-def find_source(path: Path) -> ModelSource:
-    """What a path means: a Hugging Face folder, a checkpoint, or the newest checkpoint of a run.
+def find_source(path: Path, step: int | None = None) -> ModelSource:
+    """What a path means: a Hugging Face folder, a checkpoint, or one of a run's checkpoints.
+
+    Args:
+        step: of the run; None: the newest.
 
     Raises:
         UserError: it is none of them.
     """
     if (path / "config.json").is_file():
+        if step is not None:
+            raise UserError(f"{path}: is an exported model, of which --step {step} chooses none; leave it out")
         return ModelSource(path)
+    if step is not None:
+        found = find_checkpoint(path, step)
+        return ModelSource(found.folder, found)
     try:
         found = find_checkpoint(path)
     except UserError as error:

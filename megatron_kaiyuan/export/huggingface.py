@@ -23,7 +23,7 @@ from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
 from megatron_kaiyuan.export.older_names import add_older_names
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.model import names
-from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, QKV
+from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, QKV, not_in_transformers
 from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, write_record
 
 if TYPE_CHECKING:
@@ -98,8 +98,11 @@ def export_model(
 def _check_representable(model: ModelConfig) -> None:
     if not model.qk_layernorm:
         raise UserError("export: model.qk_layernorm is off, and neither Gemma 3 nor Qwen 3 can represent that")
-    if model.embedding_norm:
-        raise UserError("export: model.embedding_norm is on, and neither Gemma 3 nor Qwen 3 has a norm there")
+    if (field := not_in_transformers(model)) is not None:
+        value = getattr(model, field)
+        raise UserError(
+            f"export: model.{field} is {'on' if value is True else value}, and neither Gemma 3 nor Qwen 3 has that"
+        )
     if not model.sandwich_norm and model.logits_soft_cap is not None:
         raise UserError(
             "export: model.sandwich_norm is off while model.logits_soft_cap is set; Gemma 3 has sandwich norms, "

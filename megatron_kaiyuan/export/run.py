@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 _COMPARED_SEQUENCES, _COMPARED_LENGTH = 2, 128
 
 
-def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None, force: bool = False) -> str:
-    """Export a checkpoint, averaged or the newest of a run, and report how far its logits are from megatron-core's.
+def export_checkpoint(
+    folder: Path, output: Path, tokenizer_folder: Path | None, force: bool = False, step: int | None = None
+) -> str:
+    """Export a checkpoint, averaged or one of a run, and report how far its logits are from megatron-core's.
 
     One process; process groups are initialised. Both networks compute in FP32 on random token ids.
 
@@ -32,12 +34,13 @@ def export_checkpoint(folder: Path, output: Path, tokenizer_folder: Path | None,
         folder: of a checkpoint, or of a run.
         output: a new folder, or an earlier export of the same checkpoint and tokenizer.
         force: an export of another checkpoint may be replaced.
+        step: of a run; None: its newest.
 
     Raises:
         UserError: the checkpoint is missing or damaged, cannot be represented, or has corpora of another
             tokenizer; or `output` holds something else.
     """
-    found = find_checkpoint(folder)
+    found = find_checkpoint(folder, step)
     folder = found.folder
     identity = identity_of(
         read_manifest(folder)["seal"], files_identity([tokenizer_folder] if tokenizer_folder else [])

@@ -14,8 +14,9 @@ from megatron_kaiyuan.backend.choose import TORCH, Backend
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.head import compute_in_fp32
 from megatron_kaiyuan.model.loss import set_loss
-from megatron_kaiyuan.model.norm import SandwichLayer, norm_embedding
-from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec
+from megatron_kaiyuan.model.norm import norm_embedding
+from megatron_kaiyuan.model.spec import kaiyuan_block_spec, kaiyuan_layer_spec, norm_spec
+from megatron_kaiyuan.network import weight_of
 from megatron_kaiyuan.platform.precisions import DTYPES
 
 
@@ -126,12 +127,12 @@ def build_model(
     Inputs of its forward: token ids [b, s] and position ids [b, s]; with labels [b, s] it returns the loss
     of each token [b, s] in FP32, without them FP32 logits [b, s, padded vocabulary / tensor ranks].
     """
-    layer = kaiyuan_layer_spec(model.sandwich_norm, model.qk_layernorm, model.fp32_residual, backend)
+    layer, norm = kaiyuan_layer_spec(model, backend), norm_spec(model, backend)
     is_first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage)
     is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage)
     network = GPTModel(
         config=config,
-        transformer_layer_spec=kaiyuan_block_spec(config, layer, virtual_stage, backend),
+        transformer_layer_spec=kaiyuan_block_spec(config, layer, norm, virtual_stage),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.max_position_embeddings,
         pre_process=is_first if pre_process is None else pre_process,
@@ -141,12 +142,11 @@ def build_model(
         rotary_base=model.rotary_base,
         vp_stage=virtual_stage,
     )
-    for layer in network.decoder.layers:
-        if isinstance(layer, SandwichLayer):
-            for sub_layer in (layer.self_attention, layer.mlp):
-                torch.nn.init.constant_(sub_layer.post_norm.weight, model.post_norm_initial_gain)
     if model.embedding_norm:
-        norm_embedding(network, backend.norm)
+        norm_embedding(network, norm)
+    for name, parameter in network.named_parameters():
+        if (initial := weight_of(name, model).initial) is not None:
+            torch.nn.init.constant_(parameter, initial)
     if model.fp32_head:
         compute_in_fp32(network)
     set_loss(network, model.logits_soft_cap, z_loss, backend.loss)

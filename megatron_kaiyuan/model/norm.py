@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -48,35 +49,40 @@ class RMSNorm(torch.nn.RMSNorm):
         return make_sharded_tensors_for_checkpoint(own, prefix, {}, sharded_offsets)
 
 
-def norm_embedding(model: GPTModel, kernel: Norm = TORCH.norm) -> None:
-    """Close a GPTModel's embedding by an RMSNorm, as BLOOM does (arXiv 2211.05100) with a LayerNorm.
+def norm_embedding(model: GPTModel, norm: ModuleSpec) -> None:
+    """Close a GPTModel's embedding by a norm, as BLOOM does (arXiv 2211.05100).
 
     Its gain is `embedding.norm.weight`, 1 at first. A stage without the embedding is left alone.
     """
     if model.pre_process:
         embedding = model.embedding
-        embedding.norm = RMSNorm(model.config, model.config.hidden_size, model.config.layernorm_epsilon, kernel)
+        embedding.norm = _build(norm, model.config)
         embedding.norm.output_dtype = torch.float32 if model.config.fp32_residual_connection else None
         embedding.register_forward_hook(lambda module, inputs, output_sbh: module.norm(output_sbh))
 
 
 class SandwichLayer(TransformerLayer):
-    """A layer whose sub-layers, attention and MLP, each end in an RMSNorm (sandwich norm).
+    """A layer whose sub-layers, attention and MLP, each end in a norm (sandwich norm).
 
     megatron-core has no slot for a norm after a sub-layer. This layer turns `x + F(norm(x))` into
     `x + post_norm(F(norm(x)))`, the form of arXiv 2512.07612. What a sub-layer adds to the residual stream then has
     RMS `post_norm.weight`, however large the weights grow.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, kernel: Norm = TORCH.norm, **options: Any):
+    def __init__(self, config: TransformerConfig, *args: Any, norm: ModuleSpec, **options: Any):
         super().__init__(config, *args, **options)
         if config.add_bias_linear:
             raise ValueError("SandwichLayer has no place for a bias after a norm: set add_bias_linear=False")
         for sub_layer, last in ((self.self_attention, "linear_proj"), (self.mlp, "linear_fc2")):
-            close(sub_layer, last, RMSNorm(config, config.hidden_size, config.layernorm_epsilon, kernel))
+            close(sub_layer, last, _build(norm, config))
 
 
-def close(sub_layer: torch.nn.Module, last: str, norm: RMSNorm) -> None:
+def _build(norm: ModuleSpec, config: TransformerConfig) -> torch.nn.Module:
+    """A norm of the residual stream's width."""
+    return build_module(norm, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+
+
+def close(sub_layer: torch.nn.Module, last: str, norm: torch.nn.Module) -> None:
     """Let a sub-layer end in a norm: of all that it gives, once, after its parts are summed.
 
     Its gain is `post_norm.weight` in the sub-layer.

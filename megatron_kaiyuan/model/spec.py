@@ -17,21 +17,24 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_kaiyuan.backend.choose import TORCH, Backend
+from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.model.attention import CausalAttention, RotarySelfAttention
 from megatron_kaiyuan.model.mlp import Swiglu
 from megatron_kaiyuan.model.norm import RMSNorm, SandwichLayer
 
 
-def kaiyuan_layer_spec(
-    sandwich_norm: bool = True, qk_layernorm: bool = True, fp32_residual: bool = False, backend: Backend = TORCH
-) -> ModuleSpec:
+def kaiyuan_layer_spec(model: ModelConfig | None = None, backend: Backend = TORCH) -> ModuleSpec:
     """One transformer layer: a norm before attention and before the MLP and, with `sandwich_norm`, one after each.
+
+    Args:
+        model: its sizes do not count here; None: the additions that every preset has.
 
     With `fp32_residual` an FP32 residual stream stays one; `fp32_residual_connection` of the configuration makes one.
     """
-    add = _get_promoting_add if fp32_residual else get_bias_dropout_add
-    norm = _norm(backend)
-    head_norm = norm if qk_layernorm else IdentityOp
+    model = model or ModelConfig.model_validate({"preset": "kaiyuan-tiny"})
+    add = _get_promoting_add if model.fp32_residual else get_bias_dropout_add
+    norm = norm_spec(model, backend)
+    head_norm = norm if model.qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=RotarySelfAttention,
         params={"attn_mask_type": AttnMaskType.causal, "backend": backend},
@@ -52,8 +55,8 @@ def kaiyuan_layer_spec(
         ),
     )
     return ModuleSpec(
-        module=SandwichLayer if sandwich_norm else TransformerLayer,
-        params={"kernel": backend.norm} if sandwich_norm else {},
+        module=SandwichLayer if model.sandwich_norm else TransformerLayer,
+        params={"norm": norm} if model.sandwich_norm else {},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,
@@ -71,12 +74,13 @@ def _get_promoting_add(training: bool, fused: bool) -> Callable[..., torch.Tenso
 
 
 def kaiyuan_block_spec(
-    config: TransformerConfig, layer: ModuleSpec, virtual_stage: int | None = None, backend: Backend = TORCH
+    config: TransformerConfig, layer: ModuleSpec, norm: ModuleSpec, virtual_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, or of a virtual one, closed by an RMSNorm on the last one."""
+    """The layers of this pipeline stage, or of a virtual one, closed by a norm on the last one."""
     layers = get_num_layers_to_build(config, virtual_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=_norm(backend))
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
 
 
-def _norm(backend: Backend) -> ModuleSpec:
+def norm_spec(model: ModelConfig, backend: Backend = TORCH) -> ModuleSpec:
+    """The one kind of norm that stands in every place of a network."""
     return ModuleSpec(RMSNorm, {"kernel": backend.norm})

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from megatron_kaiyuan.config import WeightKind
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import remove_leftovers, temporary_beside
+from megatron_kaiyuan.metrics import is_recorded
 from megatron_kaiyuan.monitor.sinks import Row, Sink
 
 
@@ -28,7 +30,10 @@ _METRICS = {
     "kaiyuan_planned_steps": [_Metric("gauge", "Steps at the end of the run.", "total_steps")],
     "kaiyuan_tokens": [_Metric("gauge", "Tokens of the run so far.", "tokens")],
     "kaiyuan_loss": [_Metric("gauge", "Loss in nats a token, mean since the last row.", "loss_mean")],
-    "kaiyuan_learning_rate": [_Metric("gauge", "Learning rate.", "lr")],
+    "kaiyuan_learning_rate": [
+        _Metric("gauge", "Learning rate; of a kind of weights where that has one of its own.", "lr"),
+        *(_Metric("gauge", "", f"lr_{kind}", (("weights", kind),)) for kind in get_args(WeightKind)),
+    ],
     "kaiyuan_gradient_norm": [_Metric("gauge", "Norm of the gradient before clipping.", "grad_norm")],
     "kaiyuan_loss_scale": [_Metric("gauge", "Scale of the loss, 1 without scaling.", "loss_scale")],
     "kaiyuan_tokens_per_second": [_Metric("gauge", "Tokens a second of the whole job.", "tokens_per_second")],
@@ -68,7 +73,8 @@ class Prometheus(Sink):
         remove_leftovers(path)
 
     def write(self, row: Row) -> None:
-        self._values.update(row)
+        # What rooms record is not in every row.
+        self._values = {name: value for name, value in self._values.items() if not is_recorded(name)} | row
         self._rewrite()
 
     def event(self, row: Row) -> None:
@@ -103,6 +109,9 @@ def as_text(run: str, values: Row, events: Counter[str]) -> str:
             if isinstance(value := values.get(metric.column), int | float)
         ]
         lines += _family(name, metrics[0].kind, metrics[0].help, samples)
+    recorded = {name: value for name, value in sorted(values.items()) if is_recorded(name) and value is not None}
+    samples = [f"kaiyuan_recorded{_labels(run, ('metric', name))} {float(value)!r}" for name, value in recorded.items()]
+    lines += _family("kaiyuan_recorded", "gauge", "What rooms record, over all ranks.", samples)
     counts = [f"kaiyuan_events_total{_labels(run, ('event', name))} {count}" for name, count in sorted(events.items())]
     lines += _family("kaiyuan_events_total", "counter", "Events of this job in metrics.jsonl.", counts)
     return "".join(f"{line}\n" for line in lines)

@@ -30,6 +30,10 @@ class Sink(ABC):
     def write(self, row: Row) -> None:
         """Record one step's metrics."""
 
+    def show(self, names: Sequence[str]) -> None:
+        """Show these columns too, where a person reads, in rows that have them."""
+        return
+
     def event(self, row: Row) -> None:
         """Record a start, resume, checkpoint or stop; under `table` an event may hold rows of texts."""
         return
@@ -103,6 +107,10 @@ class Terminal(Sink):
 
     def __init__(self, total_steps: int):
         self._total_steps = total_steps
+        self._shown: Sequence[str] = ()
+
+    def show(self, names: Sequence[str]) -> None:
+        self._shown = names
 
     def write(self, row: Row) -> None:
         left = (self._total_steps - row["step"]) * row["seconds_per_step"]
@@ -120,6 +128,9 @@ class Terminal(Sink):
             parts.insert(-2, f"loss scale {row['loss_scale']:g}")
         if row.get("mfu") is not None:
             parts.insert(-1, f"MFU {row['mfu']:.1%}")
+        for name in self._shown:
+            if row.get(name) is not None:
+                parts.insert(-1, f"{name} {row[name]:.4g}")
         if "slowest_node" in row:
             times = "/".join(f"{row[f'rank_seconds_{name}']:.3g}" for name in ("min", "median", "max"))
             parts.insert(-1, f"ranks {times} s (slowest {row['slowest_rank']} on {row['slowest_node']})")
@@ -154,6 +165,9 @@ class Sinks:
 
     def write(self, row: Row) -> None:
         self._each(lambda sink: sink.write(row))
+
+    def show(self, names: Sequence[str]) -> None:
+        self._each(lambda sink: sink.show(names))
 
     def event(self, name: str, **details: Any) -> None:
         row = redact_values({"event": name, **details, "time": time.time()})

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.network import embedding_weights, head_weights, layer_weights
 from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage, distinct_stages, held
 
 _FP32 = 4
@@ -90,10 +91,11 @@ def _activations(stage: PipelineStage) -> int:
 def _norm_gradients(stage: PipelineStage) -> int:
     """An all-reduce of the gradients of norms of which tensor-parallel ranks see other tokens, or other heads."""
     model, parallel = stage.run.model, stage.run.parallel
-    elements = stage.layers * 2 * model.kv_channels * model.qk_layernorm
-    if parallel.sequence_parallel:
-        norms = stage.layers * (4 if model.sandwich_norm else 2) + stage.is_last + stage.is_first * model.embedding_norm
-        elements += norms * model.hidden_size
+    gains = [weight for weight in layer_weights(model) if not weight.is_matrix] * stage.layers
+    gains += [weight for weight in embedding_weights(model) if not weight.is_matrix and stage.is_first]
+    gains += [weight for weight in head_weights(model) if not weight.is_matrix and stage.is_last]
+    # Those of a head's size see other heads, those of the stream's other tokens.
+    elements = sum(gain.size for gain in gains if parallel.sequence_parallel or gain.size != model.hidden_size)
     return _ring(elements * _FP32, parallel.tensor_model_parallel_size, 2)
 
 

@@ -67,6 +67,7 @@ class Platform(ABC):
         fused: the device's own kernels by operation: `norm` of input, weight and epsilon, `swiglu` of gate and up.
         emulated: precisions that it computes in much more slowly than in FP32; there products and attention are
             computed in FP32 and rounded once.
+        has_float64: tensors of FP64 are computed with and exchanged.
         has_fused_adamw: torch's fused AdamW has a kernel for this device.
         fused_attention: torch has an attention for this device that does not keep the scores of all pairs of tokens.
         products_round_fp32: products of FP32 matrices are computed from inputs rounded to FP16.
@@ -81,6 +82,7 @@ class Platform(ABC):
     device: torch.device
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     emulated: tuple[str, ...] = ()
+    has_float64: bool = True
     has_fused_adamw: bool = True
     fused_attention: bool = True
     products_round_fp32: bool = False

@@ -170,6 +170,7 @@ def _point_megatron_at_cpu() -> None:
         megatron.module(name).__dict__["torch"] = stand_in
 
     megatron.keep_random_state_of_cpu()
+    megatron.give_no_advice_for_cuda()
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     answer_with_cuda_type_names()
 

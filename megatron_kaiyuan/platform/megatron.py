@@ -40,12 +40,13 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "optimizer.optimizer": ("clip_grad_by_total_norm_fp32", "Float16OptimizerWithFloat16Params"),
     "optimizer.clip_grads": ("l2_norm_impl", "multi_tensor_scale_impl"),
     "dist_checkpointing.strategies.filesystem_async": ("_results_queue",),
-    "dist_checkpointing.strategies.cached_metadata_filesystem_reader.CachedMetadataFileSystemReader": (
-        "_cached_metadata",
-    ),
     "dist_checkpointing.strategies.torch": ("_get_filesystem_reader", "checkpoint"),
     "tensor_parallel.random": ("_get_cuda_rng_state", "_set_cuda_rng_state"),
-    "tensor_parallel.layers": ("_grad_accum_fusion_available", "fused_weight_gradient_mlp_cuda"),
+    "tensor_parallel.layers": (
+        "_grad_accum_fusion_available",
+        "fused_weight_gradient_mlp_cuda",
+        "linear_with_grad_accumulation_and_async_allreduce",
+    ),
     "jit": ("disable_jit_fuser",),
 }
 # Every module of megatron-core 0.16 that names torch.cuda or device="cuda" on a path that training takes.
@@ -185,6 +186,11 @@ def keep_random_state_of_cpu() -> None:
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
 
 
+def give_no_advice_for_cuda() -> None:
+    """Let tensor-parallel layers not ask for CUDA_DEVICE_MAX_CONNECTIONS=1, which means nothing on other devices."""
+    module("tensor_parallel.layers").linear_with_grad_accumulation_and_async_allreduce.warned = True
+
+
 def clip_with(norm: Callable[..., Any], scale: Callable[..., None]) -> None:
     """Take norm and scale of all gradients by these, where Apex and Transformer Engine are absent."""
     clipping = module("optimizer.clip_grads")
@@ -217,10 +223,8 @@ def reading_without_other_ranks(folder: Path, metadata: Metadata) -> Iterator[No
     """
     from torch.distributed import checkpoint
 
-    reader = module("dist_checkpointing.strategies.cached_metadata_filesystem_reader").CachedMetadataFileSystemReader(
-        folder
-    )
-    reader._cached_metadata = metadata
+    reader = checkpoint.FileSystemReader(folder)
+    reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]
     strategy = module("dist_checkpointing.strategies.torch")
     load = partial(checkpoint.load_state_dict, no_dist=True)
     own: dict[str, Any] = {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.platform import present
+from megatron_kaiyuan.platform import megatron, present
 from megatron_kaiyuan.platform.ascend import Chip
 from megatron_kaiyuan.platform.base import Mark, NoDevice, Platform, device_index, first_line
 from megatron_kaiyuan.platform.lean_imports import without_compiler
@@ -43,6 +43,7 @@ class NpuPlatform(Platform):
 
     name = "npu"
     collective_backend = "hccl"
+    has_float64 = False
 
     def __init__(self, mindspeed: bool = False):
         super().__init__()
@@ -66,6 +67,7 @@ class NpuPlatform(Platform):
         with without_compiler():
             importlib.import_module("megatron.core.jit").disable_jit_fuser()
             answer_with_cuda_type_names()
+            megatron.give_no_advice_for_cuda()
         self._take_kernels(trial)
 
     def limit_collectives(self, shortest: float, longest: float) -> None:
@@ -199,9 +201,9 @@ def _load_mindspeed() -> None:
             "MindSpeed from Ascend's repository, see docs/npu.md, or set mindspeed=false"
         ) from error
     except Exception as error:  # it replaces functions by name, and what fails is what another version has not got
-        megatron = _version("megatron-core")
+        found = _version("megatron-core")
         raise UserError(
-            f"mindspeed: its adaptor does not load with megatron-core {megatron} ({first_line(error)}); install a "
+            f"mindspeed: its adaptor does not load with megatron-core {found} ({first_line(error)}); install a "
             "MindSpeed for that version, or set mindspeed=false"
         ) from error
 

@@ -18,11 +18,12 @@ from megatron_kaiyuan.forms import Count, Form, require_form
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
-from megatron_kaiyuan.report.figures import Line, stream_figures, training_figures
+from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output, render, write_page
+from megatron_kaiyuan.pages.phase_mixes import PhaseMix, read_phases, stream_tables
+from megatron_kaiyuan.pages.plots import stream_figures
 from megatron_kaiyuan.report.metrics import History, read_history
 from megatron_kaiyuan.report.monitored import least_headroom, monitor_figures
-from megatron_kaiyuan.report.page import earlier_page, page_identity, page_output, render, write_page
-from megatron_kaiyuan.report.stream import PhaseMix, read_phases, stream_tables
+from megatron_kaiyuan.report.plots import Line, training_figures
 
 GENERATOR = "kaiyuan report"
 # Told in other places of the page.
@@ -84,6 +85,7 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
         missing += [f"Exact shares: {note}" for phase in phases for note in phase.notes]
     page = render(
         "page.html",
+        __package__,
         generator=GENERATOR,
         identity=identity,
         name=run_dir.resolve().name,

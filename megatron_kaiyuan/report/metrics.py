@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.forms import Count, Form
+from megatron_kaiyuan.metrics import is_recorded
 from megatron_kaiyuan.nearby import near_run
 
 # Events after which the steps beyond theirs are trained again.
@@ -43,6 +44,11 @@ class History:
     def column(self, name: str) -> NDArray[np.float64]:
         """One figure over the rows; NaN where a row has none."""
         return np.array([_number(row.get(name)) for row in self.rows], dtype=np.float64)
+
+    def recorded(self) -> list[str]:
+        """Columns that rooms have recorded and that hold a number."""
+        names = sorted({name for row in self.rows for name in row if is_recorded(name)})
+        return [name for name in names if np.isfinite(self.column(name)).any()]
 
     def last_loss(self) -> tuple[float, int]:
         """Mean loss at the end of the run, NaN where there is none, and over how many steps.

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.monitor.tensors import OUTSIDE_LAYERS
-from megatron_kaiyuan.report.figures import COLOURS, Figure, against_tokens, scaled
+from megatron_kaiyuan.pages.phase_mixes import PhaseMix
+from megatron_kaiyuan.pages.plots import COLOURS, Figure, scaled
 from megatron_kaiyuan.report.metrics import History
-from megatron_kaiyuan.report.stream import PhaseMix
+from megatron_kaiyuan.report.plots import against_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

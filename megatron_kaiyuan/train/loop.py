@@ -29,8 +29,7 @@ def _fit(session: Session) -> None:
 
     while not session.ended:
         state.progress.tokens = state.progress.next_batch(train.tokens_per_step)
-        step_end = state.progress.tokens + train.tokens_per_step
-        learning_rate = session.schedule.learning_rate(step_end)
+        learning_rate = session.schedule.learning_rate(state.progress.tokens + train.tokens_per_step)
         set_step_options(state.optimizer, learning_rate, session.run.optimizer.weight_decay)
 
         for hook in session.hooks:
@@ -38,13 +37,14 @@ def _fit(session: Session) -> None:
                 hook.before_step(session)
         with part("hooks"):
             votes = either(hook.vote(session) for hook in session.hooks)
-        result = training_step(state, session.stream, session.run, votes, session.bad_steps.judge)
+        judge, before_update = session.bad_steps.judge, session.before_update
+        result = training_step(state, session.stream, session.run, votes, judge, before_update)
         session.stop_agreed = result.votes.stop > 0
         if result.fault is not None and went_back(session, result):
             continue
 
-        state.progress.step += 1
-        state.progress.tokens = step_end
+        state.progress.step = result.step
+        state.progress.tokens = result.tokens[1]
         state.progress.skipped_steps += result.skipped
         state.progress.overflow_steps += result.overflow and result.fault is None
         for hook in session.hooks:

@@ -30,6 +30,7 @@ class RecordedPasses:
     def __init__(self, model: DistributedDataParallel, optimizer: MegatronOptimizer, platform: Platform):
         self._model, self._optimizer, self._platform = model, optimizer, platform
         self._steps = 0
+        self._given_up = False
         # Those that are there to stay.
         self._hooks = _count_hooks(model)
         self._play: Callable[[], torch.Tensor] | None = None
@@ -43,7 +44,7 @@ class RecordedPasses:
             passes: forward and backward over one micro-batch under a loss scale, which return its loss.
         """
         self._steps += 1
-        if self._steps <= _WARM_UP_STEPS or _count_hooks(self._model) != self._hooks:
+        if self._given_up or self._steps <= _WARM_UP_STEPS or _count_hooks(self._model) != self._hooks:
             return None
         losses = []
         for batch in _read(batches):
@@ -60,6 +61,10 @@ class RecordedPasses:
         with part("gradient reduce"):
             self._model.config.finalize_model_grads_func([self._model], None)
         return losses
+
+    def play_no_more(self) -> None:
+        """Leave all further steps to Python: the passes do what a recording cannot."""
+        self._given_up = True
 
     def _record(self, batch: Batch, passes: Passes) -> None:
         self._batch = {name: None if tensor is None else tensor.clone() for name, tensor in batch.items()}

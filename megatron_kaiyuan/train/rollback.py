@@ -29,13 +29,12 @@ def went_back(session: Session, result: StepResult) -> bool:
     """
     assert result.fault is not None
     if result.fault.action == "skip":
-        session.left_out.skip(session, result)
+        session.left_out.skip(result)
     for hook in session.hooks:
         hook.bad_step(session, result)
     if result.fault.action == "stop":
-        progress = session.state.progress
         raise UserError(
-            f"step {progress.step + 1} (tokens from {progress.tokens}): {result.fault.reason}; its update was not "
+            f"step {result.step} (tokens from {result.tokens[0]}): {result.fault.reason}; its update was not "
             "applied and nothing was saved since the last checkpoint; look at its documents in metrics.jsonl, lower "
             "the learning rate or change faults.on_bad_step, and start again",
             every_rank=True,
@@ -57,13 +56,13 @@ def _roll_back(session: Session, result: StepResult) -> None:
 
     folder = layout.step_folder(run.run_dir, choice.step)
     tokens_per_step = run.train.tokens_per_step
-    end = state.progress.tokens + tokens_per_step
+    end = result.tokens[1]
     first = max(
         load_common(folder, ResumableForm)["progress"]["tokens"], end - run.faults.rollback_batches * tokens_per_step
     )
     # What the checkpoint had left out is among it: nothing is ever put back.
     left_out = [*state.progress.left_out, [first, end]]
-    session.left_out.roll_back(session, result, left_out[-1], choice.step)
+    session.left_out.roll_back(result, left_out[-1], choice.step)
     restore_step(state, folder)
     state.progress.left_out = left_out
     for hook in session.hooks:

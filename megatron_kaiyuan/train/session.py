@@ -21,7 +21,7 @@ class Session:
     """A run that is ready to train.
 
     Attributes:
-        end: position behind the last step, which is the last whole batch before the end of the data or of
+        end: position after the last step, which is the last whole batch before the end of the data or of
             `train.train_tokens`.
         identity: what a checkpoint says about the run that wrote it (configuration, phases, versions).
         resumed: the state came from a checkpoint.
@@ -57,6 +57,11 @@ class Session:
         left = self.end - progress.tokens
         left -= sum(max(stop - max(start, progress.tokens), 0) for start, stop in progress.left_out)
         return progress.step + max(left, 0) // self.run.train.tokens_per_step
+
+    def before_update(self) -> None:
+        """Let each hook end what the update must not meet."""
+        for hook in self.hooks:
+            hook.before_update(self)
 
     @property
     def ended(self) -> bool:

@@ -17,7 +17,7 @@ from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.groups import agreed, process_groups
-from megatron_kaiyuan.cluster.last_words import LastWords, make_recorder_folder, set_recorder_file
+from megatron_kaiyuan.cluster.last_words import LastWords, set_recorder_file
 from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
 from megatron_kaiyuan.config import RunConfig, check_world_size
@@ -25,27 +25,28 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer
 from megatron_kaiyuan.model.build import build_network, transformer_config
 from megatron_kaiyuan.monitor.notify import report_hang
-from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
+from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.redaction import redact_values
 from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.facts import start_facts
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.left_out import LeftOut
+from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.hooks.order import hooks_in_order
-from megatron_kaiyuan.train.hooks.saving import OnlyJob
+from megatron_kaiyuan.train.hooks.run_sinks import RunSinks
 from megatron_kaiyuan.train.hooks.utilization import utilization
 from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.own_time import OwnTime
+from megatron_kaiyuan.train.parts import PartTimers
 from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.rounding import rounding_warning
-from megatron_kaiyuan.train.run_folder import require_run_folder, write_config
+from megatron_kaiyuan.train.run_folder import require_run_folder
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import Progress, TrainState
@@ -123,7 +124,8 @@ def start(
     left_out.recall(state.progress, bad_steps)
     end = last_position(run, stream, state.progress.tokens)
     total_steps = state.progress.step + (end - state.progress.tokens) // run.train.tokens_per_step
-    sinks = agreed(lambda: _open_sinks(run, total_steps))
+    run_sinks = RunSinks(run, total_steps)
+    sinks = run_sinks.sinks
     used = utilization(run, platform, torch.distributed.get_world_size())
     _tell(run, sinks, resumed, notes)
     _record_start(run, state, sinks, "start" if resumed.step is None else "resume", total_steps)
@@ -139,7 +141,7 @@ def start(
         end=end,
         identity=identity,
         resumed=resumed.step is not None,
-        hooks=hooks_in_order(run, platform, startup, sinks, used, left_out, only_job, watchdog, more_hooks),
+        hooks=hooks_in_order(run, platform, startup, run_sinks, used, left_out, only_job, watchdog, more_hooks),
         bad_steps=bad_steps,
         left_out=left_out,
     )
@@ -202,6 +204,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     own_time = OwnTime(platform)
     config.finalize_model_grads_func = own_time.ends_at(finalize_model_grads)
     config.grad_scale_func = optimizer.scale_loss
+    config.timers = PartTimers()
     if run.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
@@ -232,11 +235,3 @@ def _tell(run: RunConfig, sinks: Sinks, resumed: Resumed, notes: list[str]) -> N
     if resumed.changes:
         changes = {change.field: {"was": change.was, "now": change.now} for change in resumed.changes}
         sinks.event("config_change", step=resumed.step, changes=changes)
-
-
-def _open_sinks(run: RunConfig, total_steps: int) -> Sinks:
-    if torch.distributed.get_rank() != 0:
-        return Sinks([])
-    write_config(run)
-    make_recorder_folder(run.run_dir)
-    return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))

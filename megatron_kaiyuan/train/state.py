@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -65,7 +64,6 @@ class TrainState:
         models: the chunks of the network, wrapped for data parallelism.
         own_time: how long this rank takes to its own gradients.
         recorded: plays the passes over micro-batches where they are recorded.
-        before_update: called before weights and moments change: a save may still be copying them.
     """
 
     network: Network
@@ -76,7 +74,6 @@ class TrainState:
     own_time: OwnTime
     recorded: RecordedPasses | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
-    before_update: Callable[[], None] = lambda: None
 
     def gather_weights(self) -> None:
         """Make the network whole, which it is not behind a step with `overlap_param_gather`. Collective."""
@@ -107,10 +104,9 @@ class TrainState:
         for name, content in loaded.get("monitors", {}).items():
             if name in self.monitors:
                 self.monitors[name].load_state_dict(content)
-        states = loaded["random"]
+        mine = loaded["random"]
         # Another number of ranks has no use for them: nothing that training draws depends on them then.
-        if len(states) == torch.distributed.get_world_size():
-            mine = states[torch.distributed.get_rank()]
+        if mine is not None:
             torch.set_rng_state(mine["host"])
             # Another kind of device has a generator of another kind, or none.
             if mine.get("platform") == self.platform.name:

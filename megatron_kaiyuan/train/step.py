@@ -6,9 +6,10 @@ Tensor suffixes: b micro-batch, s sequence.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.stream import TokenStream
+from megatron_kaiyuan.metrics import calls, has_news
 from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import Fault, Measured
@@ -32,25 +34,37 @@ class StepResult:
     """What one step gave, equal on every rank.
 
     Attributes:
+        step: its number from 1.
+        tokens: [start, stop) of its batch in the stream; its last label is the token at `stop`.
         loss: mean over the labels of the global batch that count, nats per token, before the update.
         gradient_norm: before clipping; NaN when the loss scaler found an overflow.
         overflow: gradients are not finite, or would not be if the device had infinities, and the loss scaler (FP16
             only) has answered.
         loss_scale: the scale that the step used; 1 without a scaler.
-        skipped: the update was withheld, so the weights stayed as they were.
-        fault: why, unless it was the loss scaler's daily work.
-        votes: how many ranks said what with this step.
+        fault: why the update was withheld, unless it was an overflow that dynamic loss scaling handles.
+        votes: how many ranks reported what with this step.
         seconds: wall time, from reading the data to the update.
     """
 
+    step: int
+    tokens: tuple[int, int]
     loss: float
     gradient_norm: float
     overflow: bool
     loss_scale: float
-    skipped: bool
     fault: Fault | None
     votes: Votes
     seconds: float
+
+    @property
+    def skipped(self) -> bool:
+        """The update was withheld, so the weights stayed as they were."""
+        return self.overflow or self.fault is not None
+
+    @property
+    def finite(self) -> bool:
+        """Loss and gradients are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 def training_step(
@@ -59,16 +73,19 @@ def training_step(
     run: RunConfig,
     votes: Votes,
     judge: Callable[[Measured], Fault | None],
+    before_update: Callable[[], None],
 ) -> StepResult:
     """Train on the global batch at the current position; does not advance the position. Collective.
 
     Args:
-        votes: what this rank tells the others.
+        votes: what this rank reports to the others.
         judge: looks at the step before its update, which a fault withholds.
+        before_update: called before weights and moments change.
     """
     started = time.perf_counter()
+    start = state.progress.tokens
     state.own_time.begin()
-    batches = GlobalBatch(stream, state.progress.tokens, run, state.platform.device)
+    batches = GlobalBatch(stream, start, run, state.platform.device)
     # Both passes count: what overflows in a forward pass, or is no number, saturates like the rest, and looks healthy.
     state.platform.clear_overflow()
     losses = forward_and_backward(state, batches, run.train, state.recorded)
@@ -79,26 +96,26 @@ def training_step(
             model.scale_gradients(weight)
     with part("loss"):
         # The only place of a step where the host waits for its device, which has its next work at once.
-        loss, all_votes = _reduce(losses, weight, votes, state.platform)
+        loss, all_votes = _reduce(losses, weight, replace(votes, metrics=int(has_news())), state.platform)
         loss_scale = float(state.optimizer.get_loss_scale())
     with part("gradient norm"):
         overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
-    phase, _ = stream.phase_at(state.progress.tokens)
-    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase, state.progress.tokens))
-    updated = fault is None and not overflow
-    if updated:
+    phase, _ = stream.phase_at(start)
+    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase, start))
+    if fault is None and not overflow:
         with part("hooks"):
-            state.before_update()
+            before_update()
         with part("gradient clip"):
             clip_gradients(state.optimizer, gradient_norm)
         with part("optimizer"):
             apply_update(state.optimizer)
     return StepResult(
+        step=state.progress.step + 1,
+        tokens=(start, start + run.train.tokens_per_step),
         loss=loss,
         gradient_norm=gradient_norm,
         overflow=overflow,
         loss_scale=loss_scale,
-        skipped=not updated,
         fault=fault,
         votes=all_votes,
         seconds=time.perf_counter() - started,
@@ -127,7 +144,8 @@ def forward_and_backward(
         losses = recorded.run(batches, partial(_both_passes, state.models[0], _micro_batches(train)))
         if losses is not None:
             return losses
-    return get_forward_backward_func()(
+    called = calls()
+    losses = get_forward_backward_func()(
         forward_step_func=_forward,
         # Each chunk of the network asks for every micro-batch, which is read once.
         data_iterator=list(itertools.tee(batches, len(state.models))),
@@ -137,6 +155,10 @@ def forward_and_backward(
         micro_batch_size=train.micro_batch_size,
         forward_only=False,
     )
+    if recorded is not None and calls() > called:
+        # The passes record metrics, which takes Python.
+        recorded.play_no_more()
+    return losses
 
 
 def _both_passes(model: torch.nn.Module, count: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ class Votes:
         failed: could not write its part of an earlier checkpoint.
         overflow: this step overflowed on its device, which left neither infinity nor NaN (`Platform.keeps_overflow`),
             or did so before an interruption and is skipped again.
+        metrics: knows a metric that the ranks have not agreed on.
     """
 
     stop: int = 0
@@ -24,6 +25,7 @@ class Votes:
     writing: int = 0
     failed: int = 0
     overflow: int = 0
+    metrics: int = 0
 
 
 def either(votes: Iterable[Votes]) -> Votes:

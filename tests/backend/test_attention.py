@@ -40,10 +40,10 @@ def random(length: int, heads: int, size: int = 16, seed: int = 0) -> torch.Tens
     ids=["torch, causal", "torch, one", "torch, several", "split, one", "split, several"],
 )
 def test_values_and_gradients(kernel: str, documents: torch.Tensor | None, groups: int) -> None:
-    inputs = [random(700, heads, seed=heads).requires_grad_() for heads in (4, groups, groups)]
+    query, key, value = inputs = [random(700, heads, seed=heads).requires_grad_() for heads in (4, groups, groups)]
     hidden = document_mask(torch.zeros(2, 700) if documents is None else documents)
-    expected = by_definition(*inputs, 0.3, hidden)
-    found = KERNELS[kernel](*inputs, 0.3, documents)
+    expected = by_definition(query, key, value, 0.3, hidden)
+    found = KERNELS[kernel](query, key, value, 0.3, documents)
     torch.testing.assert_close(found, expected)
     weights = random(700, 4, seed=9)
     gradients = [torch.autograd.grad(output, inputs, weights) for output in (found, expected)]
@@ -60,10 +60,10 @@ def test_a_mask_is_made_once_and_goes_with_its_documents(monkeypatch: pytest.Mon
         return mask
 
     monkeypatch.setattr(attention, "document_mask", make)
-    inputs = [random(9, 2) for _ in range(3)]
+    query, key, value = (random(9, 2) for _ in range(3))
     documents = numbers([4, 5], [9])
     for _ in range(2):
-        torch_attention(*inputs, None, documents)
+        torch_attention(query, key, value, None, documents)
     assert len(made) == 1 and made[0]() is not None
     del documents
     assert made[0]() is None
@@ -77,12 +77,12 @@ def test_flex_attention_sees_what_a_mask_shows() -> None:
     """
     from torch._dynamo.utils import counters
 
-    inputs = [random(300, heads, seed=heads).float() for heads in (4, 2, 2)]
+    query, key, value = (random(300, heads, seed=heads).float() for heads in (4, 2, 2))
     compiled, kept = [], []
     for rows in ([[1, 200, 99], [300]], [[300], [150, 150]], [[2, 298], [7, 293]]):
         documents = numbers(*rows)
-        found = flex_attention(*inputs, 0.3, documents)
-        torch.testing.assert_close(found, torch_attention(*inputs, 0.3, documents))
+        found = flex_attention(query, key, value, 0.3, documents)
+        torch.testing.assert_close(found, torch_attention(query, key, value, 0.3, documents))
         compiled.append(counters["stats"]["unique_graphs"])
         kept += [weakref.ref(mask) for mask in attention._block_masks.values()]
         del documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -152,6 +153,7 @@ def test_layouts_whose_passes_cannot_be_recorded_are_named() -> None:
 
 def test_the_kernel_of_attention_is_the_chosen_one() -> None:
     backend = choose(BackendConfig(attention="flash"), CudaPlatform())
+    assert isinstance(backend.attention, functools.partial)
     with backend.attention.keywords["kernel"]():
         assert torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.mem_efficient_sdp_enabled()
 

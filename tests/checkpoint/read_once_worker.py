@@ -39,7 +39,7 @@ def count_everything() -> None:
         counted["shards"] += place.length
         return cut(reader, file, place)
 
-    FileSystemReader._slice_file = slice_file  # type: ignore[method-assign]
+    FileSystemReader._slice_file = slice_file  # type: ignore[assignment]
 
     def watch(owner: Any, name: str, what: str, size: Any) -> None:
         action = getattr(owner, name)

@@ -79,14 +79,14 @@ def test_an_average_is_written_over_nothing_but_itself(tmp_path: Path, monkeypat
     (tmp_path / "runs" / "other" / "notes.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
-    step = run_dir / "checkpoints" / "step_30"
+    newest = run_dir / "checkpoints" / "step_30"
     for output in (
         Path("runs"),
         run_dir,
         Path("."),
         Path(".."),
         run_dir / "checkpoints",
-        step,
+        newest,
         Path("runs/other/notes.txt"),
     ):
         for force in (False, True):

@@ -31,6 +31,22 @@ def test_a_run_means_its_newest_finished_step(tmp_path: Path) -> None:
     assert found.name == f"{tmp_path}, step 10"
 
 
+def test_a_step_of_a_run(tmp_path: Path) -> None:
+    for step in (0, 9, 10):
+        make_step(tmp_path, step)
+    (tmp_path / "checkpoints" / "step_30").mkdir()
+    assert find_checkpoint(tmp_path, 9).name == f"{tmp_path}, step 9"
+    assert find_checkpoint(tmp_path, 0).folder == layout.step_folder(tmp_path, 0)
+    with pytest.raises(UserError, match=r"holds no finished checkpoint of step 30, but of 0, 9, 10$"):
+        find_checkpoint(tmp_path, 30)
+    for step in range(100, 120):
+        make_step(tmp_path, step)
+    with pytest.raises(UserError, match=r"of step 30, but of 0, 9, 10, 100, 101, 102 and others$"):
+        find_checkpoint(tmp_path, 30)
+    with pytest.raises(UserError, match=r"step_9: is one checkpoint, of which --step 9 chooses none; name its run"):
+        find_checkpoint(layout.step_folder(tmp_path, 9), 9)
+
+
 def test_a_checkpoint_means_itself_and_knows_its_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     step = make_step(run_dir, 7)

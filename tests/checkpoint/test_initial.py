@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def write_qwen3(folder: Path, vocab_size: int = 256, tied: bool = False, **chang
     return folder
 
 
-def start_from(folder: Path, **model: object) -> tuple[torch.nn.Module, list[str]]:
+def start_from(folder: Path, **model: object) -> tuple[Any, list[str]]:
     from megatron_kaiyuan.checkpoint.initial import initialise
     from megatron_kaiyuan.model.build import Network, build_model, transformer_config
 
@@ -106,7 +107,9 @@ def test_what_qwen3_lacks_keeps_its_initial_value_and_is_told(tmp_path: Path) ->
     told = "\n".join(notes)
     assert "start with gain 0.1" in told and "not capped" in told and "251 of 251 rows" in told
     closed, notes = start_from(tmp_path, embedding_norm=True, **PLAIN)
-    assert torch.equal(closed.embedding.norm.weight, torch.ones(64)) and "behind the embedding" in "".join(notes)
+    assert torch.equal(
+        closed.embedding.norm.weight, torch.ones(64)
+    ) and "no weights of model.embedding_norm" in "".join(notes)
     # Rows behind the vocabulary are padding: as fresh as in any new network.
     weights = network.embedding.word_embeddings.weight
     assert weights[:251].std() < 0.2 < weights[251:].std()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,12 +25,12 @@ TOKENS_PER_STEP = 100
 def prune(run_dir: Path, retention: Retention) -> list[int]:
     """All that may go can be removed."""
     problems: dict[int, str] = {}
-    removed = prune_and_report(run_dir, retention, problems.setdefault)
+    removed = prune_and_report(run_dir, retention, problems.__setitem__)
     assert not problems
     return removed
 
 
-def make(run_dir: Path, *steps: int, **about: object) -> None:
+def make(run_dir: Path, *steps: int, **about: Any) -> None:
     for step in steps:
         folder = make_step(run_dir, step)
         layout.write_manifest(folder, step=step, tokens=step * TOKENS_PER_STEP, **about)
@@ -109,7 +110,7 @@ def test_a_step_that_cannot_be_removed_is_reported_and_tried_again(tmp_path: Pat
     layout.step_folder(tmp_path, 10).symlink_to(elsewhere)
     for _ in range(2):
         problems: dict[int, str] = {}
-        removed = prune_and_report(tmp_path, Retention(keep_last=2), problems.setdefault)
+        removed = prune_and_report(tmp_path, Retention(keep_last=2), problems.__setitem__)
         assert problems.keys() == {10} and "is a link" in problems[10]
         assert removed == ([20] if 20 in removed else [])
     assert layout.steps(tmp_path) == [10, 30, 40]
@@ -125,7 +126,7 @@ def test_immutable_and_mounted_steps(tmp_path: Path) -> None:
     has_flags = subprocess.run(["chattr", "+i", locked], capture_output=True, check=False).returncode == 0
     try:
         problems: dict[int, str] = {}
-        prune_and_report(tmp_path, Retention(keep_last=2), problems.setdefault)
+        prune_and_report(tmp_path, Retention(keep_last=2), problems.__setitem__)
         assert 20 in problems and (10 in problems) == has_flags
         assert {30, 40} <= set(layout.steps(tmp_path))
     finally:
@@ -172,6 +173,7 @@ def test_a_copy_under_another_name_takes_no_place(tmp_path: Path) -> None:
 REMOVE = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from megatron_kaiyuan.checkpoint.retention import Retention, prune, remove_unfinished
 # Only now: the interpreter may lie where only root reads.
 if os.getuid() == 0:

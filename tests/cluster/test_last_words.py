@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ class Ended(BaseException):
 def test_all_of_it_comes_before_a_rank_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def note(name: str, result: object = None) -> Callable[..., object]:
+    def note(name: str, result: Any = None) -> Callable[..., Any]:
         def noted(*_: object) -> object:
             order.append(name)
             return result

@@ -35,7 +35,7 @@ def answers() -> dict[str, list[dict[str, Any]]]:
         taken.listen()
         jobs = {**JOBS, "port is taken": {"ranks": 2, "absent": [1], "port": taken.getsockname()[1]}}
         script = Path(__file__).with_name("roll_call_job.py")
-        command = [sys.executable, script, json.dumps(list(jobs.values()))]
+        command: list[str | Path] = [sys.executable, script, json.dumps(list(jobs.values()))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ})
     assert done.returncode == 0, done.stderr
     # torch warns of a rank 0 that it cannot reach, but of nothing else.

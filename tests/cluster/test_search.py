@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.scale_clients import SimulatedStore
-from megatron_kaiyuan.cluster import Rank, roll_call
+from megatron_kaiyuan.cluster import Rank, roll_call, store_keys
 from megatron_kaiyuan.cluster.search import LOOKERS, Search, look, report
 from megatron_kaiyuan.cluster.store_keys import absent, read_present
 from megatron_kaiyuan.cluster.verdict import Alive, Verdict, decoded, judge
@@ -133,7 +133,9 @@ def who(rank: int, ranks: int) -> Rank:
 
 def test_preflight_of_8192_ranks_of_which_a_node_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = SimulatedStore()
-    monkeypatch.setattr(roll_call, "time", Clock())
+    clock = Clock()
+    monkeypatch.setattr(roll_call, "time", clock)
+    monkeypatch.setattr(store_keys, "time", clock)
     for rank in range(8192 - 8):
         store.set(f"kaiyuan/here/{rank}", '{"host": "node", "facts": {}}')
     said = []
@@ -156,7 +158,7 @@ def test_preflight_of_8192_ranks_that_all_come(monkeypatch: pytest.MonkeyPatch) 
     assert store.calls - before < 30
     # Those that wait ask the less often the more they are: 8 times a second for each thousand.
     clock = Clock()
-    monkeypatch.setattr(roll_call, "time", clock)
+    monkeypatch.setattr(store_keys, "time", clock)
     late: Any = SimulatedStore()
-    assert not roll_call._wait(late, ["kaiyuan/verdict"], 100.0, 8192)
+    assert not store_keys.wait_for(late, ["kaiyuan/verdict"], 100.0, 8192)
     assert late.calls < 80

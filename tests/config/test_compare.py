@@ -72,7 +72,7 @@ def test_a_difference_is_readable() -> None:
 
 
 def test_where_the_run_lies_is_no_change() -> None:
-    assert compare(resolved(), resolved(run_dir="runs/b")) == []
+    assert compare(resolved(), {**resolved(), "run_dir": "runs/b"}) == []
 
 
 def test_configurations_of_other_versions() -> None:

@@ -46,8 +46,8 @@ def write_corpora(
 
 
 def write(folder: Path, paths: list[tuple[bytes, bytes]], entries: list[int], cut: int = 7, tokens: bool = True) -> int:
-    names = [os.fsencode(folder / "new.idx"), os.fsencode(folder / "new.bin") if tokens else b""]
-    writer = _index.OrderedWriter(*names, len(entries), paths)
+    index, data = os.fsencode(folder / "new.idx"), os.fsencode(folder / "new.bin") if tokens else b""
+    writer = _index.OrderedWriter(index, data, len(entries), paths)
     for at in range(0, len(entries), cut):
         writer.add(np.array(entries[at : at + cut], np.uint64), 2)
     writer.finish()

@@ -24,6 +24,6 @@ if os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGSTOP)
             return 1.0
 
-        collectives._seconds = stop
+        collectives._seconds = stop  # type: ignore[assignment]
 sys.argv[1:] = ["doctor", *sys.argv[3:]]
 main()

@@ -170,7 +170,7 @@ def test_exchanges_of_two_ranks(tmp_path: Path) -> None:
     result = run_check(check, Context("cpu", 2, tmp_path))
     assert (result.state, result.figure) == (
         "ok",
-        "27 exchanges, of float32, int64, bfloat16, float16, uint8, objects",
+        "28 exchanges, of float32, int64, bfloat16, float16, uint8, objects",
     )
     assert "\nbatched send and receive of bfloat16\n" in result.output
     assert run_check(check, Context("cpu", 1, tmp_path)).state == "not possible"

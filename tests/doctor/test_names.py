@@ -36,7 +36,8 @@ def examined(who=ONE, **environ: str) -> tuple[list[str], list[str]]:
     """Problems and notes."""
     found = Examination()
     examine_names(found, who, environ)
-    return tuple([one.message for one in found.findings if one.level == level] for level in ("problem", "note"))
+    problems, notes = ([one.message for one in found.findings if one.level == level] for level in ("problem", "note"))
+    return problems, notes
 
 
 def test_a_name_that_leads_to_the_host_is_right(answers: list[str]) -> None:

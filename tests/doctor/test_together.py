@@ -41,7 +41,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert (measured["backend"], measured["ranks"]) == ("gloo", 2)
     names = [row["operation"] for row in measured["operations"]]
     assert names == ["all_reduce", "all_gather", "reduce_scatter", "broadcast", "point_to_point"]
-    assert len(facts["exchanges"]) == 27 and "batched send and receive of bfloat16" in facts["exchanges"]
+    assert len(facts["exchanges"]) == 28 and "batched send and receive of bfloat16" in facts["exchanges"]
     for row in measured["operations"]:
         # Within one host: above a microsecond, below ten seconds; what moves fast enough is no disk.
         assert 1 < row["latency_us"] < 1e7

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.faults.bench import Bench
 
@@ -113,7 +114,15 @@ def _corpora(inputs: Path, out: Path) -> list[Command]:
     """From text to tokens."""
     text, bad = _texts(inputs, ".jsonl"), _texts(inputs, ".bad.jsonl")
     train = ("tokenizer", "train", "--input", None, "--vocab-size", 512, "--output", out / "tokenizer.json")
-    tokens = ("preprocess", "--input", None, "--output-prefix", out / "new", "--tokenizer-model", inputs / "tokenizer")
+    tokens: tuple[Any, ...] = (
+        "preprocess",
+        "--input",
+        None,
+        "--output-prefix",
+        out / "new",
+        "--tokenizer-model",
+        inputs / "tokenizer",
+    )
     tokens = (*tokens, "--score-keys", "score", "--max-bad-rows", 2, "--task-bytes", 20000)
     join = ["merge", "--threads", "1", "--output-prefix", str(out / "all")]
     corpora = [str(inputs / f"{name}_text_document") for name in "ab"]
@@ -145,9 +154,19 @@ def _documents(inputs: Path, out: Path) -> list[Command]:
     """Duplicates and scores."""
     text = _texts(inputs, ".jsonl")
     unique = ("dedup", "--input", None, "--output", out / "unique", "--workers", 1, "--task-bytes", 20000)
-    scored = ("score", "--input", None, "--output", out / "scored", "--workers", 1, "--task-bytes", 20000)
+    scored: tuple[Any, ...] = (
+        "score",
+        "--input",
+        None,
+        "--output",
+        out / "scored",
+        "--workers",
+        1,
+        "--task-bytes",
+        20000,
+    )
     scored = (*scored, "--scorer", "rules", "--quantile", "score", "--filter", "rules_gopher_words > 40")
-    classifier = ("scorer", "train", "--positives", None, "--negatives", inputs / "numbers.txt")
+    classifier: tuple[Any, ...] = ("scorer", "train", "--positives", None, "--negatives", inputs / "numbers.txt")
     classifier = (*classifier, "--output", out / "quality.bin", "--dim", 4, "--buckets", 1000)
     return [
         Command("kaiyuan-data dedup", *_pair(*unique, a=text[0], b=text[1]), "unique", ("unique/",)),
@@ -182,7 +201,14 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
 
 def _evaluation(inputs: Path, out: Path) -> list[Command]:
     # Of another model results are added; other settings of the same one would replace its results.
-    measured = ("eval", inputs / "model", "--held-out", inputs / "held_out", "--held-out-text", inputs / "a.jsonl")
+    measured: tuple[Any, ...] = (
+        "eval",
+        inputs / "model",
+        "--held-out",
+        inputs / "held_out",
+        "--held-out-text",
+        inputs / "a.jsonl",
+    )
     measured = (*measured, "--output", out / "eval.json", "--seq-length", None)
     return [Command("kaiyuan eval", *_pair(*measured, a=2048, b=1024), "eval.json", heavy=True)]
 

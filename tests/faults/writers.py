@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 from tests.faults.bay import NO_LOCKS, USUAL, Bay, Steps
 from tests.faults.bench import Bench, Lost
@@ -45,7 +46,7 @@ def _steps(bay: Bay, earlier: str, options: list[str], system: str) -> int:
 def _kill(bay: Bay, earlier: str, options: list[str], system: str, step: int) -> None:
     bay.clear(earlier)
     where = f"{bay.command.name}{system}, over {earlier or 'nothing'}, killed before call {step}"
-    if (code := bay.run("B", *options, system=system, arm=Steps(bay.out, os.devnull, step))) != -signal.SIGKILL:
+    if (code := bay.run("B", *options, system=system, arm=Steps(bay.out, Path(os.devnull), step))) != -signal.SIGKILL:
         raise Lost(f"{where}: ended with {code}: {bay.said()[-600:]}")
     if options:
         _without_force(bay, where, system)

@@ -37,6 +37,12 @@ def _restarts(path: Path) -> Any:
     return None if 0 <= _kept_restarts(path.parent) <= 10**6 else "a number of restarts"
 
 
+def _first_failure(path: Path) -> Any:
+    from megatron_kaiyuan.train.ending import _first_failure
+
+    return None if 1 <= _first_failure(path.parent, 143) <= 255 else "an exit code"
+
+
 def _archive(folder: Path) -> Path:
     import zstandard
 
@@ -99,6 +105,13 @@ TARGETS = (
         lenient=True,
     ),
     Target("run-restarts", _file("restarts.json", {"restarts": 2}), json_damage.plain, [_restarts], lenient=True),
+    Target(
+        "run-first-failure",
+        _file("first_failure.json", {"code": 134, "process": 7, "time": 1.7e9}),
+        json_damage.plain,
+        [_first_failure],
+        lenient=True,
+    ),
     Target(
         "run-results",
         _file("evaluation.json", {"format": "kaiyuan-evaluation", **_ENTRY, "others": [_ENTRY]}),

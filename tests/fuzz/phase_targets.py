@@ -70,7 +70,7 @@ def _verify(path: Path) -> Any:
 
 
 def _report(path: Path) -> Any:
-    from megatron_kaiyuan.report.stream import read_phases, stream_tables
+    from megatron_kaiyuan.pages.phase_mixes import read_phases, stream_tables
 
     json.dumps(stream_tables(read_phases([path.parent])), allow_nan=False)
 

@@ -80,9 +80,9 @@ def test_table_of_another_job_ends_in_one_line(script: str, recipe: Path, tmp_pa
     assert (code, errors.count("\n")) == (2, 1)
     assert f"RANK_TABLE_FILE={table} lists 1 ranks, and this job has 2" in errors
     with launched(script, "--dry-run", "--nproc-per-node", 1, recipe, environ=npus) as job:
-        code, output, errors = job.finish()
+        code, _, errors = job.finish()
     assert code == 0, errors
-    assert f"launch: RANK_TABLE_FILE={table}: torch_npu takes the addresses of the 1 ranks from it\n" in output
+    assert f"launch: RANK_TABLE_FILE={table}: torch_npu takes the addresses of the 1 ranks from it\n" in errors
 
 
 def test_manifest_of_kubernetes_starts_what_it_says(recipe: Path) -> None:

@@ -113,8 +113,8 @@ def test_columns_and_missing_scores(order: OrderRecipe) -> None:
         assert line.score == (COLUMNS[line.corpus] if top or sorted_whole else None), (phase, line.corpus)
         assert line.missing_scores == ("drop" if top else "lowest" if sorted_whole else "refuse")
         assert kind == "curriculum" or not sorted_whole
-    for phase in order.phases:
-        assert (phase.rank_by, phase.perturb, phase.tokens, phase.seed) == ("documents", 0, "all", 1234)
+    for built in order.phases:
+        assert (built.rank_by, built.perturb, built.tokens, built.seed) == ("documents", 0, "all", 1234)
 
 
 def test_top_keeps_what_the_release_keeps_and_the_ties_it_drops(order, built, scores) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,15 +15,6 @@ from tests.helpers.processes.launched import launched, succeed
 from tests.helpers.training.small_run import losses, metrics
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def mpich(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which it comes first on PATH."""
-    folder = tmp_path_factory.mktemp("mpich")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", str(folder), "mpich==5.0.2"]
-    subprocess.run(pip, check=True)
-    return {"PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def test_losses_are_those_of_torchrun(

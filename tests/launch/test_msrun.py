@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,23 +18,6 @@ from tests.helpers.processes.launched import Job, launched, succeed
 from tests.helpers.training.small_run import losses, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-# As its own list of requirements would bring, without what the project has in other versions.
-MINDSPORE = ["mindspore==2.10.0", "asttokens", "astunparse", "wheel"]
-
-
-@pytest.fixture(scope="module")
-def msrun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What puts an environment with MindSpore in front."""
-    folder = os.environ.get("KAIYUAN_TEST_MSRUN") or str(_install(tmp_path_factory.mktemp("msrun")))
-    return {"VIRTUAL_ENV": folder, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
-
-
-def _install(folder: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (packages / "project.pth").write_text(sysconfig.get_path("purelib"))
-    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--no-deps", *MINDSPORE], check=True)
-    return folder
 
 
 def test_losses_are_those_of_torchrun(
@@ -65,9 +45,9 @@ def a_rank(job: Job) -> int:
         (script_itself, signal.SIGINT, 130, True),
         (script_itself, signal.SIGUSR1, 138, True),
         (script_itself, signal.SIGKILL, -9, False),
-        (Job.launcher, signal.SIGKILL, 1, False),
-        (Job.launcher, signal.SIGTERM, 1, False),
-        (a_rank, signal.SIGKILL, 1, False),
+        (Job.launcher, signal.SIGKILL, 137, False),
+        (Job.launcher, signal.SIGTERM, 143, False),
+        (a_rank, signal.SIGKILL, 137, False),
     ],
 )
 def test_no_process_is_left(

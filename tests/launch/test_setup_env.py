@@ -60,7 +60,7 @@ def test_sh_elsewhere_is_refused(python: FakePython, tmp_path: Path) -> None:
 
 def test_without_being_sourced_and_with_other_words(python: FakePython, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHON": str(python.program), "KAIYUAN_VENV": str(tmp_path / "v")}
-    command = ["bash", ROOT / "launch" / "make_env.sh"]
+    command: list[str | Path] = ["bash", ROOT / "launch" / "make_env.sh"]
     done = subprocess.run([*command, "--dev"], env=environ, capture_output=True, text=True)
     assert done.returncode == 0 and "set-up: ready" in done.stdout, done.stderr
     assert "requirements-dev.txt" in python.installed()[0]
@@ -157,7 +157,7 @@ def test_sources_that_cannot_be_written(open_folder: Path) -> None:
 
 def check(*files: Path, broken: bool = False, path: Path | None = None) -> tuple[int, list[str]]:
     environ = {**os.environ, "PYTHONPATH": str(path or "")}
-    command = [sys.executable, CHECK, *(["--broken"] if broken else []), *files]
+    command: list[str | Path] = [sys.executable, CHECK, *(["--broken"] if broken else []), *files]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd="/")
     assert not done.stderr
     return done.returncode, done.stdout.splitlines()

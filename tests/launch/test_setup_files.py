@@ -33,7 +33,7 @@ def test_npus_bring_their_file_before_all_others(tmp_path: Path) -> None:
 def test_wheels_for_a_machine_without_a_network(tmp_path: Path) -> None:
     """One command fetches what the other one will ask for, and names it."""
     python = FakePython(tmp_path)
-    command = ["bash", ROOT / "launch" / "make_env.sh", "--wheels", tmp_path / "wheelhouse"]
+    command: list[str | Path] = ["bash", ROOT / "launch" / "make_env.sh", "--wheels", tmp_path / "wheelhouse"]
     environ = {**os.environ, "PYTHON": str(python.program), "KAIYUAN_NPU": "0"}
     done = subprocess.run([*command, "--dev"], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

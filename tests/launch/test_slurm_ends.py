@@ -7,6 +7,7 @@ bash tests/run.sh -m root tests/launch/test_slurm_ends.py
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -20,11 +21,13 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
+from megatron_kaiyuan import exit_codes
 from megatron_kaiyuan.checkpoint.layout import step_folder
 from megatron_kaiyuan.checkpoint.load import stored_tensors
 from megatron_kaiyuan.cluster.bad_nodes import read_bad_nodes
 from megatron_kaiyuan.cluster.groups import single_process
 from megatron_kaiyuan.platform.cpu import CpuPlatform
+from tests.helpers.processes.ill_driver import ill_driver
 from tests.helpers.processes.launched import ROOT
 from tests.helpers.processes.slurm_cluster import slurm_cluster, wait_for_job
 from tests.helpers.training.small_run import losses, metrics
@@ -70,6 +73,7 @@ class SlurmJob:
         words += [
             "--ntasks-per-node=2",
             "launch/slurm.sbatch",
+            *options,
             str(recipe),
             f"run_dir={self.run_dir}",
             f"train.train_tokens={512 * steps}",
@@ -165,11 +169,15 @@ def test_cancelled_for_good(recipe: Path, environ: dict[str, str], tmp_path: Pat
     assert (job.run_dir / "preempted.json").exists() and "queued again" not in job.said()
 
 
+def _started(job: SlurmJob, times: int) -> bool:
+    return job.said().count("launch: OMP_NUM_THREADS=") == times
+
+
 def test_it_gives_up_without_progress(recipe: Path, environ: dict[str, str], tmp_path: Path) -> None:
     with_limit = {**environ, "RESTARTS": "1"}
     job = SlurmJob(with_limit, tmp_path, recipe)
     for start in (1, 2):
-        job.wait_until(lambda start=start: job.said().count("launch: OMP_NUM_THREADS=") == start)
+        job.wait_until(functools.partial(_started, job, start))
         job.wait_until(lambda: _has_rank(job))
         job.rank(1).send_signal(signal.SIGKILL)
     wait_for_job(job.number, environ, seconds=900)
@@ -195,3 +203,17 @@ def test_the_node_that_the_watchdog_names_is_left_out(recipe: Path, environ: dic
     assert f"job {job.number} is queued again without {first}" in job.said()
     assert job.field("ExcNodeList") == first and job.field("NodeList") != first
     assert len(losses(job.run_dir)) == 400
+
+
+def test_the_node_that_the_preflight_names_is_left_out(recipe: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    """A driver reports an ill device on the first node, where Slurm starts the job."""
+    with_driver = {**environ, "PATH": f"{ill_driver(tmp_path / 'ill', only_on='node1')}:{environ['PATH']}"}
+    job = SlurmJob(with_driver, tmp_path, recipe, "--preflight", steps=40)
+    wait_for_job(job.number, environ, seconds=900)
+    said = job.said()
+    assert "error: preflight: bad nodes node1: health: GPU 00000000:01:00.0" in said
+    assert f"launch: ended with exit code {exit_codes.BAD_NODE}; restart 1 of 3" in said
+    assert f"job {job.number} is queued again without node1" in said
+    assert "preflight: 2 ranks on 1 nodes are in order" in said
+    assert job.field("NodeList") == "node2" and job.field("ExitCode") == "0:0"
+    assert len(losses(job.run_dir)) == 40

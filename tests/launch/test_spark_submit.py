@@ -84,11 +84,11 @@ def test_what_spark_refuses_is_one_line(work: list[object], tmp_path: Path) -> N
 def test_a_signal_ends_it_and_the_same_command_continues(
     work: list[object], tmp_path: Path, number: signal.Signals, expected: tuple[int, ...]
 ) -> None:
-    line = ["spark_submit.sh", "--master", "local[2]", *work, tmp_path / "in.jsonl"]
-    with launched(*line) as job:
+    script, *line = ["spark_submit.sh", "--master", "local[2]", *work, tmp_path / "in.jsonl"]
+    with launched(script, *line) as job:
         job.wait_for(lambda: any(tmp_path.glob("*.shards/*.task.json")))
         job.script.send_signal(number)
         job.require_gone()
         assert job.finish()[0] in expected
     assert not (tmp_path / "c_text_document.bin").exists()
-    assert f"{tmp_path}/c_text_document\n" in succeed(*line)
+    assert f"{tmp_path}/c_text_document\n" in succeed(script, *line)

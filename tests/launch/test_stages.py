@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -129,7 +130,7 @@ for number in range(start + 1, 1000):
 def _at_work(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """The script as a terminal starts it: the leader of a process group, at work on its second stage."""
     command = ["bash", "-c", STOPPABLE.format(stages=STAGES)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes) as script:
         try:
             _wait_until(lambda: (folder / "run" / "count").exists())

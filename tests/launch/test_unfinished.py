@@ -6,6 +6,7 @@ bash tests/run.sh -m slow tests/launch/test_unfinished.py
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -79,6 +80,14 @@ def test_a_launcher_that_hides_the_stop(code: str, expected: int, recipe: Path, 
     assert "launch: stopped as it was asked to at step 8" in output
 
 
+def _trains(job: Job, run_dir: Path, steps: int) -> bool:
+    return _trained(run_dir, steps) and len(job.ranks()) == 2
+
+
+def _gone(job: Job, ranks: set[int]) -> bool:
+    return not ranks & {*job.ranks()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["mpirun.sh", "torchrun.sh"])
 def test_a_killed_rank_is_started_again_while_checkpoints_are_won(script: str, recipe: Path, tmp_path: Path) -> None:
@@ -87,10 +96,10 @@ def test_a_killed_rank_is_started_again_while_checkpoints_are_won(script: str, r
     options = ["--nproc-per-node", 2, "--restarts", 1, "--restart-delay", 0]
     with launched(script, *options, recipe, f"run_dir={tmp_path}", *length) as job:
         for steps in (6, 16):
-            job.wait_for(lambda steps=steps: _trained(tmp_path, steps) and len(job.ranks()) == 2)
+            job.wait_for(functools.partial(_trains, job, tmp_path, steps))
             ranks = {*job.ranks()}
             os.kill(max(ranks), signal.SIGKILL)
-            job.wait_for(lambda ranks=ranks: not ranks & {*job.ranks()})
+            job.wait_for(functools.partial(_gone, job, ranks))
         code, output, errors = job.finish()
     assert code == 0, errors
     assert output.count("restart 1 of 1 without a newer checkpoint, from step") == 2

@@ -55,7 +55,7 @@ def project(tmp_path: Path) -> Path:
 def test_a_wheelhouse_is_enough(project: Path, tmp_path: Path) -> None:
     if subprocess.run([*NO_NETWORK, "true"], capture_output=True).returncode:
         pytest.skip("this user may not make a namespace without a network")
-    script = ["bash", project / "launch" / "make_env.sh"]
+    script: list[str | Path] = ["bash", project / "launch" / "make_env.sh"]
     environ = {name: value for name, value in os.environ.items() if name != "KAIYUAN_VENV"}
     done = subprocess.run([*script, "--wheels", tmp_path / "w"], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

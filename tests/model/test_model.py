@@ -145,7 +145,7 @@ def test_stock_megatron_users_can_take_the_spec() -> None:
 
     spec = import_module(("megatron_kaiyuan.model.spec", "kaiyuan_layer_spec"))
     assert spec().module.__name__ == "SandwichLayer"
-    assert spec(sandwich_norm=False).module.__name__ == "TransformerLayer"
+    assert spec(tiny(sandwich_norm=False)).module.__name__ == "TransformerLayer"
     assert platform.current().name == "cpu"
 
 

@@ -35,7 +35,7 @@ MODULES = {
 
 
 @functools.cache
-def network_of(**changes: Any) -> tuple[ModelConfig, torch.nn.Module]:
+def network_of(**changes: Any) -> tuple[ModelConfig, Any]:
     from megatron_kaiyuan.model.build import build_model, transformer_config
 
     model = ModelConfig(**{**SHAPE, **changes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,6 +23,7 @@ ROW = {
     "loss_mean": 5.5,
     "loss_steps": 10,
     "lr": 1e-3,
+    "lr_head": 5e-4,
     "grad_norm": None,
     "loss_scale": 65536.0,
     "seconds_per_step": 2.0,
@@ -33,7 +35,7 @@ ROW = {
     "slowest_node": "node1",
     "time": 1764500000.5,
 }
-START = {"event": "start", "step": 0, "tokens": 0, "total_steps": 20, "world_size": 2, "time": 1.0}
+START: dict[str, Any] = {"event": "start", "step": 0, "tokens": 0, "total_steps": 20, "world_size": 2, "time": 1.0}
 
 
 def samples(path: Path) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -54,7 +56,7 @@ def labels(**more: str) -> frozenset[tuple[str, str]]:
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     path, run_dir = tmp_path / "kaiyuan.prom", tmp_path / "mine"
     sinks = open_sinks(run_dir, MonitorConfig(prometheus_file=path), 20, {})
-    sinks.event(**{"name": "start", **{key: value for key, value in START.items() if key not in ("event", "time")}})
+    sinks.event("start", **{key: value for key, value in START.items() if key not in ("event", "time")})
     assert samples(path)["kaiyuan_planned_steps", labels()] == 20
     sinks.write(ROW)
     found = samples(path)
@@ -70,6 +72,8 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
         "kaiyuan_slowest_rank": 3,
     }.items():
         assert found[name, labels()] == value, name
+    assert found["kaiyuan_learning_rate", labels(weights="head")] == 5e-4
+    assert ("kaiyuan_learning_rate", labels(weights="qkv")) not in found, "it is that of the schedule"
     assert found["kaiyuan_rank_seconds", labels(of_ranks="max")] == 1.5
     assert ("kaiyuan_gradient_norm", labels()) not in found, "a step that was skipped has none"
     for _ in range(2):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def step(params: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, see
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_same_as_torch_bit_for_bit(weight_decay: float, fused: bool) -> None:
-    options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": weight_decay}
     mine, theirs = parameters(0), parameters(0)
     ours, reference = AdamW(mine, fused, **options), torch.optim.AdamW(theirs, fused=fused, foreach=False, **options)
     for seed in range(10):

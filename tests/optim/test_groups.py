@@ -54,7 +54,7 @@ def test_by_default_they_are_megatron_cores(model: dict[str, Any], one_process: 
 
 
 def test_each_rule_is_a_group_of_all_its_kinds() -> None:
-    options = {"decoupled_lr": 1e-3, "lr_mult": {"qkv": 0.5}, "wd_mult": {"embedding": 0, "norms": 1}}
+    options: dict[str, Any] = {"decoupled_lr": 1e-3, "lr_mult": {"qkv": 0.5}, "wd_mult": {"embedding": 0, "norms": 1}}
     run = recipe({"embedding_norm": True}, **options)
     ((name, groups),) = optimizers.parameter_groups(run)
     assert name == "adam"
@@ -111,14 +111,14 @@ def test_an_overflow_in_one_optimizer_is_one_of_the_step(
     optimizer, parameters = (state := build_state(run, one_process)).optimizer, [*state.network.parameters()]
     assert len(optimizer.chained_optimizers) == 2
     for parameter in parameters:
-        parameter.main_grad.fill_(1024.0)
+        parameter.main_grad.fill_(1024.0)  # type: ignore[attr-defined]
     overflowed, norm = measure_gradients(optimizer, overflowed=False)
     assert not overflowed and norm == pytest.approx(math.sqrt(sum(one.numel() for one in parameters)), rel=1e-6)
     owner = optimizer.chained_optimizers[0 if where == "first" else 1]
     kinds = {kind for group in owner.param_groups for kind in group["kinds"]}
     kind_of = {id(one): name for name, one in state.network.chunks[0].named_parameters()}
     inside = next(one for one in parameters if ("norm" in kind_of[id(one)]) == bool(kinds & {*GAINS}))
-    inside.main_grad.view(-1)[-1] = math.inf
+    inside.main_grad.view(-1)[-1] = math.inf  # type: ignore[attr-defined]
     overflowed, norm = measure_gradients(optimizer, overflowed=False)
     assert overflowed and math.isnan(norm)
     assert [float(part.grad_scaler.scale) for part in optimizer.chained_optimizers] == [512.0, 512.0]

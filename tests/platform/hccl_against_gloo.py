@@ -24,7 +24,7 @@ def drawn(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def same(call: Callable[..., Any], *inputs: torch.Tensor) -> None:
     """A call changes its tensors in the same way on both."""
-    npu, host = [part.npu() for part in inputs], [part.clone() for part in inputs]
+    npu, host = [part.npu() for part in inputs], [part.clone() for part in inputs]  # type: ignore[attr-defined]
     call(*npu, group=None)
     call(*host, group=gloo)
     for one, other in zip(npu, host, strict=True):
@@ -44,7 +44,7 @@ def reductions() -> None:
         torch.zeros(LONG),
     )
     given = drawn(11).round()
-    npu, host = given.npu(), given.clone()
+    npu, host = given.npu(), given.clone()  # type: ignore[attr-defined]
     dist.reduce(npu, 1)
     dist.reduce(host, 1, group=gloo)
     assert RANK != 1 or torch.equal(npu.cpu(), host)
@@ -52,7 +52,7 @@ def reductions() -> None:
     buffer = drawn(LONG * WORLD).round()
     expected = buffer.clone()
     dist.all_reduce(expected, group=gloo)
-    npu = buffer.npu()
+    npu = buffer.npu()  # type: ignore[attr-defined]
     share = npu[RANK * LONG : (RANK + 1) * LONG]
     dist.reduce_scatter_tensor(share, npu)
     assert torch.equal(share.cpu(), expected[RANK * LONG : (RANK + 1) * LONG])
@@ -71,42 +71,42 @@ def copies() -> None:
     same(lambda t, o, group: dist.all_to_all_single(o, t, group=group), drawn(5 * WORLD), drawn(5 * WORLD))
     objects = [None] * WORLD
     dist.all_gather_object(objects, {"rank": RANK, "padding": "x" * (1 + 1000 * RANK)})
-    assert [content["rank"] for content in objects] == list(range(WORLD))
+    assert [content["rank"] for content in objects] == list(range(WORLD))  # type: ignore[index]
 
 
 def messages() -> None:
     """In a ring, batched; then from rank to rank, and in a group of its own."""
     following, previous = (RANK + 1) % WORLD, (RANK - 1) % WORLD
     for size in (3, LONG):
-        sent, received = torch.full((size,), float(RANK)).npu(), torch.zeros(size).npu()
+        sent, received = torch.full((size,), float(RANK)).npu(), torch.zeros(size).npu()  # type: ignore[attr-defined]
         pairs = [dist.P2POp(dist.isend, sent, following), dist.P2POp(dist.irecv, received, previous)]
         for work in dist.batch_isend_irecv(pairs):
             work.wait()
         assert torch.equal(received.cpu(), torch.full((size,), float(previous)))
     pair = dist.new_group([0, WORLD - 1])
     if RANK == 0:
-        dist.send(torch.arange(5.0).npu(), WORLD - 1, group=pair)
+        dist.send(torch.arange(5.0).npu(), WORLD - 1, group=pair)  # type: ignore[attr-defined]
         # The task queue ends with its process.
-        torch.npu.synchronize()
+        torch.npu.synchronize()  # type: ignore[attr-defined]
     elif RANK == WORLD - 1:
-        received = torch.zeros(5).npu()
+        received = torch.zeros(5).npu()  # type: ignore[attr-defined]
         dist.recv(received, 0, group=pair)
         assert torch.equal(received.cpu(), torch.arange(5.0))
 
 
 def lost() -> None:
     """The last rank does not come: the others fail."""
-    dist.all_reduce(drawn(4).npu())
+    dist.all_reduce(drawn(4).npu())  # type: ignore[attr-defined]
     if RANK == WORLD - 1:
         return
     try:
-        dist.all_reduce(drawn(4).npu())
+        dist.all_reduce(drawn(4).npu())  # type: ignore[attr-defined]
     except RuntimeError as error:
         print("lost:", str(error).splitlines()[0])
 
 
-torch.npu.set_device(RANK)
-if torch.npu.is_bf16_supported():
+torch.npu.set_device(RANK)  # type: ignore[attr-defined]
+if torch.npu.is_bf16_supported():  # type: ignore[attr-defined]
     TYPES.append(torch.bfloat16)
 dist.init_process_group("hccl")
 gloo = dist.new_group(backend="gloo")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_kaiyuan.report.figures import _running_mean, _thin
 from megatron_kaiyuan.report.metrics import read_history
+from megatron_kaiyuan.report.plots import _running_mean, _thin
 from tests.helpers.training.sample_run import step_row, write_metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ def fields(edges: np.ndarray, values: np.ndarray, limits: tuple[float, float] | 
 
     axes = Figure().add_subplot()
     _heat_map(axes, edges, values, np.min, "bits", limits=limits)
+    mesh: Any
     (mesh,) = axes.collections
     assert mesh.get_coordinates()[0, [0, -1], 0].tolist() == [edges[0], edges[-1]]
     return mesh.get_array().reshape(len(values), -1)

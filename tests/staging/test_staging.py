@@ -29,7 +29,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program.write_text(f"#!{folder}/venv/bin/python\nimport sys\nprint(sys.prefix)\n")
     program.chmod(0o755)
     (folder / "venv" / "bin" / "other-name").hardlink_to(program)
-    command = [folder / "venv" / "bin" / "python", "-m", "megatron_kaiyuan.staging", "pack", folder / "env.tar.zst"]
+    command: list[str | Path] = [
+        folder / "venv" / "bin" / "python",
+        "-m",
+        "megatron_kaiyuan.staging",
+        "pack",
+        folder / "env.tar.zst",
+    ]
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}"}
     for output in ("files", "files"):  # the second time over its own product
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
@@ -59,7 +65,7 @@ def refusal(file: Path) -> str:
 
 def test_works_where_it_is_unpacked(packed: Path, local: Path) -> None:
     """Interpreter, standard library, programs and the project come from this node; the next one that asks waits."""
-    command = [sys.executable, "-m", "megatron_kaiyuan.staging", "use", packed]
+    command: list[str | Path] = [sys.executable, "-m", "megatron_kaiyuan.staging", "use", packed]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     said = {one.communicate()[0].strip() for one in both}
     assert len(said) == 1 and [path.name for path in local.iterdir() if path.is_dir()] == [Path(*said).parent.name]
@@ -184,7 +190,7 @@ def test_calls_are_counted_by_place() -> None:
 @pytest.mark.slow
 def test_measure_counts_a_real_start() -> None:
     """With strace; where it is not installed, the command says how to get it, and this fails with that line."""
-    command = [ROOT / "launch" / "stage_env.sh", "measure", "--platform", "cpu"]
+    command: list[str | Path] = [ROOT / "launch" / "stage_env.sh", "measure", "--platform", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:3] for line in done.stdout.splitlines() if line}

@@ -25,5 +25,5 @@ def watched(*arguments: Any) -> Any:
             print("waits", len(places), *places, flush=True)
 
 
-loop.training_step = watched
+loop.training_step = watched  # type: ignore[assignment]
 main()

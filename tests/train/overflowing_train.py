@@ -48,5 +48,5 @@ def forward(*arguments: Any) -> Any:
     return found
 
 
-loop.training_step, step._forward = training_step, forward
+loop.training_step, step._forward = training_step, forward  # type: ignore[assignment]
 run_on_this_rank(Path(sys.argv[2]), sys.argv[3:])

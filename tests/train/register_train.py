@@ -50,6 +50,6 @@ def forward(*arguments: Any) -> Any:
     return real_forward(*arguments)
 
 
-step._forward = forward
+step._forward = forward  # type: ignore[assignment]
 run_on_this_rank(Path(sys.argv[2]), sys.argv[3:])
 print(json.dumps(asked))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 
 if __name__ == "__main__":
     from megatron_kaiyuan import cli, platform
@@ -14,4 +13,4 @@ if __name__ == "__main__":
     start.DistributedDataParallelConfig = functools.partial(  # type: ignore[assignment,misc]
         start.DistributedDataParallelConfig, bucket_size=20_000
     )
-    sys.exit(cli.main())
+    cli.main()

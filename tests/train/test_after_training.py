@@ -31,7 +31,15 @@ def test_average_export_and_report(finished_run: Path, tmp_path: Path) -> None:
     averaged = tmp_path / "averaged"
     assert "steps 10, 20" in last_line("average", finished_run, "--last", 2, "--output", averaged)
     # As a user starts it: what it imports by itself is enough.
-    command = [sys.executable, "-m", "megatron_kaiyuan.cli", "export", averaged, "--output", tmp_path / "model"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "megatron_kaiyuan.cli",
+        "export",
+        averaged,
+        "--output",
+        tmp_path / "model",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     line = done.stdout.splitlines()[-1]

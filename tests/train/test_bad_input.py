@@ -51,7 +51,7 @@ def test_the_check_needs_no_torch(recipe: Path) -> None:
         "sys.argv = ['kaiyuan', 'train', *sys.argv[1:], '--check', '--world-size', '2'];"
         "from megatron_kaiyuan.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, recipe, *MISTAKES["vocabulary"][0]]
+    command: list[str | Path] = [sys.executable, "-c", code, recipe, *MISTAKES["vocabulary"][0]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "False\n") and MISTAKES["vocabulary"][1] in done.stderr
 
@@ -66,7 +66,14 @@ def test_two_ranks_say_it_once(mistake: str, recipe: Path, tmp_path: Path) -> No
 def test_missing_recipe_and_device(recipe: Path, tmp_path: Path) -> None:
     _expect(tmp_path / "absent.yaml", [], "absent.yaml: recipe not found")
     if not torch.cuda.is_available():
-        command = ["-m", "megatron_kaiyuan.cli", "train", recipe, f"run_dir={tmp_path / 'run'}", "platform=cuda"]
+        command: list[str | Path] = [
+            "-m",
+            "megatron_kaiyuan.cli",
+            "train",
+            recipe,
+            f"run_dir={tmp_path / 'run'}",
+            "platform=cuda",
+        ]
         _is_mistake(run(2, command, imported="torch"), "platform cuda")
 
 

@@ -20,12 +20,12 @@ PADDING = 65535
 
 def build(recipe: Path, folder: Path, pack: int) -> Path:
     """One packed phase of the small corpus."""
-    phase = {"name": f"packed_{pack}", "order": "shuffle", "seed": 3, "pack": pack, "datasets": [{"corpus": "text"}]}
-    phase["datasets"][0]["keep"] = "random 0.04"
+    name, datasets = f"packed_{pack}", [{"corpus": "text", "keep": "random 0.04"}]
+    phase = {"name": name, "order": "shuffle", "seed": 3, "pack": pack, "datasets": datasets}
     order = folder / "order.yaml"
     order.write_text(yaml.safe_dump({"corpora": {"text": str(recipe.parent / "corpus" / "text")}, "phases": [phase]}))
     build_recipe(order, (), folder, None, 1)
-    return folder / phase["name"]
+    return folder / name
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,10 @@ def test_losses_are_those_of_one_process(layout: str, recipe: Path, five_steps: 
     """All layouts, two minutes: python -m pytest tests/train/test_parallel.py -m "slow or not slow"."""
     processes, overrides = {**FAST, **SLOW}[layout]
     run_dir = start_from(five_steps, 0, tmp_path)
-    succeed(processes, recipe, f"run_dir={run_dir}", *STEPS, *overrides)
+    done = train(processes, recipe, f"run_dir={run_dir}", *STEPS, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Megatron Core's advice on a device that is not here.
+    assert "CUDA" not in done.stderr
     assert len(losses(run_dir)) == 5
     np.testing.assert_allclose(losses(run_dir), losses(five_steps), rtol=2e-6)
     (found,), (expected,) = (map(numbers, events(folder, "monitor")) for folder in (run_dir, five_steps))
@@ -113,9 +116,9 @@ def test_weights_that_are_gathered_late_are_the_same_bits(settings: list[str], r
             assert done.returncode == 0, done.stderr[-3000:]
         folders.append(folder)
     assert [event["step"] for event in events(folders[1], "checkpoint")] == [0, 3, 4, 6, 7]
-    (expected, found) = ([losses(folder), events(folder, "monitor")] for folder in folders)
-    assert len(found[1]) == 3
-    assert found[0] == expected[0] and list(map(numbers, found[1])) == list(map(numbers, expected[1]))
+    assert losses(folders[1]) == losses(folders[0])
+    expected, found = ([*map(numbers, events(folder, "monitor"))] for folder in folders)
+    assert len(found) == 3 and found == expected
     for step in (3, 7):
         expected_weights, weights = (load(folder / "checkpoints" / f"step_{step}")[0] for folder in folders)
         assert expected_weights.keys() == weights.keys()

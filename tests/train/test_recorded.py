@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kaiyuan import platform
-from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses, train
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses, metrics, train
 
 STEPS = 8
 # In torch's kernels documents have a mask, which is made once for all layers.
@@ -55,3 +55,21 @@ def test_what_cannot_be_recorded_is_refused(recipe: Path, tmp_path: Path) -> Non
     done = train(1, recipe, f"run_dir={tmp_path}", "backend.passes=recorded")
     assert done.returncode == 2
     assert "backend.passes: recorded is nothing that platform cpu does; use auto or torch" in done.stderr
+
+
+def test_passes_that_record_metrics_are_not_played(
+    recipe: Path, played: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_kaiyuan.metrics import record
+    from megatron_kaiyuan.train import step
+
+    real_loss = step._mean_loss
+
+    def mean_loss(*arguments: Any) -> Any:
+        record("model/passes", 1, "sum")
+        return real_loss(*arguments)
+
+    monkeypatch.setattr(step, "_mean_loss", mean_loss)
+    fit_here(recipe, f"run_dir={tmp_path}", "backend.passes=recorded", SHORT)
+    assert played == []
+    assert [row["model/passes"] for row in metrics(tmp_path).values()] == [4] * STEPS

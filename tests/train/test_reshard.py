@@ -55,16 +55,17 @@ def from_step_0(recipe: Path, finished_run: Path, tmp_path_factory: pytest.TempP
     made: dict[tuple[str, ...], Path] = {}
 
     def run(layout: str, *settings: str) -> Path:
-        if (layout, *settings) == ("dp2",):
+        wanted = (layout, *settings)
+        if wanted == ("dp2",):
             return finished_run
-        if (layout, *settings) not in made:
+        if wanted not in made:
             run_dir = tmp_path_factory.mktemp("from_step_0")
             processes, overrides = LAYOUTS[layout]
             if not settings:
                 start_from(finished_run, 0, run_dir)
             succeed(processes, recipe, f"run_dir={run_dir}", *overrides, *settings)
-            made[(layout, *settings)] = run_dir
-        return made[(layout, *settings)]
+            made[wanted] = run_dir
+        return made[wanted]
 
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ ELSEWHERE = {
 
 
 def test_each_field_has_one_proof_of_its_class() -> None:
-    tables = [REFUSED, TAKEN, ASKED, SAME_BITS, SAME_NUMBERS, ELSEWHERE]
+    tables: list[Iterable[str]] = [REFUSED, TAKEN, ASKED, SAME_BITS, SAME_NUMBERS, ELSEWHERE]
     assert sorted(name for table in tables for name in table) == sorted(fields_of(RunConfig))
     assert {at_resume(name) for name in REFUSED} == {AtResume.ANOTHER_RUN, AtResume.FIRST_START}
     assert {at_resume(name) for name in [*TAKEN, *ASKED]} == {AtResume.TAKEN}
@@ -214,7 +214,7 @@ def judged(session: Session, loss: float) -> str | None:
     from megatron_kaiyuan.train.bad_steps import Measured
 
     fault = session.bad_steps.judge(Measured(loss, 1.0, 1024.0, False, 0))
-    return fault and fault.action
+    return fault.action if fault else None
 
 
 def rollbacks(session: Session) -> int:
@@ -235,7 +235,9 @@ def left_out(session: Session) -> list[list[int]]:
 
     session.state.progress.tokens += 3 * TOKENS_PER_STEP
     session.hooks = []
-    went_back(session, StepResult(math.nan, math.nan, True, 1024.0, True, Fault("a test", "rollback"), Votes(), 0.1))
+    start = session.state.progress.tokens
+    batch = session.state.progress.step + 1, (start, start + TOKENS_PER_STEP)
+    went_back(session, StepResult(*batch, math.nan, math.nan, True, 1024.0, Fault("a test", "rollback"), Votes(), 0.1))
     return session.state.progress.left_out
 
 

@@ -69,7 +69,10 @@ def test_weights_of_a_run_without_embedding_norm_can_be_taken_not_those_of_one_w
     one_step = f"train.train_tokens={TOKENS_PER_STEP}"
     source = f"init_from={start / 'checkpoints' / 'step_0'}"
     succeed(1, recipe, f"run_dir={tmp_path / 'with'}", source, one_step, "model.embedding_norm=true")
-    assert "the norm behind the embedding starts with gain 1" in (tmp_path / "with" / "metrics.jsonl").read_text()
+    assert (
+        "the weights of model.embedding_norm, which was off there, start with gain 1"
+        in (tmp_path / "with" / "metrics.jsonl").read_text()
+    )
     source = f"init_from={tmp_path / 'with' / 'checkpoints' / 'step_0'}"
     done = train(1, recipe, f"run_dir={tmp_path / 'without'}", source, one_step)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1

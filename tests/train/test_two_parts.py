@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.helpers.runs.small_run import numbers
 
 from tests.helpers.processes.rank_server import run
 from tests.helpers.training.saved_state import load, what_counts
-from tests.helpers.training.small_run import TOKENS_PER_STEP, events, metrics, start_from, succeed, train
+from tests.helpers.training.small_run import TOKENS_PER_STEP, events, metrics, numbers, start_from, succeed, train
 
 STEPS = [f"train.train_tokens={6 * TOKENS_PER_STEP}", "checkpoint.save_every_steps=3"]
 WATCHED = "monitor.activations_every_steps=2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 from megatron_kaiyuan import optimizers, platform
@@ -28,4 +27,4 @@ if __name__ == "__main__":
     use_two_parts()
     from megatron_kaiyuan import cli
 
-    sys.exit(cli.main())
+    cli.main()

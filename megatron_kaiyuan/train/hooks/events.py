@@ -1,12 +1,11 @@
-"""What happens in a run now and then, as events: bad steps, the loss scale, the first step, the end."""
+"""What happens in a run now and then, as events: bad steps, the loss scale, the first step."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
 from megatron_kaiyuan.data.documents import documents_between
+from megatron_kaiyuan.metrics import finite_or_none
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.optim.scaler import loss_scaler
 from megatron_kaiyuan.platform.megatron import good_steps, hysteresis_left
@@ -25,16 +24,16 @@ class ReportBadSteps(Hook):
     def bad_step(self, session: Session, result: StepResult) -> None:
         if result.fault is None or torch.distributed.get_rank() != 0:
             return
-        start = session.state.progress.tokens
-        # The last label is the token behind the batch.
-        stop = min(start + session.run.train.tokens_per_step + 1, session.stream.tokens)
+        start, end = result.tokens
+        # With the last label.
+        stop = min(end + 1, session.stream.tokens)
         self._sinks.event(
             "bad_step",
-            step=session.state.progress.step + 1,
+            step=result.step,
             reason=result.fault.reason,
             action=result.fault.action,
-            loss=_finite(result.loss),
-            gradient_norm=_finite(result.gradient_norm),
+            loss=finite_or_none(result.loss),
+            gradient_norm=finite_or_none(result.gradient_norm),
             loss_scale=result.loss_scale,
             tokens=[start, stop],
             documents=documents_between(session.stream, start, stop),
@@ -63,7 +62,7 @@ class ReportLossScale(Hook):
             return
         self._sinks.event(
             "loss_scale",
-            step=session.state.progress.step,
+            step=result.step,
             reason="overflow" if result.overflow else f"{scaler.growth_interval} good steps",
             was=result.loss_scale,
             now=float(scaler.scale),
@@ -71,8 +70,8 @@ class ReportLossScale(Hook):
         )
 
 
-class TellStartup(Hook):
-    """Once, behind the first step: how long the start took, by part. The last hook, so that all of it is counted."""
+class ReportStartup(Hook):
+    """Once, after the first step: startup time by phase."""
 
     def __init__(self, sinks: Sinks, startup: Startup):
         self._sinks = sinks
@@ -88,22 +87,3 @@ class TellStartup(Hook):
             parts = {name: round(seconds, 2) for name, seconds in self._startup.parts.items()}
             self._sinks.event("startup", seconds=round(self._startup.seconds, 2), **parts)
             self._startup = None
-
-
-class CloseSinks(Hook):
-    """The last entry of the record. After the last hook that writes to the sinks."""
-
-    def __init__(self, sinks: Sinks):
-        self._sinks = sinks
-
-    def finish(self, session: Session) -> None:
-        self._sinks.event("stop", step=session.state.progress.step, finished=session.finished)
-        self._sinks.close()
-
-    def give_up(self, session: Session) -> None:
-        self._sinks.close()
-
-
-def _finite(number: float) -> float | None:
-    """JSON knows no other numbers."""
-    return number if math.isfinite(number) else None

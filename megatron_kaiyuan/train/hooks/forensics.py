@@ -6,17 +6,14 @@ random. Other steps are not watched and cost nothing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.utils import get_model_config
 
 from megatron_kaiyuan.cluster.groups import told_by_rank_0
 from megatron_kaiyuan.config import RunConfig
@@ -27,6 +24,7 @@ from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWat
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
 from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.repeat import repeated_step
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult, forward_and_backward
 from megatron_kaiyuan.versions import versions
@@ -66,9 +64,9 @@ class _Place:
 
 
 class Forensics(Hook):
-    """An event `overflow` for each step that overflowed, and capsules for those that are not the scaler's daily work.
+    """An event `overflow` for each step that overflowed; capsules for those that loss scaling does not handle.
 
-    Behind the monitor, which reads the gradients of the step itself. What is left behind are gradient buffers of zeros,
+    After the monitor, which reads the gradients of the step itself. What is left are gradient buffers of zeros,
     as every step makes them.
     """
 
@@ -76,20 +74,18 @@ class Forensics(Hook):
         self._run, self._sinks = run, sinks
 
     def after_step(self, session: Session, result: StepResult) -> None:
-        progress = session.state.progress
-        self._look_into(session, result, progress.step, progress.tokens - self._run.train.tokens_per_step)
+        self._look_into(session, result)
 
     def bad_step(self, session: Session, result: StepResult) -> None:
-        # Where the run goes on, `after_step` comes when others have looked at the gradients.
+        # Where the run continues, `after_step` comes when others have looked at the gradients.
         if result.fault is not None and result.fault.action != "skip":
-            progress = session.state.progress
-            self._look_into(session, result, progress.step + 1, progress.tokens)
+            self._look_into(session, result)
 
-    def _look_into(self, session: Session, result: StepResult, number: int, position: int) -> None:
-        if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
+    def _look_into(self, session: Session, result: StepResult) -> None:
+        if result.finite:
             return
-        step = _Step(number, position, result.loss_scale, result.fault is not None)
-        with _as_it_was(session, step.loss_scale):
+        step = _Step(result.step, result.tokens[0], result.loss_scale, result.fault is not None)
+        with repeated_step(session.state, step.loss_scale):
             firsts = [FirstOutOfRange(session.state.platform.keeps_overflow) for _ in session.state.network.chunks]
             watches = [
                 TensorWatch(chunk, first) for chunk, first in zip(session.state.network.chunks, firsts, strict=True)
@@ -120,7 +116,7 @@ class Forensics(Hook):
         ranks = parallel_state.get_data_parallel_world_size()
         positions = sample_positions(step.position, train, first.data_rank, ranks)
         start = int(positions[micro_batch][0])
-        # The last label is the token behind the micro-batch.
+        # The last label is the token after the micro-batch.
         stop = min(start + train.micro_batch_size * train.seq_length + 1, session.stream.tokens)
         world = torch.distributed.get_world_size()
         message = (
@@ -168,7 +164,7 @@ class Forensics(Hook):
         """Run the step once more to keep what the part was given, and write it. Collective.
 
         Returns:
-            Fields for the event. A full disk is told and stops nothing.
+            Fields for the event. A full disk is reported; training continues.
         """
         found = first.found
         chunk, stage = divmod(first.stage, parallel_state.get_pipeline_model_parallel_world_size())
@@ -200,25 +196,6 @@ class Forensics(Hook):
             "z_loss": self._run.train.z_loss,
             "versions": versions(),
         }
-
-
-@contextlib.contextmanager
-def _as_it_was(session: Session, loss_scale: float) -> Iterator[None]:
-    """The loss scale that the step used, for the body; nothing of it is left that another step could find."""
-    state = session.state
-    config = get_model_config(state.models[0])
-    scale_function = config.grad_scale_func
-    states = torch.get_rng_state(), state.platform.rng_state()
-    # The scaler has answered already: its scale is that of the next step.
-    config.grad_scale_func = lambda loss: loss * loss_scale
-    try:
-        yield
-    finally:
-        config.grad_scale_func = scale_function
-        torch.set_rng_state(states[0])
-        state.platform.set_rng_state(states[1])
-        for model in state.models:
-            model.zero_grad_buffer()
 
 
 def _first_places(founds: Sequence[Found | None]) -> list[_Place]:

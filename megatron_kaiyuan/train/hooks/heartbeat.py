@@ -9,7 +9,7 @@ from megatron_kaiyuan.train.step import StepResult
 
 
 class Heartbeat(Hook):
-    """Tells the watchdog that this rank comes further. The first hook: what the others do counts to the next step."""
+    """Report progress to the watchdog. The first hook: what the others do counts toward the next step."""
 
     def __init__(self, watchdog: Watchdog):
         self._watchdog = watchdog

@@ -18,11 +18,14 @@ class Hook:
         """Before the first step."""
 
     def vote(self, session: Session) -> Votes:
-        """What this rank tells the others with the coming step; `StepResult.votes` holds the sum."""
+        """What this rank reports to the others with the coming step; `StepResult.votes` holds the sum."""
         return Votes()
 
     def before_step(self, session: Session) -> None:
         """Before each step; `session.state.progress` does not count it yet."""
+
+    def before_update(self, session: Session) -> None:
+        """Within a step, before weights and moments change; not in a step whose update is withheld."""
 
     def after_step(self, session: Session, result: StepResult) -> None:
         """After a step; `session.state.progress` already counts it."""

@@ -71,23 +71,21 @@ class LeftOut(Hook):
         entry = self._skips.get(session.state.progress.tokens)
         return Votes(overflow=int(entry is not None and entry["overflow"]))
 
-    def skip(self, session: Session, result: StepResult) -> None:
+    def skip(self, result: StepResult) -> None:
         """Remember the batch of a step that is skipped."""
-        start = session.state.progress.tokens
-        if start not in self._skips:
-            tokens = [start, start + session.run.train.tokens_per_step]
-            self._add(session, result, "skip", tokens, overflow=result.overflow)
+        if result.tokens[0] not in self._skips:
+            self._add(result, "skip", list(result.tokens), overflow=result.overflow)
 
-    def roll_back(self, session: Session, result: StepResult, tokens: list[int], checkpoint: int) -> None:
+    def roll_back(self, result: StepResult, tokens: list[int], checkpoint: int) -> None:
         """Remember the tokens that a rollback to the checkpoint of a step is about to leave out."""
-        self._add(session, result, "rollback", tokens, checkpoint=checkpoint)
+        self._add(result, "rollback", tokens, checkpoint=checkpoint)
 
     def _reasons(self) -> dict[int, str]:
         return {start: entry["reason"] for start, entry in self._skips.items()}
 
-    def _add(self, session: Session, result: StepResult, action: str, tokens: list[int], **more: Any) -> None:
+    def _add(self, result: StepResult, action: str, tokens: list[int], **more: Any) -> None:
         assert result.fault is not None
-        entry = {"action": action, "step": session.state.progress.step + 1, "tokens": tokens, **more}
+        entry = {"action": action, "step": result.step, "tokens": tokens, **more}
         self._entries = [*self._entries, {**entry, "reason": result.fault.reason}]
         if torch.distributed.get_rank() == 0:
             try:

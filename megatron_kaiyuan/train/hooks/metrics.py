@@ -7,9 +7,12 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from megatron_kaiyuan.metrics import close_recorder, finite_or_none, open_recorder
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.optim.build import learning_rates
+from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.reduce import agree, reduce_metrics, sum_dtype
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
 from megatron_kaiyuan.train.hooks.utilization import Utilization
 from megatron_kaiyuan.train.session import Session
@@ -20,21 +23,39 @@ class Metrics(Hook):
     """A row of metrics every `log_every_steps`, and for the last step.
 
     Of the row, `loss` is the step's own; `loss_mean` is the mean over the steps since the row before, `loss_steps` of
-    them, those whose loss is not finite left out.
+    them, those whose loss is not finite left out. Columns `room/what` are what rooms have recorded
+    (`megatron_kaiyuan/metrics.py`).
     """
 
-    def __init__(self, sinks: Sinks, utilization: Utilization, stragglers: Stragglers):
+    def __init__(self, sinks: Sinks, utilization: Utilization, stragglers: Stragglers, platform: Platform):
         self._sinks, self._utilization, self._stragglers = sinks, utilization, stragglers
+        # Open before the first hook starts, which may announce a metric.
+        self._recorder = open_recorder(sum_dtype(platform))
         self._results: list[StepResult] = []
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._results.append(result)
         if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
-            self._sinks.write({**_row(session, self._results, self._utilization), **self._stragglers.columns})
+            row = {**_row(session, self._results, self._utilization), **self._stragglers.columns}
+            self._sinks.write({**row, **self._recorded(session, result)})
             self._results.clear()
 
     def rolled_back(self, session: Session) -> None:
         self._results.clear()
+        self._recorder.totals.clear()
+
+    def finish(self, session: Session) -> None:
+        close_recorder()
+
+    def give_up(self, session: Session) -> None:
+        close_recorder()
+
+    def _recorded(self, session: Session, result: StepResult) -> dict[str, float | None]:
+        """Return the columns of what all ranks have recorded. Collective where anything was ever recorded."""
+        if result.votes.metrics:
+            agree(self._recorder)
+            self._sinks.show([metric.name for metric in self._recorder.agreed if metric.terminal])
+        return reduce_metrics(self._recorder, session.state.platform)
 
 
 def _row(session: Session, results: Sequence[StepResult], utilization: Utilization) -> dict[str, object]:
@@ -42,14 +63,14 @@ def _row(session: Session, results: Sequence[StepResult], utilization: Utilizati
     losses = [one.loss for one in results if math.isfinite(one.loss)]
     seconds_per_step = statistics.fmean(one.seconds for one in results)
     tokens_per_second = session.run.train.tokens_per_step / seconds_per_step
-    # The step is told by its last token: `tokens` is where the next one starts.
+    # The phase of its last token: `tokens` is where the next step starts.
     index, _ = session.stream.phase_at(progress.tokens - 1)
     return {
         "step": progress.step,
         "tokens": progress.tokens,
         "phase": session.stream.phases[index].name,
         "phase_tokens": progress.tokens - sum(phase.tokens for phase in session.stream.phases[:index]),
-        "loss": _finite(result.loss),
+        "loss": finite_or_none(result.loss),
         "loss_mean": statistics.fmean(losses) if losses else None,
         "loss_steps": len(losses),
         "lr": session.schedule.learning_rate(progress.tokens),
@@ -64,8 +85,3 @@ def _row(session: Session, results: Sequence[StepResult], utilization: Utilizati
         "peak_memory_bytes": session.state.platform.peak_memory_bytes(),
         "time": time.time(),
     }
-
-
-def _finite(number: float) -> float | None:
-    """JSON knows no other numbers."""
-    return number if math.isfinite(number) else None

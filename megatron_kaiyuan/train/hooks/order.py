@@ -6,18 +6,19 @@ from collections.abc import Sequence
 
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.config import RunConfig
-from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.train.hooks.events import CloseSinks, ReportBadSteps, ReportLossScale, TellStartup
+from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale, ReportStartup
 from megatron_kaiyuan.train.hooks.forensics import forensics
 from megatron_kaiyuan.train.hooks.heartbeat import Heartbeat
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.left_out import LeftOut
 from megatron_kaiyuan.train.hooks.metrics import Metrics
 from megatron_kaiyuan.train.hooks.monitoring import monitoring
+from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.hooks.profiling import profiling
 from megatron_kaiyuan.train.hooks.qk_clip import qk_clip
-from megatron_kaiyuan.train.hooks.saving import Checkpoints, OnlyJob
+from megatron_kaiyuan.train.hooks.run_sinks import RunSinks
+from megatron_kaiyuan.train.hooks.saving import Checkpoints
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
 from megatron_kaiyuan.train.hooks.utilization import Utilization
@@ -28,7 +29,7 @@ def hooks_in_order(
     run: RunConfig,
     platform: Platform,
     startup: Startup,
-    sinks: Sinks,
+    run_sinks: RunSinks,
     used: Utilization,
     left_out: LeftOut,
     only_job: OnlyJob,
@@ -41,7 +42,7 @@ def hooks_in_order(
         watchdog: None: nothing watches this process.
         more: the caller's own, called last.
     """
-    stragglers = Stragglers()
+    sinks, stragglers = run_sinks.sinks, Stragglers()
     return [
         # First: what the other hooks do counts toward the next step.
         *([] if watchdog is None else [Heartbeat(watchdog)]),
@@ -57,14 +58,14 @@ def hooks_in_order(
         *forensics(run, sinks),
         # Before the row that takes its columns.
         stragglers,
-        Metrics(sinks, used, stragglers),
+        Metrics(sinks, used, stragglers, platform),
         # After all that records a step: a kill loses no row of a step that is not trained again.
         Checkpoints(sinks, only_job),
-        # After the last hook that writes to the sinks at the end of a run.
-        CloseSinks(sinks),
+        # Closes the sinks, after the last hook that writes to them at the end of a run.
+        run_sinks,
         # The lock is held until everything is written.
         only_job,
         # Last, so that the first step is counted with all of its hooks. It writes after that step only.
-        TellStartup(sinks, startup),
+        ReportStartup(sinks, startup),
         *more,
     ]

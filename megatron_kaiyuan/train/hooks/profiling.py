@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.utils import get_model_config
 from torch.profiler import DeviceType
 
 from megatron_kaiyuan.config import RunConfig
@@ -22,7 +21,7 @@ from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks.hook import Hook
-from megatron_kaiyuan.train.parts import PARTS, PartTimers, part_named, record_parts
+from megatron_kaiyuan.train.parts import PARTS, part_named, record_parts
 from megatron_kaiyuan.train.session import Session
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,6 @@ class Profiling(Hook):
             self._tell_problem(session, f"torch's profiler does not start: {error}")
             return
         self._profiler = profiler
-        get_model_config(session.state.models[0]).timers = PartTimers()
         record_parts(True)
         self._first_step = session.state.progress.step + 1
         self._started = time.perf_counter()
@@ -94,7 +92,6 @@ class Profiling(Hook):
         session.state.platform.synchronize()
         seconds = time.perf_counter() - self._started
         record_parts(False)
-        get_model_config(session.state.models[0]).timers = None
         folder = self._run_dir / "profile" / f"step_{self._first_step}"
         steps = self._begun - WARM_UP_STEPS
         try:

@@ -1,4 +1,4 @@
-"""QK-clip in the loop: measure every attention logit of a step, shrink weights behind its update."""
+"""QK-clip in the loop: measure every attention logit of a step, shrink weights after its update."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.metrics import announce, record
 from megatron_kaiyuan.monitor.sizes import largest_attention_logit_by_head
 from megatron_kaiyuan.optim.build import parts_with
 from megatron_kaiyuan.optim.qk_clip import row_factors, scale_rows
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.session import Session
+
+_LARGEST = "attention/largest_logit"
 
 
 def qk_clip(run: RunConfig) -> list[Hook]:
@@ -25,13 +28,15 @@ class QKClip(Hook):
     """S of a head is its largest logit over all pairs, samples, micro-batches and data-parallel ranks of the step.
 
     Measuring takes half of SDPA's forward pass (`monitor/sizes.py`), clipping one pass over the main weights of
-    `linear_qkv` and a small all-reduce. A step without update clips nothing. Nothing is remembered between steps.
+    `linear_qkv` and a small all-reduce. The largest logit of all is a metric. A step without update clips nothing.
+    Nothing is remembered between steps.
     """
 
     def __init__(self, tau: float):
         self._tau = tau
 
     def start(self, session: Session) -> None:
+        announce(_LARGEST, "max", terminal=True)
         state = session.state
         self._optimizer = state.optimizer
         layers = [layer for chunk in state.network.chunks for layer in chunk.decoder.layers]
@@ -59,6 +64,7 @@ class QKClip(Hook):
         self._largest.nan_to_num_(nan=0.0)
         group = parallel_state.get_data_parallel_group()
         torch.distributed.all_reduce(self._largest, op=torch.distributed.ReduceOp.MAX, group=group)
+        record(_LARGEST, self._largest.max(), "max", terminal=True)
         scale_rows(
             self._optimizer,
             {

@@ -1,4 +1,4 @@
-"""When a run is saved, and what is left behind when it ends before its time."""
+"""When a run is saved, and what it leaves when it ends before its time."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.lock import RunLock
-from megatron_kaiyuan.checkpoint.retention import Retention, prune, remove_unfinished
+from megatron_kaiyuan.checkpoint.retention import Retention, prune
 from megatron_kaiyuan.checkpoint.save import Saved, Saver
 from megatron_kaiyuan.checkpoint.verify import usable_steps
-from megatron_kaiyuan.cluster.groups import agreed
-from megatron_kaiyuan.cluster.limits import TimeLimits
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_json
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
@@ -30,78 +27,6 @@ from megatron_kaiyuan.train.votes import Votes
 log = logging.getLogger(__name__)
 
 SAVE_NOW = "save_now"
-
-
-class OnlyJob(Hook):
-    """Rank 0 holds the run's lock, from here to the last hook; what a dead job left half written is removed.
-
-    Collective. After an error nothing is released, as other ranks may still be at work: the lock goes with the
-    process. The lock's note says what the job is doing, and since when.
-
-    Args:
-        limits: how long it may be doing one thing, as the watchdog has them too.
-
-    Raises:
-        UserError: another job holds it.
-    """
-
-    def __init__(self, run_dir: Path, limits: TimeLimits):
-        self._limits, self._doing = limits, "starting"
-        self._step: int | None = None
-
-        def take() -> RunLock | None:
-            if not _is_first_rank():
-                return None
-            lock = RunLock(run_dir)
-            for problem in remove_unfinished(run_dir):
-                log.warning(problem)
-            return lock
-
-        self._lock = agreed(take)
-        self._advance("starting")
-
-    @contextlib.contextmanager
-    def working(self, doing: str) -> Iterator[None]:
-        """The body is work of its own, which may take longer than a step."""
-        before = self._doing
-        self._advance(doing)
-        yield
-        self._advance(before)
-
-    def start(self, session: Session) -> None:
-        self._step = session.state.progress.step
-        self._advance("first step")
-
-    def after_step(self, session: Session, result: StepResult) -> None:
-        self._step = session.state.progress.step
-        self._advance("step")
-
-    def bad_step(self, session: Session, result: StepResult) -> None:
-        self._advance("answering a bad step")
-
-    def rolled_back(self, session: Session) -> None:
-        self._step = session.state.progress.step
-        self._advance("step")
-
-    def _advance(self, doing: str) -> None:
-        self._doing = doing
-        if self._lock is not None:
-            at_start = doing in ("starting", "first step")
-            limit = self._limits.collective if at_start else self._limits.hang
-            self._lock.advance(doing, self._step, limit)
-
-    def require(self) -> None:
-        """Raise on every rank when the lock was removed: another job may have taken the folder. Collective."""
-        agreed(self.require_here)
-
-    def require_here(self) -> None:
-        """The same for rank 0 alone, which holds the lock."""
-        if self._lock is not None:
-            self._lock.require()
-
-    def finish(self, session: Session) -> None:
-        if self._lock is not None:
-            self._lock.release()
 
 
 class Checkpoints(Hook):
@@ -119,7 +44,6 @@ class Checkpoints(Hook):
         self._last_save = time.monotonic()
 
     def start(self, session: Session) -> None:
-        session.state.before_update = self._saver.wait_for_copy
         if session.resumed:
             self._saved_step = session.state.progress.step
             if _is_first_rank():
@@ -133,6 +57,10 @@ class Checkpoints(Hook):
     def vote(self, session: Session) -> Votes:
         wanted = _is_first_rank() and (self._is_due(session) or self._is_asked(session.run.run_dir / SAVE_NOW))
         return Votes(save=int(wanted), writing=int(self._saver.busy), failed=int(self._saver.failed))
+
+    def before_update(self, session: Session) -> None:
+        """A save may still be copying the weights and moments."""
+        self._saver.wait_for_copy()
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._report(self._saver.advance(result.votes.writing, result.votes.failed))

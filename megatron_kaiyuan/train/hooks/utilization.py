@@ -1,7 +1,8 @@
 """Model FLOPs utilization (MFU): the share of the devices' peak that the arithmetic of the model makes use of.
 
-Both conventions for attention are told, as they differ by a tenth for Kaiyuan-2B: all pairs of tokens, as most papers
-count (PaLM, arXiv 2204.02311, appendix B), and the half of them that a causal mask leaves, as `kaiyuan plan` counts.
+Both conventions for attention are reported, as they differ by a tenth for Kaiyuan-2B: all pairs of tokens, as most
+papers count (PaLM, arXiv 2204.02311, appendix B), and the half of them that a causal mask leaves, as `kaiyuan plan`
+counts.
 What is recomputed counts in neither, and documents that are kept apart count as if they were not.
 """
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -47,7 +48,9 @@ def documents(folder: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("how", "datasets"), [("tokens", [CODE, WIKI]), ("tokens", [CODE]), ("index", [WIKI])])
-def test_stock_megatron_reads_the_phase(corpora: dict[str, Path], tmp_path: Path, how: str, datasets) -> None:
+def test_stock_megatron_reads_the_phase(
+    corpora: dict[str, Path], tmp_path: Path, how: Literal["tokens", "index"], datasets
+) -> None:
     folder = tmp_path / "out" / "p"
     build_phase(recipe(*datasets), corpora, folder, 2)
     prefix = output_prefix(tmp_path / "out", "p")

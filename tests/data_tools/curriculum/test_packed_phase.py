@@ -66,7 +66,8 @@ def test_files(lengths: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.Mo
     assert np.fromfile(tmp_path / "checks.bin", "<u8").tolist() == checks
 
     padding = pieces[order >> np.uint64(48) == PADDING, 1].sum()
-    assert found == (64, before[-1] // 64, padding, window) and found.tokens == before[-1]
+    assert found.tokens == before[-1]
+    assert found == (64, before[-1] // 64, padding, window)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checks.bin", "order.bin", "pieces.bin", "tokens.bin"]
 
 

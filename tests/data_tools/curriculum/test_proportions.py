@@ -164,7 +164,7 @@ def test_shares_of_datasets_that_are_left_out_go_to_the_others() -> None:
 
 
 def test_copies_of_scored_documents_are_told_where_they_meet() -> None:
-    datasets = [{"score": "s", "repeat": 2}, {"repeat": 2}]
+    datasets: list[dict[str, Any]] = [{"score": "s", "repeat": 2}, {"repeat": 2}]
     kept = [Kept(9, 9), Kept(9, 9)]
     warned = plan_copies(phase(datasets), kept).warnings
     assert warned == ["phase p: corpus 'c0' has a score and repeat 2: copies follow each other closely"]

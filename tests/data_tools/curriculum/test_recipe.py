@@ -277,7 +277,7 @@ def test_counts_are_exact_with_halves_up(fraction, documents: int) -> None:
 def test_a_decimal_fraction_is_not_a_little_less() -> None:
     assert math.floor(0.29 * 50 + 0.5) == 14  # as floats
     assert parse_keep("random 0.29").count(50) == 15
-    assert parse_keep("all") == Keep("all", 1)
+    assert parse_keep("all") == Keep("all", Fraction(1))
 
 
 def test_thousands_of_datasets_are_a_recipe(tmp_path: Path) -> None:

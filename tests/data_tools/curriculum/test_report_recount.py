@@ -6,6 +6,7 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.helpers.files.small_corpora import numbered_corpus
 
 BUCKETS = 50
 NAN = float("nan")
-PHASES = [
+PHASES: list[dict[str, Any]] = [
     {
         "name": "shuffled",
         "order": "shuffle",
@@ -91,7 +92,7 @@ def built(corpora: dict[str, Corpus], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def report(built: tuple[Path, list[BuiltPhase]]) -> dict:
+def report(built: tuple[Path, list[BuiltPhase]]) -> dict[str, Any]:
     return json.loads(report_order(built[0] / "order.yaml", [], built[0], None, as_json=True))
 
 

@@ -106,7 +106,7 @@ def test_an_index_is_made_again_where_it_is_gone_and_never_over_something_else(t
 def test_what_does_not_fit_an_index_is_one_line(tmp_path: Path, parts: Path) -> None:
     shutil.copy(parts / "0.jsonl", tmp_path / "old.jsonl")
     dedup(f"web={tmp_path / 'old.jsonl'}", output=tmp_path / "old", index=tmp_path / "index")
-    new = {"output": tmp_path / "new", "against": (tmp_path / "index",)}
+    new: dict[str, Any] = {"output": tmp_path / "new", "against": (tmp_path / "index",)}
     word = f"web={parts / '1.jsonl'}"
     with pytest.raises(UserError, match=r"was made with --ngram 5, not 7"):
         dedup(word, recipe=make_recipe(None, ngram=7), **new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +106,13 @@ def test_signatures_do_not_depend_on_the_batch() -> None:
 def test_the_recipe_changes_the_bits() -> None:
     texts = text_memory(pa.array(["the quick brown fox jumps over the lazy dog 42 times 漢字かな交じり文"]))
     base = Recipe()
-    changes = [{"seed": 5}, {"ngram": 3}, {"shingles": "words"}, {"shingles": "characters"}, {"numbers": "keep"}]
+    changes: list[dict[str, Any]] = [
+        {"seed": 5},
+        {"ngram": 3},
+        {"shingles": "words"},
+        {"shingles": "characters"},
+        {"numbers": "keep"},
+    ]
     found = [replace(base, **change).signer().sign(*texts)[0].tobytes() for change in [{}, *changes]]
     assert len(set(found)) == len(found)
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.engines import ranks
 from data_tools.engines.local import LocalEngine
-from data_tools.engines.ranks import RanksEngine, claim_order
+from data_tools.engines.ranks import RanksEngine, claim_order, in_words
 from data_tools.engines.stage import Engine, Stage, Target
 from data_tools.reading.place import Place
+from megatron_kaiyuan.cluster import waiting
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
 
@@ -90,3 +95,29 @@ def test_processes_begin_at_different_tasks_and_try_all(tasks: int, processes: i
     assert all(sorted(order) == list(range(tasks)) for order in orders)
     if tasks >= processes:
         assert len({order[0] for order in orders}) == processes
+
+
+def test_a_long_wait_for_others_names_their_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A minute of a clock that sleep moves; then the other process ends."""
+    now = [0.0]
+    held = ExitStack()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 60:
+            held.close()
+
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(ranks, "time", SimpleNamespace(sleep=sleep))
+    with held:
+        held.enter_context(lock(tmp_path / "stage/1.lock"))
+        assert RanksEngine(Place()).run(stage(tmp_path, 3)) == [{"number": number} for number in range(3)]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "waiting" in line]
+    assert re.match(r"waiting for other processes to finish task 1 of '' in .*/stage, 3[0-2] s by now$", line)
+
+
+def test_names_of_many_tasks_are_cut() -> None:
+    assert in_words(["a"]) == "task a"
+    assert in_words([str(number) for number in range(2000)]) == "tasks 0, 1, 2, 3 and 1,996 more"

@@ -112,7 +112,13 @@ def run_cases(folder: Path, wanted: dict[str, list[Any]], last: list[Any]) -> Ca
         "--driver-memory 512m --driver-java-options '-XX:TieredStopAtLevel=1 -XX:+UseSerialGC' "
         "--conf spark.ui.enabled=false pyspark-shell"
     )
-    line = [sys.executable, "-m", "tests.helpers.processes.spark_cases", folder / "cases.json", folder / "results.json"]
+    line: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "tests.helpers.processes.spark_cases",
+        folder / "cases.json",
+        folder / "results.json",
+    ]
     with open(folder / "errors.txt", "w") as errors, subprocess.Popen(line, env=environ, stderr=errors) as driver:
         try:
             while len(results := read(folder / "results.json")) < len(wanted):

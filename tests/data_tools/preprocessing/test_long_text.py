@@ -130,7 +130,7 @@ main()
 def check_long_document(megabytes: int, most_memory: int, tokenizer_path: Path, folder: Path) -> None:
     text = long_document(megabytes)
     path = write_rows(folder / "in.jsonl", [{"text": "before"}, {"text": text}, {"text": "after"}])
-    line = ["preprocess", "--input", path, "--workers", "1", "--task-bytes", "3000000"]
+    line: list[str | Path] = ["preprocess", "--input", path, "--workers", "1", "--task-bytes", "3000000"]
     line += ["--output-prefix", folder / "c", "--tokenizer-model", tokenizer_path]
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", MEASURED, *line], cwd=root, capture_output=True, text=True, check=True)

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -79,7 +80,7 @@ def another_thread() -> Iterator[None]:
 @contextlib.contextmanager
 def killing() -> Iterator[None]:
     resource_tracker.ensure_running()  # it is a child too, and not to be killed
-    line = [sys.executable, "-c", KILLER, str(os.getpid())]
+    line: list[str | Path] = [sys.executable, "-c", KILLER, str(os.getpid())]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as killer:
         try:
             assert killer.stdout
@@ -89,7 +90,10 @@ def killing() -> Iterator[None]:
             killer.kill()
 
 
-WAYS = {"forked": nullcontext, "spawned": another_thread}
+WAYS: dict[str, Callable[[], Any]] = {
+    "forked": nullcontext,
+    "spawned": another_thread,
+}
 
 
 def workers_of(process: int, way: str) -> list[psutil.Process]:
@@ -132,7 +136,11 @@ def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Group], 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_command_ends_in_one_line(way: str, tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some words " * 500}] * 20_000)
-    line = [sys.executable, *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]), "preprocess"]
+    line: list[str | Path] = [
+        sys.executable,
+        *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]),
+        "preprocess",
+    ]
     line += ["--workers", "2", "--input", path, "--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         # Not the one child that tries the tokenizer before.
@@ -150,7 +158,11 @@ def test_the_command_ends_in_one_line(way: str, tokenizer_path: Path, tmp_path: 
 @pytest.mark.parametrize("way", WAYS)
 def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some words " * 500}] * 20_000)
-    line = [sys.executable, *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]), "preprocess"]
+    line: list[str | Path] = [
+        sys.executable,
+        *(["-m", "data_tools.cli"] if way == "forked" else ["-c", WITH_THREAD]),
+        "preprocess",
+    ]
     line += ["--workers", "2", "--input", path, "--output-prefix", tmp_path / "c", "--tokenizer-model", tokenizer_path]
     with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         while len(workers := workers_of(process.pid, way)) < 2:

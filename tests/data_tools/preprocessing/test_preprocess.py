@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,6 +196,7 @@ def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"no\.jsonl: input not found"):
         preprocess([tmp_path / "no.jsonl"], tmp_path / "c", settings)
     path = write_rows(tmp_path / "in.jsonl", [])
+    right: dict[str, Any] = {"output_prefix": tmp_path / "c", "settings": settings}
     for wrong, message in (
         ({"max_bad_rows": -1}, "--max-bad-rows -1"),
         ({"task_bytes": -1}, "--task-bytes -1"),
@@ -206,7 +208,7 @@ def test_wrong_arguments_are_refused(tokenizer_path: Path, tmp_path: Path) -> No
         ({"settings": Settings(tokenizer_path, score_keys=("tokens",))}, "metadata column 'tokens'"),
     ):
         with pytest.raises(UserError, match=message):
-            preprocess([path], **{"output_prefix": tmp_path / "c", "settings": settings, **wrong})
+            preprocess([path], **{**right, **wrong})
     assert [found.name for found in tmp_path.iterdir()] == ["in.jsonl"]
 
 

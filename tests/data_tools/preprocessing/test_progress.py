@@ -45,7 +45,7 @@ def test_meters_of_all_ranks_are_added(
 
 def test_a_terminal_gets_one_bar(tokenizer_path: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some text " * 100}] * 600)
-    line = [
+    line: list[str | Path] = [
         sys.executable,
         "-m",
         "data_tools",

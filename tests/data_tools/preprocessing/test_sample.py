@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from data_tools.reading.tasks import Settings
 from tests.helpers.files.json_lines import write_rows
 
 
-def sample(*paths: Path, **settings: str) -> list[str]:
+def sample(*paths: Path, **settings: Any) -> list[str]:
     return sample_texts(find_inputs(paths), Settings(Path(), **settings))
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ def undisturbed(line: list[str], tmp_path_factory: pytest.TempPathFactory) -> tu
 def start(line: list[str], folder: Path, **more) -> subprocess.Popen[str]:
     environ = {**os.environ, **more.pop("env", {})}
     line = [*line, "--output-prefix", str(folder / "c"), "--workers", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env=environ, start_new_session=True, **pipes, **more)
 
 

@@ -57,7 +57,7 @@ def read(path: Path, wanted: Settings, task_bytes: int = 0) -> Rows:
         for rows in line_rows(task, wanted):
             for mine, more in ((whole.texts, rows.texts), (whole.scores, rows.scores), (whole.meta, rows.meta)):
                 for name, values in more.items():
-                    mine[name] += values  # type: ignore[operator]
+                    mine[name] += values  # type: ignore[assignment,operator]
             whole.domains += rows.domains
             whole.bad += rows.bad
             whole.count += rows.count

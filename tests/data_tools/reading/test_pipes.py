@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from data_tools.reading.inputs import find_inputs
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.files.json_lines import write_rows
+from tests.helpers.processes.command import Command
 
 COMMANDS = {
     "preprocess": "preprocess --input {pipe} --output-prefix {folder}/x --tokenizer-model {tokenizer} --workers 1",
@@ -26,9 +26,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_pipe_that_nobody_writes_to(
-    tmp_path: Path, tokenizer_path: Path, command: Callable[..., object], name: str
-) -> None:
+def test_a_pipe_that_nobody_writes_to(tmp_path: Path, tokenizer_path: Path, command: Command, name: str) -> None:
     text, pipe = write_rows(tmp_path / "a.jsonl", [{"text": "one"}]), tmp_path / "pipe"
     os.mkfifo(pipe)
     words = COMMANDS[name].format(pipe=pipe, text=text, tokenizer=tokenizer_path, folder=tmp_path).split()
@@ -51,9 +49,7 @@ def test_what_else_is_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dedup", "score"])
-def test_input_without_a_document(
-    tmp_path: Path, tokenizer_path: Path, command: Callable[..., object], name: str
-) -> None:
+def test_input_without_a_document(tmp_path: Path, tokenizer_path: Path, command: Command, name: str) -> None:
     text = write_rows(tmp_path / "a.jsonl", ["", ""])
     done = command(*COMMANDS[name].format(pipe=text, folder=tmp_path).split())
     assert done.returncode == 2 and f"error: {text}: no document in 0 rows" in done.stderr

@@ -164,7 +164,7 @@ def test_figures_of_texts() -> None:
 def test_many_groups_are_the_largest_and_the_sum_of_the_others(tmp_path: Path, command: Any) -> None:
     draw = random.Random(4)
     sizes = [70 - number for number in range(60)] + [1] * 400
-    found = [
+    found: list[dict[str, Any]] = [
         {"text": f"t{number} {i}", "source": f"s{number:03d}", "one": draw.random(), "two": draw.random()}
         for number, size in enumerate(sizes)
         for i in range(size)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_tools.scores.filters import parse_filter, require_columns
 from megatron_kaiyuan.errors import UserError
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"a": 1.5, "n": 3, "ok": True, "word": "de"},
     {"a": None, "n": None, "ok": None, "word": None},
     {"a": math.nan, "n": -7, "ok": False, "word": ""},

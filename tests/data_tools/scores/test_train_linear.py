@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import fasttext
 import pytest
@@ -80,7 +81,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, monkeypatch: py
         ("word_ngrams", 0),
     ],
 )
-def test_a_wrong_setting_is_refused_before_anything_is_read(setting: str, value: float, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_refused_before_anything_is_read(setting: str, value: Any, tmp_path: Path) -> None:
     option = f"--{setting.replace('_', '-')}"
     with pytest.raises(UserError, match=f"^{option} .*: must be "):
         train_scorer(["absent"], ["absent"], tmp_path / "m.bin", TrainOptions(**{setting: value}), reading_settings())

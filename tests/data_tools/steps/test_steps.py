@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,20 +114,21 @@ def test_a_dataset_has_one_schema_whatever_its_files_have(tmp_path: Path) -> Non
     ]
 
 
-def values(folder: Path, name: str = "x") -> list[object]:
+def values(folder: Path, name: str = "x") -> list[Any]:
     return [row[name] for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
 
 
 def test_whole_numbers_are_never_rounded(tmp_path: Path) -> None:
     large, beyond = 2**53 + 1, 2**63 + 1
-    for name, found, wanted in (
+    cases: list[tuple[str, list[list[Any]], list[Any]]] = [
         ("one_file", [[1.5, large]], ["1.5", str(large)]),
         ("exact", [[1.5, 2**53, -(2**53)]], [1.5, 2.0**53, -(2.0**53)]),
         ("integers", [[1, large, -(2**63)]], [1, large, -(2**63)]),
         ("beyond", [[1, large, beyond]], ["1", str(large), str(beyond)]),
         ("two_files", [[1.5], [large, None]], ["1.5", str(large), None]),
         ("two_exact", [[1.5], [2**53]], [1.5, 2.0**53]),
-    ):
+    ]
+    for name, found, wanted in cases:
         folder = tmp_path / name
         folder.mkdir()
         for number, numbers in enumerate(found):

@@ -43,7 +43,7 @@ MERGES = [
 def small_content() -> dict[str, Any]:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *("".join(pair) for pair in MERGES)]
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     model |= {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": copy.deepcopy(MERGES)}
     return {

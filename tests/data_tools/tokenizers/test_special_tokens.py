@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,8 @@ KINDS = ["unigram", "word_level", "word_piece"]
 
 def trained(kind: str, path: Path) -> Path:
     """A tokenizer whose special tokens are entries of its model, as all of these models' trainers make it."""
-    shared = {"special_tokens": SPECIAL, "show_progress": False}
+    trainer: Any
+    shared: dict[str, Any] = {"special_tokens": SPECIAL, "show_progress": False}
     if kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -25,7 +25,9 @@ def fusion_attention_backward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor |
     """Gradients of query, key and value, recomputed without the statistics."""
     options = _by_name("npu_fusion_attention_grad_v3", args, kwargs)
     inputs = [options[name] for name in ("query", "key", "value")]
-    found = gradients(lambda *leaves: _attention(*leaves, options["scale_value"], options), inputs, options["dy"])
+    found = gradients(
+        lambda query, key, value: _attention(query, key, value, options["scale_value"], options), inputs, options["dy"]
+    )
     return (*found, None, None)
 
 

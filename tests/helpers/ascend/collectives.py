@@ -44,13 +44,13 @@ def _all_gather(gather: Callable[..., Any], outputs: Any, inputs: Any) -> Any:
     """With tensors of whole blocks: others ProcessGroupHCCL pads by a kernel that it calls past the dispatcher."""
     (given,), (wanted,) = inputs, outputs
     # What is to be sent may still wait in the task queue.
-    torch.npu.synchronize()
+    torch.npu.synchronize()  # type: ignore[attr-defined]
     elements = _ALIGNMENT_BYTES // given.element_size()
     size = -(-given.numel() // elements) * elements
     padded, *pieces = (_empty(size, dtype=given.dtype, device=given.device) for _ in range(1 + len(wanted)))
     as_host(padded)[: given.numel()] = as_host(given).flatten()
     work = gather([pieces], [padded])
-    torch.npu.synchronize()
+    torch.npu.synchronize()  # type: ignore[attr-defined]
     for piece, output in zip(pieces, wanted, strict=True):
         as_host(output).copy_(as_host(piece)[: output.numel()].view(output.shape))
     return work

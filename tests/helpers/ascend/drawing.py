@@ -20,7 +20,7 @@ def drawing(func: Any, leaves: Sequence[Any]) -> Iterator[None]:
         yield
         return
     named = next((leaf for leaf in leaves if isinstance(leaf, torch.Generator)), None)
-    generator = named or torch.npu.default_generators[torch.npu.current_device()]
+    generator = named or torch.npu.default_generators[torch.npu.current_device()]  # type: ignore[attr-defined]
     digest = hashlib.sha256(generator.get_state().numpy().tobytes()).digest()
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))

@@ -74,12 +74,13 @@ class HostKernels(TorchDispatchMode):
             with self:
                 return func.redispatch(_NPU, *args, **kwargs)
         if self._queued:
-            torch.npu.synchronize()
+            torch.npu.synchronize()  # type: ignore[attr-defined]
         written = _written(func, args, kwargs)
         changed = {identity: as_host(tensor).clone() for identity, tensor in written.items()}
         on_host = [changed.get(id(leaf), _to_host(leaf)) for leaf in leaves]
         with drawing(func, leaves):
-            results = self._compute(func, *tree_unflatten(on_host, structure), list(changed.values()))
+            host_args, host_kwargs = tree_unflatten(on_host, structure)
+            results = self._compute(func, host_args, host_kwargs, list(changed.values()))
         by_torch_npu = not _depends_on_elements(func, tensors)
         # After the host's: torch_npu's may write to what is overwritten.
         answers = func(*args, **kwargs) if by_torch_npu else None
@@ -158,7 +159,7 @@ def _to_host(leaf: Any) -> Any:
 
 def _queue_is_dead() -> bool:
     """Wait for the task queue. Once a launch failed in it, no later one happens and results stay as they were."""
-    torch.npu.synchronize()
+    torch.npu.synchronize()  # type: ignore[attr-defined]
     return bool(ctypes.c_int.in_dll(ctypes.CDLL("libascendcl.so"), "stub_failed_launch").value)
 
 

@@ -47,7 +47,7 @@ def main() -> None:
         write()
         end(code)
 
-    os._exit = write_and_end
+    os._exit = write_and_end  # type: ignore[assignment]
     if os.environ.get("ASCEND_TRIAL_IN_CHILD") == "0":
         from tests.helpers.ascend import trial_here  # noqa: F401
     try:

@@ -91,7 +91,7 @@ def _newer_operator(name: str) -> str:
 
 
 def _compile(library: Path, *sources: Path) -> None:
-    command = ["cc", *_FLAGS, f"-Wl,-soname,{library.name}", "-o", library, *sources]
+    command: list[str | Path] = ["cc", *_FLAGS, f"-Wl,-soname,{library.name}", "-o", library, *sources]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{library.name} does not compile: {done.stderr[-2000:]}")

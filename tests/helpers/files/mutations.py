@@ -12,7 +12,7 @@ def mutate(raw: bytes, seed: int) -> bytes:
     """One to three changes; the result may, rarely, be equal."""
     generator = random.Random(seed)
     for _ in range(generator.choice((1, 1, 1, 2, 3))):
-        raw = generator.choice(_CHANGES)(bytearray(raw), generator)
+        raw = bytes(generator.choice(_CHANGES)(bytearray(raw), generator))
     return bytes(raw)
 
 

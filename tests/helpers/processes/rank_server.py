@@ -57,7 +57,7 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
         (Path(folder) / "typed").write_text(typed)
-        limits = {"largest_file": largest_file, "seconds": seconds}
+        limits: dict[str, Any] = {"largest_file": largest_file, "seconds": seconds}
         codes = _ask(imported, count, program, Path(folder), wait=True, environ=environ, **limits)
         output, errors = ((Path(folder) / name).read_text() for name in ("output", "errors"))
         if isinstance(codes, str):

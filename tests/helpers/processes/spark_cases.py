@@ -129,11 +129,11 @@ def task_twice_at_once(folder: str) -> Any:
 def folder_unseen(folder: str) -> Any:
     """An executor that looks at another file system than the driver."""
     spark_executor, spark._UNSEEN_SECONDS = spark._Executor, 0.5
-    spark._Executor = lambda *arguments: replace(spark_executor(*arguments), sign=Path("/nowhere/at/all/sign"))
+    spark._Executor = lambda *arguments: replace(spark_executor(*arguments), sign=Path("/nowhere/at/all/sign"))  # type: ignore[assignment,misc]
     try:
         return misbehave(folder, ["good"])
     finally:
-        spark._Executor = spark_executor
+        spark._Executor = spark_executor  # type: ignore[misc]
 
 
 if __name__ == "__main__":

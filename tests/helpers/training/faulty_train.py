@@ -93,7 +93,7 @@ def measure_gradients(optimizer: Any, **options: Any) -> Any:
     for fault in now:
         if fault["kind"] == "infinite_weight_gradient" and fault["rank"] == torch.distributed.get_rank():
             for parameter in networks[-1].parameters():
-                parameter.main_grad.fill_(torch.inf)
+                parameter.main_grad.fill_(torch.inf)  # type: ignore[attr-defined]
     return real_measure(optimizer, **options)
 
 
@@ -108,8 +108,8 @@ def restore_step(*arguments: Any) -> None:
 
 
 if any(fault["kind"] == "restore" for fault in faults):
-    rollback.restore_step = restore_step
-step.measure_gradients = measure_gradients
+    rollback.restore_step = restore_step  # type: ignore[assignment]
+step.measure_gradients = measure_gradients  # type: ignore[assignment]
 loop.training_step, step._mean_loss, start.fit = training_step, mean_loss, fit  # type: ignore[assignment]
 if __name__ == "__main__":
     run_on_this_rank(Path(sys.argv[2]), sys.argv[3:])

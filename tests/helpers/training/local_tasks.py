@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-DOCUMENTS = [
+DOCUMENTS: list[dict[str, Any]] = [
     {"question": f"Which one is number {number}?", "options": options, "right": number % 3, "word": options[number % 3]}
     for number, options in enumerate(
         [["one", "two words", "drei"], ["a long answer of words", "b", "c"], ["x", "yy", "五"], ["k", "l m", "n"]] * 3

@@ -24,7 +24,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 def test_people_have_names_of_their_own_and_values_drawn_evenly() -> None:
     known = people(600, seed=1)
     assert len({person.name for person in known}) == 600 and known == people(600, seed=1) != people(600, seed=2)
-    entropies = []
+    entropies: list[float] = []
     for attribute, choices in CHOICES.items():
         counts = np.array(list(Counter(person.values[attribute] for person in known).values()))
         assert len(counts) <= choices

@@ -10,7 +10,7 @@ import torch
 
 from megatron_kaiyuan.train.session import Session
 from tests.helpers.training.saved_state import assert_same_state, load
-from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses, start_from, succeed
+from tests.helpers.training.small_run import TOKENS_PER_STEP, fit_here, losses, metrics, start_from, succeed
 
 # Among the largest logits of a fresh network's heads: some are clipped, some are not.
 TAU = 0.105
@@ -65,7 +65,7 @@ def test_weights_are_those_of_the_update_scaled_by_head(
     fit_here(recipe, f"run_dir={tmp_path / 'plain'}", *PLAIN, *options, prepare=keep)
     fit_here(recipe, f"run_dir={tmp_path / 'clipped'}", *CLIP, *options)
     expected = weights(tmp_path / "plain", 1).clone()
-    clipped = 0
+    clipped, logits = 0, []
     for layer, kept in enumerate(seen):
         assert len(kept) == 4
         for head in range(HEADS):
@@ -74,6 +74,7 @@ def test_weights_are_those_of_the_update_scaled_by_head(
             visible = torch.ones_like(scores[0][0], dtype=torch.bool).tril()
             largest = max((one / SIZE**0.5)[:, visible].max().item() for one in scores)
             factor = min(1.0, TAU / largest)
+            logits.append(largest)
             clipped += factor < 1
             start = group * (HEADS // groups + 2) * SIZE
             query_rows = slice(start + place * SIZE, start + (place + 1) * SIZE)
@@ -82,6 +83,7 @@ def test_weights_are_those_of_the_update_scaled_by_head(
             if groups == HEADS:
                 expected[layer, key_rows] *= factor**0.5
     assert 0 < clipped < 2 * HEADS
+    assert metrics(tmp_path / "clipped")[1]["attention/largest_logit"] == pytest.approx(max(logits), rel=1e-2)
     found = weights(tmp_path / "clipped", 1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     assert torch.equal(

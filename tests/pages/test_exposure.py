@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_kaiyuan.report.exposure import exposure_table, read_appearances
+from megatron_kaiyuan.pages.exposure import exposure_table, read_appearances
 from tests.helpers.training.sample_run import groups
 
 

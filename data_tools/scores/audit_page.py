@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.outputs import check, identity_of
-from megatron_kaiyuan.report.page import earlier_page, page_output, render, write_page
+from megatron_kaiyuan.pages.page import earlier_page, page_output, render, write_page
 
 GENERATOR = "kaiyuan-data audit"
 
@@ -41,5 +41,5 @@ def build_audit_page(found: dict[str, Any], subjects: Sequence[str], output: Pat
     identity = check_audit_page(subjects, output, force)
     names = [Path(subject).name for subject in subjects]
     heading = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    page = render("audit.html", name=heading, found=found, generator=GENERATOR, identity=identity)
+    page = render("audit.html", __package__, name=heading, found=found, generator=GENERATOR, identity=identity)
     write_page(output, page, identity, GENERATOR, force)

@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file: HTML that refers to nothing outside itself."""
+"""Pages from templates: HTML that refers to nothing outside itself. All of them extend `layout.html`."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ def earlier_page(generator: str) -> Earlier:
     return earlier
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template; a value that it uses and does not get is an error, and every text is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def render(template: str, package: str, **values: Any) -> str:
+    """Fill a template; a value that it uses and does not get is an error, and every text is escaped.
 
-    environment = Environment(
-        loader=PackageLoader("megatron_kaiyuan.report", "."), autoescape=True, undefined=StrictUndefined
-    )
+    Args:
+        package: the one beside whose modules the template lies.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader(__package__, ".")])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(**values)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_kaiyuan.outputs import check
-from megatron_kaiyuan.report.figures import stream_figures
-from megatron_kaiyuan.report.page import earlier_page, page_identity, page_output, render, write_page
-from megatron_kaiyuan.report.stream import PhaseMix, stream_tables
+from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output, render, write_page
+from megatron_kaiyuan.pages.phase_mixes import PhaseMix, stream_tables
+from megatron_kaiyuan.pages.plots import stream_figures
 
 GENERATOR = "kaiyuan-data report"
 
@@ -41,6 +41,8 @@ def build_order_report(
     check(page_output(output), identity, earlier_page(GENERATOR), force)
     figures = list(stream_figures(phases, wide=True))
     marks = {"generator": GENERATOR, "identity": identity}
-    page = render("order.html", name=name, figures=figures, stream=stream_tables(phases), notes=notes, **marks)
+    page = render(
+        "order.html", __package__, name=name, figures=figures, stream=stream_tables(phases), notes=notes, **marks
+    )
     write_page(output, page, identity, GENERATOR, force)
     return output

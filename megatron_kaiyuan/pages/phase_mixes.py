@@ -15,7 +15,7 @@ from megatron_kaiyuan.data.phase import RecipeForm
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.forms import Count, Form, Share, require_form
-from megatron_kaiyuan.report.exposure import Appearance, exposure_table, read_appearances
+from megatron_kaiyuan.pages.exposure import Appearance, exposure_table, read_appearances
 
 # The version of profile.json since which every count is exact (data_tools/curriculum/profile.py).
 _EXACT_PROFILE = 2
