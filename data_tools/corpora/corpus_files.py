@@ -73,7 +73,8 @@ class _Checked(BaseModel):
 
 
 class _Tokenizer(_Checked):
-    path: str
+    # As long as the system's paths may be.
+    path: Annotated[str, Field(max_length=4095)]
     fingerprint: str
     vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
     eod_id: Count
