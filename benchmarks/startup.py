@@ -83,7 +83,7 @@ def write_recipe(folder: Path, documents: int = DOCUMENTS, batch: int = 8) -> Pa
 def launch(ranks: int, recipe: Path, run_dir: Path) -> dict[str, float]:
     """Seconds of each part of one start."""
     launcher = [sys.executable, "-m", "megatron_kaiyuan.cluster.torchrun", "--standalone"]
-    program = ["-m", "megatron_kaiyuan.cli", "train", str(recipe), f"run_dir={run_dir}"]
+    program = ["-m", "megatron_kaiyuan.cli", "train", "--quiet", str(recipe), f"run_dir={run_dir}"]
     began = time.time()
     subprocess.run([*launcher, "--nproc-per-node", str(ranks), *program], check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -150,11 +150,20 @@ class PhaseRecipe(Section):
         float,
         Field(ge=0, allow_inf_nan=False, description="width of a random shift of that place, in what rank_by counts"),
     ] = 0.0
-    max_repeat: Annotated[float, Field(description="most copies that a share may ask for")] = WORTHWHILE_REPEATS
+    max_repeat: Annotated[
+        float,
+        Field(
+            description="most copies that a share may ask for",
+            # null is the default's.
+            json_schema_extra=lambda node: node.update(anyOf=[{"type": node.pop("type")}, {"type": "null"}]),
+        ),
+    ] = WORTHWHILE_REPEATS
     pack: Annotated[
         int | None, Field(ge=2, lt=2**31, description="sequence length of best-fit packing; null: one stream")
     ] = None
-    datasets: Annotated[list[DatasetRecipe], Field(description="what the phase takes, a corpus once")]
+    datasets: Annotated[
+        list[DatasetRecipe], Field(description="what the phase takes, a corpus once", json_schema_extra={"minItems": 1})
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -216,8 +225,11 @@ class OrderRecipe(Section):
     """Corpora by name and the phases made of them. Relative prefixes start at `root`, by default where one stands."""
 
     root: Annotated[Path, Field(description="folder where relative prefixes start")] = Path()
-    corpora: Annotated[dict[str, Path], Field(description="name: prefix of .bin, .idx, .meta.parquet")]
-    phases: Annotated[list[PhaseRecipe], Field(description="one folder each")]
+    corpora: Annotated[
+        dict[str, Path],
+        Field(description="name: prefix of .bin, .idx, .meta.parquet", json_schema_extra={"minProperties": 1}),
+    ]
+    phases: Annotated[list[PhaseRecipe], Field(description="one folder each", json_schema_extra={"minItems": 1})]
 
     @field_validator("corpora", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ import torch
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import Files, problems_of, read_manifest, shares
 from megatron_kaiyuan.cluster.groups import agreed, gather_if_any, scattered_by_rank_0, told_by_rank_0
+from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.errors import UserError, describe
 
 
@@ -53,6 +54,7 @@ def choose_step(run_dir: Path, strict: bool = False) -> Choice:
     return Choice(None)
 
 
+@collector_paused()
 def verify_together(folder: Path) -> list[str]:
     """Compare every file with the manifest, each rank its share of the bytes. Collective.
 

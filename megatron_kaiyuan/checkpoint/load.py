@@ -23,6 +23,7 @@ from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
 from megatron_kaiyuan.checkpoint.replicas import ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
 from megatron_kaiyuan.cluster.groups import scattered_by_rank_0, told_by_rank_0
+from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.config import ModelConfig, parse
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.forms import require_form
@@ -60,6 +61,7 @@ def model_of(folder: Path, run: dict[str, Any]) -> ModelConfig:
     return parse(ModelConfig, model if isinstance(model, dict) else {}, source=f"{folder / COMMON}: model")
 
 
+@collector_paused()
 def load_sharded(folder: Path, sharded_state: dict[str, Any], by_rank: str = "random") -> dict[str, Any]:
     """Load into the layout that `sharded_state` describes, whatever layout wrote the checkpoint. Collective.
 

@@ -36,6 +36,7 @@ from megatron_kaiyuan.checkpoint.part import HostCopies, Part, Task
 from megatron_kaiyuan.checkpoint.replicas import share_out
 from megatron_kaiyuan.checkpoint.verify import Files
 from megatron_kaiyuan.cluster.groups import gather_if_any, sum_over_ranks, told_by_rank_0
+from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
 from megatron_kaiyuan.platform.megatron import own_writers, report_writes_to_this_process
@@ -115,6 +116,7 @@ class Saver:
         """This rank could not write."""
         return self._error() is not None and not self.busy
 
+    @collector_paused()
     def begin(
         self,
         folder: Path,
@@ -215,6 +217,7 @@ class Saver:
         buckets, writer.write_buckets = writer.write_buckets or [], []
         return writer, metadata, writer.preload_tensors(buckets, non_blocking=False)
 
+    @collector_paused()
     def _go_on(self, flight: _Flight) -> Saved | None:
         """From writing to closing, or from closing to the end; no rank is busy."""
         if flight.closing:

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.errors import UserError, describe, excerpt
 
 log = logging.getLogger("megatron_kaiyuan.cluster.hccl")
@@ -147,6 +148,7 @@ def main(world_size: int, nodes: int) -> None:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     try:
         main(*map(int, sys.argv[1:]))
     except UserError as error:

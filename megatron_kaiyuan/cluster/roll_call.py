@@ -22,6 +22,7 @@ import torch
 
 from megatron_kaiyuan.cluster.discover import Rank
 from megatron_kaiyuan.cluster.loopback import hold_store, is_loopback
+from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
 from megatron_kaiyuan.cluster.store_keys import absent, chunks, wait_for
 from megatron_kaiyuan.cluster.waiting import Waiting, waiting
@@ -127,6 +128,7 @@ def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: 
         )
 
 
+@collector_paused()
 def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
     """Rank 0's part, unless another rank has lost its patience before."""
     keys = [f"{_HERE}{rank}" for rank in range(who.world_size)]

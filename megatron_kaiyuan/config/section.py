@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import NoneType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -29,6 +29,10 @@ class Section(BaseModel):
         kinds = {*(get_args(annotation) or (annotation,))} - {NoneType}
         if isinstance(value, bool) and kinds <= {int, float}:
             raise ValueError(f"write a number, not {str(value).lower()}")
+        if get_origin(annotation) is dict and isinstance(value, dict) and _plain(get_args(annotation)[1]) is float:
+            for key, one in value.items():
+                if isinstance(one, bool):
+                    raise ValueError(f"{key}: write a number, not {str(one).lower()}")
         if isinstance(value, int) and abs(value) >= 1 << 63:
             raise ValueError("must stay below 2^63")
         return read_count(value, units=is_counted(name)) if isinstance(value, str) and kinds == {int} else value
@@ -40,3 +44,8 @@ class Section(BaseModel):
             return user_paths(value)
         except UserError as error:
             raise ValueError(str(error)) from error
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type in an `Annotated`, else the type itself."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

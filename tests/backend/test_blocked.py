@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,8 +17,17 @@ from megatron_kaiyuan.backend.blocked import blocked_attention, blocked_masked_a
 from megatron_kaiyuan.platform.blocks import block_queries
 from tests.helpers.references.attention import by_definition, numbers
 
-# Of the largest element of the exact result: an ulp and a half of a half precision, and the sums of FP32.
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+# Of the largest element of the exact result, for the sums of the wider precisions.
+SUMS = {torch.float64: 1e-12, torch.float32: 3e-6}
+
+
+def tolerance(dtype: torch.dtype, largest_score: float) -> float:
+    """Of the largest element of the exact result, for values and gradients.
+
+    A score s that is rounded to a half precision is off by up to s * u, u half an ulp of 1, and its probability by that
+    share; the probabilities and the result are rounded too. 1,940 drawn cases reach 0.6 of it.
+    """
+    return SUMS.get(dtype) or torch.finfo(dtype).eps / 2 * (2 + largest_score)
 
 
 class EachResult(TorchDispatchMode):
@@ -58,13 +67,14 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @settings(max_examples=25, deadline=None)
+@example(length=238, groups=1, heads_per_group=3, size=24, batch=2, dtype=torch.bfloat16, cuts=[], as_mask=False)
 @given(
     length=st.integers(1, 300),
     groups=st.integers(1, 3),
     heads_per_group=st.integers(1, 3),
     size=st.sampled_from([4, 24]),
     batch=st.integers(1, 2),
-    dtype=st.sampled_from(list(TOLERANCES)),
+    dtype=st.sampled_from([*SUMS, torch.float16, torch.bfloat16]),
     cuts=st.lists(st.integers(1, 299), max_size=3),
     as_mask=st.booleans(),
 )
@@ -88,11 +98,14 @@ def test_values_and_gradients(
         found = passes(blocked_masked_attention, parts, 0.3, hidden)
     else:
         found = passes(blocked_attention, parts, 0.3, documents)
-    expected = passes(by_definition, [part.double() for part in parts], 0.3, hidden)
+    exact = [part.double() for part in parts]
+    expected = passes(by_definition, exact, 0.3, hidden)
+    scores = 0.3 * exact[0] @ exact[1].repeat_interleave(heads_per_group, dim=1).mT
+    bound = tolerance(dtype, float(scores.masked_fill(hidden, 0).abs().amax()))
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype and one.shape == other.shape
         # A gradient of one token is exactly 0, where a rounding leaves something.
-        assert (one.double() - other).abs().amax() <= TOLERANCES[dtype] * max(float(other.abs().amax()), 1)
+        assert (one.double() - other).abs().amax() <= bound * max(float(other.abs().amax()), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -40,7 +40,7 @@ def two_parts(processes: int, recipe: Path, run_dir: Path, *overrides: str) -> P
     program = [Path(__file__).with_name("two_parts.py"), "train", recipe, f"run_dir={run_dir}", *STEPS, *overrides]
     done = run(processes, program)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len([line for line in done.stdout.splitlines() if line.split()[:1] == ["optimizer"]]) == 2
+    assert len([line for line in done.stderr.splitlines() if line.split()[:1] == ["optimizer"]]) == 2
     return run_dir
 
 
