@@ -78,7 +78,7 @@ def test_rollback_leaves_out_the_tokens(recipe: Path, finished_run: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     (gone,) = events(run_dir, "rollback")
     assert (gone["step"], gone["left_out"]) == (10, [12 * TOKENS_PER_STEP, 14 * TOKENS_PER_STEP])
-    assert "rollback: step 10" in done.stderr and "step 18/18" in done.stderr
+    assert "rollback: step 10" in done.stderr and "step 18/18" in done.stdout
 
     reference = start_from(finished_run, 10, tmp_path / "reference")
     done = train(2, [batch("leave_out", 13, 14)], recipe, f"run_dir={reference}", *overrides)
