@@ -19,7 +19,7 @@ from megatron_kaiyuan.errors import UserError, describe
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResumePoint:
     """The step to go on from.
 
     Attributes:
@@ -31,7 +31,7 @@ class Choice:
     problems: list[str] = field(default_factory=list)
 
 
-def choose_step(run_dir: Path, strict: bool = False) -> Choice:
+def choose_step(run_dir: Path, strict: bool = False) -> ResumePoint:
     """Verify steps from the newest down until one is whole; set the damaged ones aside. Collective.
 
     A damaged step becomes `step_N.damaged`: it is kept, and its place is free for the run to save again.
@@ -51,7 +51,7 @@ def choose_step(run_dir: Path, strict: bool = False) -> Choice:
             return _settle(run_dir, step, damaged, steps, latest, strict)
         damaged[step] = problems[0] + (f" (and {len(problems) - 1} more files)" if len(problems) > 1 else "")
     _refuse_lost_run(run_dir, damaged, latest)
-    return Choice(None)
+    return ResumePoint(None)
 
 
 @collector_paused()
@@ -100,7 +100,7 @@ def _confirmed(folder: Path, names: list[str]) -> bool:
 
 def _settle(
     run_dir: Path, chosen: int, damaged: dict[int, str], steps: list[int], latest: str | None, strict: bool
-) -> Choice:
+) -> ResumePoint:
     """Say what was wrong, refuse if that was asked for, else mend it."""
     gone = _gone(run_dir, steps, latest)
     lost = [*damaged.values(), *gone]
@@ -115,7 +115,7 @@ def _settle(
     if not lost and latest != f"step_{chosen}":
         problems.append(f"{run_dir / 'latest'}: says {latest or 'nothing'}, but step {chosen} is whole and is used")
     agreed(lambda: _mend(run_dir, chosen, damaged, latest))
-    return Choice(chosen, problems)
+    return ResumePoint(chosen, problems)
 
 
 def _gone(run_dir: Path, steps: list[int], latest: str | None) -> list[str]:

@@ -21,7 +21,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.metrics import calls, has_news
 from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.train.bad_steps import Fault, Measured
+from megatron_kaiyuan.train.bad_steps import Fault, StepFigures
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
 from megatron_kaiyuan.train.parts import part
 from megatron_kaiyuan.train.recorded import RecordedPasses
@@ -72,7 +72,7 @@ def training_step(
     stream: TokenStream,
     run: RunConfig,
     votes: Votes,
-    judge: Callable[[Measured], Fault | None],
+    judge: Callable[[StepFigures], Fault | None],
     before_update: Callable[[], None],
 ) -> StepResult:
     """Train on the global batch at the current position; does not advance the position. Collective.
@@ -101,7 +101,7 @@ def training_step(
     with part("gradient norm"):
         overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
     phase, _ = stream.phase_at(start)
-    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase, start))
+    fault = judge(StepFigures(loss, gradient_norm, loss_scale, overflow, phase, start))
     if fault is None and not overflow:
         with part("hooks"):
             before_update()
