@@ -35,7 +35,7 @@ from megatron_kaiyuan.checkpoint.coverage import require_covered, unchecked_by_t
 from megatron_kaiyuan.checkpoint.part import BackgroundWork, HostCopies, Part
 from megatron_kaiyuan.checkpoint.replicas import share_out
 from megatron_kaiyuan.checkpoint.verify import Files
-from megatron_kaiyuan.cluster.groups import gather_if_any, sum_over_ranks, told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0, gather_if_any, sum_over_ranks
 from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
@@ -300,7 +300,7 @@ def _make_folder(folder: Path, needed: int) -> Path:
         temporary.mkdir()
         return str(temporary)
 
-    return Path(told_by_rank_0(make))
+    return Path(broadcast_from_rank_0(make))
 
 
 def require_room(folder: Path, needed: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.errors import describe
@@ -157,7 +157,7 @@ class Forensics(Hook):
         if daily_work and not step.fault:
             return False
         folder = _folder(self._run, step)
-        others = told_by_rank_0(lambda: sum(path != folder for path in folder.parent.glob("step_*[0-9]")))
+        others = broadcast_from_rank_0(lambda: sum(path != folder for path in folder.parent.glob("step_*[0-9]")))
         return others < monitor.overflow_capsules
 
     def _write(self, session: Session, step: _Step, first: _Place, details: dict[str, Any]) -> dict[str, Any]:

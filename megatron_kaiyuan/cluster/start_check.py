@@ -97,7 +97,7 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
         ) from error
 
 
-def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: timedelta) -> None:
+def start_check(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: timedelta) -> None:
     """Wait until every rank has come, and compare what they bring. Called once by each rank.
 
     Args:
