@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_tools.curriculum.recipe import MOST_COPIES
 from data_tools.windows.measure import Dataset, MeasuredWindow
+from megatron_kaiyuan.config import dump_yaml
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_text
 
@@ -49,7 +48,7 @@ def write_order(path: Path, datasets: Sequence[Dataset], tokens: int, seed: int)
         "corpora": {dataset.recipe.corpus: str(dataset.prefix.resolve()) for dataset in datasets},
         "phases": [_phase(dataset, window, tokens, seed) for dataset in datasets for window in dataset.windows],
     }
-    text = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=200, allow_unicode=True)
+    text = dump_yaml(recipe, default_flow_style=None, width=200, allow_unicode=True)
     write_text(path, _HEAD.format(tokens=tokens) + text)
 
 

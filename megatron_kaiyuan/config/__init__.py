@@ -2,6 +2,7 @@
 
 from megatron_kaiyuan.config.backend import BackendConfig
 from megatron_kaiyuan.config.data import PhaseConfig
+from megatron_kaiyuan.config.dump import dump_yaml, one_line
 from megatron_kaiyuan.config.faults import FaultsConfig
 from megatron_kaiyuan.config.load import load_run, parse, read_yaml
 from megatron_kaiyuan.config.model import ModelConfig
@@ -27,7 +28,9 @@ __all__ = [
     "TrainConfig",
     "WeightKind",
     "check_world_size",
+    "dump_yaml",
     "load_run",
+    "one_line",
     "parse",
     "read_yaml",
 ]

@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from megatron_kaiyuan.config import Section, parse, read_yaml
+from megatron_kaiyuan.config import Section, one_line, parse, read_yaml
 from megatron_kaiyuan.config.presets import PRESETS
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.recipes.classes import class_of
@@ -51,7 +49,7 @@ def _lines(section: Section, raw: Any, place: str, changed: set[str]) -> Iterato
                 entry = entries[number] if isinstance(entries, list) else None
                 yield from _entry(item, entry, f"{inner}.{number}.", changed)
         else:
-            yield f"{name}: {_flow(value)}{f'  # {origin}' if origin else ''}"
+            yield f"{name}: {one_line(_plain(value))}{f'  # {origin}' if origin else ''}"
 
 
 def _differing(before: Any, after: Any, place: str = "") -> Iterator[str]:
@@ -73,7 +71,7 @@ def _differing(before: Any, after: Any, place: str = "") -> Iterator[str]:
 
 def _entry(item: Any, raw: Any, place: str, changed: set[str]) -> Iterator[str]:
     if not isinstance(item, Section):
-        yield f"  - {_flow(item)}"
+        yield f"  - {one_line(_plain(item))}"
         return
     for number, line in enumerate(_lines(item, raw, place, changed)):
         yield f"  {'- ' if number == 0 else '  '}{line}"
@@ -90,14 +88,6 @@ def _origin(name: str, place: str, written: Mapping[str, Any], changed: set[str]
 
 def _indent(lines: Iterator[str]) -> Iterator[str]:
     return (f"  {line}" for line in lines)
-
-
-def _flow(value: Any) -> str:
-    """A value in one line of YAML; with escapes where a character would break the line."""
-    plain = _plain(value)
-    printable = str(plain).isprintable()
-    text = yaml.safe_dump(plain, default_flow_style=True, width=2**31, allow_unicode=printable)
-    return text.removesuffix("...\n").strip()
 
 
 def _plain(value: Any) -> Any:

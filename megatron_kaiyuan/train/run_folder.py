@@ -6,11 +6,9 @@ import json
 import os
 from pathlib import Path
 
-import yaml
-
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.lock import LOCK
-from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.config import RunConfig, dump_yaml
 from megatron_kaiyuan.files import write_text
 from megatron_kaiyuan.outputs import Output, check_place
 from megatron_kaiyuan.redaction import redact_values
@@ -46,7 +44,7 @@ def require_run_folder(run_dir: Path) -> None:
 
 def write_config(run: RunConfig) -> None:
     """Record the configuration of a run, every field with its value, credentials taken out."""
-    content = yaml.safe_dump(redact_values(run.model_dump(mode="json")), sort_keys=False)
+    content = dump_yaml(redact_values(run.model_dump(mode="json")))
     write_text(run.run_dir / CONFIG, _HEADER + content)
 
 

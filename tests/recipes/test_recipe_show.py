@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_kaiyuan.config import parse, read_yaml
+from megatron_kaiyuan.config import dump_yaml, parse, read_yaml
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.recipes.classes import CLASSES, class_of
 from megatron_kaiyuan.recipes.show import show
@@ -53,7 +52,7 @@ def test_any_value_survives(tmp_path_factory: pytest.TempPathFactory, tokens: in
     values["data"]["phases"][0]["peak_lr"] = rate
     values["monitor"] = {"wandb_project": project.replace("${", "")}
     recipe, shown = folder / "recipe.yaml", folder / "shown.yaml"
-    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    recipe.write_text(dump_yaml(values), encoding="utf-8")
     shown.write_text(show(recipe), encoding="utf-8")
     train = CLASSES["train"]
     assert parse(train, read_yaml(shown), "shown") == parse(train, read_yaml(recipe), "recipe")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from megatron_kaiyuan.config import one_line
 from megatron_kaiyuan.files import write_json, write_text
 from megatron_kaiyuan.outputs import Output
 from megatron_kaiyuan.research.mixture.answer import Answer
@@ -63,7 +64,7 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
         *(f"# Warning: {warning}" for warning in answer.warnings),
         "# Relative prefixes start where the builder is run.",
         "corpora:",
-        *(f"  {name}: {_quoted(str(recipe.corpora[name]))}" for name in answer.names),
+        *(f"  {one_line(name)}: {one_line(str(recipe.corpora[name]))}" for name in answer.names),
         "",
         "phases:",
         "  - name: mixture",
@@ -77,7 +78,10 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
     ):
         interval = f"{least:.3f} to {most:.3f} are as good for what the runs can tell"
         if share:
-            lines += [f"      # {interval}; read {read:.2f} times", f"      - {{corpus: {name}, share: {share:g}}}"]
+            lines += [
+                f"      # {interval}; read {read:.2f} times",
+                f"      - {{corpus: {one_line(name)}, share: {share:g}}}",
+            ]
         else:
             lines.append(f"      # {name} is left out: {interval}")
     return "\n".join(lines) + "\n"
@@ -131,10 +135,6 @@ def _rounded(shares_d: np.ndarray) -> list[float]:
     parts_d = np.round(kept_d / kept_d.sum() * 10_000).astype(int)
     parts_d[parts_d.argmax()] += 10_000 - parts_d.sum()
     return [part / 10_000 for part in parts_d.tolist()]
-
-
-def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "''") + "'"
 
 
 def _digest(text: str) -> str:
