@@ -116,7 +116,7 @@ def planned(recipe: Path, overrides: Sequence[str], device_name: str) -> list[An
     from megatron_kaiyuan.config import load_run
     from megatron_kaiyuan.planning.memory import stage_memory
     from megatron_kaiyuan.planning.parameters import PipelineStage
-    from megatron_kaiyuan.platform.figures import DEVICES
+    from megatron_kaiyuan.platform.datasheets import DEVICES
 
     run = load_run(recipe, overrides)
     stages = run.parallel.pipeline_model_parallel_size

@@ -18,7 +18,7 @@ import yaml
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.planning.calibrate import products_mfu
 from megatron_kaiyuan.planning.speed import flops_per_token, speed
-from megatron_kaiyuan.platform.figures import DEVICES, Device
+from megatron_kaiyuan.platform.datasheets import DEVICES, Device
 
 LAYOUTS = Path(__file__).with_name("published_layouts.csv")
 LAYOUTS_SOURCE = (

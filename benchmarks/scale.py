@@ -11,6 +11,8 @@ Nothing here needs more than this machine. Three ways of measuring, each in its 
                its client 0.2 ms; the server does one call at a time, at the cost that torch's own store has here
     alone      work of one process on the lists that a job of that size brings: plans, shares, manifests
 
+A whole start, end to end, is `benchmarks.scale_start`.
+
 A checkpoint of 2 billion parameters is taken as 28 GB: 4 GB of FP16 weights, 24 GB of optimizer state.
 """
 
@@ -28,7 +30,7 @@ from benchmarks.scale_alone import (
     metadata_seconds,
     plan_seconds,
     pruning_operations,
-    received_seconds,
+    received_bytes,
     share_out_seconds,
     shares_seconds,
 )
@@ -79,12 +81,12 @@ def measure_alone(table: Table) -> None:
     for name, action in (
         ("first save, each rank: who writes which weights", share_out_seconds),
         ("first save, rank 0: plans of all ranks gathered and checked", plan_seconds),
-        ("resume, rank 0: metadata read, checked, and sent", metadata_seconds),
-        ("resume, each rank: metadata received", received_seconds),
+        ("resume, rank 0: metadata read, checked, each rank's found", metadata_seconds),
         ("resume, each rank: shares of the verification", shares_seconds),
         ("start, each rank: megatron-core's groups, without connections", groups_seconds),
     ):
         table.row(name, [action(size) for size in SIZES], " s")
+    table.row("resume: bytes of metadata that a rank receives", [received_bytes(size) for size in SIZES])
     operations = [manifest_operations(size) for size in (64, 128)]
     table.row("file operations of one look into a manifest", [fitted((64, 128), operations, size) for size in SIZES])
     operations = [pruning_operations(size) for size in (32, 64)]

@@ -109,25 +109,42 @@ def _metadata(ranks: int) -> tuple[Any, dict[str, int]]:
 
 
 def metadata_seconds(ranks: int) -> float:
-    """Rank 0's work on the metadata of a checkpoint: unpickled, checked, pickled for the others."""
+    """Rank 0's work on the metadata of a checkpoint: unpickled, checked, each rank's entries found and pickled."""
     from megatron_kaiyuan.checkpoint.metadata_form import wrong_metadata
+    from megatron_kaiyuan.checkpoint.own_entries import Entries
     from megatron_kaiyuan.checkpoint.plain import _MetadataUnpickler
+    from megatron_kaiyuan.cluster.many_objects import collector_paused
 
     metadata, sizes = _metadata(ranks)
     content = pickle.dumps(metadata)
+    asked = [_regions(rank, ranks) for rank in range(ranks)]
 
+    @collector_paused()
     def work() -> None:
         read = _MetadataUnpickler(io.BytesIO(content)).load()
         assert wrong_metadata(read, sizes) is None
-        pickle.dumps(read)
+        entries = Entries(read)
+        for regions in asked:
+            pickle.dumps(entries.of(regions))
 
     return _seconds(work)
 
 
-def received_seconds(ranks: int) -> float:
-    """Each rank's work on the metadata that it receives."""
-    content = pickle.dumps(_metadata(ranks)[0])
-    return _seconds(lambda: pickle.loads(content))
+def received_bytes(ranks: int) -> int:
+    """Bytes of the metadata that one rank receives."""
+    from megatron_kaiyuan.checkpoint.own_entries import Entries
+
+    middle = ranks // 2
+    return len(pickle.dumps(Entries(_metadata(ranks)[0]).of(_regions(middle, ranks))))
+
+
+def _regions(rank: int, ranks: int) -> list[Any]:
+    states = ("param", "exp_avg", "exp_avg_sq")
+    return [
+        (f"optimizer.state.{state}.{name}", place, size)
+        for name, _, place, size in rectangles_of(_WEIGHTS, rank, ranks)
+        for state in states
+    ]
 
 
 def manifest_operations(files: int) -> int:

@@ -111,12 +111,12 @@ def look(ranks: int) -> tuple[int, int, float, str]:
 
 def absentees(ranks: int, absent: int) -> tuple[int, int]:
     """Calls and keys of all ranks that look for those which have not come."""
-    from megatron_kaiyuan.cluster import roll_call
+    from megatron_kaiyuan.cluster import start_check
 
     store = SimulatedStore()
     for rank in range(ranks - absent):
         store.content[f"kaiyuan/here/{rank}"] = b"{}"
-    assert roll_call._absent(store, ranks) == list(range(ranks - absent, ranks))  # type: ignore[arg-type]
+    assert start_check._absent(store, ranks) == list(range(ranks - absent, ranks))  # type: ignore[arg-type]
     # The others wait for a verdict.
-    searchers = roll_call._MOST_SEARCHERS
+    searchers = start_check._MOST_SEARCHERS
     return searchers * store.calls, searchers * store.keys

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale_start
 
-The project's own functions run in one process, in the order of a start: the preflight's exchange, the roll call, the
+The project's own functions run in one process, in the order of a start: the preflight's exchange, the start check, the
 groups, the watchdog, `train.start.start` (data, network, lock, agreements), the first save, and a resume of it. The
 other ranks are simulated (`scale_world.py`): what they put into the store, and what they send. Seconds are this
 process's processor time, 0.2 ms for each call of the store, 50 us for each hop of a collective over a tree there and
@@ -33,6 +33,7 @@ from benchmarks.startup import write_recipe
 
 SIZES = (64, 1024, 8192)
 _A_NODE = 8
+_KINDS = ("processor", "network", "disk")
 
 
 def sampled(ranks: int) -> int:
@@ -98,7 +99,7 @@ def _preflight(world: World, who: Any, folder: Path) -> None:
 
 def _start(world: World, who: Any, run: Any, device: Any) -> tuple[Any, Any]:
     """Return the session and the groups, which end where they are forgotten."""
-    from megatron_kaiyuan.cluster import groups, roll_call, search
+    from megatron_kaiyuan.cluster import groups, search, start_check
     from megatron_kaiyuan.cluster.verdict import Alive
     from megatron_kaiyuan.cluster.watchdog import Watchdog
     from megatron_kaiyuan.train.facts import start_facts
@@ -108,15 +109,15 @@ def _start(world: World, who: Any, run: Any, device: Any) -> tuple[Any, Any]:
     facts = start_facts(run, device.fused)
     for other in range(world.ranks):
         here = {"host": f"node{other // _A_NODE}", "facts": dict(facts)}
-        world.store.content[f"{roll_call._HERE}{other}"] = json.dumps(here).encode()
+        world.store.content[f"{start_check._HERE}{other}"] = json.dumps(here).encode()
         alive = Alive(1, 0, True, "torch/distributed/distributed_c10d.py:2501 (all_reduce)", "node", other, "1")
         world.store.content[f"{search._ALIVE}{other}"] = json.dumps(asdict(alive)).encode()
     if world.rank:
-        world.store.content[roll_call._VERDICT] = json.dumps({"different": "", "by": 0}).encode()
-    with world.part("roll call"):
-        roll_call.roll_call(world.store, who, facts, timedelta(minutes=10))  # type: ignore[arg-type]
+        world.store.content[start_check._VERDICT] = json.dumps({"different": "", "by": 0}).encode()
+    with world.part("start check"):
+        start_check.start_check(world.store, who, facts, timedelta(minutes=10))  # type: ignore[arg-type]
     device.collective_backend = "fake"
-    with mock.patch.object(groups, "roll_call", lambda *_: None), world.part("groups of megatron-core"):
+    with mock.patch.object(groups, "start_check", lambda *_: None), world.part("groups of megatron-core"):
         made = groups.process_groups(who, device, run.parallel)
         made.__enter__()
     with world.part("watchdog: first report"):
@@ -187,10 +188,16 @@ def measure(ranks: int) -> list[dict[str, dict[str, float]]]:
 def _print(found: dict[int, list[dict[str, dict[str, float]]]], which: int, title: str) -> None:
     print(f"\n{title:50}" + "".join(f"{size:>12,}" for size in found))
     for part in next(iter(found.values()))[which]:
-        values = (sum(one[which][part][kind] for kind in ("processor", "network", "disk")) for one in found.values())
+        values = (sum(one[which][part][kind] for kind in _KINDS) for one in found.values())
         print(f"{part:50}" + "".join(f"{value:>10.3f} s" for value in values))
+    for name, other in (("a new run, with its first save", "resume"), ("a run that is resumed", "first save")):
+        ways = (
+            [part[kind] for key, part in one[which].items() if not key.startswith(other) for kind in _KINDS]
+            for one in found.values()
+        )
+        print(f"{name:50}" + "".join(f"{sum(way):>10.2f} s" for way in ways))
     for name, kinds in (
-        ("sum", ("processor", "network", "disk")),
+        ("sum of all", _KINDS),
         ("  of it processor time", ("processor",)),
         ("  of it store and collectives", ("network",)),
         ("  of it files", ("disk",)),

@@ -124,7 +124,7 @@ def sides(case: Case) -> dict[str, Callable[[Any], None]]:
         compiled = dict.fromkeys(("norm", "swiglu", "rope", "loss"), "compiled")
         found[f"{OURS}, compiled"] = partial(serve_kaiyuan, case, {}, compiled)
     else:
-        found[f"{OURS}, recorded"] = partial(serve_kaiyuan, case, {}, {"passes": "recorded"})
+        found[f"{OURS}, CUDA graphs"] = partial(serve_kaiyuan, case, {}, {"passes": "cuda_graphs"})
         found[f"{OURS}, torch's kernels"] = partial(
             serve_kaiyuan, case, {}, dict.fromkeys(BackendConfig.model_fields, "torch")
         )

@@ -156,7 +156,7 @@ def plan(
     from megatron_kaiyuan.planning.plan import make_plan, require_steps
     from megatron_kaiyuan.planning.records import Costs, as_record
     from megatron_kaiyuan.planning.show import as_text
-    from megatron_kaiyuan.platform.figures import device_named
+    from megatron_kaiyuan.platform.datasheets import device_named
 
     device = device_named(gpu, gpu_memory_gib, peak_tflops)
     if mfu is not None and measured_mfu is not None:

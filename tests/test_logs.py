@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -163,3 +165,21 @@ def test_both_options_at_once() -> None:
 def test_quiet_prints_the_result(capfd: pytest.CaptureFixture[str]) -> None:
     done = CliRunner().invoke(kaiyuan, ["config", "schema", "train", "--quiet"])
     assert done.exit_code == 0 and done.stdout.startswith("{") and os.environ[logs.VARIABLE] == "error"
+
+
+# What becomes another program, and what calls a main function that is looked at itself.
+ELSEWHERE = ("megatron_kaiyuan/cluster/parent.py", "data_tools/__main__.py")
+
+
+def test_every_program_sets_logging_up() -> None:
+    """Without it info lines are lost, and warnings lose their first word."""
+    root = Path(__file__).parents[1]
+    sources = [path for room in ("megatron_kaiyuan", "data_tools") for path in sorted((root / room).rglob("*.py"))]
+    programs = {
+        str(path.relative_to(root)): text
+        for path in sources
+        if 'if __name__ == "__main__":' in (text := path.read_text()) or path.name == "__main__.py"
+    }
+    assert len(programs) > 10 and programs.keys() >= set(ELSEWHERE)
+    silent = [name for name, text in programs.items() if not re.search(r"logs\.set_up\(|\brun_app\(", text)]
+    assert silent == sorted(ELSEWHERE, reverse=True)

@@ -54,12 +54,12 @@ def tokenizer_path(prefix: Path, recorded: Mapping[str, Any]) -> Path:
         recorded: the manifest's `tokenizer`. Whether it is that one is for the caller to compare.
     """
     path = Path(recorded["path"])
-    if path.exists():
+    if os.path.exists(path):  # a name that is too long is that of no file
         return path
     names = [part for part in path.parts if part != path.anchor]
     folders = Path(os.path.abspath(prefix)).parents
     moved = (Path(folder, *names[first:]) for first in range(len(names)) for folder in folders)
-    return next((place for place in moved if place.exists()), path)
+    return next((place for place in moved if os.path.exists(place)), path)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -73,7 +73,8 @@ class _Checked(BaseModel):
 
 
 class _Tokenizer(_Checked):
-    path: str
+    # As long as the system's paths may be.
+    path: Annotated[str, Field(max_length=4095)]
     fingerprint: str
     vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
     eod_id: Count

@@ -41,4 +41,8 @@ def run(
         return []
     if as_json:
         return [json.dumps(report, ensure_ascii=False)]
-    return [*report_lines(report), f"dedup: {wanted.output} is written; {wanted.output / 'report.json'} has more"]
+    threshold = wanted.recipe.threshold if wanted.recipe.verify else 0.0
+    return [
+        *report_lines(report, threshold),
+        f"dedup: {wanted.output} is written; {wanted.output / 'report.json'} has more",
+    ]

@@ -111,8 +111,12 @@ def refuse_wipe_out(report: dict[str, Any], max_removed: float, path: Any) -> No
             )
 
 
-def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report as text."""
+def report_lines(report: dict[str, Any], threshold: float = 0.0) -> list[str]:
+    """The report as text.
+
+    Args:
+        threshold: Jaccard index of near-duplicates. An example below it is in the cluster through other documents.
+    """
     lines = []
     for name, counts in report["datasets"].items():
         quarantined = f", {counts['quarantined']:,} quarantined" if counts["quarantined"] else ""
@@ -133,6 +137,8 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             "they lose their exact duplicates only (see --max-cluster and report.json)"
         )
     for pair in report["pairs"][:SAMPLES]:
-        lines.append(f"example, Jaccard {pair['jaccard']:.3f}{' in ' + pair['dataset'] if pair['dataset'] else ''}:")
+        where = f" in {pair['dataset']}" if pair["dataset"] else ""
+        through = " (below the threshold: joined through other documents)" if pair["jaccard"] < threshold else ""
+        lines.append(f"example, Jaccard {pair['jaccard']:.3f}{through}{where}:")
         lines += [f"  {side}: {' '.join(pair[side]['text'].split())}" for side in ("removed", "stays")]
     return lines

@@ -10,7 +10,7 @@
 | split    | for attention within documents on CPUs: torch's, on each document alone |
 | blocked  | for attention where torch has no fused kernel: plain operations on a block of queries at a time |
 | flex     | for attention within documents on NVIDIA GPUs: torch's FlexAttention |
-| recorded | for the passes over a micro-batch: CUDA graphs, see `train/recorded.py` |
+| cuda_graphs | for the passes over a micro-batch, see `train/cuda_graphs.py` |
 | fused    | for weight gradients: products that add themselves to the FP32 sum, by Apex or torch |
 
 Orders of preference are measured: benchmarks/results/operations_*.txt.
@@ -112,7 +112,7 @@ def choose(wanted: BackendConfig, platform: Platform, run: RunConfig | None = No
     """The backend of a run.
 
     Args:
-        run: its layout, on which it depends whether passes can be recorded; None: one rank.
+        run: its layout, on which it depends whether CUDA graphs are possible; None: one rank.
 
     Raises:
         UserError: naming what a wanted one needs and this machine has not.
@@ -157,7 +157,7 @@ def _lack(operation: str, implementation: str, platform: Platform, run: RunConfi
         return "does not run on this NPU" if lacks_kernel and operation.endswith("attention") else None
     if implementation == "compiled":
         return _compiler_lack(platform.name)
-    if implementation == "recorded":
+    if implementation == "cuda_graphs":
         return _recorder_lack(platform, run)
     if implementation == "npu":
         return None if operation in platform.fused else platform.findings.get(operation, "is for platform npu")
@@ -175,7 +175,7 @@ def _lack(operation: str, implementation: str, platform: Platform, run: RunConfi
 
 
 def _recorder_lack(platform: Platform, run: RunConfig | None) -> str | None:
-    if not platform.records:
+    if not platform.captures:
         return f"is nothing that platform {platform.name} does"
     if run is None:
         return None

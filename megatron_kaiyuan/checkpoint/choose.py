@@ -13,13 +13,13 @@ import torch
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.verify import Files, problems_of, read_manifest, shares
-from megatron_kaiyuan.cluster.groups import agreed, gather_if_any, scattered_by_rank_0, told_by_rank_0
+from megatron_kaiyuan.cluster.groups import agree_on_error, broadcast_from_rank_0, gather_if_any, scatter_from_rank_0
 from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.errors import UserError, describe
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResumePoint:
     """The step to go on from.
 
     Attributes:
@@ -31,7 +31,7 @@ class Choice:
     problems: list[str] = field(default_factory=list)
 
 
-def choose_step(run_dir: Path, strict: bool = False) -> Choice:
+def choose_step(run_dir: Path, strict: bool = False) -> ResumePoint:
     """Verify steps from the newest down until one is whole; set the damaged ones aside. Collective.
 
     A damaged step becomes `step_N.damaged`: it is kept, and its place is free for the run to save again.
@@ -43,7 +43,7 @@ def choose_step(run_dir: Path, strict: bool = False) -> Choice:
         UserError: with `strict`, something was lost; else, there are or were checkpoints, but none is whole:
             starting anew would throw the run away.
     """
-    steps, latest = told_by_rank_0(lambda: (layout.all_steps(run_dir), layout.read_latest(run_dir)))
+    steps, latest = broadcast_from_rank_0(lambda: (layout.all_steps(run_dir), layout.read_latest(run_dir)))
     damaged: dict[int, str] = {}
     for step in reversed(steps):
         problems = verify_together(layout.step_folder(run_dir, step))
@@ -51,7 +51,7 @@ def choose_step(run_dir: Path, strict: bool = False) -> Choice:
             return _settle(run_dir, step, damaged, steps, latest, strict)
         damaged[step] = problems[0] + (f" (and {len(problems) - 1} more files)" if len(problems) > 1 else "")
     _refuse_lost_run(run_dir, damaged, latest)
-    return Choice(None)
+    return ResumePoint(None)
 
 
 @collector_paused()
@@ -65,12 +65,12 @@ def verify_together(folder: Path) -> list[str]:
         UserError: a rank reads other bytes than rank 0 does: that is no damage, and another start may go well.
     """
     # One rank reads the manifest, which has a line for every rank of the job that wrote it.
-    share = scattered_by_rank_0(lambda: _shares_or_problem(folder))
+    share = scatter_from_rank_0(lambda: _shares_or_problem(folder))
     mine = {layout.MANIFEST: share} if isinstance(share, str) else problems_of(folder, share, share)
     everyone = gather_if_any(mine, bool(mine))
     problems = {name: problem for share in reversed(everyone) for name, problem in share.items()}
     # A step is set aside only if rank 0 sees the damage too, and sees it again.
-    if problems and not told_by_rank_0(lambda: _confirmed(folder, list(problems))):
+    if problems and not broadcast_from_rank_0(lambda: _confirmed(folder, list(problems))):
         rank, first = next((rank, next(iter(share.values()))) for rank, share in enumerate(everyone) if share)
         raise UserError(
             f"rank {rank} could not read what rank 0 then could ({first}); check that run_dir lies on a file system "
@@ -100,7 +100,7 @@ def _confirmed(folder: Path, names: list[str]) -> bool:
 
 def _settle(
     run_dir: Path, chosen: int, damaged: dict[int, str], steps: list[int], latest: str | None, strict: bool
-) -> Choice:
+) -> ResumePoint:
     """Say what was wrong, refuse if that was asked for, else mend it."""
     gone = _gone(run_dir, steps, latest)
     lost = [*damaged.values(), *gone]
@@ -114,8 +114,8 @@ def _settle(
     problems += [f"{problem}; step {chosen} is used" for problem in gone]
     if not lost and latest != f"step_{chosen}":
         problems.append(f"{run_dir / 'latest'}: says {latest or 'nothing'}, but step {chosen} is whole and is used")
-    agreed(lambda: _mend(run_dir, chosen, damaged, latest))
-    return Choice(chosen, problems)
+    agree_on_error(lambda: _mend(run_dir, chosen, damaged, latest))
+    return ResumePoint(chosen, problems)
 
 
 def _gone(run_dir: Path, steps: list[int], latest: str | None) -> list[str]:

@@ -18,7 +18,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import verify_together
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, model_of, stored_tensors
 from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
-from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.groups import agree_on_error
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder, difference
 from megatron_kaiyuan.errors import UserError
@@ -51,15 +51,15 @@ def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: To
     Raises:
         UserError: the source is missing or damaged, or of other shapes or another tokenizer.
     """
-    kind = agreed(lambda: kind_of(source))
+    kind = agree_on_error(lambda: kind_of(source))
     if kind == "qwen3":
-        folder = agreed(lambda: Qwen3Folder(source))
-        notes = agreed(lambda: [*folder.compare(model), *_foreign_tokenizer(source, tokenizer)])
-        agreed(lambda: [copy_into(chunk, folder, model) for chunk in network.chunks])
+        folder = agree_on_error(lambda: Qwen3Folder(source))
+        notes = agree_on_error(lambda: [*folder.compare(model), *_foreign_tokenizer(source, tokenizer)])
+        agree_on_error(lambda: [copy_into(chunk, folder, model) for chunk in network.chunks])
         return notes
     if problems := verify_together(source):
         raise UserError(f"init_from: {problems[0]}", every_rank=True)
-    notes = agreed(lambda: _compare(source, model, tokenizer))
+    notes = agree_on_error(lambda: _compare(source, model, tokenizer))
     _load_what_is_there(network, model, source)
     return notes
 

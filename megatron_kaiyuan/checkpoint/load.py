@@ -22,7 +22,7 @@ from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
 from megatron_kaiyuan.checkpoint.replicas import ReadOnce
 from megatron_kaiyuan.checkpoint.verify import read_manifest, verify
-from megatron_kaiyuan.cluster.groups import scattered_by_rank_0, told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0, scatter_from_rank_0
 from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.config import ModelConfig, parse
 from megatron_kaiyuan.errors import UserError, excerpt
@@ -82,8 +82,8 @@ def load_sharded(folder: Path, sharded_state: dict[str, Any], by_rank: str = "ra
         elements = common.pop(by_rank, None)
         return common
 
-    common = told_by_rank_0(described)
-    common[by_rank] = scattered_by_rank_0(lambda: _one_for_each_rank(elements))
+    common = broadcast_from_rank_0(described)
+    common[by_rank] = scatter_from_rank_0(lambda: _one_for_each_rank(elements))
     return ReadOnce(metadata, partial(_reading, folder)).restore(sharded_state, common, folder)
 
 

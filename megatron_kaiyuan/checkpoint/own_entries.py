@@ -16,7 +16,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
-from megatron_kaiyuan.cluster.groups import scattered_by_rank_0
+from megatron_kaiyuan.cluster.groups import scatter_from_rank_0
 
 # The name in the checkpoint; first index and length in each dimension, none for an object.
 Region = tuple[str, tuple[int, ...], tuple[int, ...]]
@@ -38,7 +38,7 @@ def receive_entries(metadata: Metadata | None, wanted: Iterable[ShardedTensor | 
         entries = Entries(metadata)
         return [entries.of(one) for one in asked]
 
-    return scattered_by_rank_0(answers)
+    return scatter_from_rank_0(answers)
 
 
 def _region(value: ShardedTensor | ShardedObject) -> Region:

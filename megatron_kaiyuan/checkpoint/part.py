@@ -49,7 +49,7 @@ class HostCopies:
         return buffer
 
 
-class Task(threading.Thread):
+class BackgroundWork(threading.Thread):
     """Work of a thread whose failure is asked for later."""
 
     def __init__(self, action: Callable[[], None]):

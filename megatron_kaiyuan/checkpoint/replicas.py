@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_kaiyuan.checkpoint.own_entries import receive_entries
 from megatron_kaiyuan.checkpoint.verify import spread
-from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.groups import agree_on_error
 from megatron_kaiyuan.platform import current
 from megatron_kaiyuan.platform.megatron import reading_without_other_ranks
 
@@ -84,7 +84,7 @@ class ReadOnce(TorchDistLoadShardedStrategy):
             if readers.get(id(value), 0 if isinstance(value, ShardedObject) else rank) == rank
         }
         entries = receive_entries(self._metadata, mine.values())
-        read = agreed(lambda: self._read(mine, entries, checkpoint_dir))
+        read = agree_on_error(lambda: self._read(mine, entries, checkpoint_dir))
         loaded = {id(values[int(index)]): content for index, content in read.items()}
         for shard in shards:
             loaded[id(shard)] = _sent(shard, loaded.get(id(shard)), readers[id(shard)], group)

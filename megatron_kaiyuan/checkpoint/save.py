@@ -32,10 +32,10 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.coverage import require_covered, unchecked_by_torch
-from megatron_kaiyuan.checkpoint.part import HostCopies, Part, Task
+from megatron_kaiyuan.checkpoint.part import BackgroundWork, HostCopies, Part
 from megatron_kaiyuan.checkpoint.replicas import share_out
 from megatron_kaiyuan.checkpoint.verify import Files
-from megatron_kaiyuan.cluster.groups import gather_if_any, sum_over_ranks, told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0, gather_if_any, sum_over_ranks
 from megatron_kaiyuan.cluster.many_objects import collector_paused
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import fsync_path, put_in_place, temporary_beside
@@ -87,7 +87,7 @@ class _Flight:
     about: dict[str, Any]
     after: Callable[[], None]
     part: Part
-    task: Task | None
+    task: BackgroundWork | None
     writer: Any
     metadata: Any
     started: float
@@ -158,7 +158,7 @@ class Saver:
         extra = {COMMON: _serialized(common)} if torch.distributed.get_rank() == 0 else {}
         transforms = [writer.transforms] if hasattr(writer, "transforms") else []
         part = Part(temporary, buckets, transforms, extra, copies)
-        flight = _Flight(folder, temporary, about, after, part, Task(part.write), writer, metadata, started)
+        flight = _Flight(folder, temporary, about, after, part, BackgroundWork(part.write), writer, metadata, started)
         flight.stall = time.perf_counter() - started
         self._flight = flight
 
@@ -233,7 +233,7 @@ class Saver:
             results = [result for result, _ in everyone]
             files = {name: entry for _, part in everyone for name, entry in part.items()}
             flight.bytes = sum(entry["bytes"] for entry in files.values())
-            flight.task = Task(lambda: _close(flight, results, files))
+            flight.task = BackgroundWork(lambda: _close(flight, results, files))
         flight.stall += time.perf_counter() - started
         return None
 
@@ -300,7 +300,7 @@ def _make_folder(folder: Path, needed: int) -> Path:
         temporary.mkdir()
         return str(temporary)
 
-    return Path(told_by_rank_0(make))
+    return Path(broadcast_from_rank_0(make))
 
 
 def require_room(folder: Path, needed: int) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.cluster.parent import PR_SET_PDEATHSIG, end_with_launcher
 from megatron_kaiyuan.exit_codes import FINISHED, STOP_SIGNALS, of_signal
 
@@ -72,4 +73,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from megatron_kaiyuan.cluster.discover import Rank, discover
 from megatron_kaiyuan.cluster.limits import TimeLimits, time_limits
 from megatron_kaiyuan.cluster.loopback import interfaces
 from megatron_kaiyuan.cluster.open_files import allow_open_files
-from megatron_kaiyuan.cluster.roll_call import Facts, holds_store, open_store, roll_call
+from megatron_kaiyuan.cluster.start_check import Facts, holds_store, open_store, start_check
 from megatron_kaiyuan.cluster.waiting import waiting
 from megatron_kaiyuan.config import ParallelConfig
 from megatron_kaiyuan.environment import environment
@@ -56,7 +56,7 @@ def process_groups(
         if raised := allow_open_files(who.world_size, holds_store(who)):
             log.info(raised)
         store = open_store(who, timeout)
-        roll_call(store, who, facts or {}, timeout)
+        start_check(store, who, facts or {}, timeout)
         torch.distributed.init_process_group(
             platform.collective_backend,
             store=torch.distributed.PrefixStore("kaiyuan/groups", store),
@@ -99,7 +99,7 @@ def _exported(who: Rank) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def agreed(action: Callable[[], Result]) -> Result:
+def agree_on_error(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank; when a user's mistake or a file stops it anywhere, every rank raises the same error.
 
     For start-up work (opening data, choosing a checkpoint), so that one line is printed and nobody is left
@@ -143,7 +143,7 @@ def sum_over_ranks(number: int) -> int:
     return int(total)
 
 
-def told_by_rank_0(action: Callable[[], Result]) -> Result:
+def broadcast_from_rank_0(action: Callable[[], Result]) -> Result:
     """Run `action` on rank 0 alone; every rank returns what it returned. Collective.
 
     Raises:
@@ -162,7 +162,7 @@ def told_by_rank_0(action: Callable[[], Result]) -> Result:
     return result
 
 
-def scattered_by_rank_0(action: Callable[[], Sequence[Result]]) -> Result:
+def scatter_from_rank_0(action: Callable[[], Sequence[Result]]) -> Result:
     """Run `action` on rank 0 alone, which returns a value for each rank; return this rank's. Collective.
 
     A rank receives its own value, and room for the largest one.

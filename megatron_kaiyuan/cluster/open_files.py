@@ -6,7 +6,7 @@ import resource
 
 from megatron_kaiyuan.errors import UserError
 
-# The roll call's and the watchdog's (`roll_call.py`, `watchdog.py`).
+# The start check's and the watchdog's (`start_check.py`, `watchdog.py`).
 _CONNECTIONS_A_RANK = 2
 # Data, libraries, logs, and connections to other ranks.
 _OWN = 512

@@ -42,6 +42,6 @@ class BackendConfig(Section):
         Field(description="half precision; fused: the product adds itself to the FP32 sum, torch: another kernel does"),
     ] = "auto"
     passes: Annotated[
-        Literal["auto", "torch", "recorded"],
-        Field(description="recorded: CUDA graphs of a micro-batch, where one rank has the whole network"),
+        Literal["auto", "torch", "cuda_graphs"],
+        Field(description="CUDA graphs of a micro-batch, where one rank has the whole network"),
     ] = "auto"

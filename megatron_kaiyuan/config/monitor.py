@@ -21,7 +21,7 @@ class MonitorConfig(Section):
         Field(
             gt=0,
             description="that mfu divides by: of one device in the run's precision, dense, 1e12 FLOP/s; null: as "
-            "platform/figures.py has it for the device that is found, and no mfu for others",
+            "platform/datasheets.py has it for the device that is found, and no mfu for others",
         ),
     ] = None
     profile_steps: Annotated[

@@ -64,7 +64,7 @@ class Quick:
         """Return the exit code."""
         import torch
 
-        from megatron_kaiyuan.cluster.roll_call import open_store
+        from megatron_kaiyuan.cluster.start_check import open_store
 
         if not may_be_npu(self._platform) and not torch.cuda.is_available():
             # Processors need it, and its import is not part of the examination.

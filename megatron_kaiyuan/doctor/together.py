@@ -18,7 +18,7 @@ import torch
 
 from megatron_kaiyuan.cluster import Rank
 from megatron_kaiyuan.cluster.rank_list import ranks_in_words
-from megatron_kaiyuan.cluster.roll_call import open_store, roll_call
+from megatron_kaiyuan.cluster.start_check import open_store, start_check
 from megatron_kaiyuan.cluster.store_keys import read_present
 from megatron_kaiyuan.cluster.waiting import Waiting
 from megatron_kaiyuan.doctor import report
@@ -70,7 +70,7 @@ def _meet(
     facts["platform"] = device.name if device else "unusable"
     store.set(f"{_READY}{who.rank}", json.dumps({"host": socket.gethostname(), "ready": device is not None}))
     try:
-        roll_call(store, who, facts, limit)
+        start_check(store, who, facts, limit)
     except UserError as error:
         if who.rank == 0:
             found.problem(f"launcher: {error}")

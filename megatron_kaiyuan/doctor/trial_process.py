@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.doctor.child import how_it_ended, kill_tree, start
 from megatron_kaiyuan.doctor.examination import Examination
 from megatron_kaiyuan.errors import excerpt
@@ -106,6 +107,7 @@ def _run(name: str, local_rank: int, local_world_size: int, result: Path) -> Non
 
 
 if __name__ == "__main__":
+    logs.set_up()
     _run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
     # Exit without the driver's own cleanup: if that fails or hangs, the trial has not failed.
     sys.stdout.flush()

@@ -133,7 +133,7 @@ def part_weights(owner: GPTModel | TransformerLayer, part: Part) -> dict[str, to
 
 
 @dataclass(frozen=True)
-class Found:
+class FirstOverflow:
     """The first tensor of one pass over a micro-batch on this rank that left the range.
 
     Attributes:
@@ -159,16 +159,16 @@ class FirstOutOfRange:
     def __init__(self, saturates: bool):
         self._saturates = saturates
         self._order: Counter[tuple[Direction, int]] = Counter()
-        self.found: dict[Direction, Found] = {}
+        self.found: dict[Direction, FirstOverflow] = {}
 
     def __call__(self, seen: Seen, micro_batch: int, tensor: torch.Tensor) -> None:
         order = self._order[seen.direction, micro_batch]
         self._order[seen.direction, micro_batch] += 1
         if seen.direction not in self.found and out_of_range(tensor, self._saturates):
-            self.found[seen.direction] = Found(seen, micro_batch, order)
+            self.found[seen.direction] = FirstOverflow(seen, micro_batch, order)
 
     @property
-    def first(self) -> Found | None:
+    def first(self) -> FirstOverflow | None:
         """A forward pass comes before any backward pass: what it leaves the range with breaks its backward pass."""
         return self.found.get("forward") or self.found.get("backward")
 

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from megatron_kaiyuan import logs
+
 LOG = "notify.log"
 # Of events that wait, the oldest is dropped first; after the job's end, all but the last once so many commands' time
 # limits have passed.
@@ -187,4 +189,5 @@ def text(run_dir: str, event: str, step: int | None, details: dict[str, Any]) ->
 
 
 if __name__ == "__main__":
+    logs.set_up()
     main()

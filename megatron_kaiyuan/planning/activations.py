@@ -10,7 +10,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 _FP32, _INT64 = 4, 8
 

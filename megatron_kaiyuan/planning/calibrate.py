@@ -7,7 +7,7 @@ import math
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.planning.speed import flops_per_token, speed
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 _LEAST, _MOST = 1e-3, 10.0
 

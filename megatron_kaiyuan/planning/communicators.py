@@ -8,7 +8,7 @@ there is none yet): groups that megatron-core makes and this project never uses 
 from __future__ import annotations
 
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 # Source: CANN, description of HCCL_BUFFSIZE: 200 MB by default, and each communicator has two of them.
 _BUFFERS = 2 * 200 * 2**20

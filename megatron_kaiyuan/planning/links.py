@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 # Of a link's figure in large collectives (ours).
 LINK_EFFICIENCY = 0.8

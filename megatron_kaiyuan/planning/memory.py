@@ -9,7 +9,7 @@ from megatron_kaiyuan.planning.activations import MicroBatch
 from megatron_kaiyuan.planning.communicators import communicator_buffers
 from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage, distinct_stages, held
 from megatron_kaiyuan.platform.blocks import block_elements, block_queries
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 _FP32 = 4
 

@@ -15,7 +15,7 @@ from megatron_kaiyuan.planning.layouts import legal_layouts
 from megatron_kaiyuan.planning.memory import StageMemory, fullest_stage
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.planning.speed import Speed, speed
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 # Of a device's memory; the rest is for its driver, the collectives' buffers and fragments between allocations.
 USABLE = 0.92

@@ -11,7 +11,7 @@ from megatron_kaiyuan.config import ModelConfig, RunConfig
 from megatron_kaiyuan.network import head_weights, layer_weights
 from megatron_kaiyuan.planning.parameters import PipelineStage, distinct_stages
 from megatron_kaiyuan.planning.stage_time import PASSES, StageTime, stage_time
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 # Time of a FLOP of attention over one of another product: scores are computed again in the backward pass (7 products
 # for 6), in a kernel that reaches less of the peak. 1.44 on A100s, from a network at 2,048 and 8,192 tokens (arXiv

@@ -14,7 +14,7 @@ from megatron_kaiyuan.planning.links import Ring, data_ring, neighbour_bytes_per
 from megatron_kaiyuan.planning.overlap import Piece, waited_for_gradients, waited_for_weights
 from megatron_kaiyuan.planning.parameters import BYTES, Bucket, PipelineStage, chunk_buckets, chunk_sizes
 from megatron_kaiyuan.planning.traffic import traffic
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 # A backward pass multiplies twice for each product of the forward pass.
 PASSES = 3

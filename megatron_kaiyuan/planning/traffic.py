@@ -7,7 +7,7 @@ stream are done by every tensor-parallel rank on all tokens, unless sequence par
 from __future__ import annotations
 
 from megatron_kaiyuan.planning.parameters import BYTES, PipelineStage
-from megatron_kaiyuan.platform.figures import Device
+from megatron_kaiyuan.platform.datasheets import Device
 
 _FP32 = 4
 # Read and written, forward and backward, of the residual stream for a layer: a norm (1 + 1, 2 + 1) and an addition

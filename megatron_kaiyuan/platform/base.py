@@ -73,7 +73,7 @@ class Platform(ABC):
         products_round_fp32: products of FP32 matrices are computed from inputs rounded to FP16.
         keeps_overflow: overflows are kept in a register of the device and leave finite numbers, no infinity or NaN.
         compiles_operators: operators are compiled when first called, and again for another shape.
-        records: whether `record` makes something that runs without Python.
+        captures: whether `capture` makes something that runs without Python.
         findings: what was found on this machine, by what it would serve (`norm`, `optimizer`, ...), as a phrase.
     """
 
@@ -88,7 +88,7 @@ class Platform(ABC):
     products_round_fp32: bool = False
     keeps_overflow: bool = False
     compiles_operators: bool = False
-    records: bool = False
+    captures: bool = False
 
     def __init__(self) -> None:
         self.findings: dict[str, str] = {}
@@ -134,10 +134,10 @@ class Platform(ABC):
     def set_rng_state(self, state: Any) -> None:
         """Restore what `rng_state()` gave."""
 
-    def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    def capture(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """Call a function once to warm up, and return what computes the same each time from the same memory.
 
-        Its result lies in the same place each time. Where `records`, the function's own Python is not run again.
+        Its result lies in the same place each time. Where `captures`, the function's own Python is not run again.
         """
         function()
         return function

@@ -23,7 +23,7 @@ class CudaPlatform(Platform):
 
     name = "cuda"
     collective_backend = "nccl"
-    records = True
+    captures = True
 
     def activate(self, local_rank: int, local_world_size: int) -> None:
         count = torch.cuda.device_count()
@@ -71,10 +71,10 @@ class CudaPlatform(Platform):
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return [f"{one.name}, {one.total_memory / (1 << 30):.0f} GiB" for one in found]
 
-    def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    def capture(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         with self.beside():
             function()
-        # A recording has memory of its own: what earlier steps have kept for themselves would lie idle.
+        # A capture has memory of its own: what earlier steps have kept for themselves would lie idle.
         gc.collect()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()

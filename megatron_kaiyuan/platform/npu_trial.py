@@ -21,6 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.platform.npu_kernels import kernel_name, problem
 
 # Compiling a kernel takes a first-generation chip's host up to a minute, and all ranks of a node compile at once.
@@ -108,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     main()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.monitor.tensors import OUTSIDE_LAYERS
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix
-from megatron_kaiyuan.pages.plots import COLOURS, Figure, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, Figure, scaled
 from megatron_kaiyuan.report.metrics import History
 from megatron_kaiyuan.report.plots import against_tokens
 

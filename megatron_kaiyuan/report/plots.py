@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.config import WeightKind
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix
-from megatron_kaiyuan.pages.plots import COLOURS, Figure, Unit, name_phase, render_plot, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, Figure, Unit, name_phase, render_plot, scaled
 from megatron_kaiyuan.report.metrics import History
 
 if TYPE_CHECKING:

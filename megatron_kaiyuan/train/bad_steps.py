@@ -26,7 +26,7 @@ _LEAST_DEVIATION = 0.01
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepFigures:
     """What is known of a step before its update.
 
     Attributes:
@@ -71,7 +71,7 @@ class BadSteps:
         self._rollbacks, self._rolled_back_to = 0, -1
         self._skipped: Mapping[int, str] = {}
 
-    def judge(self, step: Measured) -> Fault | None:
+    def judge(self, step: StepFigures) -> Fault | None:
         """The fault of a step, which is counted; None lets the update through, or leaves it to the loss scaler."""
         reason = self._reason(step)
         if reason is not None:
@@ -116,7 +116,7 @@ class BadSteps:
         self._phase = int(state_dict["phase"])
         self._skips_in_a_row = int(state_dict["skips_in_a_row"])
 
-    def _reason(self, step: Measured) -> str | None:
+    def _reason(self, step: StepFigures) -> str | None:
         if step.tokens is not None and step.tokens in self._skipped:
             return self._skipped[step.tokens]
         if not math.isfinite(step.loss):
@@ -130,7 +130,7 @@ class BadSteps:
             return f"gradient norm is {step.gradient_norm}"
         return self._spike(step)
 
-    def _spike(self, step: Measured) -> str | None:
+    def _spike(self, step: StepFigures) -> str | None:
         limit = self._faults.spike_zscore
         full = len(self._losses) == self._faults.spike_window
         # Another phase is other data, whose loss may well be another one.
@@ -141,7 +141,7 @@ class BadSteps:
             return None
         return f"loss {step.loss:.4f} is {score:.1f} deviations above the median of the last {len(self._losses)} steps"
 
-    def _remember(self, step: Measured) -> None:
+    def _remember(self, step: StepFigures) -> None:
         """Losses of good steps only: bad ones would make themselves usual."""
         if step.phase != self._phase:
             self._losses.clear()

@@ -15,7 +15,7 @@ from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.planning.memory import stage_memory
 from megatron_kaiyuan.planning.parameters import Held, PipelineStage, distinct_stages
 from megatron_kaiyuan.planning.show import aligned, gib
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 
 if TYPE_CHECKING:
     import torch

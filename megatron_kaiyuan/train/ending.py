@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_kaiyuan import exit_codes
+from megatron_kaiyuan import exit_codes, logs
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster.bad_nodes import BAD_NODES, read_bad_nodes
 from megatron_kaiyuan.cluster.first_failure import FIRST_FAILURE
@@ -71,7 +71,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AfterEnd:
     """What to do after an end.
 
     Attributes:
@@ -92,7 +92,7 @@ def look(run_dir: Path) -> Look:
     return Look(-1 if step is None else step, *(_mark(run_dir / name) for name in names))
 
 
-def judge(before: Look, now: Look, status: int, signal: int, restarts: int, most: int) -> Verdict:
+def judge(before: Look, now: Look, status: int, signal: int, restarts: int, most: int) -> AfterEnd:
     """Say what to do after an end.
 
     Args:
@@ -103,18 +103,18 @@ def judge(before: Look, now: Look, status: int, signal: int, restarts: int, most
     """
     if now.marker and now.marker != before.marker:
         stop = exit_codes.of_signal(signal) if signal or not exit_codes.is_stop(status) else status
-        return Verdict("stopped", stop, 0)
+        return AfterEnd("stopped", stop, 0)
     if signal:
-        return Verdict("end", exit_codes.of_signal(signal), 0)
+        return AfterEnd("end", exit_codes.of_signal(signal), 0)
     if now.mistake and now.mistake != before.mistake:
-        return Verdict("end", exit_codes.MISTAKE, 0)
+        return AfterEnd("end", exit_codes.MISTAKE, 0)
     if status in (exit_codes.FINISHED, exit_codes.MISTAKE):
-        return Verdict("end", status, 0)
+        return AfterEnd("end", status, 0)
     if now.bad_nodes and now.bad_nodes != before.bad_nodes:
         status = exit_codes.BAD_NODE
     if now.step > before.step:
         restarts = 0
-    return Verdict("end", status, restarts) if restarts >= most else Verdict("again", status, restarts + 1)
+    return AfterEnd("end", status, restarts) if restarts >= most else AfterEnd("again", status, restarts + 1)
 
 
 def _mark(path: Path) -> str:
@@ -141,7 +141,7 @@ def _first_failure(run_dir: Path, status: int) -> int:
         return status
 
 
-def _keep(run_dir: Path, verdict: Verdict) -> None:
+def _keep(run_dir: Path, verdict: AfterEnd) -> None:
     # A full disk, or a folder that is not there: the next start is then counted as the first one.
     with contextlib.suppress(OSError, UserError):
         if verdict.action == "again":
@@ -171,4 +171,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     main(sys.argv[1:])

@@ -23,7 +23,7 @@ _NAMES = {
     "split": "torch's kernels, on each document alone",
     "flex": "torch's FlexAttention",
     "blocked": "torch's kernels, a block of queries at a time",
-    "recorded": "recorded as CUDA graphs",
+    "cuda_graphs": "played as CUDA graphs",
     "fused": "products that add to the FP32 sum",
     "efficient": "torch scaled_dot_product_attention, memory-efficient",
 }

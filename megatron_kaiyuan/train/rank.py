@@ -19,7 +19,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.bad_nodes import node_name, write_bad_nodes
 from megatron_kaiyuan.cluster.parent import end_with_launcher
-from megatron_kaiyuan.cluster.roll_call import RankMissing
+from megatron_kaiyuan.cluster.start_check import RankMissing
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe, excerpt
 from megatron_kaiyuan.files import write_json

@@ -13,7 +13,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.common_form import ResumableForm
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, loading
-from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import Change, compare, flatten, is_refused
 from megatron_kaiyuan.data.stream import TokenStream
@@ -56,7 +56,7 @@ def resume(run: RunConfig, state: TrainState, identity: dict[str, Any], strict: 
     if choice.step is None:
         return Resumed()
     folder = layout.step_folder(run.run_dir, choice.step)
-    changes = told_by_rank_0(lambda: _accept(folder, identity))
+    changes = broadcast_from_rank_0(lambda: _accept(folder, identity))
     _say([f"{folder.name} goes on changed: {'; '.join(map(str, changes))}"] if changes else [])
     restore_step(state, folder)
     return Resumed(choice.step, choice.problems, changes)
@@ -82,7 +82,7 @@ def run_identity(run: RunConfig, stream: TokenStream) -> dict[str, Any]:
         "phases": [phase.identity() for phase in stream.phases],
         "tokenizer": stream.tokenizer,
         "versions": versions(),
-        "git": told_by_rank_0(git_state),
+        "git": broadcast_from_rank_0(git_state),
         "world_size": torch.distributed.get_world_size(),
     }
 

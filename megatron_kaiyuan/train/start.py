@@ -16,7 +16,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_kaiyuan.backend.choose import choose
 from megatron_kaiyuan.checkpoint.initial import initialise, reload_main_weights
 from megatron_kaiyuan.cluster import Rank
-from megatron_kaiyuan.cluster.groups import agreed, process_groups
+from megatron_kaiyuan.cluster.groups import agree_on_error, process_groups
 from megatron_kaiyuan.cluster.last_words import LastWords, set_recorder_file
 from megatron_kaiyuan.cluster.limits import time_limits
 from megatron_kaiyuan.cluster.watchdog import Watchdog, watched
@@ -31,6 +31,7 @@ from megatron_kaiyuan.optim.build import build_optimizer
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
+from megatron_kaiyuan.train.cuda_graphs import GraphedPasses
 from megatron_kaiyuan.train.facts import start_facts
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.left_out import LeftOut
@@ -43,7 +44,6 @@ from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.parts import PartTimers
 from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
-from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder
@@ -115,7 +115,7 @@ def start(
     bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
     state.monitors["bad_steps"] = bad_steps
     # Only now: a start that fails on its input leaves no run folder behind.
-    agreed(lambda: require_run_folder(run.run_dir))
+    agree_on_error(lambda: require_run_folder(run.run_dir))
     only_job = OnlyJob(run.run_dir, time_limits(platform, run.parallel, run.faults))
     identity = run_identity(run, stream)
     resumed = resume(run, state, identity, run.checkpoint.strict)
@@ -152,10 +152,10 @@ def _open_data(run: RunConfig, platform: Platform) -> tuple[TokenStream, Schedul
     # Every rank maps the data, which takes no time; reading it through is shared among them.
     part = torch.distributed.get_rank(), torch.distributed.get_world_size()
     folders = [phase.path for phase in run.data.phases]
-    stream = agreed(lambda: TokenStream(folders, run.model.vocab_size, check=part))
-    agreed(lambda: count_steps(run, stream))
-    schedule = agreed(lambda: make_schedule(run, stream))
-    odd = agreed(lambda: warnings(run, stream, schedule))
+    stream = agree_on_error(lambda: TokenStream(folders, run.model.vocab_size, check=part))
+    agree_on_error(lambda: count_steps(run, stream))
+    schedule = agree_on_error(lambda: make_schedule(run, stream))
+    odd = agree_on_error(lambda: warnings(run, stream, schedule))
     if torch.distributed.get_rank() == 0:
         for warning in filter(None, (*odd, rounding_warning(run, platform))):
             log.warning(warning)
@@ -188,8 +188,8 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
         overlap_param_gather=run.parallel.overlap_param_gather,
     )
-    is_recorded = backend.choices["passes"].implementation == "recorded"
-    with platform.beside() if is_recorded else nullcontext():
+    with_graphs = backend.choices["passes"].implementation == "cuda_graphs"
+    with platform.beside() if with_graphs else nullcontext():
         models = [
             DistributedDataParallel(
                 config,
@@ -208,8 +208,8 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
     if run.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
-    recorded = RecordedPasses(models[0], optimizer, platform) if is_recorded else None
-    return TrainState(network, models, optimizer, platform, Progress(), own_time, recorded)
+    graphs = GraphedPasses(models[0], optimizer, platform) if with_graphs else None
+    return TrainState(network, models, optimizer, platform, Progress(), own_time, graphs)
 
 
 def _initialise(run: RunConfig, state: TrainState, resumed: Resumed, tokenizer: Tokenizer | None) -> list[str]:

@@ -16,8 +16,8 @@ from megatron_kaiyuan.optim.main_weights import allocate_state
 from megatron_kaiyuan.optim.scaler import adapt_scaler
 from megatron_kaiyuan.optim.sharded import restore_optimizer, sharded_optimizer
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.cuda_graphs import GraphedPasses
 from megatron_kaiyuan.train.own_time import OwnTime
-from megatron_kaiyuan.train.recorded import RecordedPasses
 
 
 @dataclass
@@ -63,7 +63,7 @@ class TrainState:
     Attributes:
         models: the chunks of the network, wrapped for data parallelism.
         own_time: how long this rank takes to its own gradients.
-        recorded: plays the passes over micro-batches where they are recorded.
+        graphs: plays the passes over micro-batches where they are CUDA graphs.
     """
 
     network: Network
@@ -72,7 +72,7 @@ class TrainState:
     platform: Platform
     progress: Progress
     own_time: OwnTime
-    recorded: RecordedPasses | None = None
+    graphs: GraphedPasses | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
 
     def gather_weights(self) -> None:

@@ -21,10 +21,10 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.metrics import calls, has_news
 from megatron_kaiyuan.optim.update import apply_update, clip_gradients, measure_gradients
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.train.bad_steps import Fault, Measured
+from megatron_kaiyuan.train.bad_steps import Fault, StepFigures
 from megatron_kaiyuan.train.batch import Batch, GlobalBatch
+from megatron_kaiyuan.train.cuda_graphs import GraphedPasses
 from megatron_kaiyuan.train.parts import part
-from megatron_kaiyuan.train.recorded import RecordedPasses
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.votes import Votes
 
@@ -72,7 +72,7 @@ def training_step(
     stream: TokenStream,
     run: RunConfig,
     votes: Votes,
-    judge: Callable[[Measured], Fault | None],
+    judge: Callable[[StepFigures], Fault | None],
     before_update: Callable[[], None],
 ) -> StepResult:
     """Train on the global batch at the current position; does not advance the position. Collective.
@@ -88,7 +88,7 @@ def training_step(
     batches = GlobalBatch(stream, start, run, state.platform.device)
     # Both passes count: what overflows in a forward pass, or is no number, saturates like the rest, and looks healthy.
     state.platform.clear_overflow()
-    losses = forward_and_backward(state, batches, run.train, state.recorded)
+    losses = forward_and_backward(state, batches, run.train, state.graphs)
     weight = batches.loss_weight()
     if weight is not None:
         # Only now is the number of labels known; gradients of a sum over tokens instead would leave FP16's range.
@@ -101,7 +101,7 @@ def training_step(
     with part("gradient norm"):
         overflow, gradient_norm = measure_gradients(state.optimizer, overflowed=all_votes.overflow > 0)
     phase, _ = stream.phase_at(start)
-    fault = judge(Measured(loss, gradient_norm, loss_scale, overflow, phase, start))
+    fault = judge(StepFigures(loss, gradient_norm, loss_scale, overflow, phase, start))
     if fault is None and not overflow:
         with part("hooks"):
             before_update()
@@ -126,12 +126,12 @@ def forward_and_backward(
     state: TrainState,
     batches: GlobalBatch,
     train: TrainConfig,
-    recorded: RecordedPasses | None = None,
+    graphs: GraphedPasses | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """The passes of one step through the pipeline; the gradients of all ranks are reduced afterwards. Collective.
 
     Args:
-        recorded: plays the passes if they are those that it has recorded.
+        graphs: plays the passes if they are those that it has captured.
 
     Returns:
         {"loss": mean of a micro-batch, FP32 scalar} for each one, on the last stage.
@@ -140,8 +140,8 @@ def forward_and_backward(
         for model in state.models:
             model.zero_grad_buffer()
         state.optimizer.zero_grad()
-    if recorded is not None:
-        losses = recorded.run(batches, partial(_both_passes, state.models[0], _micro_batches(train)))
+    if graphs is not None:
+        losses = graphs.run(batches, partial(_both_passes, state.models[0], _micro_batches(train)))
         if losses is not None:
             return losses
     called = calls()
@@ -155,9 +155,9 @@ def forward_and_backward(
         micro_batch_size=train.micro_batch_size,
         forward_only=False,
     )
-    if recorded is not None and calls() > called:
+    if graphs is not None and calls() > called:
         # The passes record metrics, which takes Python.
-        recorded.play_no_more()
+        graphs.play_no_more()
     return losses
 
 

@@ -123,7 +123,7 @@ def test_a_broken_library_is_not_there(installed: set[str]) -> None:
         ("attention", "cudnn", "is for NVIDIA GPUs, and this is platform cpu"),
         ("document_attention", "split", "is for CPUs, and this is platform cuda"),
         ("weight_gradient", "fused", "is for NVIDIA GPUs, and this is platform cpu"),
-        ("passes", "recorded", "is nothing that platform cpu does"),
+        ("passes", "cuda_graphs", "is nothing that platform cpu does"),
     ],
 )
 def test_what_is_named_and_not_there_is_refused(operation: str, named: str, told: str) -> None:
@@ -146,9 +146,9 @@ def test_layouts_whose_passes_cannot_be_recorded_are_named() -> None:
             qk_clip_tau = None
 
     with pytest.raises(UserError) as error:
-        choose(BackendConfig(passes="recorded"), CudaPlatform(), Run())  # type: ignore[arg-type]
+        choose(BackendConfig(passes="cuda_graphs"), CudaPlatform(), Run())  # type: ignore[arg-type]
     fields = "parallel.tensor_model_parallel_size and parallel.recompute_granularity"
-    assert str(error.value) == f"backend.passes: recorded cannot be together with {fields}; use auto or torch"
+    assert str(error.value) == f"backend.passes: cuda_graphs cannot be together with {fields}; use auto or torch"
 
 
 def test_the_kernel_of_attention_is_the_chosen_one() -> None:

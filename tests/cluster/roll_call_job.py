@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from megatron_kaiyuan.cluster import Rank
-from megatron_kaiyuan.cluster.roll_call import RankMissing, open_store, roll_call
+from megatron_kaiyuan.cluster.start_check import RankMissing, open_store, start_check
 from megatron_kaiyuan.errors import UserError
 
 
@@ -33,7 +33,7 @@ def call(job: dict[str, Any], rank: int, port: int) -> tuple[Any, dict[str, Any]
     store = None
     try:
         store = open_store(who, limit)
-        roll_call(store, who, job.get("facts", {}).get(str(rank), {"code": "same"}), limit)
+        start_check(store, who, job.get("facts", {}).get(str(rank), {"code": "same"}), limit)
     except (UserError, RankMissing) as error:
         result |= {"error": type(error).__name__, "message": str(error), "speaker": getattr(error, "speaker", None)}
     result["seconds"] = time.monotonic() - began

@@ -11,7 +11,7 @@ import torch
 
 from megatron_kaiyuan.cluster.discover import discover
 from megatron_kaiyuan.cluster.loopback import hold_store, interfaces
-from megatron_kaiyuan.cluster.roll_call import open_store
+from megatron_kaiyuan.cluster.start_check import open_store
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.processes.ranks import free_port
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.scale_clients import SimulatedStore
-from megatron_kaiyuan.cluster import Rank, roll_call, store_keys
+from megatron_kaiyuan.cluster import Rank, start_check, store_keys
 from megatron_kaiyuan.cluster.search import LOOKERS, Search, look, report
 from megatron_kaiyuan.cluster.store_keys import absent, read_present
 from megatron_kaiyuan.cluster.verdict import Alive, Verdict, decoded, judge
@@ -134,15 +134,15 @@ def who(rank: int, ranks: int) -> Rank:
 def test_preflight_of_8192_ranks_of_which_a_node_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = SimulatedStore()
     clock = Clock()
-    monkeypatch.setattr(roll_call, "time", clock)
+    monkeypatch.setattr(start_check, "time", clock)
     monkeypatch.setattr(store_keys, "time", clock)
     for rank in range(8192 - 8):
         store.set(f"kaiyuan/here/{rank}", '{"host": "node", "facts": {}}')
     said = []
     for rank in range(1, 8192 - 8):
         before = store.calls
-        with pytest.raises(roll_call.RankMissing, match=r"^ranks 8184-8191 of 8192 did not come") as caught:
-            roll_call.roll_call(store, who(rank, 8192), {}, timedelta(seconds=5))
+        with pytest.raises(start_check.RankMissing, match=r"^ranks 8184-8191 of 8192 did not come") as caught:
+            start_check.start_check(store, who(rank, 8192), {}, timedelta(seconds=5))
         said.append((store.calls - before, caught.value.speaker))
     assert sum(speaker for _, speaker in said) == 1
     # The first one waits out the time, and looks; the others read its verdict.
@@ -154,7 +154,7 @@ def test_preflight_of_8192_ranks_that_all_come(monkeypatch: pytest.MonkeyPatch) 
     for rank in range(1, 8192):
         store.set(f"kaiyuan/here/{rank}", '{"host": "node", "facts": {"code": "same"}}')
     before = store.calls
-    roll_call.roll_call(store, who(0, 8192), {"code": "same"}, timedelta(seconds=5))
+    start_check.start_check(store, who(0, 8192), {"code": "same"}, timedelta(seconds=5))
     assert store.calls - before < 30
     # Those that wait ask the less often the more they are: 8 times a second for each thousand.
     clock = Clock()

@@ -134,7 +134,7 @@ def test_gradients_are_those_of_autograd(changes: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("one_process")
 def test_the_first_one_is_named(path: str, direction: str) -> None:
     """One element of one module of layer 2, in the second of three micro-batches, of its output or its gradient."""
-    from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, Seen
+    from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, FirstOverflow, Seen
 
     _, network = network_of()
     passes = 0
@@ -164,7 +164,7 @@ def test_the_first_one_is_named(path: str, direction: str) -> None:
     tensor, used_by = MODULES[path]
     module = path if direction == "forward" else used_by
     found = first.first
-    assert isinstance(found, Found)
+    assert isinstance(found, FirstOverflow)
     assert (found.seen, found.micro_batch) == (Seen("layer", 2, tensor, module, direction), 1)  # type: ignore[arg-type]
 
 

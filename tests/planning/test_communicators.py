@@ -11,7 +11,7 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.communicators import communicator_buffers, communicators, neighbours
 from megatron_kaiyuan.planning.memory import stage_memory
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.processes.rank_server import run as run_ranks
 from tests.helpers.training.small_recipe import small_run
 from tests.helpers.training.small_run import TOKENS_PER_STEP, write_recipe

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning.failures import Assumed, best_interval, losses, lost_part
 from megatron_kaiyuan.planning.plan import Plan, make_plan
-from megatron_kaiyuan.platform.figures import device_named
+from megatron_kaiyuan.platform.datasheets import device_named
 from tests.helpers.training.small_recipe import KAIYUAN_2B
 
 TOKENS = "train.train_tokens=100_000_000_000"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from megatron_kaiyuan.planning import links
 from megatron_kaiyuan.planning.links import Ring, data_ring, neighbour_bytes_per_second, ring, tensor_ring
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.training.small_recipe import small_run
 
 H100 = DEVICES["h100"]

@@ -10,7 +10,7 @@ import pytest
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning.memory import stage_memory
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.ascend import machine
 from tests.helpers.training.small_run import write_recipe
 

@@ -14,7 +14,7 @@ from megatron_kaiyuan.config import BackendConfig, RunConfig
 from megatron_kaiyuan.planning.activations import MicroBatch
 from megatron_kaiyuan.planning.memory import fullest_stage, stage_memory
 from megatron_kaiyuan.planning.parameters import PipelineStage
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.training.small_recipe import small_run
 
 FULL, CORE = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}

@@ -19,7 +19,7 @@ from megatron_kaiyuan.planning.failures import Assumed, losses
 from megatron_kaiyuan.planning.plan import USABLE, Plan, make_plan, require_steps
 from megatron_kaiyuan.planning.records import Costs, as_record
 from megatron_kaiyuan.planning.show import as_text
-from megatron_kaiyuan.platform.figures import device_named
+from megatron_kaiyuan.platform.datasheets import device_named
 from megatron_kaiyuan.usage import UsageError
 from tests.helpers.files.small_corpora import write_corpus
 from tests.helpers.training.small_recipe import KAIYUAN_2B

@@ -13,7 +13,7 @@ from benchmarks.published_runs import across_kinds, all_runs, middle, speed_rati
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.planning import links
 from megatron_kaiyuan.planning.speed import speed
-from megatron_kaiyuan.platform.figures import DEVICES, Device
+from megatron_kaiyuan.platform.datasheets import DEVICES, Device
 from tests.helpers.training.small_recipe import KAIYUAN_2B
 
 OWN = Path("benchmarks/results/train_step.txt")

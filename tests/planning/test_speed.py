@@ -23,7 +23,7 @@ from megatron_kaiyuan.planning.speed import (
     stage_work,
 )
 from megatron_kaiyuan.planning.stage_time import stage_time
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.training.small_recipe import KAIYUAN_2B, small_run
 
 FULL, ATTENTION = {"recompute_granularity": "full"}, {"recompute_granularity": "selective"}

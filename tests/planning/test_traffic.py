@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from megatron_kaiyuan.backend.blocked import blocked_attention
 from megatron_kaiyuan.planning.parameters import PipelineStage
 from megatron_kaiyuan.planning.traffic import traffic
-from megatron_kaiyuan.platform.figures import DEVICES
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.training.small_recipe import small_run
 
 VIEWS = (

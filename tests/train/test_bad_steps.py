@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from megatron_kaiyuan.config import FaultsConfig
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.train.bad_steps import BadSteps, Measured, robust_zscore
+from megatron_kaiyuan.train.bad_steps import BadSteps, StepFigures, robust_zscore
 from tests.helpers.training.saved_state import assert_same_state, load
 from tests.helpers.training.small_run import STEPS, TOKENS_PER_STEP, batch, events, losses, metrics, start_from
 from tests.helpers.training.small_run import train_on_bad_machine as train
@@ -78,7 +78,7 @@ def test_rollback_leaves_out_the_tokens(recipe: Path, finished_run: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     (gone,) = events(run_dir, "rollback")
     assert (gone["step"], gone["left_out"]) == (10, [12 * TOKENS_PER_STEP, 14 * TOKENS_PER_STEP])
-    assert "rollback: step 10" in done.stderr and "step 18/18" in done.stderr
+    assert "rollback: step 10" in done.stderr and "step 18/18" in done.stdout
 
     reference = start_from(finished_run, 10, tmp_path / "reference")
     done = train(2, [batch("leave_out", 13, 14)], recipe, f"run_dir={reference}", *overrides)
@@ -111,8 +111,8 @@ def test_scale_collapse_of_fp16_stops(recipe: Path, tmp_path: Path) -> None:
     assert [event["action"] for event in events(tmp_path, "bad_step")] == ["skip", "skip", "stop"]
 
 
-def good(loss: float, phase: int = 0) -> Measured:
-    return Measured(loss=loss, gradient_norm=1.0, loss_scale=1.0, overflow=False, phase=phase)
+def good(loss: float, phase: int = 0) -> StepFigures:
+    return StepFigures(loss=loss, gradient_norm=1.0, loss_scale=1.0, overflow=False, phase=phase)
 
 
 @given(st.lists(st.floats(0.5, 20), min_size=8, max_size=40), st.floats(0.1, 40))
@@ -161,7 +161,7 @@ def test_bounds() -> None:
 
 def test_the_loss_scaler_may_do_its_work() -> None:
     judge = BadSteps(FaultsConfig(on_bad_step="stop"), 1.0)
-    overflow = Measured(loss=1.0, gradient_norm=math.nan, loss_scale=2.0, overflow=True, phase=0)
+    overflow = StepFigures(loss=1.0, gradient_norm=math.nan, loss_scale=2.0, overflow=True, phase=0)
     assert judge.judge(overflow) is None
     fault = judge.judge(replace(overflow, loss_scale=1.0))
     assert fault is not None and fault.reason.startswith("gradients overflow at the smallest loss scale")

@@ -106,6 +106,6 @@ def test_recorded_passes(precision: str, recipe: Path, tmp_path: Path) -> None:
         "optimizer.initial_loss_scale=1024",
         "monitor.activations_every_steps=7",
     ]
-    for passes in ("torch", "recorded"):
+    for passes in ("torch", "cuda_graphs"):
         succeed(recipe, f"run_dir={tmp_path / passes}", f"backend.passes={passes}", *settings)
-    np.testing.assert_allclose(losses(tmp_path / "recorded"), losses(tmp_path / "torch"), rtol=0.005)
+    np.testing.assert_allclose(losses(tmp_path / "cuda_graphs"), losses(tmp_path / "torch"), rtol=0.005)

@@ -16,7 +16,7 @@ from megatron_kaiyuan.checkpoint.layout import PREEMPTED, point_latest
 from megatron_kaiyuan.cluster.bad_nodes import BAD_NODES, read_bad_nodes, write_bad_nodes
 from megatron_kaiyuan.cluster.first_failure import FIRST_FAILURE, leave
 from megatron_kaiyuan.files import write_json
-from megatron_kaiyuan.train.ending import Look, Verdict, judge, look
+from megatron_kaiyuan.train.ending import AfterEnd, Look, judge, look
 
 ROOT = Path(__file__).parents[2]
 CALM = Look(10, "", "", "")
@@ -27,38 +27,38 @@ SAVED = Look(12, "new", "", "")
     ("before", "now", "status", "signal", "restarts", "most", "expected"),
     [
         # Trained to the end.
-        (CALM, Look(20, "", "", ""), 0, 0, 0, 3, Verdict("end", 0, 0)),
+        (CALM, Look(20, "", "", ""), 0, 0, 0, 3, AfterEnd("end", 0, 0)),
         # A new marker: never 0, on no node, whatever the launcher has made of it.
-        (CALM, SAVED, 0, 0, 0, 3, Verdict("stopped", 143, 0)),
-        (CALM, SAVED, 1, 0, 0, 3, Verdict("stopped", 143, 0)),
-        (CALM, SAVED, 137, 0, 0, 3, Verdict("stopped", 143, 0)),
-        (CALM, SAVED, 138, 0, 0, 3, Verdict("stopped", 138, 0)),
-        (CALM, SAVED, 143, 2, 0, 0, Verdict("stopped", 130, 0)),
+        (CALM, SAVED, 0, 0, 0, 3, AfterEnd("stopped", 143, 0)),
+        (CALM, SAVED, 1, 0, 0, 3, AfterEnd("stopped", 143, 0)),
+        (CALM, SAVED, 137, 0, 0, 3, AfterEnd("stopped", 143, 0)),
+        (CALM, SAVED, 138, 0, 0, 3, AfterEnd("stopped", 138, 0)),
+        (CALM, SAVED, 143, 2, 0, 0, AfterEnd("stopped", 130, 0)),
         # An earlier stop's marker is not an answer of this start.
-        (Look(10, "old", "", ""), Look(10, "old", "", ""), 0, 0, 0, 3, Verdict("end", 0, 0)),
-        (Look(10, "old", "", ""), Look(12, "new", "", ""), 0, 0, 0, 3, Verdict("stopped", 143, 0)),
-        (Look(10, "old", "", ""), Look(10, "old", "", ""), 137, 0, 0, 1, Verdict("again", 137, 1)),
+        (Look(10, "old", "", ""), Look(10, "old", "", ""), 0, 0, 0, 3, AfterEnd("end", 0, 0)),
+        (Look(10, "old", "", ""), Look(12, "new", "", ""), 0, 0, 0, 3, AfterEnd("stopped", 143, 0)),
+        (Look(10, "old", "", ""), Look(10, "old", "", ""), 137, 0, 0, 1, AfterEnd("again", 137, 1)),
         # Asked to stop before it could save.
-        (CALM, CALM, 143, 15, 0, 3, Verdict("end", 143, 0)),
-        (CALM, CALM, 2, 0, 0, 3, Verdict("end", 2, 0)),
+        (CALM, CALM, 143, 15, 0, 3, AfterEnd("end", 143, 0)),
+        (CALM, CALM, 2, 0, 0, 3, AfterEnd("end", 2, 0)),
         # A mistake of one rank, which the launcher hides: other ranks lost it, or msrun reports no code.
-        (CALM, Look(10, "", "", "new"), 143, 0, 0, 3, Verdict("end", 2, 0)),
-        (Look(10, "", "", "old"), Look(10, "", "", "old"), 1, 0, 0, 3, Verdict("again", 1, 1)),
+        (CALM, Look(10, "", "", "new"), 143, 0, 0, 3, AfterEnd("end", 2, 0)),
+        (Look(10, "", "", "old"), Look(10, "", "", "old"), 1, 0, 0, 3, AfterEnd("again", 1, 1)),
         # A failure: worth another start while checkpoints are won, and `most` times without.
-        (CALM, CALM, 137, 0, 0, 0, Verdict("end", 137, 0)),
-        (CALM, CALM, 137, 0, 2, 3, Verdict("again", 137, 3)),
-        (CALM, CALM, 137, 0, 3, 3, Verdict("end", 137, 3)),
-        (CALM, Look(12, "", "", ""), 1, 0, 3, 3, Verdict("again", 1, 1)),
-        (CALM, CALM, exit_codes.BAD_NODE, 0, 0, 3, Verdict("again", exit_codes.BAD_NODE, 1)),
+        (CALM, CALM, 137, 0, 0, 0, AfterEnd("end", 137, 0)),
+        (CALM, CALM, 137, 0, 2, 3, AfterEnd("again", 137, 3)),
+        (CALM, CALM, 137, 0, 3, 3, AfterEnd("end", 137, 3)),
+        (CALM, Look(12, "", "", ""), 1, 0, 3, 3, AfterEnd("again", 1, 1)),
+        (CALM, CALM, exit_codes.BAD_NODE, 0, 0, 3, AfterEnd("again", exit_codes.BAD_NODE, 1)),
         # The same when a launcher has killed the rank that hung, or hides the code; not for a node of an earlier start.
-        (CALM, Look(10, "", "new", ""), 137, 0, 0, 3, Verdict("again", exit_codes.BAD_NODE, 1)),
-        (CALM, Look(10, "", "new", ""), 1, 0, 0, 0, Verdict("end", exit_codes.BAD_NODE, 0)),
-        (Look(10, "", "old", ""), Look(10, "", "old", ""), 1, 0, 0, 0, Verdict("end", 1, 0)),
-        (CALM, Look(20, "", "new", ""), 0, 0, 0, 3, Verdict("end", 0, 0)),
+        (CALM, Look(10, "", "new", ""), 137, 0, 0, 3, AfterEnd("again", exit_codes.BAD_NODE, 1)),
+        (CALM, Look(10, "", "new", ""), 1, 0, 0, 0, AfterEnd("end", exit_codes.BAD_NODE, 0)),
+        (Look(10, "", "old", ""), Look(10, "", "old", ""), 1, 0, 0, 0, AfterEnd("end", 1, 0)),
+        (CALM, Look(20, "", "new", ""), 0, 0, 0, 3, AfterEnd("end", 0, 0)),
     ],
 )
 def test_the_rule(
-    before: Look, now: Look, status: int, signal: int, restarts: int, most: int, expected: Verdict
+    before: Look, now: Look, status: int, signal: int, restarts: int, most: int, expected: AfterEnd
 ) -> None:
     assert judge(before, now, status, signal, restarts, most) == expected
 
@@ -66,9 +66,9 @@ def test_the_rule(
 @pytest.mark.parametrize("number", exit_codes.CRASH_SIGNALS)
 def test_a_rank_that_crashed_is_worth_another_start(number: int) -> None:
     code = exit_codes.of_signal(number)
-    assert judge(CALM, CALM, code, 0, 0, 3) == Verdict("again", code, 1)
-    assert judge(CALM, Look(12, "", "", ""), code, 0, 3, 3) == Verdict("again", code, 1)
-    assert judge(CALM, CALM, code, 0, 3, 3) == Verdict("end", code, 3)
+    assert judge(CALM, CALM, code, 0, 0, 3) == AfterEnd("again", code, 1)
+    assert judge(CALM, Look(12, "", "", ""), code, 0, 3, 3) == AfterEnd("again", code, 1)
+    assert judge(CALM, CALM, code, 0, 3, 3) == AfterEnd("end", code, 3)
 
 
 @given(st.integers(0, 255), st.integers(0, 15), st.integers(0, 5), st.integers(0, 5))

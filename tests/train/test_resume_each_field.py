@@ -211,9 +211,9 @@ def lowest_scale(session: Session) -> float:
 
 
 def judged(session: Session, loss: float) -> str | None:
-    from megatron_kaiyuan.train.bad_steps import Measured
+    from megatron_kaiyuan.train.bad_steps import StepFigures
 
-    fault = session.bad_steps.judge(Measured(loss, 1.0, 1024.0, False, 0))
+    fault = session.bad_steps.judge(StepFigures(loss, 1.0, 1024.0, False, 0))
     return fault.action if fault else None
 
 

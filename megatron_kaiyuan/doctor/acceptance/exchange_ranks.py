@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from megatron_kaiyuan import platform
+from megatron_kaiyuan import logs, platform
 from megatron_kaiyuan.cluster import discover
 from megatron_kaiyuan.cluster.parent import end_with_launcher
 
@@ -17,6 +17,7 @@ def main() -> int:
     """1 when an exchange failed on this rank."""
     end_with_launcher(os.environ)
     who = discover(os.environ)
+    logs.set_rank(who.rank)
     device = platform.activate(sys.argv[1], who.local_rank, who.local_world_size or 1)
     from megatron_kaiyuan.cluster.groups import process_groups
     from megatron_kaiyuan.config import ParallelConfig
@@ -35,4 +36,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     sys.exit(main())

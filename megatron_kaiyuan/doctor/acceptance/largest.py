@@ -13,7 +13,7 @@ from megatron_kaiyuan.doctor.acceptance.training import cores, launcher, over_co
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.planning.communicators import communicator_buffers
 from megatron_kaiyuan.planning.plan import LayoutPlan, make_plan
-from megatron_kaiyuan.platform.figures import Device, device_named, device_reported_as
+from megatron_kaiyuan.platform.datasheets import Device, device_named, device_reported_as
 
 _GIB = 1 << 30
 # Of the planned memory that a step may take more.
@@ -64,7 +64,7 @@ def largest(context: Context) -> str:
 def _figures(context: Context, name: str) -> Device:
     device = device_named("cpu") if context.on_cpu else device_reported_as(name)
     if device is None:
-        raise NotPossible(f"platform/figures.py does not know {name}, so that nothing is planned for it")
+        raise NotPossible(f"platform/datasheets.py does not know {name}, so that nothing is planned for it")
     return device
 
 

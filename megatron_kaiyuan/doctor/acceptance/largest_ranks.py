@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_kaiyuan import platform
+from megatron_kaiyuan import logs, platform
 from megatron_kaiyuan.cluster import discover
 from megatron_kaiyuan.cluster.parent import end_with_launcher
 from megatron_kaiyuan.command_line import fail
@@ -22,6 +22,7 @@ def main(answer: Path, recipe: Path, overrides: list[str]) -> None:
     """Rank 0 writes the loss, and the peak of the fullest rank in bytes."""
     end_with_launcher(os.environ)
     who = discover(os.environ)
+    logs.set_rank(who.rank)
     run = load_run(recipe, overrides)
     device = platform.activate(run.platform, who.local_rank, who.local_world_size or 1)
     import torch
@@ -51,6 +52,7 @@ def main(answer: Path, recipe: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except UserError as error:

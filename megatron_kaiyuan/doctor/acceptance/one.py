@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from megatron_kaiyuan import logs
 from megatron_kaiyuan.cluster.parent import end_with_parent
 from megatron_kaiyuan.doctor.acceptance.check import CheckFailed, Context, NotPossible, State
 from megatron_kaiyuan.errors import excerpt
@@ -39,6 +40,7 @@ def run_one(where: str, context: Context) -> tuple[State, str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    logs.set_up()
     end_with_parent(signal.SIGKILL)
     state, figure, facts = run_one(sys.argv[1], Context.from_json(read_json(Path(sys.argv[2]), "context of a check")))
     write_json(Path(sys.argv[3]), {"state": state, "figure": figure, "facts": facts})

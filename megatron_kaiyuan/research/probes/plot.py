@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kaiyuan.pages.plots import COLOURS
+from megatron_kaiyuan.pages.plotting import COLOURS
 from megatron_kaiyuan.research.probes.answer import Answer, Measure
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.errors import describe
 from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
-from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Found, TensorWatch
+from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, FirstOverflow, TensorWatch
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
 from megatron_kaiyuan.train.hooks.hook import Hook
@@ -51,7 +51,7 @@ class _Step:
 class _Place:
     """What one rank found, and which rank that is; `stage` is a virtual one where a rank has several."""
 
-    found: Found
+    found: FirstOverflow
     rank: int
     data_rank: int
     stage: int
@@ -157,7 +157,7 @@ class Forensics(Hook):
         if daily_work and not step.fault:
             return False
         folder = _folder(self._run, step)
-        others = told_by_rank_0(lambda: sum(path != folder for path in folder.parent.glob("step_*[0-9]")))
+        others = broadcast_from_rank_0(lambda: sum(path != folder for path in folder.parent.glob("step_*[0-9]")))
         return others < monitor.overflow_capsules
 
     def _write(self, session: Session, step: _Step, first: _Place, details: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Forensics(Hook):
         }
 
 
-def _first_places(founds: Sequence[Found | None]) -> list[_Place]:
+def _first_places(founds: Sequence[FirstOverflow | None]) -> list[_Place]:
     """Which ranks hold the tensor that left the range first, by rank; the same on every rank. Collective.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megatron_kaiyuan.cluster.groups import told_by_rank_0
+from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import read_json, write_json
 from megatron_kaiyuan.train.bad_steps import BadSteps
@@ -49,7 +49,7 @@ class LeftOut(Hook):
 
     def __init__(self, run_dir: Path, resumed: Resumed):
         self._path = run_dir / LEFT_OUT
-        self._entries: list[Entry] = told_by_rank_0(lambda: _read(self._path, is_new=resumed.step is None))
+        self._entries: list[Entry] = broadcast_from_rank_0(lambda: _read(self._path, is_new=resumed.step is None))
         changed = any(not change.field.startswith(_NOT_JUDGED_BY) for change in resumed.changes)
         skips = [entry for entry in self._entries if entry["action"] == "skip" and not changed]
         self._skips = {entry["tokens"][0]: entry for entry in skips}

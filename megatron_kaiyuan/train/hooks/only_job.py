@@ -11,7 +11,7 @@ import torch
 
 from megatron_kaiyuan.checkpoint.lock import RunLock
 from megatron_kaiyuan.checkpoint.retention import remove_unfinished
-from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.groups import agree_on_error
 from megatron_kaiyuan.cluster.limits import TimeLimits
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.session import Session
@@ -45,7 +45,7 @@ class OnlyJob(Hook):
                 log.warning(problem)
             return lock
 
-        self._lock = agreed(take)
+        self._lock = agree_on_error(take)
         self._advance("starting")
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class OnlyJob(Hook):
 
     def require(self) -> None:
         """Raise on every rank when the lock was removed: another job may have taken the folder. Collective."""
-        agreed(self.require_here)
+        agree_on_error(self.require_here)
 
     def require_here(self) -> None:
         """The same for rank 0 alone, which holds the lock."""

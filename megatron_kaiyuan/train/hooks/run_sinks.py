@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_kaiyuan.cluster.groups import agreed
+from megatron_kaiyuan.cluster.groups import agree_on_error
 from megatron_kaiyuan.cluster.last_words import make_recorder_folder
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.monitor.sinks import Sinks, open_sinks
@@ -25,7 +25,7 @@ class RunSinks(Hook):
     """
 
     def __init__(self, run: RunConfig, total_steps: int):
-        self.sinks = agreed(lambda: _open(run, total_steps))
+        self.sinks = agree_on_error(lambda: _open(run, total_steps))
 
     def finish(self, session: Session) -> None:
         self.sinks.event("stop", step=session.state.progress.step, finished=session.finished)

@@ -14,7 +14,7 @@ from typing import Any
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.planning.speed import flops_per_token
 from megatron_kaiyuan.platform import Platform
-from megatron_kaiyuan.platform.figures import device_reported_as
+from megatron_kaiyuan.platform.datasheets import device_reported_as
 
 _CONVENTION = (
     "tflops_per_device and mfu: attention over all pairs of tokens (PaLM, appendix B); mfu_causal: over half of them"

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from megatron_kaiyuan.platform.ascend import FIRST_GENERATION
-from megatron_kaiyuan.platform.figures import DEVICES, device_named, device_reported_as
+from megatron_kaiyuan.platform.datasheets import DEVICES, device_named, device_reported_as
 
 
 @pytest.mark.parametrize(

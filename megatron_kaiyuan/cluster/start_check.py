@@ -53,7 +53,7 @@ class RankMissing(Exception):
 
 
 @dataclass(frozen=True)
-class Present:
+class ArrivedRank:
     """A rank that has come: its host, and what it is about to run."""
 
     host: str
@@ -97,7 +97,7 @@ def open_store(who: Rank, timeout: timedelta) -> torch.distributed.TCPStore:
         ) from error
 
 
-def roll_call(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: timedelta) -> None:
+def start_check(store: torch.distributed.Store, who: Rank, facts: Facts, timeout: timedelta) -> None:
     """Wait until every rank has come, and compare what they bring. Called once by each rank.
 
     Args:
@@ -141,7 +141,7 @@ def _judge(store: torch.distributed.Store, who: Rank, deadline: float) -> None:
             if time.monotonic() >= deadline and (missing := _absent(store, who.world_size)):
                 _give(store, who, {"missing": missing})
                 return
-    present = [Present(**json.loads(text)) for some in chunks(keys) for text in store.multi_get(list(some))]
+    present = [ArrivedRank(**json.loads(text)) for some in chunks(keys) for text in store.multi_get(list(some))]
     _give(store, who, {"different": differences(present)})
 
 
@@ -178,7 +178,7 @@ def _absent(store: torch.distributed.Store, world_size: int) -> list[int]:
     return [int(key[len(_HERE) :]) for key in keys]
 
 
-def differences(present: Sequence[Present]) -> str:
+def differences(present: Sequence[ArrivedRank]) -> str:
     """Which facts differ, with the ranks that hold each value, the fewest first; empty where none does.
 
     Args:
@@ -197,7 +197,7 @@ def differences(present: Sequence[Present]) -> str:
     return "; ".join(found[:_DIFFERENCES]) + more
 
 
-def _hosts(present: Sequence[Present], ranks: Sequence[int]) -> str:
+def _hosts(present: Sequence[ArrivedRank], ranks: Sequence[int]) -> str:
     hosts = list(dict.fromkeys(present[rank].host for rank in ranks))
     return f" ({', '.join(hosts[:_HOSTS])}{', ...' if len(hosts) > _HOSTS else ''})"
 

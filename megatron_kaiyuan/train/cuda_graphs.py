@@ -1,7 +1,7 @@
-"""The passes over a micro-batch, recorded once and played back: no Python between their kernels.
+"""The passes over a micro-batch, captured once as CUDA graphs and played back: no Python between their kernels.
 
-A network of half a billion weights computes faster than Python can ask it to. Where a device records its work (CUDA
-graphs), both passes over a micro-batch are recorded in the third step and played back from then on. A recording has
+A network of half a billion weights computes faster than Python can ask it to. Where a device captures its work (CUDA
+graphs), both passes over a micro-batch are captured in the third step and played back from then on. A capture has
 fixed shapes and takes no part in exchanges, so one rank has to hold the whole network; data parallelism is not touched,
 as gradients are reduced behind the passes. A step that is watched (hooks in the network) is computed as ever.
 """
@@ -24,7 +24,7 @@ _WARM_UP_STEPS = 2
 Passes = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
-class RecordedPasses:
+class GraphedPasses:
     """Plays both passes of a network that is in one piece, over micro-batches of one shape."""
 
     def __init__(self, model: DistributedDataParallel, optimizer: MegatronOptimizer, platform: Platform):
@@ -49,34 +49,34 @@ class RecordedPasses:
         losses = []
         for batch in _read(batches):
             if self._play is None:
-                self._record(batch, passes)
+                self._capture(batch, passes)
             for name, tensor in batch.items():
                 kept = self._batch[name]
                 if kept is not None and tensor is not None:
                     kept.copy_(tensor)
             self._scale.copy_(self._optimizer.get_loss_scale())
             assert self._play is not None
-            # A recording writes its result to the same place each time.
+            # A capture writes its result to the same place each time.
             losses.append({"loss": self._play().clone()})
         with part("gradient reduce"):
             self._model.config.finalize_model_grads_func([self._model], None)
         return losses
 
     def play_no_more(self) -> None:
-        """Leave all further steps to Python: the passes do what a recording cannot."""
+        """Leave all further steps to Python: the passes do what a capture cannot."""
         self._given_up = True
 
-    def _record(self, batch: Batch, passes: Passes) -> None:
+    def _capture(self, batch: Batch, passes: Passes) -> None:
         self._batch = {name: None if tensor is None else tensor.clone() for name, tensor in batch.items()}
         self._scale = self._optimizer.get_loss_scale().clone()
 
         def both() -> torch.Tensor:
-            # What is made of a tensor once, as masks of documents, is made of each view anew: within the recording.
+            # What is made of a tensor once, as masks of documents, is made again of each view: within the capture.
             views = {name: None if tensor is None else tensor.view_as(tensor) for name, tensor in self._batch.items()}
             return passes(views, self._scale)
 
-        self._play = self._platform.record(both)
-        # Recording computes once to warm up.
+        self._play = self._platform.capture(both)
+        # Capturing computes once to warm up.
         self._model.zero_grad_buffer()
 
 

@@ -1,4 +1,4 @@
-"""Played passes give the bits of megatron-core's schedule; here a recording is the function itself."""
+"""Played passes give the bits of megatron-core's schedule; here a capture is the function itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SHORT = f"train.train_tokens={STEPS * TOKENS_PER_STEP}"
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A CPU that claims to record; its list grows by one with each micro-batch that is played."""
+    """A CPU that claims to capture; its list grows by one with each micro-batch that is played."""
     device: Any = platform.activate("cpu")
     counted: list[int] = []
 
-    def record(function: Any) -> Any:
+    def capture(function: Any) -> Any:
         function()
 
         def play() -> Any:
@@ -31,8 +31,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return play
 
-    monkeypatch.setattr(device, "records", True)
-    monkeypatch.setattr(device, "record", record)
+    monkeypatch.setattr(device, "captures", True)
+    monkeypatch.setattr(device, "capture", capture)
     return counted
 
 
@@ -42,7 +42,7 @@ def test_the_same_bits(settings: list[str], masks: list[str], recipe: Path, play
     common = [SHORT, "train.micro_batch_size=1", "monitor.activations_every_steps=5", *settings, *masks]
     expected = fit_here(recipe, f"run_dir={tmp_path / 'expected'}", *common)
     assert played == []
-    session = fit_here(recipe, f"run_dir={tmp_path / 'played'}", "backend.passes=recorded", *common)
+    session = fit_here(recipe, f"run_dir={tmp_path / 'played'}", "backend.passes=cuda_graphs", *common)
     # The first two warm up, and the fifth is watched.
     micro_batches = session.run.train.global_batch_size
     assert len(played) == (STEPS - 3) * micro_batches
@@ -52,9 +52,9 @@ def test_the_same_bits(settings: list[str], masks: list[str], recipe: Path, play
 
 
 def test_what_cannot_be_recorded_is_refused(recipe: Path, tmp_path: Path) -> None:
-    done = train(1, recipe, f"run_dir={tmp_path}", "backend.passes=recorded")
+    done = train(1, recipe, f"run_dir={tmp_path}", "backend.passes=cuda_graphs")
     assert done.returncode == 2
-    assert "backend.passes: recorded is nothing that platform cpu does; use auto or torch" in done.stderr
+    assert "backend.passes: cuda_graphs is nothing that platform cpu does; use auto or torch" in done.stderr
 
 
 def test_passes_that_record_metrics_are_not_played(
@@ -70,6 +70,6 @@ def test_passes_that_record_metrics_are_not_played(
         return real_loss(*arguments)
 
     monkeypatch.setattr(step, "_mean_loss", mean_loss)
-    fit_here(recipe, f"run_dir={tmp_path}", "backend.passes=recorded", SHORT)
+    fit_here(recipe, f"run_dir={tmp_path}", "backend.passes=cuda_graphs", SHORT)
     assert played == []
     assert [row["model/passes"] for row in metrics(tmp_path).values()] == [4] * STEPS
