@@ -13,15 +13,15 @@ def ill_driver(folder: Path, only_on: str = "") -> Path:
     """Write an nvidia-smi for the beginning of PATH, and return the folder.
 
     Args:
-        only_on: the node of Slurm on which the device is ill; elsewhere no driver answers.
+        only_on: the node of Slurm on which the device is ill; on others the same one is healthy.
     """
     folder.mkdir()
-    healthy = "<remapped_row_failure>No"
-    log = _LOG.read_text()
+    healthy, log = "<remapped_row_failure>No", _LOG.read_text()
     assert healthy in log
-    (folder / "log.xml").write_text(log.replace(healthy, "<remapped_row_failure>Yes"))
-    other = f'[ "$SLURMD_NODENAME" = {only_on} ] || exit 127\n' if only_on else ""
+    (folder / "healthy.xml").write_text(log)
+    (folder / "ill.xml").write_text(log.replace(healthy, "<remapped_row_failure>Yes"))
+    elsewhere = f'[ "$SLURMD_NODENAME" = {only_on} ] || log=healthy\n' if only_on else ""
     program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{other}[ $1 != -q ] || cat {folder}/log.xml\n")
+    program.write_text(f"#!/bin/sh\nlog=ill\n{elsewhere}[ $1 != -q ] || cat {folder}/$log.xml\n")
     program.chmod(0o755)
     return folder
