@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
@@ -59,6 +59,28 @@ def parse_about(content: bytes, source: Path) -> About:
     raise UserError(f"{source}: is not an archive of launch/stage_env.sh of this version; pack it again")
 
 
+class _Frame:
+    """A zstd frame to read. It raises where the frame ends early; zstandard's own reader just ends there."""
+
+    def __init__(self, raw: BinaryIO):
+        self._raw, self._frame = raw, zstandard.ZstdDecompressor().decompressobj()
+        self._left = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        pieces: list[memoryview] = []
+        while size > 0:
+            if not self._left:
+                if self._frame.eof:
+                    break
+                if not (packed := self._raw.read(1 << 17)):
+                    raise zstandard.ZstdError("the frame ends early")
+                self._left = memoryview(self._frame.decompress(packed))
+            piece, self._left = self._left[:size], self._left[size:]
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[tuple[About, tarfile.TarFile]]:
     """What an archive holds, and the archive from its second member on.
@@ -69,8 +91,7 @@ def opened(file: Path) -> Iterator[tuple[About, tarfile.TarFile]]:
     try:
         with (
             open(file, "rb") as raw,
-            zstandard.ZstdDecompressor().stream_reader(raw) as unpacked,
-            tarfile.open(fileobj=unpacked, mode="r|") as tar,
+            tarfile.open(fileobj=cast("BinaryIO", _Frame(raw)), mode="r|") as tar,
         ):
             first = tar.next()
             content = tar.extractfile(first) if first and first.name == ABOUT and first.size < _MOST_BYTES else None

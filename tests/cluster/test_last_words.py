@@ -105,7 +105,7 @@ def test_all_of_it_comes_before_a_rank_is_ended(tmp_path: Path, monkeypatch: pyt
     who = Rank(0, 2, 0, 2, "127.0.0.1", store.port, "torchrun")
     words = LastWords(tmp_path, 0, note("flight recorder", pickle.dumps({"entries": []})))
     dog = watchdog.Watchdog(who, 2, 2, words)
-    monkeypatch.setattr(watchdog, "write_error", note("verdict"))
+    monkeypatch.setattr(watchdog, "log_at_once", note("verdict"))
     monkeypatch.setattr(watchdog.Watchdog, "_write_stacks", note("stacks"))
     monkeypatch.setattr(watchdog.Watchdog, "_wake_to_write_its_stacks", note("wake"))
     monkeypatch.setattr(watchdog.os, "_exit", end)

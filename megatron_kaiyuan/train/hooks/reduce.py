@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import distributed
@@ -37,8 +39,13 @@ def reduce_metrics(recorder: Recorder, platform: Platform) -> dict[str, float | 
     mine_mx = torch.tensor([[total.host, total.count] for total in totals], dtype=sum_dtype(platform))
     mine_mx = mine_mx.to(platform.device, non_blocking=True)
     for own, total in zip(mine_mx[:, 0], totals, strict=True):
-        if total.device is not None:
-            own.copy_(own.maximum(total.device) if total.reduce == "max" else own + total.device)
+        if total.device is None:
+            continue
+        if total.reduce != "max":
+            own.copy_(own + total.device)
+        else:
+            # No arithmetic with the -inf of "no value yet": a 910A would take it for an overflow.
+            own.copy_(total.device if total.host == -math.inf else own.maximum(total.device))
     ranks = distributed.get_world_size()
     everyone = mine_mx.new_empty(ranks * mine_mx.numel())
     distributed.all_gather_into_tensor(everyone, mine_mx.flatten())

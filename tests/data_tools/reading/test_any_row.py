@@ -78,7 +78,11 @@ def test_any_row_is_read_or_bad(folder: Path, rows: list[Any]) -> None:
     good = [row for number, row in enumerate(rows) if number not in bad]
     assert found.texts["text"] == [row["text"] for row in good]
     for row, score, meta in zip(good, found.scores["score"], found.meta["meta"], strict=True):
-        assert math.isnan(score) if row.get("score") is None else score == row["score"] or row["score"] != row["score"]
+        assert (
+            math.isnan(score)
+            if row.get("score") is None
+            else score == float(row["score"]) or row["score"] != row["score"]
+        )
         value = row.get("meta")
         assert meta == (value if value is None or is_utf8(value) else json.dumps(value, sort_keys=True))
     try:
