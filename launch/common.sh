@@ -139,11 +139,19 @@ show() { # COMMAND...
     [[ -z ${dry_run:-} ]] || exit 0
 }
 
-run_dir_of() { # RECIPE [key=value ...]
+run_dir_of() { # RECIPE [key=value ...], options of `kaiyuan train` among them
+    local recipe="$1" overrides=()
+    while shift && (($#)); do
+        case "$1" in
+            --init-from | --world-size) shift ;;
+            -*) ;;
+            *) overrides+=("$1") ;;
+        esac
+    done
     python -c 'import sys
 from pathlib import Path
 from megatron_kaiyuan.config import load_run
-print(load_run(Path(sys.argv[1]), sys.argv[2:]).run_dir)' "$@"
+print(load_run(Path(sys.argv[1]), sys.argv[2:]).run_dir)' "$recipe" ${overrides[@]+"${overrides[@]}"}
 }
 
 # What runs, the signal that this script got, and the exit code of what ran.

@@ -98,4 +98,5 @@ check_hccl $((most * processes)) "$most"
 command=(python -m megatron_kaiyuan.cluster.torchrun "${where[@]}" --nproc-per-node "$processes"
     -m megatron_kaiyuan.cli train "${preflight[@]}" "$@")
 show "${command[@]}"
-run_to_its_end "$(run_dir_of "$@")"
+run_dir="$(run_dir_of "$@")"
+run_to_its_end "$run_dir"

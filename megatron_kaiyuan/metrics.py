@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 Reduce = Literal["mean", "sum", "max"]
 # A number or a tensor of one element; torch stays outside of this file, so that rooms without it can record too.
 Value = Any
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)+")
 _START: dict[str, float] = {"mean": 0.0, "sum": 0.0, "max": -math.inf}
 
 
@@ -133,7 +135,7 @@ class Recorder:
         """Remember the metric; it is news if the ranks have not agreed on it."""
         earlier = self._known.get(metric.name)
         if earlier is None:
-            if not is_recorded(metric.name):
+            if not _NAME.fullmatch(metric.name):
                 raise ValueError(f"metric {metric.name} is not named room/what, which no other column of a row is")
             self._known[metric.name] = metric
             self.has_news = self.has_news or metric.name not in {one.name for one in self.agreed}

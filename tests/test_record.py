@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,8 +66,9 @@ def test_what_is_refused(recorder: Recorder) -> None:
     record("test/a", 1, "sum")
     with pytest.raises(ValueError, match="test/a is recorded as sum and as mean"):
         record("test/a", 1)
-    with pytest.raises(ValueError, match="loss is not named room/what"):
-        record("loss", 1)
+    for name in ("loss", "/a", "test/", "test//a", "test/a b", "test/a\n"):
+        with pytest.raises(ValueError, match=f"metric {re.escape(name)} is not named room/what"):
+            record(name, 1)
     with pytest.raises(ValueError, match="test/b as max and as sum"):
         recorder.agree([[Metric("test/b", "sum")], [Metric("test/b", "max")]])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def test_a_bad_node_is_named_by_all_ranks(tmp_path: Path) -> None:
     text = (RECORDED / "nvidia_smi_l4.xml").read_text().replace("<dram_uncorrectable>0", "<dram_uncorrectable>7", 1)
     (tmp_path / "log.xml").write_text(text)
     codes, _, errors = examine(tmp_path / "run", QUICK, 170, **nvidia_smi(tmp_path, f"cat {tmp_path}/log.xml"))
-    assert codes == [BAD_NODE, BAD_NODE], errors
+    # As torchrun does, the launcher ends rank 0, which leaves last, when another rank has left with a failure.
+    assert codes[1] == BAD_NODE and codes[0] in (BAD_NODE, -signal.SIGTERM), errors
     host = socket.gethostname()
     (line,) = (line for line in errors.splitlines() if line.startswith("error"))
     assert line.startswith(f"error: preflight: bad nodes {host}: health: GPU 00000000:01:00.0 (NVIDIA L4): 7 uncorr")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,3 +130,15 @@ def test_variables_of_kubeflows_trainer_are_read_or_refused(recipe: Path) -> Non
         with launched(script, "--dry-run", recipe, environ={**pod, "PET_MAX_RESTARTS": "3"}) as job:
             code, _, errors = job.finish()
         assert (code, errors.count("\n")) == (2, 1) and errors.startswith("error: PET_MAX_RESTARTS=3 is not read")
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"], ["--preflight", "--init-from", "a/folder", "--strict"]], ids=str)
+def test_the_run_folder_is_found_among_options(recipe: Path, tmp_path: Path, options: list[str]) -> None:
+    """The ends of a job are judged by what lies in it."""
+    function = 'set -euo pipefail; source launch/common.sh; run_dir_of "$@"'
+    words: list[str | Path] = [recipe, *options, f"run_dir={tmp_path}/a=b", "train.seed=7"]
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", function, "bash", *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{tmp_path}/a=b\n"

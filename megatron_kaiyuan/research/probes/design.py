@@ -102,6 +102,9 @@ def _run(
     ]
     if phase.final_lr is not None:
         overrides.append(f"data.phases.0.final_lr={phase.final_lr * factor!r}")
+    # A rate of its own, as the peak is; the multiples of kinds follow the peak by themselves.
+    if (own := recipe.optimizer.decoupled_lr) is not None:
+        overrides.append(f"optimizer.decoupled_lr={own * factor!r}")
     return Run(
         name=f"{protocol}/{window.name}/lr_factor={factor:g}/seed={seed}",
         recipe=config.recipe,

@@ -52,6 +52,17 @@ def test_runs_are_alike_in_all_but_the_documents(probe_yaml: Path, tmp_path: Pat
     assert all(phase.final_lr == pytest.approx(phase.peak_lr / 10) for phase in rates.values())
 
 
+def test_a_rate_of_the_embedding_follows_the_factor(probe_yaml: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(probe_yaml.read_text())
+    network = yaml.safe_load(Path(values["recipe"]).read_text())
+    values["recipe"] = str(tmp_path / "network.yaml")
+    (tmp_path / "network.yaml").write_text(yaml.safe_dump({**network, "optimizer": {"decoupled_lr": 2e-2}}))
+    (tmp_path / "probes.yaml").write_text(yaml.safe_dump(values))
+    for run in design(tmp_path / "probes.yaml", "protocols=[small_lr,tuned]", folder=tmp_path / "parts").runs:
+        config = load_run(run.recipe, [*run.overrides, "run_dir=x"])
+        assert config.optimizer.decoupled_lr == pytest.approx(2 * config.data.phases[0].peak_lr)
+
+
 def test_the_plan_tells_cost_and_power(probe_yaml: Path) -> None:
     found = design(probe_yaml)
     # By hand: 6 FLOPs for each weight of a matrix product, and causal attention, over tokens and a third of measuring.
