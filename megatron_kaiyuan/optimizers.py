@@ -18,7 +18,7 @@ STATES: dict[str, tuple[str, ...]] = {"adam": ("exp_avg", "exp_avg_sq")}
 
 
 @dataclass(frozen=True)
-class Rule:
+class UpdateRule:
     """How the weights of a kind are updated.
 
     Attributes:
@@ -35,19 +35,19 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """The kinds of weights that share a rule, and so a parameter group."""
 
-    rule: Rule
+    rule: UpdateRule
     kinds: tuple[WeightKind, ...]
 
 
-def rules(run: RunConfig) -> dict[WeightKind, Rule]:
+def rules(run: RunConfig) -> dict[WeightKind, UpdateRule]:
     """Return the rule of each kind of weight that the network has, matrices first."""
     options = run.optimizer
     weights = [*layer_weights(run.model), *outer_weights(run.model)]
     return {
-        weight.kind: Rule(
+        weight.kind: UpdateRule(
             optimizer="adam",
             lr_mult=_learning_rate(run, weight.kind),
             wd_mult=options.wd_mult.get(weight.kind, 1.0 if weight.is_matrix else 0.0),
@@ -62,10 +62,13 @@ def _learning_rate(run: RunConfig, kind: WeightKind) -> float:
     return run.optimizer.lr_mult.get(kind, 1.0)
 
 
-def parameter_groups(run: RunConfig) -> Iterator[tuple[str, list[Group]]]:
+def parameter_groups(run: RunConfig) -> Iterator[tuple[str, list[ParameterGroup]]]:
     """Yield each optimizer that the run needs with its parameter groups: one for each rule, the same on every rank."""
-    by_rule: dict[Rule, list[WeightKind]] = {}
+    by_rule: dict[UpdateRule, list[WeightKind]] = {}
     for kind, rule in rules(run).items():
         by_rule.setdefault(rule, []).append(kind)
     for optimizer in dict.fromkeys(rule.optimizer for rule in by_rule):
-        yield optimizer, [Group(rule, (*kinds,)) for rule, kinds in by_rule.items() if rule.optimizer == optimizer]
+        yield (
+            optimizer,
+            [ParameterGroup(rule, (*kinds,)) for rule, kinds in by_rule.items() if rule.optimizer == optimizer],
+        )

@@ -22,7 +22,7 @@ from data_tools.dedup.signing import SUFFIXES, Sign
 from data_tools.engines.stage import Engine
 from data_tools.reading.inputs import InputFile
 from data_tools.reading.shard import Shard
-from data_tools.reading.tasks import Group, Settings, Task
+from data_tools.reading.tasks import Settings, Task, TaskGroup
 from data_tools.steps.folder import link
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import atomic_path, read_sealed_json
@@ -218,6 +218,6 @@ def _signed(folder: Path, settings: Settings, row: dict[str, Any]) -> SignedShar
         Task(file=InputFile(**part["file"], location=part["file"]["name"]), **part["task"])
         for part in (row, *row.get("more", ()))
     ]
-    shard = Shard(row["dataset"], row["number"], row["name"], Group.of(tasks))
+    shard = Shard(row["dataset"], row["number"], row["name"], TaskGroup.of(tasks))
     base = str(folder / f"{shard.dataset:05d}-{shard.number:06d}")
     return SignedShard(shard, settings, base, row["documents"], row["signed"], row["hashed"], str(folder))

@@ -16,9 +16,9 @@ import xxhash
 from data_tools.corpora.corpus_files import read_manifest
 from data_tools.corpora.merge import join_corpora
 from data_tools.preprocessing.progress import METERS
-from data_tools.preprocessing.shards import Record, RecordForm, Shards, is_there
+from data_tools.preprocessing.shards import RecordForm, ShardRecord, Shards, is_there
 from data_tools.reading.bad_rows import too_many
-from data_tools.reading.tasks import Group, Task
+from data_tools.reading.tasks import Task, TaskGroup
 from data_tools.reading.text import BadPlace
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, read_sealed_json, write_sealed_json
@@ -29,7 +29,7 @@ _JOINED = "joined.json"
 # What shards are called, and what lies beside them.
 _OURS = re.compile(r"[0-9a-f]{32}\.|joined\.json|run\.lock$")
 
-Done = tuple[Group, Record]
+Done = tuple[TaskGroup, ShardRecord]
 
 
 class _Joined(Form):
@@ -59,7 +59,7 @@ def within_limit(shards: Shards, done: Iterable[Done], max_bad_rows: int) -> Ite
         yield group, record
 
 
-def finished_groups(shards: Shards, groups: Sequence[Group]) -> list[Done]:
+def finished_groups(shards: Shards, groups: Sequence[TaskGroup]) -> list[Done]:
     """All groups with their records.
 
     Raises:
@@ -91,7 +91,9 @@ def join(shards: Shards, outputs: Mapping[Path, str], done: Sequence[Done], bad_
     )
 
 
-def joined_earlier(shards: Shards, outputs: Mapping[Path, str], groups: Sequence[Group]) -> list[Record] | None:
+def joined_earlier(
+    shards: Shards, outputs: Mapping[Path, str], groups: Sequence[TaskGroup]
+) -> list[ShardRecord] | None:
     """The records of the same groups, when a run that was killed while it removed its shards had joined them.
 
     Args:
@@ -134,11 +136,11 @@ def tidy(shards: Shards) -> None:
         remove(shards)
 
 
-def _fingerprint(groups: Iterable[Group]) -> str:
+def _fingerprint(groups: Iterable[TaskGroup]) -> str:
     return xxhash.xxh3_128_hexdigest("\n".join(group.name for group in groups).encode())
 
 
-def _bad_places(shards: Shards, group: Group) -> Iterator[tuple[Task, BadPlace]]:
+def _bad_places(shards: Shards, group: TaskGroup) -> Iterator[tuple[Task, BadPlace]]:
     with open(shards.bad_rows_path(group), "rb") as file:
         for line in file:
             try:

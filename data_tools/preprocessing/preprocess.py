@@ -35,10 +35,10 @@ from data_tools.preprocessing.joining import (
 )
 from data_tools.preprocessing.progress import Bar, forget
 from data_tools.preprocessing.sample import sample_texts, unscored_keys
-from data_tools.preprocessing.shards import Record, Shards
-from data_tools.preprocessing.workers import Job, Worker, WriterPool
+from data_tools.preprocessing.shards import ShardRecord, Shards
+from data_tools.preprocessing.workers import Worker, WorkerSettings, WriterPool
 from data_tools.reading.inputs import InputFile, find_inputs
-from data_tools.reading.tasks import Group, Settings, cut_groups, work_identity
+from data_tools.reading.tasks import Settings, TaskGroup, cut_groups, work_identity
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
@@ -132,7 +132,7 @@ def preprocess(
     groups = cut_groups(files, settings, description, task_bytes)
     if engine.is_first and not merge_only:
         _warn_of_unscored(files, settings)
-    job = Job(settings, tuple(prefixes), engine.place.rank, max_bad_rows)
+    job = WorkerSettings(settings, tuple(prefixes), engine.place.rank, max_bad_rows)
     work = _Work(groups, files, Shards(prefixes), job, tokenizer, engine)
     # Ranks may start when others have ended, as elements of an array do.
     if engine.place.world > 1 and not merge_only and are_made(identities):
@@ -154,7 +154,7 @@ def _warn_of_unscored(files: Sequence[InputFile], settings: Settings) -> None:
         log.warning(f"no row at the beginning of the input has the score {key!r}; is it the right name?")
 
 
-def _joined(work: _Work, identities: Mapping[Path, str], bad_rows: Path, merge_only: bool) -> list[Record]:
+def _joined(work: _Work, identities: Mapping[Path, str], bad_rows: Path, merge_only: bool) -> list[ShardRecord]:
     """The records of all shards, which are made, unless `merge_only`, and joined, unless an earlier start did both."""
     with lock(work.shards.lock_path, shared=True):
         earlier = joined_earlier(work.shards, identities, work.groups)
@@ -204,10 +204,10 @@ def _remove(shards: Shards) -> None:
 class _Work:
     """One rank's part of the run."""
 
-    groups: Sequence[Group]
+    groups: Sequence[TaskGroup]
     files: Sequence[InputFile]
     shards: Shards
-    job: Job
+    job: WorkerSettings
     tokenizer: TextTokenizer
     engine: Engine
     tokenizer_engine: str = ""
@@ -239,11 +239,11 @@ class _Work:
         """All tasks with the records that the ranks have left."""
         return list(within_limit(self.shards, finished_groups(self.shards, self.groups), self.job.max_bad_rows))
 
-    def _pool(self, groups: Sequence[Group]) -> AbstractContextManager[WriterPool | None]:
+    def _pool(self, groups: Sequence[TaskGroup]) -> AbstractContextManager[WriterPool | None]:
         workers = min(self.engine.workers, len(groups))
         return WriterPool(self.job, workers, self.tokenizer) if workers > 1 else nullcontext()
 
-    def _write(self, groups: Sequence[Group], pool: WriterPool | None) -> Generator[Done, None, None]:
+    def _write(self, groups: Sequence[TaskGroup], pool: WriterPool | None) -> Generator[Done, None, None]:
         if not groups:
             return
         sample = sample_texts(self.files, self.job.settings)
@@ -266,8 +266,8 @@ class _Work:
             left = busy
 
     def _claim(
-        self, groups: Sequence[Group], pool: WriterPool | None
-    ) -> Generator[tuple[Group, Record | None], None, None]:
+        self, groups: Sequence[TaskGroup], pool: WriterPool | None
+    ) -> Generator[tuple[TaskGroup, ShardRecord | None], None, None]:
         """Do the tasks that no other process is doing; those come with None."""
         if pool:
             yield from pool.write(groups, self.tokenizer.engine)
@@ -304,7 +304,7 @@ def _check_arguments(settings: Settings, max_bad_rows: int) -> None:
         raise UserError(f"--json-keys {odd[0]}: becomes part of a file's name, which cannot hold '/'; rename the field")
 
 
-def _refuse_empty(files: Sequence[InputFile], settings: Settings, records: Sequence[Record]) -> None:
+def _refuse_empty(files: Sequence[InputFile], settings: Settings, records: Sequence[ShardRecord]) -> None:
     """Refuse input without a single document: it is not what the user took it for.
 
     Raises:
@@ -328,7 +328,7 @@ def _refuse_empty(files: Sequence[InputFile], settings: Settings, records: Seque
         )
 
 
-def _refuse_unscored(settings: Settings, records: Sequence[Record]) -> None:
+def _refuse_unscored(settings: Settings, records: Sequence[ShardRecord]) -> None:
     """A name that no row has is a mistake, not a missing score of every document.
 
     Raises:
@@ -340,7 +340,7 @@ def _refuse_unscored(settings: Settings, records: Sequence[Record]) -> None:
             raise UserError(f"--score-keys {name}: none of {sequences:,} documents has this score; check the name")
 
 
-def _totals(work: _Work, records: Sequence[Record], state: Literal["joined", "left"]) -> Totals:
+def _totals(work: _Work, records: Sequence[ShardRecord], state: Literal["joined", "left"]) -> Totals:
     totals = Totals(list(work.job.prefixes), 0, 0, 0, Counter(), work.tokenizer_engine, state)
     for record in records:
         totals.sequences += record.sequences

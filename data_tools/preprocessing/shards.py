@@ -25,7 +25,7 @@ from data_tools.preprocessing.progress import Meter
 from data_tools.reading.bad_rows import too_many
 from data_tools.reading.columns import column_rows
 from data_tools.reading.inputs import require_unchanged
-from data_tools.reading.tasks import KEPT, Group, Settings, Task
+from data_tools.reading.tasks import KEPT, Settings, Task, TaskGroup
 from data_tools.reading.text import Rows, line_rows
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
@@ -35,7 +35,7 @@ from megatron_kaiyuan.locks import lock
 
 
 @dataclass
-class Record:
+class ShardRecord:
     """The record of a finished group of tasks.
 
     Attributes:
@@ -71,9 +71,9 @@ class RecordForm(Form):
     held_out: Count
     held_out_tokens: Count
 
-    def record(self) -> Record:
+    def record(self) -> ShardRecord:
         """Return the record that was written."""
-        found = Record(**{name: getattr(self, name) for name in type(self).model_fields})
+        found = ShardRecord(**{name: getattr(self, name) for name in type(self).model_fields})
         found.skipped, found.missing_scores = Counter(found.skipped), Counter(found.missing_scores)
         return found
 
@@ -88,7 +88,7 @@ class Shards:
     def __init__(self, prefixes: Sequence[Path]):
         self.folders = [prefix.with_name(f"{prefix.name}.shards") for prefix in prefixes]
 
-    def corpora(self, group: Group) -> list[Path]:
+    def corpora(self, group: TaskGroup) -> list[Path]:
         """Prefix of the group's corpus for each json key."""
         return [folder / group.name for folder in self.folders]
 
@@ -97,13 +97,13 @@ class Shards:
         """Shared by the ranks that write shards; held by one process alone while it joins them."""
         return self.folders[0] / "run.lock"
 
-    def bad_rows_path(self, group: Group) -> Path:
+    def bad_rows_path(self, group: TaskGroup) -> Path:
         return self.folders[0] / f"{group.name}.bad_rows.jsonl"
 
-    def record_path(self, group: Group) -> Path:
+    def record_path(self, group: TaskGroup) -> Path:
         return self.folders[0] / f"{group.name}.task.json"
 
-    def finished(self, group: Group) -> Record | None:
+    def finished(self, group: TaskGroup) -> ShardRecord | None:
         """The record of the task, when it was done before and its corpora are still there."""
         path = self.record_path(group)
         if not path.exists() or not all(is_there(prefix) for prefix in self.corpora(group)):
@@ -133,7 +133,7 @@ class ShardWriter:
         self._description = self.tokenizer.description()
         self._max_bad_rows = max_bad_rows
 
-    def write(self, group: Group, *, wait: bool = True) -> Record | None:
+    def write(self, group: TaskGroup, *, wait: bool = True) -> ShardRecord | None:
         """Do the tasks of a group, unless they are finished.
 
         Args:
@@ -157,10 +157,10 @@ class ShardWriter:
             raise UserError(f"{self.shards.folders[0]}: cannot be written ({reason}); make room, {KEPT}") from error
         return record
 
-    def _write(self, group: Group) -> Record:
+    def _write(self, group: TaskGroup) -> ShardRecord:
         # Before the corpora change, so that there is never a record of others than are there.
         self.shards.record_path(group).unlink(missing_ok=True)
-        record = Record()
+        record = ShardRecord()
         with ExitStack() as stack:
             bad_rows = stack.enter_context(atomic_path(self.shards.bad_rows_path(group)))
             bad_file = stack.enter_context(open(bad_rows, "w", encoding="utf-8"))
@@ -189,9 +189,9 @@ class ShardWriter:
     def _take(
         self,
         rows: Rows,
-        group: Group,
+        group: TaskGroup,
         number: int,
-        record: Record,
+        record: ShardRecord,
         writers: Sequence[CorpusWriter],
         bad_file: IO[str],
     ) -> None:
@@ -204,7 +204,7 @@ class ShardWriter:
         for (split, key), writer in zip(places, writers, strict=True):
             self._add(key, splits[split], encoded[split][key], writer, record)
 
-    def _add(self, key: str, rows: Rows, encoded: Encoded, writer: CorpusWriter, record: Record) -> None:
+    def _add(self, key: str, rows: Rows, encoded: Encoded, writer: CorpusWriter, record: ShardRecord) -> None:
         if not rows.texts[key]:
             return
         tokens, lengths = encoded
@@ -215,7 +215,7 @@ class ShardWriter:
         record.tokens += len(tokens)
         record.text_bytes += sum(rows.text_bytes[key])
 
-    def _note(self, rows: Rows, group: Group, number: int, record: Record, bad_file: IO[str]) -> None:
+    def _note(self, rows: Rows, group: TaskGroup, number: int, record: ShardRecord, bad_file: IO[str]) -> None:
         record.rows += rows.count
         record.skipped.update(rows.left_out)
         for place in rows.bad:

@@ -11,13 +11,13 @@ from typing import Any
 
 from data_tools.engines.pool import Pool
 from data_tools.preprocessing.progress import Meter, meter_path
-from data_tools.preprocessing.shards import Record, Shards, ShardWriter
-from data_tools.reading.tasks import Group, Settings
+from data_tools.preprocessing.shards import ShardRecord, Shards, ShardWriter
+from data_tools.reading.tasks import Settings, TaskGroup
 from data_tools.tokenizers.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerSettings:
     """What every worker needs to know."""
 
     settings: Settings
@@ -35,7 +35,7 @@ class Job:
 class Worker:
     """What a process of the pool can be asked for. Forked processes share the tokenizer, others load their own."""
 
-    def __init__(self, job: Job, tokenizer: TextTokenizer | None = None):
+    def __init__(self, job: WorkerSettings, tokenizer: TextTokenizer | None = None):
         self._job = job
         self._shared = tokenizer
 
@@ -59,7 +59,7 @@ class Worker:
         """What `TextTokenizer.difference` says."""
         return self._tokenizer.difference(engine, texts, before)
 
-    def write(self, group: Group, engine: str, wait: bool = True) -> Record | None:
+    def write(self, group: TaskGroup, engine: str, wait: bool = True) -> ShardRecord | None:
         """What `ShardWriter.write` does, with that engine of the tokenizer."""
         self._tokenizer.use(engine)
         return self._writer.write(group, wait=wait)
@@ -72,7 +72,7 @@ class WriterPool(Pool):
         UserError: from every method, a process died.
     """
 
-    def __init__(self, job: Job, workers: int, tokenizer: TextTokenizer):
+    def __init__(self, job: WorkerSettings, workers: int, tokenizer: TextTokenizer):
         super().__init__(Worker(job, tokenizer), workers)
 
     def difference(self, engine: str, texts: Sequence[str]) -> str | None:
@@ -82,7 +82,7 @@ class WriterPool(Pool):
         found = dict(self.run("difference", calls))
         return next((found[i] for i in sorted(found) if found[i] is not None), None)
 
-    def write(self, groups: Sequence[Group], engine: str) -> Iterator[tuple[Group, Record | None]]:
+    def write(self, groups: Sequence[TaskGroup], engine: str) -> Iterator[tuple[TaskGroup, ShardRecord | None]]:
         """Do the tasks of groups. Each group comes with its record when it is done, in any order; with None while
         another process does it.
 

@@ -21,7 +21,7 @@ from data_tools.reading.field_types import FieldTypes, two_texts
 from data_tools.reading.shard import DOCUMENT_ID, TEXT, Shard
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.text import BadPlace, JsonRows, check_row, json_rows
-from data_tools.reading.values import BadRow, LeftOut, as_text
+from data_tools.reading.values import BadRow, LeftOutRow, as_text
 from megatron_kaiyuan.errors import UserError
 
 
@@ -98,7 +98,7 @@ def _json_batch(
             fields = {name: _in_column(row.get(name), name, kind) for name, kind in kinds.items()}
         except BadRow as error:
             batch.bad.append(BadPlace(*place, str(error)))
-        except LeftOut as error:
+        except LeftOutRow as error:
             batch.left_out.append(str(error))
         else:
             texts.append(row[settings.json_keys[0]])
@@ -154,7 +154,7 @@ def _parquet_batch(
             batch.bad.append(BadPlace(*place, "not text in UTF-8"))
         except BadRow as error:
             batch.bad.append(BadPlace(*place, str(error)))
-        except LeftOut as error:
+        except LeftOutRow as error:
             batch.left_out.append(str(error))
         else:
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from data_tools.reading.tasks import Group, Task
+from data_tools.reading.tasks import Task, TaskGroup
 from megatron_kaiyuan.errors import UserError
 
 # Columns that every batch of documents has.
@@ -31,7 +31,7 @@ class Shard:
     dataset: int
     number: int
     name: str
-    group: Group
+    group: TaskGroup
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -44,7 +44,7 @@ class Shard:
 
     def of_one(self, number: int) -> Shard:
         """The shard with one of its tasks only, to look at the schema of that file."""
-        return replace(self, group=Group.of([self.tasks[number]]))
+        return replace(self, group=TaskGroup.of([self.tasks[number]]))
 
     def __post_init__(self) -> None:
         if self.number >> _SHARD_BITS or self.dataset >> 16:

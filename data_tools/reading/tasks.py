@@ -116,7 +116,7 @@ def cut_tasks(
 
 
 @dataclass(frozen=True)
-class Group:
+class TaskGroup:
     """Tasks that are done one after another and leave one shard: a part of a file, or several small files.
 
     Those of a group are all of Parquet files, or of none.
@@ -129,7 +129,7 @@ class Group:
     name: str
 
     @classmethod
-    def of(cls, tasks: Sequence[Task]) -> Group:
+    def of(cls, tasks: Sequence[Task]) -> TaskGroup:
         return cls(tuple(tasks), _group_name(tasks))
 
     @property
@@ -144,7 +144,7 @@ class Group:
 
 def cut_groups(
     files: Sequence[InputFile], settings: Settings, tokenizer: Mapping[str, Any], task_bytes: int = 0
-) -> list[Group]:
+) -> list[TaskGroup]:
     """As `cut_tasks`, with small files in groups of about the size of a task: a shard costs more than a small file.
 
     Raises:
@@ -162,7 +162,7 @@ def cut_groups(
             room, columns = wanted if whole else 0, task.has_columns
         groups[-1].append(task)
         room -= cost
-    return [Group.of(tasks) for tasks in groups]
+    return [TaskGroup.of(tasks) for tasks in groups]
 
 
 def files_in_words(files: Sequence[InputFile]) -> str:

@@ -14,7 +14,7 @@ import orjson
 from data_tools.reading.lines import line_batches, read_whole
 from data_tools.reading.tasks import Settings, Task
 from data_tools.reading.unicode_marks import without_mark, without_marks
-from data_tools.reading.values import BadRow, LeftOut, as_number, as_text, is_missing, may_be_rounded, text_bytes
+from data_tools.reading.values import BadRow, LeftOutRow, as_number, as_text, is_missing, may_be_rounded, text_bytes
 
 # Lengths in the index and sizes in the metadata are 32-bit.
 _LONGEST_TEXT = (1 << 31) - 1
@@ -76,7 +76,7 @@ class Rows:
             meta = {key: as_text(row.get(key), key) for key in self.meta}
         except BadRow as error:
             self.bad.append(BadPlace(*place, str(error)))
-        except LeftOut as error:
+        except LeftOutRow as error:
             self.left_out[str(error)] += 1
         else:
             for key, size in sizes.items():
@@ -268,7 +268,7 @@ def check_row(row: dict[str, Any], settings: Settings) -> dict[str, int]:
         if sizes[key] > _LONGEST_TEXT:
             raise BadRow(f"field {key!r} is longer than 2 GiB")
         if settings.max_characters and len(text) > settings.max_characters:
-            raise LeftOut(f"text over {settings.max_characters} characters")
+            raise LeftOutRow(f"text over {settings.max_characters} characters")
     if 0 < settings.max_row_bytes < sum(sizes.values()):
         raise BadRow(too_long(settings))
     for key in settings.score_keys:

@@ -16,7 +16,7 @@ class BadRow(ValueError):
     """A row that cannot become a document; the message is the reason, short enough to count by."""
 
 
-class LeftOut(ValueError):
+class LeftOutRow(ValueError):
     """A row that is sound but was not asked for; the message is the reason."""
 
 

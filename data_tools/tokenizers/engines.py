@@ -48,7 +48,7 @@ class Unsupported(Exception):
     """An engine cannot take a tokenizer; the message says why."""
 
 
-class Engine(Protocol):
+class TokenizerEngine(Protocol):
     """What turns texts into ids; a `Reference` is one too."""
 
     name: str
@@ -121,10 +121,10 @@ def depends_on_tables(text: str) -> bool:
 
 
 # The fastest first.
-ENGINES: dict[str, Callable[[Reference], Engine]] = {Gigatoken.name: Gigatoken}
+ENGINES: dict[str, Callable[[Reference], TokenizerEngine]] = {Gigatoken.name: Gigatoken}
 
 
-def build(name: str, reference: Reference) -> Engine:
+def build(name: str, reference: Reference) -> TokenizerEngine:
     """The engine of that name, or the reference.
 
     Raises:
@@ -177,7 +177,7 @@ def choose(wanted: str, reference: Reference, texts: Sequence[str], compare: Com
     return EngineChoice("reference", "; ".join([f"engine: {reference.name}", *refused]))
 
 
-def first_difference(engine: Engine, reference: Reference, texts: Sequence[str]) -> str | None:
+def first_difference(engine: TokenizerEngine, reference: Reference, texts: Sequence[str]) -> str | None:
     """Where an engine's ids first differ from the reference's, in words; None when they are equal.
 
     Compares the texts, and besides them short strings that are known to tell engines apart, among them the added tokens
@@ -186,7 +186,7 @@ def first_difference(engine: Engine, reference: Reference, texts: Sequence[str])
     return corner_difference(engine, reference) or sample_difference(engine, reference, texts)
 
 
-def corner_difference(engine: Engine, reference: Reference) -> str | None:
+def corner_difference(engine: TokenizerEngine, reference: Reference) -> str | None:
     """As `first_difference`, of the short strings."""
     similar = [token for token in reference.vocabulary if token[:1] in "<[" and token[-1:] in ">]"]
     literals = list(dict.fromkeys([*reference.added, *similar[:_MOST_SIMILAR]]))
@@ -208,12 +208,16 @@ def _contexts(token: str) -> list[str]:
     return found + [f"a {other} b" for other in (token.lower(), token.upper(), token.swapcase(), token.title())]
 
 
-def sample_difference(engine: Engine, reference: Reference, texts: Sequence[str], before: int = 0) -> str | None:
+def sample_difference(
+    engine: TokenizerEngine, reference: Reference, texts: Sequence[str], before: int = 0
+) -> str | None:
     """As `first_difference`, of the texts, which come after `before` others in the sample."""
     return _difference(engine, reference, "the sample", texts, before)
 
 
-def _difference(engine: Engine, reference: Reference, name: str, texts: Sequence[str], before: int = 0) -> str | None:
+def _difference(
+    engine: TokenizerEngine, reference: Reference, name: str, texts: Sequence[str], before: int = 0
+) -> str | None:
     try:
         found = engine.encode(texts)
     except BaseException as error:

@@ -16,7 +16,7 @@ from data_tools.corpora.corpus_files import token_dtype
 from data_tools.tokenizers.end_of_document import END_OF_DOCUMENT, find_end, named_end
 from data_tools.tokenizers.engines import (
     Compare,
-    Engine,
+    TokenizerEngine,
     Unsupported,
     build,
     choose,
@@ -89,7 +89,7 @@ class TextTokenizer:
         end = find_end(self._reference, named)
         self.eod_id = self.vocabulary[end]
         self._wanted = engine
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, TokenizerEngine] = {}
         self.use("reference" if engine == "auto" else engine)
         self._check_end(end)
 
@@ -209,7 +209,7 @@ class TextTokenizer:
         except BaseException as error:
             raise CannotEncode(self.path, number, text, reason_of(error)) from error
 
-    def _built(self, name: str) -> Engine:
+    def _built(self, name: str) -> TokenizerEngine:
         if name not in self._engines:
             self._engines[name] = build(name, self._reference)
         return self._engines[name]

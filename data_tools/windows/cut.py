@@ -13,7 +13,7 @@ from data_tools.curriculum.build import BuiltPhase, build_phases
 from data_tools.curriculum.recipe import load_order
 from data_tools.scores.audit_source import CorpusSource
 from data_tools.windows.lines import window_lines
-from data_tools.windows.measure import Dataset, MeasuredWindow, measure
+from data_tools.windows.measure import MeasuredWindow, WindowedDataset, measure
 from data_tools.windows.options import WindowOptions, asked_tokens, find_corpora, windows_identity
 from data_tools.windows.order import budget, write_order
 from data_tools.windows.portraits import portraits
@@ -77,7 +77,7 @@ def cut_windows(
     return json.dumps(found, ensure_ascii=False) if as_json else "\n".join(window_lines(found, output))
 
 
-def _about(dataset: Dataset, folder: Path) -> dict[str, Any]:
+def _about(dataset: WindowedDataset, folder: Path) -> dict[str, Any]:
     return {
         "prefix": os.path.relpath(dataset.prefix.resolve(), folder.resolve()),
         "score": dataset.recipe.score,
@@ -88,7 +88,7 @@ def _about(dataset: Dataset, folder: Path) -> dict[str, Any]:
 
 
 def _rows(
-    datasets: Sequence[Dataset], built: Sequence[BuiltPhase], options: WindowOptions, folder: Path
+    datasets: Sequence[WindowedDataset], built: Sequence[BuiltPhase], options: WindowOptions, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """The windows of windows.json, in the order of their phases."""
     phases = iter(built)

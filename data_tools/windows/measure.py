@@ -44,7 +44,7 @@ class MeasuredWindow:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class WindowedDataset:
     """A dataset and its windows.
 
     Attributes:
@@ -68,7 +68,7 @@ def measure(
     threads: int,
     memory: int | None,
     scratch: Path,
-) -> Dataset:
+) -> WindowedDataset:
     """Sort a corpus by its score once, and count what lies in each window.
 
     Args:
@@ -101,7 +101,7 @@ def measure(
         found = builder.measure(spans, by_tokens)
     total = weight if by_tokens else documents
     windows = [_window(recipe, target, row, total) for target, row in zip(targets, found, strict=True)]
-    return Dataset(recipe, prefix, documents, tokens, missing, windows)
+    return WindowedDataset(recipe, prefix, documents, tokens, missing, windows)
 
 
 def _window(recipe: DatasetRecipe, target: TargetWindow, row: tuple[Any, ...], total: int) -> MeasuredWindow:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.curriculum.recipe import MOST_COPIES
-from data_tools.windows.measure import Dataset, MeasuredWindow
+from data_tools.windows.measure import MeasuredWindow, WindowedDataset
 from megatron_kaiyuan.config import dump_yaml
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_text
@@ -42,7 +42,7 @@ def budget(windows: Sequence[MeasuredWindow], asked: int | None, repeat: bool) -
     return asked
 
 
-def write_order(path: Path, datasets: Sequence[Dataset], tokens: int, seed: int) -> None:
+def write_order(path: Path, datasets: Sequence[WindowedDataset], tokens: int, seed: int) -> None:
     """Write the recipe; its prefixes are absolute, so that it is found from any folder."""
     recipe: Mapping[str, Any] = {
         "corpora": {dataset.recipe.corpus: str(dataset.prefix.resolve()) for dataset in datasets},
@@ -52,7 +52,7 @@ def write_order(path: Path, datasets: Sequence[Dataset], tokens: int, seed: int)
     write_text(path, _HEAD.format(tokens=tokens) + text)
 
 
-def _phase(dataset: Dataset, window: MeasuredWindow, tokens: int, seed: int) -> dict[str, Any]:
+def _phase(dataset: WindowedDataset, window: MeasuredWindow, tokens: int, seed: int) -> dict[str, Any]:
     line: dict[str, Any] = {"corpus": window.dataset, "score": dataset.recipe.score, "keep": window.target.keep}
     if dataset.missing:
         line["missing_scores"] = dataset.recipe.missing_scores

@@ -29,7 +29,7 @@ _SMALL_LAYER = {"ffn_hidden_size": 8, "num_attention_heads": 1, "num_query_group
 
 
 @dataclass(frozen=True)
-class Line:
+class ReplayLine:
     """One tensor of the replay.
 
     Attributes:
@@ -60,7 +60,7 @@ class Replay:
     recorded: Seen
     platform: str
     precision: str
-    lines: Sequence[Line]
+    lines: Sequence[ReplayLine]
     first: Seen | None
 
     @property
@@ -87,7 +87,7 @@ def replay(folder: Path, platform: Platform, precision: str | None) -> Replay:
     peaks = _run(folder, model, recorded, tensors, z_loss, platform, precision, first)
     exact = _run(folder, model, recorded, tensors, z_loss, platform, "fp32", None)
     found = None if first.first is None else first.first.seen
-    lines = [Line(seen, peak, exact[seen]) for seen, peak in peaks.items()]
+    lines = [ReplayLine(seen, peak, exact[seen]) for seen, peak in peaks.items()]
     return Replay(manifest, recorded, platform.name, precision, lines, found)
 
 

@@ -14,7 +14,7 @@ from megatron_kaiyuan.config import RunConfig, WeightKind
 from megatron_kaiyuan.network import kind_of
 from megatron_kaiyuan.optim.algorithms import ALGORITHMS
 from megatron_kaiyuan.optim.scaler import loss_scaler
-from megatron_kaiyuan.optimizers import Group, parameter_groups
+from megatron_kaiyuan.optimizers import ParameterGroup, parameter_groups
 from megatron_kaiyuan.platform.megatron import optimizer_of
 
 Parameters = list[tuple[WeightKind, torch.nn.Parameter]]
@@ -66,7 +66,7 @@ def _with_kinds(run: RunConfig, models: Sequence[DistributedDataParallel]) -> Pa
     return [(kind_of(name, run.model), each) for network in networks for name, each in network.named_parameters()]
 
 
-def _param_group(group: Group, parameters: Parameters, run: RunConfig) -> dict[str, Any]:
+def _param_group(group: ParameterGroup, parameters: Parameters, run: RunConfig) -> dict[str, Any]:
     rule = group.rule
     return {
         "params": [parameter for kind, parameter in parameters if kind in group.kinds],

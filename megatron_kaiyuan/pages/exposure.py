@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
-class Group(NamedTuple):
+class ExposureGroup(NamedTuple):
     """A part of a corpus: what a phase takes of it, every copy counted, and what there is."""
 
     documents: int
@@ -26,7 +26,7 @@ class Appearance:
     """A dataset in one phase: ten deciles by score, worst first, or one group without a score."""
 
     score: str | None
-    groups: list[Group]
+    groups: list[ExposureGroup]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_appearances(entries: dict[str, Any]) -> dict[str, Appearance]:
     """
     found = {}
     for name, entry in entries.items():
-        groups = [Group(*(int(group[field]) for field in Group._fields)) for group in entry["groups"]]
+        groups = [ExposureGroup(*(int(group[field]) for field in ExposureGroup._fields)) for group in entry["groups"]]
         if not groups:
             raise ValueError(f"exposure of {name!r} has no groups")
         found[name] = Appearance(entry["score"], groups)
@@ -110,7 +110,7 @@ def _row(dataset: str, score: str | None, appearances: Sequence[tuple[str, Appea
     return Exposure(dataset, score, seen, whole, spread)
 
 
-def _seen(groups: Sequence[Group]) -> float | None:
+def _seen(groups: Sequence[ExposureGroup]) -> float | None:
     there = sum(group.corpus_tokens for group in groups)
     return sum(group.tokens for group in groups) / there if there else None
 

@@ -23,7 +23,7 @@ from megatron_kaiyuan.pages.phase_mixes import PhaseMix, read_phases, stream_tab
 from megatron_kaiyuan.pages.plotting import stream_figures
 from megatron_kaiyuan.report.metrics import History, read_history
 from megatron_kaiyuan.report.monitored import least_headroom, monitor_figures
-from megatron_kaiyuan.report.plots import Line, training_figures
+from megatron_kaiyuan.report.plots import ReferenceLine, training_figures
 
 GENERATOR = "kaiyuan report"
 # Told in other places of the page.
@@ -145,12 +145,12 @@ def _held_out(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     return None if evaluation is None else evaluation["model"]["held_out"]
 
 
-def _references(evaluation: dict[str, Any] | None) -> list[Line]:
+def _references(evaluation: dict[str, Any] | None) -> list[ReferenceLine]:
     if (held_out := _held_out(evaluation)) is None:
         return []
     return [
-        Line("held-out loss", held_out["nats_per_token"]),
-        Line("unigram entropy of the held-out tokens", held_out["unigram_entropy"]),
+        ReferenceLine("held-out loss", held_out["nats_per_token"]),
+        ReferenceLine("unigram entropy of the held-out tokens", held_out["unigram_entropy"]),
     ]
 
 

@@ -23,14 +23,16 @@ _MOST_POINTS = 1200
 
 
 @dataclass(frozen=True)
-class Line:
+class ReferenceLine:
     """A horizontal line to compare a curve with."""
 
     name: str
     value: float
 
 
-def training_figures(history: History, phases: Sequence[PhaseMix], references: Sequence[Line]) -> Iterator[Figure]:
+def training_figures(
+    history: History, phases: Sequence[PhaseMix], references: Sequence[ReferenceLine]
+) -> Iterator[Figure]:
     """Loss, learning rate, gradient norm, loss scale and speed against tokens."""
     x = scaled(history.column("tokens"))[0]
 

@@ -53,7 +53,7 @@ class TaskFields(Section):
 
 
 @dataclass(frozen=True)
-class Tasks:
+class StudyTasks:
     """Tasks that are ready to be measured.
 
     Attributes:
@@ -92,7 +92,7 @@ class Tasks:
         ]
 
 
-def make_tasks(fields: TaskFields, held_out: Mapping[str, Path], seq_length: int) -> Tasks:
+def make_tasks(fields: TaskFields, held_out: Mapping[str, Path], seq_length: int) -> StudyTasks:
     """Have lm-eval load the tasks and build their items.
 
     Args:
@@ -103,7 +103,7 @@ def make_tasks(fields: TaskFields, held_out: Mapping[str, Path], seq_length: int
         UserError: a task is unknown or has no answers to score, or the tokenizer is missing or another one.
     """
     if not fields.tasks or fields.tokenizer is None:
-        return Tasks()
+        return StudyTasks()
     from megatron_kaiyuan.evaluate.cloze import cloze_tasks, lengths
     from megatron_kaiyuan.evaluate.heldout import check_tokenizer
     from megatron_kaiyuan.export.loading import load_tokenizer
@@ -114,4 +114,4 @@ def make_tasks(fields: TaskFields, held_out: Mapping[str, Path], seq_length: int
     tokenizer = load_tokenizer(fields.tokenizer)
     selection = TaskSelection(tuple(fields.tasks), fields.include_path, fields.num_fewshot, fields.task_limit)
     tasks = cloze_tasks(selection)
-    return Tasks(tasks, {task.name: lengths(task, tokenizer, seq_length) for task in tasks}, fields.tokenizer)
+    return StudyTasks(tasks, {task.name: lengths(task, tokenizer, seq_length) for task in tasks}, fields.tokenizer)

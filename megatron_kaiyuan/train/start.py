@@ -49,7 +49,7 @@ from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
-from megatron_kaiyuan.train.state import Progress, TrainState
+from megatron_kaiyuan.train.state import RunProgress, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
     graphs = GraphedPasses(models[0], optimizer, platform) if with_graphs else None
-    return TrainState(network, models, optimizer, platform, Progress(), own_time, graphs)
+    return TrainState(network, models, optimizer, platform, RunProgress(), own_time, graphs)
 
 
 def _initialise(run: RunConfig, state: TrainState, resumed: Resumed, tokenizer: Tokenizer | None) -> list[str]:

@@ -21,7 +21,7 @@ from megatron_kaiyuan.train.own_time import OwnTime
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far the run is.
 
     Attributes:
@@ -70,7 +70,7 @@ class TrainState:
     models: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     platform: Platform
-    progress: Progress
+    progress: RunProgress
     own_time: OwnTime
     graphs: GraphedPasses | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class TrainState:
         self.network.load_state_dict(loaded["network"])
         restore_optimizer(self.optimizer, self._sharded_network(), loaded["optimizer"])
         adapt_scaler(self.optimizer, loaded["run"]["config"]["optimizer"]["hysteresis"])
-        self.progress = Progress(**loaded["progress"])
+        self.progress = RunProgress(**loaded["progress"])
         for name, content in loaded.get("monitors", {}).items():
             if name in self.monitors:
                 self.monitors[name].load_state_dict(content)

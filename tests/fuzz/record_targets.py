@@ -132,10 +132,10 @@ def _trained(path: Path) -> Output:
 
 
 def _acceptance(path: Path) -> Any:
-    from megatron_kaiyuan.doctor.acceptance.record import Record, _earlier
+    from megatron_kaiyuan.doctor.acceptance.record import AcceptanceRecord, _earlier
 
     _earlier("i")(Output(path.parent, "a record"))
-    record = Record(path.parent, "i", "cpu")
+    record = AcceptanceRecord(path.parent, "i", "cpu")
     for result in record.passed().values():
         json.dumps(result.as_json()), result.line
 
@@ -312,10 +312,10 @@ def _shard_files(name: str) -> Callable[[Path], Path]:
 def _shard(folder: Path) -> tuple[Any, Any]:
     from data_tools.preprocessing.shards import Shards
     from data_tools.reading.inputs import InputFile
-    from data_tools.reading.tasks import Group, Task
+    from data_tools.reading.tasks import Task, TaskGroup
 
     file = InputFile("a.jsonl", "json", "", 9, "1", location="a.jsonl")
-    return Group((Task(file, 0, 9, "0" * 32),), "0" * 32), Shards([folder / "web"])
+    return TaskGroup((Task(file, 0, 9, "0" * 32),), "0" * 32), Shards([folder / "web"])
 
 
 def _read_shard(path: Path) -> Any:

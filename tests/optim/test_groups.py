@@ -84,7 +84,7 @@ def test_a_rule_that_would_do_nothing_is_refused(options: dict[str, Any], messag
 def test_epsilon_is_the_recipes_times_the_rules(one_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_kaiyuan.train.start import build_state
 
-    rule = optimizers.Rule("adam", eps_mult=0.5)
+    rule = optimizers.UpdateRule("adam", eps_mult=0.5)
     run = recipe(adam_eps=1e-6)
     same_for_all = dict.fromkeys(optimizers.rules(run), rule)
     monkeypatch.setattr(optimizers, "rules", lambda run: same_for_all)
@@ -103,7 +103,7 @@ def test_an_overflow_in_one_optimizer_is_one_of_the_step(
     from megatron_kaiyuan.train.start import build_state
 
     rules = optimizers.rules(recipe())
-    second = {kind: optimizers.Rule("second" if kind in GAINS else "adam") for kind in rules}
+    second = {kind: optimizers.UpdateRule("second" if kind in GAINS else "adam") for kind in rules}
     monkeypatch.setitem(optimizers.STATES, "second", optimizers.STATES["adam"])
     monkeypatch.setitem(ALGORITHMS, "second", ALGORITHMS["adam"])
     monkeypatch.setattr(optimizers, "rules", lambda run: second)

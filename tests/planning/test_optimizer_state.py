@@ -23,7 +23,7 @@ def test_an_optimizer_of_one_tensor(
     assert usual == (main + 8) * count_parameters(run.model)
 
     def other_head(run: RunConfig) -> dict:
-        return {**optimizers.rules(run), "head": optimizers.Rule("one")}
+        return {**optimizers.rules(run), "head": optimizers.UpdateRule("one")}
 
     monkeypatch.setitem(optimizers.STATES, "one", ("exp_avg",))
     monkeypatch.setattr(parameters, "rules", other_head)

@@ -14,7 +14,7 @@ def use_two_parts() -> None:
 
     rules = optimizers.rules
 
-    def with_a_second(run: RunConfig) -> dict[WeightKind, optimizers.Rule]:
+    def with_a_second(run: RunConfig) -> dict[WeightKind, optimizers.UpdateRule]:
         found = rules(run).items()
         return {kind: rule if rule.wd_mult else replace(rule, optimizer="second") for kind, rule in found}
 

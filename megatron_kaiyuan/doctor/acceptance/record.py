@@ -47,7 +47,7 @@ class _Record(Form):
     checks: list[_Entry]
 
 
-class Record:
+class AcceptanceRecord:
     """Results so far, on the disk after each one.
 
     Attributes:
@@ -85,7 +85,7 @@ class Record:
 
 
 @contextmanager
-def open_record(folder: Path, platform: str, recipe: Path | None) -> Iterator[Record]:
+def open_record(folder: Path, platform: str, recipe: Path | None) -> Iterator[AcceptanceRecord]:
     """Hold the folder of a record, a new one or an earlier one of the same code, platform and recipe.
 
     Raises:
@@ -94,7 +94,7 @@ def open_record(folder: Path, platform: str, recipe: Path | None) -> Iterator[Re
     identity = identity_of(_FORMAT, platform, None if recipe is None else recipe.resolve(), source_fingerprint())
     with claim(Output(folder, "a record of an acceptance"), identity, _earlier(identity)):
         folder.mkdir(parents=True, exist_ok=True)
-        record = Record(folder, identity, platform)
+        record = AcceptanceRecord(folder, identity, platform)
         record.write()
         yield record
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from megatron_kaiyuan.doctor.acceptance.check import Check, Context, Result
 from megatron_kaiyuan.doctor.acceptance.processes import run_check
-from megatron_kaiyuan.doctor.acceptance.record import Record, open_record
+from megatron_kaiyuan.doctor.acceptance.record import AcceptanceRecord, open_record
 from megatron_kaiyuan.doctor.acceptance.table import CHECKS
 from megatron_kaiyuan.errors import UserError
 
@@ -79,7 +79,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _run(check: Check, context: Context, record: Record, number: int) -> Result:
+def _run(check: Check, context: Context, record: AcceptanceRecord, number: int) -> Result:
     result = run_check(check, context)
     record.add(number, result)
     say(f"{number:>2} {result.line}")
@@ -93,7 +93,7 @@ def _named(only: Sequence[str], checks: Sequence[Check]) -> list[Check]:
     return [check for check in checks if not only or check.name in only]
 
 
-def _tell(record: Record, checks: Sequence[Check]) -> int:
+def _tell(record: AcceptanceRecord, checks: Sequence[Check]) -> int:
     states = [result.state for result in record.results.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("ok", "failed", "not possible"))
     missing = len(checks) - len(states)

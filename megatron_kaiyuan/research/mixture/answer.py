@@ -16,7 +16,7 @@ from megatron_kaiyuan.research.mixture.uncertainty import Fitted, fit_domains
 
 
 @dataclass(frozen=True)
-class Answer:
+class MixtureAnswer:
     """What a study found.
 
     Attributes:
@@ -51,7 +51,7 @@ class Answer:
 
 def answer(
     recipe: MixRecipe, names: list[str], tokens_d: Matrix, shares_rd: Matrix, losses: dict[str, Matrix]
-) -> Answer:
+) -> MixtureAnswer:
     """Fit the law of each domain and choose the mixture of the target; no training.
 
     Repetition is that of the target in the small runs too (`_build`), so the law is of what the tokens are worth there.
@@ -77,7 +77,7 @@ def answer(
     if warning := check_jumps(len(shares_rd)):
         warnings.append(warning)
     warnings += _edge_warnings(names, found.shares_d, low_d, high_d, largest_shares(recipe, names, tokens_d))
-    return Answer(
+    return MixtureAnswer(
         names,
         tokens_d,
         shares_rd,

@@ -14,7 +14,7 @@ from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of
 from megatron_kaiyuan.research.queue.slurm import Array
 
 if TYPE_CHECKING:
-    from megatron_kaiyuan.research.mixture.answer import Answer
+    from megatron_kaiyuan.research.mixture.answer import MixtureAnswer
     from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 
 FORMAT = "kaiyuan-mix"
@@ -106,7 +106,7 @@ def _earlier(output: Output) -> str | None:
     return require_form(folder / RECORD, record, _Record, "move it away, or name another folder").identity
 
 
-def _words(answer: Answer, recipe: MixRecipe, order: Path) -> str:
+def _words(answer: MixtureAnswer, recipe: MixRecipe, order: Path) -> str:
     from megatron_kaiyuan.research.mixture.write import confirmed_words
 
     best, (gain, low, high) = answer.best, answer.gain

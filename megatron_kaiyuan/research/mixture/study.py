@@ -23,7 +23,7 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.outputs import identity_of
-from megatron_kaiyuan.research.mixture.answer import Answer, answer, largest_shares
+from megatron_kaiyuan.research.mixture.answer import MixtureAnswer, answer, largest_shares
 from megatron_kaiyuan.research.mixture.draw import draw
 from megatron_kaiyuan.research.mixture.law import Matrix
 from megatron_kaiyuan.research.mixture.reach import check_runs
@@ -31,7 +31,7 @@ from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.queue import Run, run_all
 from megatron_kaiyuan.research.queue.request import BITS_PER_BYTE
 from megatron_kaiyuan.research.queue.slurm import Array
-from megatron_kaiyuan.research.task_fields import Tasks, make_tasks
+from megatron_kaiyuan.research.task_fields import StudyTasks, make_tasks
 
 Train: TypeAlias = Callable[[list[Run]], list[dict[str, Any]]]
 
@@ -39,7 +39,7 @@ Train: TypeAlias = Callable[[list[Run]], list[dict[str, Any]]]
 _SLACK = 1.5
 
 
-def study(recipe: MixRecipe, folder: Path, slots: int | None = None, array: Array | None = None) -> Answer:
+def study(recipe: MixRecipe, folder: Path, slots: int | None = None, array: Array | None = None) -> MixtureAnswer:
     """Train what is missing, and answer.
 
     Args:
@@ -67,7 +67,7 @@ def study(recipe: MixRecipe, folder: Path, slots: int | None = None, array: Arra
 
 def _confirm(
     recipe: MixRecipe,
-    found: Answer,
+    found: MixtureAnswer,
     natural: Path,
     folder: Path,
     make_run: Callable[[Path, str, int], Run],
@@ -104,7 +104,7 @@ def corpus_tokens(recipe: MixRecipe) -> tuple[list[str], Matrix]:
     return names, tokens_d
 
 
-def mix_tasks(recipe: MixRecipe) -> Tasks:
+def mix_tasks(recipe: MixRecipe) -> StudyTasks:
     """The tasks of a study, ready to be measured."""
     return make_tasks(recipe, recipe.held_out, load_run(recipe.recipe, ["run_dir=unknown"]).train.seq_length)
 

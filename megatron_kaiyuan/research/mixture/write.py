@@ -12,7 +12,7 @@ import xxhash
 from megatron_kaiyuan.config import one_line
 from megatron_kaiyuan.files import write_json, write_text
 from megatron_kaiyuan.outputs import Output
-from megatron_kaiyuan.research.mixture.answer import Answer
+from megatron_kaiyuan.research.mixture.answer import MixtureAnswer
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 
 FORMAT = "kaiyuan-mixture"
@@ -23,7 +23,7 @@ _LEAST_SHARE = 1e-3
 _HEAD = re.compile(r"# Written by kaiyuan mix, [0-9a-f]{32}\n")
 
 
-def write_answer(answer: Answer, recipe: MixRecipe, folder: Path) -> Path:
+def write_answer(answer: MixtureAnswer, recipe: MixRecipe, folder: Path) -> Path:
     """Write both files; the order recipe's path.
 
     Raises:
@@ -51,7 +51,7 @@ def refuse_edited(folder: Path) -> None:
             )
 
 
-def order_text(answer: Answer, recipe: MixRecipe) -> str:
+def order_text(answer: MixtureAnswer, recipe: MixRecipe) -> str:
     """A phase of the best shares, with why in comments."""
     best, (gain, low, high) = answer.best, answer.gain
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
@@ -87,14 +87,14 @@ def order_text(answer: Answer, recipe: MixRecipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def confirmed_words(answer: Answer) -> str:
+def confirmed_words(answer: MixtureAnswer) -> str:
     """What training on the best mixture and on the corpora's own shares has shown."""
     pairs = ", ".join(f"{value:+.4f}" for value in answer.confirmed_s)
     measured = f"trained on both, own shares less best mixture: {answer.confirmed_s.mean():+.4f} bits/byte ({pairs})"
     return measured if answer.confirmed_s.mean() > 0 else f"{measured}: not better, keep the corpora's own shares"
 
 
-def as_json(answer: Answer, recipe: MixRecipe) -> dict[str, Any]:
+def as_json(answer: MixtureAnswer, recipe: MixRecipe) -> dict[str, Any]:
     """Everything that was measured and fitted."""
     return {
         "format": FORMAT,

@@ -70,7 +70,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeAnswer:
     """The answer of a probe; `too_few` names datasets whose windows are too few for a verdict."""
 
     design: Design
@@ -111,7 +111,7 @@ def share_of_main_run(design: Design) -> float | None:
     return None if design.main_flops is None else design.flops / design.main_flops
 
 
-def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> Answer:
+def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> ProbeAnswer:
     """Judge the rows that the queue gave for `design.runs`.
 
     Raises:
@@ -141,7 +141,7 @@ def make_answer(design: Design, rows: Sequence[dict[str, Any]]) -> Answer:
             values_ws = values_wsd[:, :, :domains].mean(2) if name == MEAN else values_wsd[:, :, columns.index(name)]
             chosen = [factors[best] for best in best_w]
             measures.append(_measure(design, protocol, name, values_ws, chosen, len(names)))
-    return Answer(
+    return ProbeAnswer(
         design, measures, [name for name, found in _datasets(windows).items() if len(found) < _fewest(design)]
     )
 

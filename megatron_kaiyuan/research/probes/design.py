@@ -16,7 +16,7 @@ from megatron_kaiyuan.research.probes.parts import split
 from megatron_kaiyuan.research.probes.request import MainRunConfig, ProbeConfig
 from megatron_kaiyuan.research.probes.window import Window
 from megatron_kaiyuan.research.queue import Run
-from megatron_kaiyuan.research.task_fields import Tasks, make_tasks
+from megatron_kaiyuan.research.task_fields import StudyTasks, make_tasks
 
 # A forward pass is a third of a step's FLOPs.
 _FORWARD = 1 / 3
@@ -38,7 +38,7 @@ class Design:
     config: ProbeConfig
     windows: list[Window]
     runs: list[Run]
-    tasks: Tasks
+    tasks: StudyTasks
     steps: int
     tokens: int
     shared_documents: bool

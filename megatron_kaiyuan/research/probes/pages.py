@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from megatron_kaiyuan.research.probes.answer import Answer, Measure, planned_noise, share_of_main_run
+from megatron_kaiyuan.research.probes.answer import Measure, ProbeAnswer, planned_noise, share_of_main_run
 from megatron_kaiyuan.research.probes.design import Design
 from megatron_kaiyuan.research.probes.request import MEAN
 from megatron_kaiyuan.research.probes.trend import detectable_difference
@@ -65,7 +65,7 @@ def plan_text(design: Design) -> str:
     return "\n".join([*lines, *([_SHARED] if design.shared_documents else [])])
 
 
-def verdict_lines(answer: Answer) -> list[str]:
+def verdict_lines(answer: ProbeAnswer) -> list[str]:
     """One line for each dataset, protocol and task, and one by the mean over the domains or the only one."""
     lines = []
     for measure in answer.measures:
@@ -80,7 +80,7 @@ def verdict_lines(answer: Answer) -> list[str]:
     return lines
 
 
-def answer_page(answer: Answer, plot: str) -> str:
+def answer_page(answer: ProbeAnswer, plot: str) -> str:
     """The answer as a page.
 
     Args:
@@ -108,7 +108,7 @@ def _cost(design: Design) -> str:
     return f"{design.flops:.2e} FLOPs in all, measuring included{of_main}"
 
 
-def _verdicts(answer: Answer) -> Iterator[str]:
+def _verdicts(answer: ProbeAnswer) -> Iterator[str]:
     yield "## Verdicts"
     yield _VERDICTS.format(100 * answer.design.config.significance)
     rows = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kaiyuan.pages.plotting import COLOURS
-from megatron_kaiyuan.research.probes.answer import Answer, Measure
+from megatron_kaiyuan.research.probes.answer import Measure, ProbeAnswer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ _STYLE = {
 _WIDTH, _HEIGHT = 3.6, 2.8
 
 
-def draw(answer: Answer, path: Path) -> None:
+def draw(answer: ProbeAnswer, path: Path) -> None:
     """Write the plot as SVG: a row of panels for each protocol, a panel for each measure."""
     import matplotlib
     from matplotlib.figure import Figure

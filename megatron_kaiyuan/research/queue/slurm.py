@@ -33,7 +33,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Job:
+class ArrayJob:
     """An array that Slurm has taken.
 
     Attributes:
@@ -75,7 +75,7 @@ class Job:
         return ""
 
 
-def submit(array: Array, command: Sequence[str], folder: Path) -> Job:
+def submit(array: Array, command: Sequence[str], folder: Path) -> ArrayJob:
     """Submit an array whose tasks run `command --attempt JOB`.
 
     Args:
@@ -105,7 +105,7 @@ def submit(array: Array, command: Sequence[str], folder: Path) -> Job:
         said = done.stderr.strip().splitlines()
         raise UserError(f"--engine slurm: sbatch refused the job: {said[-1] if said else done.returncode}")
     log.info(f"queue: job {number}, {array.tasks} tasks, is submitted; their logs are in {logs}")
-    return Job(number, logs)
+    return ArrayJob(number, logs)
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.research.queue.failures import Failures
 from megatron_kaiyuan.research.queue.progress import RunCounter
 from megatron_kaiyuan.research.queue.signals import handled_signals
-from megatron_kaiyuan.research.queue.slurm import Array, Job, submit
+from megatron_kaiyuan.research.queue.slurm import Array, ArrayJob, submit
 from megatron_kaiyuan.research.queue.task import ReadyRun
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class ArrayQueue:
                 left.append(task)
         self._left = left
 
-    def _leave(self, job: Job, ended: bool) -> None:
+    def _leave(self, job: ArrayJob, ended: bool) -> None:
         if self.stopped_by == signal.SIGHUP:
             log.info(f"queue: job {job.number} continues; the same command collects what it has done")
             return

@@ -20,7 +20,7 @@ from megatron_kaiyuan.train.bad_steps import BadSteps
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.resume import Resumed
 from megatron_kaiyuan.train.session import Session
-from megatron_kaiyuan.train.state import Progress
+from megatron_kaiyuan.train.state import RunProgress
 from megatron_kaiyuan.train.step import StepResult
 from megatron_kaiyuan.train.votes import Votes
 
@@ -54,7 +54,7 @@ class LeftOut(Hook):
         skips = [entry for entry in self._entries if entry["action"] == "skip" and not changed]
         self._skips = {entry["tokens"][0]: entry for entry in skips}
 
-    def recall(self, progress: Progress, bad_steps: BadSteps) -> None:
+    def recall(self, progress: RunProgress, bad_steps: BadSteps) -> None:
         """Put a state that was just restored where the run without an interruption was."""
         rollbacks = [entry for entry in self._entries if entry["action"] == "rollback"]
         known = progress.left_out

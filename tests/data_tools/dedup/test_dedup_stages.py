@@ -24,7 +24,7 @@ from data_tools.engines.local import LocalEngine
 from data_tools.engines.stage import Record, Stage, Target
 from data_tools.reading.inputs import InputFile
 from data_tools.reading.shard import Shard
-from data_tools.reading.tasks import Group, Task
+from data_tools.reading.tasks import Task, TaskGroup
 from data_tools.steps.datasets import reading_settings
 from tests.helpers.files.json_lines import write_rows
 
@@ -65,7 +65,7 @@ def scope_of(folder: Any, scores: list[float], earlier: int) -> Scope:
         about["id"], about["score"], about["copies"] = np.arange(first, last) + 100, scores[first:last], 1
         write_array(folder / f"{number}{ABOUT}", about)
         task = Task(InputFile("a", "json", "", 0, "", "a"), 0, 0, "")
-        shard = Shard(number, number, f"d{number}", Group.of([task]))
+        shard = Shard(number, number, f"d{number}", TaskGroup.of([task]))
         index = "index" if number == 0 else ""
         shards.append(SignedShard(shard, reading_settings(), str(folder / str(number)), last - first, 0, 0, index))
     return Scope("all", tuple(shards))

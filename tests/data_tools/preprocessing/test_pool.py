@@ -20,9 +20,9 @@ import pytest
 
 from data_tools.engines import pool as pool_module
 from data_tools.preprocessing.shards import Shards
-from data_tools.preprocessing.workers import Job, WriterPool
+from data_tools.preprocessing.workers import WorkerSettings, WriterPool
 from data_tools.reading.inputs import find_inputs
-from data_tools.reading.tasks import Group, Settings, cut_groups
+from data_tools.reading.tasks import Settings, TaskGroup, cut_groups
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.files.json_lines import write_rows
@@ -52,12 +52,12 @@ main()
 
 
 @pytest.fixture
-def job(tokenizer_path: Path, tmp_path: Path) -> Job:
-    return Job(Settings(tokenizer_path, tokenizer_engine="reference"), (tmp_path / "c_text_document",), 0, 0)
+def job(tokenizer_path: Path, tmp_path: Path) -> WorkerSettings:
+    return WorkerSettings(Settings(tokenizer_path, tokenizer_engine="reference"), (tmp_path / "c_text_document",), 0, 0)
 
 
 @pytest.fixture
-def tasks(job: Job, tokenizer: TextTokenizer, tmp_path: Path) -> list[Group]:
+def tasks(job: WorkerSettings, tokenizer: TextTokenizer, tmp_path: Path) -> list[TaskGroup]:
     path = write_rows(tmp_path / "in.jsonl", [{"text": "some words " * 50}] * 4000)
     return cut_groups(find_inputs([path]), job.settings, tokenizer.description(), 100_000)
 
@@ -112,7 +112,9 @@ def workers_of(process: int, way: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer) -> None:
+def test_tasks_come_back_once_each(
+    way: str, job: WorkerSettings, tasks: list[TaskGroup], tokenizer: TextTokenizer
+) -> None:
     before = workers_of(os.getpid(), way)
     with WAYS[way](), WriterPool(job, 2, tokenizer) as pool:
         assert pool.difference("reference", ["one", "two"] * 50) is None
@@ -124,7 +126,9 @@ def test_tasks_come_back_once_each(way: str, job: Job, tasks: list[Group], token
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_worker_may_die_at_any_moment(way: str, job: Job, tasks: list[Group], tokenizer: TextTokenizer) -> None:
+def test_a_worker_may_die_at_any_moment(
+    way: str, job: WorkerSettings, tasks: list[TaskGroup], tokenizer: TextTokenizer
+) -> None:
     with killing(), WAYS[way]():
         for _ in range(8):
             with pytest.raises(UserError, match="a worker process died"), WriterPool(job, 2, tokenizer) as pool:
@@ -174,7 +178,9 @@ def test_workers_end_with_a_killed_command(way: str, tokenizer_path: Path, tmp_p
         assert process.communicate()[1] == ""
 
 
-def test_the_error_of_a_task_comes_through(job: Job, tasks: list[Group], tokenizer: TextTokenizer) -> None:
+def test_the_error_of_a_task_comes_through(
+    job: WorkerSettings, tasks: list[TaskGroup], tokenizer: TextTokenizer
+) -> None:
     Path(tasks[0].tasks[0].file.name).write_text("{")
     with pytest.raises(UserError, match=r"in\.jsonl(:1: not JSON|: was )"), WriterPool(job, 2, tokenizer) as pool:
         list(pool.write(tasks, "reference"))

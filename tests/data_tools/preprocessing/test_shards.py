@@ -25,7 +25,7 @@ from data_tools.corpora.verify import verify
 from data_tools.engines.ranks import RanksEngine
 from data_tools.preprocessing import joining
 from data_tools.preprocessing.preprocess import Settings, Totals, preprocess
-from data_tools.preprocessing.shards import Record, RecordForm
+from data_tools.preprocessing.shards import RecordForm, ShardRecord
 from data_tools.reading.place import Place
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
@@ -369,4 +369,4 @@ def test_nothing_but_shards_is_removed(tmp_path: Path) -> None:
 
 
 def test_the_form_of_a_record_has_each_of_its_fields() -> None:
-    assert set(RecordForm.model_fields) == {field.name for field in fields(Record)}
+    assert set(RecordForm.model_fields) == {field.name for field in fields(ShardRecord)}

@@ -23,7 +23,7 @@ from data_tools.reading.columns import column_rows
 from data_tools.reading.documents import document_batches
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.shard import Shard
-from data_tools.reading.tasks import Group, Settings, cut_tasks
+from data_tools.reading.tasks import Settings, TaskGroup, cut_tasks
 from data_tools.reading.text import Rows
 from megatron_kaiyuan.errors import UserError
 
@@ -145,7 +145,7 @@ def test_any_column_is_read_or_refused_in_one_line(folder: Path, data: st.DataOb
             rows = read(path, wanted) if "text" in wanted.json_keys else None
             assert rows is None or rows.count == 3
             tasks = cut_tasks(find_inputs([path]), wanted, {})
-            found = [batch.documents for batch in document_batches(Shard(0, 0, "", Group.of(tasks[:1])), wanted)]
+            found = [batch.documents for batch in document_batches(Shard(0, 0, "", TaskGroup.of(tasks[:1])), wanted)]
             pq.write_table(pa.Table.from_batches(found), folder / "out.parquet")
         except UserError as error:
             assert "in.parquet" in str(error) and "copy" not in str(error)

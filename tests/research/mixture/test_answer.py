@@ -11,7 +11,7 @@ import pytest
 
 from data_tools.curriculum.recipe import load_order
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.research.mixture.answer import Answer, answer
+from megatron_kaiyuan.research.mixture.answer import MixtureAnswer, answer
 from megatron_kaiyuan.research.mixture.recipe import MixRecipe
 from megatron_kaiyuan.research.mixture.study import drawn
 from megatron_kaiyuan.research.mixture.write import as_json, order_text, refuse_edited, write_answer
@@ -34,7 +34,7 @@ def recipe(**fields: object) -> MixRecipe:
     return MixRecipe.model_validate(values)
 
 
-def answered(of: MixRecipe, noise: float = 0.005) -> Answer:
+def answered(of: MixRecipe, noise: float = 0.005) -> MixtureAnswer:
     shares = drawn(of, NAMES, TOKENS)
     generator = np.random.default_rng(0)
     losses = {
@@ -63,11 +63,11 @@ def test_the_best_is_never_looked_for_where_no_run_was() -> None:
 
 
 @pytest.fixture(scope="module")
-def found_plainly() -> Answer:
+def found_plainly() -> MixtureAnswer:
     return answered(recipe())
 
 
-def test_the_order_recipe_is_one_that_the_builder_reads(found_plainly: Answer, tmp_path: Path) -> None:
+def test_the_order_recipe_is_one_that_the_builder_reads(found_plainly: MixtureAnswer, tmp_path: Path) -> None:
     of = recipe()
     found = replace(found_plainly, confirmed_s=np.array([0.02, 0.03]))
     write_answer(found, of, tmp_path)
@@ -84,12 +84,12 @@ def test_the_order_recipe_is_one_that_the_builder_reads(found_plainly: Answer, t
     assert told == json.loads(json.dumps(as_json(found, of)))
 
 
-def test_a_best_that_is_not_better_says_so(found_plainly: Answer) -> None:
+def test_a_best_that_is_not_better_says_so(found_plainly: MixtureAnswer) -> None:
     found = replace(found_plainly, confirmed_s=np.array([-0.02, 0.01]))
     assert "not better, keep the corpora's own shares" in order_text(found, recipe())
 
 
-def test_an_edited_order_recipe_is_never_replaced(found_plainly: Answer, tmp_path: Path) -> None:
+def test_an_edited_order_recipe_is_never_replaced(found_plainly: MixtureAnswer, tmp_path: Path) -> None:
     of = recipe()
     write_answer(found_plainly, of, tmp_path)
     write_answer(found_plainly, of, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_sealed_json
-from megatron_kaiyuan.research.probes.answer import Answer, make_answer
+from megatron_kaiyuan.research.probes.answer import ProbeAnswer, make_answer
 from megatron_kaiyuan.research.probes.command import probe
 from megatron_kaiyuan.research.probes.design import Design, make_design, split_for_seeds
 from megatron_kaiyuan.research.probes.pages import answer_page, verdict_lines
@@ -36,7 +36,7 @@ def planted(design: Design, best_factor: float | None = None) -> list[dict]:
     return rows
 
 
-def answered(path: Path, *overrides: str, best_factor: float | None = None) -> Answer:
+def answered(path: Path, *overrides: str, best_factor: float | None = None) -> ProbeAnswer:
     config, windows = read_request(path, overrides)
     design = make_design(config, split_for_seeds(config, windows, Path("not built")))
     return make_answer(design, planted(design, best_factor))
