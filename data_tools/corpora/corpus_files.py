@@ -75,7 +75,8 @@ class _Checked(BaseModel):
 class _Tokenizer(_Checked):
     # As long as the system's paths may be.
     path: Annotated[str, Field(max_length=4095)]
-    fingerprint: str
+    # xxh3:, and 32 digits; other tools may write another kind.
+    fingerprint: Annotated[str, Field(max_length=200)]
     vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
     eod_id: Count
 

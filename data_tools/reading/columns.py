@@ -7,7 +7,7 @@ damaged one would end the process. Reading the column makes the same checks, and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def column_rows(task: Task, settings: Settings) -> Iterator[Rows]:
         groups, _ = _row_groups(parquet.metadata, task)
         columns = sorted({column for column, _ in fields.values()})
         first = 1
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns) if groups else ():
+        for batch in all_rows(parquet, groups, columns):
             yield _rows(batch, fields, settings, first)
             first += len(batch)
 
@@ -64,7 +64,7 @@ def record_batches(task: Task, text: str, others: Collection[str] | None = None)
         groups, _ = _row_groups(parquet.metadata, task)
         names = [name for name in schema.names if others is None or name == text or name in others]
         yield _without_views(pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(name) for name in names])))
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=names) if groups else ():
+        for batch in all_rows(parquet, groups, names):
             yield _without_views(batch)
 
 
@@ -89,9 +89,33 @@ def open_table(file: InputFile) -> Iterator[pq.ParquetFile]:
     """
     try:
         with open_stored(file) as stored, pq.ParquetFile(stored) as parquet:
+            _check_rows(parquet.metadata.num_rows, _rows_of(parquet, range(parquet.metadata.num_row_groups)))
             yield parquet
     except pa.ArrowException as error:
         raise UserError(f"{file.name}: cannot be read ({excerpt(error)}); {advice(error)}") from error
+
+
+def all_rows(parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read columns of row groups.
+
+    Raises:
+        pa.ArrowInvalid: the rows are not as many as the footer says. pyarrow compares only columns that it reads
+            together: of one alone, a damaged entry leaves rows out without an error.
+    """
+    rows = 0
+    for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns) if groups else ():
+        rows += len(batch)
+        yield batch
+    _check_rows(rows, _rows_of(parquet, groups))
+
+
+def _rows_of(parquet: pq.ParquetFile, groups: Sequence[int]) -> int:
+    return sum(parquet.metadata.row_group(group).num_rows for group in groups)
+
+
+def _check_rows(rows: int, expected: int) -> None:
+    if rows != expected:
+        raise pa.ArrowInvalid(f"{rows:,} rows where its footer says {expected:,}")
 
 
 def _row_groups(metadata: Any, task: Task) -> tuple[list[int], int]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_tools.reading.columns import all_rows
 from data_tools.reading.values import as_text
 from megatron_kaiyuan.errors import UserError
 
@@ -91,7 +92,7 @@ def _fits(parquet: pq.ParquetFile, name: str, kind: pa.DataType) -> bool:
         return True
     if name not in parquet.schema_arrow.names:
         return True
-    for batch in parquet.iter_batches(columns=[name]):
+    for batch in all_rows(parquet, range(parquet.metadata.num_row_groups), [name]):
         found = pc.min_max(batch.column(batch.schema.get_field_index(name)))
         if found["min"].is_valid and not (found["min"].as_py() in held and found["max"].as_py() in held):
             return False

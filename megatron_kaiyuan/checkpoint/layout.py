@@ -18,6 +18,9 @@ from typing import Any
 
 from megatron_kaiyuan.files import checksum, fsync_path, write_sealed_json, write_text
 
+FORMAT = "kaiyuan-checkpoint"
+# Those that are read; the last one is written. 1: before closing norms had names of their own (`earlier_names.py`).
+VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 PREEMPTED = "preempted.json"
 MISTAKE = "mistake.json"
@@ -55,7 +58,7 @@ def write_manifest(folder: Path, known: dict[str, dict[str, Any]] | None = None,
         name: known.get(name) or {"bytes": path.stat().st_size, "checksum": checksum(path)}
         for name, path in zip(names, files, strict=True)
     }
-    write_sealed_json(folder / MANIFEST, {"format": "kaiyuan-checkpoint", "version": 1, **about, "files": entries})
+    write_sealed_json(folder / MANIFEST, {"format": FORMAT, "version": max(VERSIONS), **about, "files": entries})
 
 
 def all_steps(run_dir: Path) -> list[int]:

@@ -16,13 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_kaiyuan.checkpoint.layout import MANIFEST, step_folder, step_of, steps
+from megatron_kaiyuan.checkpoint.layout import FORMAT, MANIFEST, VERSIONS, step_folder, step_of, steps
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.forms import Count, FileEntry, Form, require_form
 from megatron_kaiyuan.outputs import unlisted
 
-FORMAT, VERSION = "kaiyuan-checkpoint", 1
 # What megatron-core opens by these names; the shards are named in `.metadata`.
 _ALWAYS_OPENED = (".metadata", "common.pt", "metadata.json")
 # xxhash and read() release the interpreter's lock; more readers than this only help some network file systems.
@@ -50,8 +49,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_sealed_json(path, "checkpoint manifest")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: is not a checkpoint's manifest")
-    if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version {excerpt(manifest.get('version'))}, but only {VERSION} can be read")
+    if type(manifest.get("version")) is not int or manifest["version"] not in VERSIONS:
+        raise UserError(
+            f"{path}: version {excerpt(manifest.get('version'))}, but only those up to {max(VERSIONS)} can be read"
+        )
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise UserError(f"{path}: damaged, `files` does not list a size and a checksum for each file")

@@ -142,7 +142,8 @@ def _without_consequences(problems: list[Any]) -> list[Any]:
 
 
 def _describe(section: type[BaseModel], problem: Any) -> str:
-    place = _cut(".".join(str(part) for part in problem["loc"])) or "recipe"
+    # pydantic's mark of a mistake in a name of a mapping, not in the name's value.
+    place = _cut(".".join(str(part) for part in problem["loc"] if part != "[key]")) or "recipe"
     kind = problem["type"]
     if kind == "extra_forbidden":
         return f"{place}: unknown field; {unknown_field(section, problem['loc'])}"
@@ -154,6 +155,8 @@ def _describe(section: type[BaseModel], problem: Any) -> str:
         return f"{place}: write its fields below it, each in a line of its own, not {_brief(problem['input'])}"
     if kind == "list_type":
         return f"{place}: write a list, each entry with a dash before it or all in [], not {_brief(problem['input'])}"
+    if kind == "dict_type":
+        return f"{place}: write its names below it, each with a value, not {_brief(problem['input'])}"
     if kind == "path_type":
         return f"{place}: write a path, not {_brief(problem['input'])}"
     message = problem["msg"]

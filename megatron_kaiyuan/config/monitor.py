@@ -15,7 +15,9 @@ NotifyEvent = Literal["start", "save", "bad_step", "hang", "stop", "end"]
 class MonitorConfig(Section):
     """What is recorded; `metrics.jsonl` always is."""
 
-    log_every_steps: Annotated[int, Field(gt=0, description="steps from one line on the terminal to the next")] = 10
+    log_every_steps: Annotated[
+        int, Field(gt=0, description="steps from one row of metrics, and line on the terminal, to the next")
+    ] = 10
     peak_tflops: Annotated[
         float | None,
         Field(

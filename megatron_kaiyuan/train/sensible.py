@@ -12,6 +12,7 @@ from math import gcd
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.schedule import Schedule
+from megatron_kaiyuan.optimizers import rules
 
 # A learning rate that never comes to half of any peak is not the one that was asked for.
 _LEAST_REACHED = 0.5
@@ -64,6 +65,11 @@ def odd_plan(run: RunConfig, schedule: Schedule, steps: int, end: int) -> Iterat
 
 
 def _odd_fields(run: RunConfig) -> Iterator[str]:
+    own = run.optimizer.decoupled_lr
+    if own is not None and own > _LARGEST_USUAL_RATE:
+        yield f"optimizer.decoupled_lr {own:g} is far above what AdamW takes; 6e-3 is large already"
+    if all(rule.lr_mult == 0 for rule in rules(run).values()):
+        yield "optimizer.lr_mult is 0 for every kind of weight: nothing is trained"
     seen: set[str] = set()
     for number, phase in enumerate(run.data.phases):
         place = f"data.phases.{number}"

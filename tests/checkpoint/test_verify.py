@@ -69,7 +69,7 @@ def test_each_file_removed_cut_or_unreadable(name: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": "other"}, "is not a checkpoint's manifest"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"files": []}, "does not list"),
         ({"files": {}}, r"does not list \.metadata, common\.pt, metadata\.json"),
         ({"files": {"a": {"bytes": "1", "checksum": ""}}}, "does not list"),

@@ -155,3 +155,12 @@ def test_a_pipe_without_a_writer_is_refused_and_not_waited_for(tmp_path: Path) -
     os.mkfifo(pipe)
     with pytest.raises(UserError, match=r"train\.yaml: is a pipe"):
         load_run(pipe)
+
+
+def test_mappings_by_kind_of_weight(recipe: Path) -> None:
+    with pytest.raises(
+        UserError, match=r": optimizer\.lr_mult\.haed: input should be 'embedding', .*did you mean 'head'"
+    ):
+        load_run(recipe, ["optimizer.lr_mult.haed=1"])
+    with pytest.raises(UserError, match=r": optimizer\.lr_mult: write its names below it, each with a value, not None"):
+        load_run(recipe, ["optimizer.lr_mult=null"])

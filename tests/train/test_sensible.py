@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from megatron_kaiyuan.config import RunConfig, load_run
+from megatron_kaiyuan.config import RunConfig, WeightKind, load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.sensible import odd_plan, require_reached_peak
@@ -73,6 +73,12 @@ def test_a_decay_from_the_first_token_is_the_usual_cosine(tmp_path: Path) -> Non
         (["optimizer.schedule_tokens=120k"], 150_000, "the schedule ends after 120,000 tokens"),
         (["checkpoint.save_every_steps=1000"], 150_000, "save_every_steps 1,000 is beyond the 146 steps of the run"),
         (["checkpoint.keep_every_steps=70"], 150_000, "only multiples of 350 stay"),
+        (["optimizer.decoupled_lr=6"], 150_000, "optimizer.decoupled_lr 6 is far above what AdamW takes"),
+        (
+            [f"optimizer.lr_mult.{kind}=0" for kind in get_args(WeightKind) if kind != "embedding_norm"],
+            150_000,
+            "optimizer.lr_mult is 0 for every kind of weight: nothing is trained",
+        ),
         (["data.phases.0.peak_lr=6"], 150_000, "data.phases.0.peak_lr 6 is far above what AdamW takes"),
         (["data.phases.0.decay_fraction=0.5"], 150_000, "decay_fraction 0.5 has no effect without final_lr"),
         (["data.phases.1.decay_fraction=0"], 150_000, "final_lr 0.0006 is never reached with decay_fraction 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,3 +72,30 @@ def test_sizes_in_a_footer_over_which_pyarrow_ends_the_process(tmp_path: Path, r
     assert done.returncode and "histogram size mismatch" in done.stderr
     with pytest.raises(UserError, match=r"a\.parquet: cannot be read \(.*histogram size mismatch.*\); check or copy"):
         read(path)
+
+
+def test_a_column_that_is_shorter_than_the_footer_says_is_refused(tmp_path: Path) -> None:
+    """pyarrow reads one column of a row group whose entry is damaged to nothing, without an error."""
+    table = pa.table({"text": [f"document {number}" for number in range(12)], "number": range(12)})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=4, store_schema=False)
+    whole = path.read_bytes()
+    end = len(whole) - 8
+    shorter = 0
+    for place in range(end - int.from_bytes(whole[end : end + 4], "little"), end):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            try:
+                file = pq.ParquetFile(io.BytesIO(damaged))
+                rows = sum(len(batch) for batch in file.iter_batches(columns=["text"]))
+            except (pa.ArrowException, OSError, ValueError):
+                continue
+            if rows != 8:
+                continue
+            shorter += 1
+            path.write_bytes(damaged)
+            for read in (_as_preprocess, _as_dedup):
+                with pytest.raises(UserError, match=r"a\.parquet: cannot be read .*(rows where its footer says|size)"):
+                    read(path)
+    assert shorter > 10

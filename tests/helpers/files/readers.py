@@ -26,7 +26,7 @@ READERS = {
     "kenlm": r"\bkenlm\.Model\(",
     "tiktoken": r"\btiktoken\.Encoding\(",
     "gigatoken": r"\blibrary\.Tokenizer\.from_\w+\(",
-    "tarfile": r"\btarfile\.open\(fileobj=\w+, mode=\"r",
+    "tarfile": r"\btarfile\.open\([^\n]*mode=\"r",
     "ast.parse": r"\bast\.parse\(",
 }
 
