@@ -67,6 +67,10 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
 
 
+# Messages quote it.
+_Name = Annotated[str, Field(max_length=1000)]
+
+
 class _Checked(BaseModel):
     # Strict: a count that is a string or a boolean is damage. Keys of later writers are none.
     model_config = ConfigDict(strict=True, extra="allow")
@@ -94,8 +98,8 @@ class _Manifest(_Checked):
     dtype: Literal["uint16", "int32"]
     max_token_id: Annotated[int, Field(ge=-1, lt=1 << 31)]
     tokenizer: _Tokenizer
-    scores: list[str]
-    columns: list[str] = []  # the first writers had none
+    scores: list[_Name]
+    columns: list[_Name] = []  # the first writers had none
     sources: list[str]
     skipped: dict[str, Count]
     identity: str = ""
