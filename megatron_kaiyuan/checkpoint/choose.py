@@ -1,7 +1,8 @@
-"""Which step a run goes on from: the newest one that is whole, the same on every rank.
+"""Which step a run continues from: the newest one that is whole, the same on every rank.
 
 The steps on disk are what counts. `latest` is a note about them: a job that died between the renaming of a step and
-the moving of `latest` leaves it behind, and a step that was removed leaves it dangling. Both are said and mended.
+the moving of `latest` leaves it at the step before, and a step that was removed leaves it dangling. Both are reported
+and mended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from megatron_kaiyuan.errors import UserError, describe
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The step to go on from.
+    """The step to continue from.
 
     Attributes:
         step: None for a new run.
@@ -41,7 +42,7 @@ def choose_step(run_dir: Path, strict: bool = False) -> ResumePoint:
 
     Raises:
         UserError: with `strict`, something was lost; else, there are or were checkpoints, but none is whole:
-            starting anew would throw the run away.
+            starting again would throw the run away.
     """
     steps, latest = broadcast_from_rank_0(lambda: (layout.all_steps(run_dir), layout.read_latest(run_dir)))
     damaged: dict[int, str] = {}
@@ -139,12 +140,12 @@ def _refuse_lost_run(run_dir: Path, damaged: dict[int, str], latest: str | None)
     if damaged:
         raise UserError(
             f"{where}: no checkpoint is whole ({damaged[max(damaged)]}); restore one from a copy, or choose another "
-            "run_dir to start anew",
+            "run_dir to start again",
             every_rank=True,
         )
     if latest:
         raise UserError(
             f"{run_dir / 'latest'}: says {latest!r}, but {where} holds no checkpoint; bring them back, or remove "
-            "`latest` to start anew",
+            "`latest` to start again",
             every_rank=True,
         )

@@ -1,8 +1,8 @@
 """Weights for a new run out of something finished: one of our checkpoints or averages, or a Hugging Face Qwen3 folder.
 
-Weights only: optimizer, position and schedule begin anew. What the source lacks and the network has (the gains of the
+Weights only: optimizer, position and schedule begin again. What the source lacks and the network has (the gains of the
 norms that close a sub-layer, rows of the vocabulary's padding) keeps its initial value, and every such difference
-is told.
+is reported.
 """
 
 from __future__ import annotations

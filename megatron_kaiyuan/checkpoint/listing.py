@@ -116,7 +116,7 @@ def verify_and_tell(run_dir: Path, step: int | None, as_json: bool) -> str:
     if damaged:
         raise UserError(
             f"{run_dir}: {len(damaged)} of {len(results)} checkpoints damaged ({', '.join(damaged)}); training sets "
-            "them aside and goes on from the newest whole one, or restore them from a copy"
+            "them aside and continues from the newest whole one, or restore them from a copy"
         )
     size = sum(found.bytes for found, _ in results)
     return "" if as_json else f"checkpoint verify: {len(results)} checkpoints whole, {megabytes(size)}"

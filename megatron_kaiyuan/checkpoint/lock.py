@@ -202,7 +202,7 @@ class RunLock:
         deadline = time.monotonic() + watch_seconds
         while time.monotonic() < deadline:
             time.sleep(watch_seconds / 10)
-            # Asking for the lock again makes an NFS client read the file anew.
+            # Asking for the lock again makes an NFS client read the file again.
             self._acquire()
             if self._note() not in (before, None):
                 raise self._refusal(before)
@@ -253,7 +253,7 @@ def date_of(seconds: Any) -> str:
 
 
 def _boot() -> str:
-    """What tells this machine's kernel from all others; host names may be the same in containers."""
+    """Return what distinguishes this machine's kernel from all others; host names may be the same in containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

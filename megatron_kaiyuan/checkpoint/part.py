@@ -1,7 +1,7 @@
 """One rank's part of a checkpoint: copied to host memory, written and hashed by a thread of this process.
 
 The thread only writes files. It calls no collective, so it can neither wait for another rank nor be waited for in
-one, and it dies with the process: a rank that is killed leaves nothing running behind.
+one, and it dies with the process: a rank that is killed leaves nothing running.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_kaiyuan.checkpoint.verify import Files
 from megatron_kaiyuan.files import DIGEST_PREFIX
 
-# torch's own form of an item; newer versions know a second one, and want to be told.
+# torch's own form of an item; newer versions know a second one, and ask which.
 _write_item: Any = filesystem._write_item
 _FORMAT: dict[str, Any] = {}
 if "serialization_format" in inspect.signature(_write_item).parameters:

@@ -18,7 +18,7 @@ from megatron_kaiyuan.config import read_yaml
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.files import remove_leftovers
 
-# One to go on from, and one more for the day when it turns out to be damaged.
+# One to continue from, and one more for the day when it turns out to be damaged.
 _FEWEST = 2
 _REMOVING = ".removed.tmp"
 _UNFINISHED = re.compile(r"step_\d+\.([0-9a-f]{8}|([0-9a-f]{8}\.)?removed)\.tmp")
@@ -44,7 +44,7 @@ class Retention:
             the clock, at the end) do not push them out: of those the two newest checkpoints of all stay, and as many
             as there are scheduled ones too few.
         keep_every_steps: multiples of it stay for ever.
-        keep_every_tokens: the first checkpoint at or behind each multiple of it stays for ever.
+        keep_every_tokens: the first checkpoint at or after each multiple of it stays for ever.
     """
 
     keep_last: int

@@ -1,4 +1,4 @@
-"""Writing checkpoints, while training goes on or not.
+"""Writing checkpoints, while training continues or not.
 
     begin    every rank plans its part; a thread of it copies the part to host memory, then writes and hashes the copy
     wait_for_copy  before the next update of the weights, which is the first thing that changes what is copied
@@ -7,7 +7,7 @@
     wait     the same, now: for an exit, or because the next save is due
 
 Who has finished, and who has failed, travels with the votes of each step (`train/votes.py`): a save costs no
-collective while training goes on, and a rank that has died ends the step, not the save. The temporary name is another
+collective while training continues, and a rank that has died ends the step, not the save. The temporary name is another
 for each save, so that a rank of a job that is being killed cannot write into the save of the next job.
 """
 
@@ -52,7 +52,7 @@ class Saved:
     """A checkpoint that is whole on the disk.
 
     Attributes:
-        about: what `begin` was told about it.
+        about: what `begin` was given about it.
         bytes: of all files.
         seconds: from `begin` until it was whole.
         stall_seconds: of these, how long training stood still on this rank.
@@ -69,7 +69,7 @@ class _Strategy(TorchDistSaveShardedStrategy):
     """megatron-core's plan of a save, without its forked writers; `planned` is what finishing it needs."""
 
     def __init__(self) -> None:
-        # A state has the same shards at each save: from the third one on, nobody asks the others for their plans.
+        # A state has the same shards at each save: from the third one on, no rank asks the others for their plans.
         super().__init__("torch_dist", 1, thread_count=1, cached_metadata=True)
         self.planned: tuple[Any, Any, Any] | None = None
 

@@ -102,7 +102,7 @@ def _exported(who: Rank) -> contextlib.AbstractContextManager[None]:
 def agree_on_error(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank; when a user's mistake or a file stops it anywhere, every rank raises the same error.
 
-    For start-up work (opening data, choosing a checkpoint), so that one line is printed and nobody is left
+    For start-up work (opening data, choosing a checkpoint), so that one line is printed and no rank is left
     waiting in a collective.
 
     Raises:

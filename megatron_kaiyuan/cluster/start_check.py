@@ -2,7 +2,7 @@
 
 Every rank writes what it is about to run. Rank 0 compares as soon as all have written, and its verdict is everybody's;
 a rank that has waited too long before gives the verdict that ranks are missing. So all ranks end alike, one of them
-says why, and nobody waits in a collective for a rank that never comes or that takes other steps.
+says why, and no rank waits in a collective for a rank that never comes or that takes other steps.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class Watchdog:
 
 @contextlib.contextmanager
 def watched(watchdog: Watchdog) -> Iterator[Watchdog]:
-    """The watchdog at work for the body of the `with`; an exception is told to the other ranks."""
+    """The watchdog at work for the body of the `with`; an exception is reported to the other ranks."""
     watchdog.start()
     try:
         yield watchdog
@@ -210,7 +210,7 @@ def _place(frame: FrameType) -> str:
 
 
 def _born(process: int) -> str:
-    """When a process started, as /proc tells it; empty where there is none."""
+    """Return when a process started, as /proc reports it; empty where there is none."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[19]

@@ -164,7 +164,7 @@ class IndexedCorpus:
         """Checksum of the sizes of both files and of 64 KiB of each, evenly spread.
 
         Takes the same time for any size, so that every rank can compare it at every start. It finds a corpus that was
-        made anew or copied in part, not every flipped bit.
+        made again or copied in part, not every flipped bit.
         """
         digest = xxhash.xxh3_128()
         for raw in (self.index_bytes, self.token_bytes):

@@ -170,9 +170,9 @@ def _broadcast_objects() -> tuple[torch.Tensor, torch.Tensor]:
 
 def _scatter_objects() -> tuple[torch.Tensor, torch.Tensor]:
     rank, ranks = _place()
-    told: list[Any] = [None]
-    distributed.scatter_object_list(told, [_object(one) for one in range(ranks)] if rank == 0 else None)
-    return _is(told, [_object(rank)])
+    received: list[Any] = [None]
+    distributed.scatter_object_list(received, [_object(one) for one in range(ranks)] if rank == 0 else None)
+    return _is(received, [_object(rank)])
 
 
 def _object(rank: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def examine_versions(found: Examination) -> None:
 def examine_torch(found: Examination) -> bool:
     """Load torch, then the backends that other packages add to it; whether torch can be used.
 
-    Torch loads them too, at its import, and fails as a whole when one of them does. So it is told not to, for this
+    Torch loads them too, at its import, and fails as a whole when one of them does. So it is asked not to, for this
     process, and they are tried one by one.
     """
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"

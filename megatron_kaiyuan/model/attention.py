@@ -62,7 +62,7 @@ class RotarySelfAttention(SelfAttention):
         )
 
     def get_query_key_value_tensors(self, *args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
-        """Of a sub-layer's input: queries [s, b, n, d], keys and values [s, b, g, d]; behind QK-norm, rotated."""
+        """Return a sub-layer's queries [s, b, n, d], keys and values [s, b, g, d]; after QK-norm, rotated."""
         query_sbnd, key_sbgd, value_sbgd = super().get_query_key_value_tensors(*args, **options)
         angles_s11d, self._angles_s11d = self._angles_s11d, None
         if angles_s11d is not None:

@@ -4,7 +4,7 @@ Logits stay as the head makes them, FP32 ones capped in their place. Both passes
 in blocks of tokens that fit a cache, or in kernels that keep nothing; the backward pass computes the softmax, and in
 half precision the cap, again and writes the gradient over the logits. z-loss adds `coefficient * (log Z)^2` to the
 objective of a token, Z the sum of the exponentials of its logits, which keeps them from drifting: a softmax does not
-see that, and FP16 does. Its logits are those that the softmax sees: behind the cap, padding of the vocabulary included.
+see that, and FP16 does. Its logits are those that the softmax sees: after the cap, padding of the vocabulary included.
 
 Sources: the cap Gemma 2 (arXiv 2408.00118), z-loss PaLM (arXiv 2204.02311, 1e-4).
 Tensor suffixes: s sequence, b batch, t tokens, v part of the vocabulary of a tensor-parallel rank.

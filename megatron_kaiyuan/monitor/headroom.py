@@ -10,7 +10,7 @@ from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.monitor.tensors import OUTSIDE_LAYERS
 
 FP16_MAX, FP16_SMALLEST = 65504.0, 2.0**-24
-# A tensor is told again when it has lost one bit more since it was told last.
+# A tensor is reported again when it has lost one bit more since the last report.
 _AGAIN_AFTER_BITS = 1.0
 _STREAM = ("residual", "residual_after_attention", "attention_output", "mlp_output")
 
@@ -44,7 +44,7 @@ class LowHeadroom:
 class HeadroomWatch:
     """Tells of each tensor when the worst layer of it has too little headroom, once, and again for each bit lost.
 
-    What was told is not saved with a run: after a restart it is told once more.
+    What was reported is not saved with a run: after a restart it is reported once more.
     """
 
     def __init__(self, model: ModelConfig, least_bits: float):
@@ -52,7 +52,7 @@ class HeadroomWatch:
         self._told: dict[str, float] = {}
 
     def look(self, peaks: Mapping[str, Sequence[float]]) -> Iterator[LowHeadroom]:
-        """What is to be told of one step.
+        """Return what is to be reported of one step.
 
         Args:
             peaks: the largest |x| of each tensor, by place.
@@ -70,9 +70,9 @@ class HeadroomWatch:
     def _advice(self, tensor: str) -> str:
         model = self._model
         if tensor in ("query", "key", "attention_logits") and not model.qk_layernorm:
-            return "start anew with model.qk_layernorm=true, or lower the learning rate"
+            return "start again with model.qk_layernorm=true, or lower the learning rate"
         if tensor in _STREAM and not model.sandwich_norm:
-            return "start anew with model.sandwich_norm=true, or lower the learning rate"
+            return "start again with model.sandwich_norm=true, or lower the learning rate"
         if tensor in _STREAM:
-            return "lower the learning rate, or start anew with a smaller model.post_norm_initial_gain"
+            return "lower the learning rate, or start again with a smaller model.post_norm_initial_gain"
         return "lower the learning rate or raise optimizer.weight_decay: the weights before it have grown"

@@ -144,7 +144,7 @@ def _build(
     own = part_weights(network.decoder.layers[0] if part == "layer" else network, part)
     shapes = [{name: tuple(weight.shape) for name, weight in some.items()} for some in (own, weights)]
     if shapes[0] != shapes[1]:
-        raise UserError(f"{folder}: its weights are not those of its model; write the capsule anew with this version")
+        raise UserError(f"{folder}: its weights are not those of its model; write the capsule again with this version")
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
@@ -157,7 +157,7 @@ def _forward(
     here = {name: tensor.to(platform.device) for name, tensor in inputs.items()}
     if "hidden" in here:
         # A leaf of its own: both precisions start from the capsule's tensor. What the part gets is no leaf, as in the
-        # run: its gradient comes behind those of the weights.
+        # run: its gradient comes after those of the weights.
         leaf = here["hidden"].to(dtype).detach().requires_grad_()
         network.set_input_tensor(leaf.view_as(leaf))
     return network(here.get("tokens"), here.get("position_ids"), here.get("documents"), labels=here.get("labels"))

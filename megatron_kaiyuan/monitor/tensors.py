@@ -1,7 +1,7 @@
 """Which activations are watched, in the order of the forward pass; all but `OUTSIDE_LAYERS` exist in every layer.
 
     embedding                 what enters the first layer
-    query, key                as they enter attention: behind QK-norm and RoPE
+    query, key                as they enter attention: after QK-norm and RoPE
     attention_logits          q k^T * scale, of which only the largest is known
     attention_output          of the last linear of attention, before the post-norm
     attention_post_norm       what attention adds to the residual stream (with model.sandwich_norm)
@@ -9,9 +9,9 @@
     mlp_activation            silu(gate) * up
     mlp_output                of the last linear of the MLP, before the post-norm
     mlp_post_norm             what the MLP adds to the residual stream (with model.sandwich_norm)
-    residual                  the residual stream behind the layer
+    residual                  the residual stream after the layer
     logits                    of the head, before the cap
-    capped_logits             behind it (with model.logits_soft_cap)
+    capped_logits             after it (with model.logits_soft_cap)
 
 Logits include the padding of the vocabulary, as the head computes it.
 """

@@ -110,7 +110,7 @@ def _overlaps(
     if isinstance(described, ShardedTensor):
         yield described, start, stop, 0
         return
-    # Without storage of its own a view still tells where in the parameter it starts.
+    # Without storage of its own a view still shows where in the parameter it starts.
     shape_only = torch.empty(described.data.shape, dtype=described.data.dtype, device="meta")
     parts = described.build_fn(described.key, shape_only, described.replica_id, None)
     for part in nested_values(parts if isinstance(parts, (dict, list)) else [parts]):

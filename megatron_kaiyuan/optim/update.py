@@ -19,7 +19,7 @@ from megatron_kaiyuan.platform.megatron import unscale_gradients
 def measure_gradients(optimizer: ChainedOptimizer, overflowed: bool) -> tuple[bool, float]:
     """Unscale the gradients; whether the loss scaler found them not finite, and their norm (NaN then).
 
-    Collective. Without a loss scaler the norm alone tells. The scaler has lowered or raised its scale afterwards.
+    Collective. Without a loss scaler the norm alone decides. The scaler has lowered or raised its scale afterwards.
 
     Args:
         overflowed: the devices say that these gradients are the result of an overflow, though they look finite; the

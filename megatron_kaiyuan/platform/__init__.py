@@ -1,4 +1,4 @@
-"""The machine a rank runs on: `cpu`, `cuda` or `npu` behind one small interface.
+"""The machine a rank runs on: `cpu`, `cuda` or `npu`, with one small interface.
 
 Nothing happens on import. `activate()` makes one platform current for the process; it is the only call
 that touches torch.cuda or torch_npu, and the only one that may patch megatron-core. Call it before

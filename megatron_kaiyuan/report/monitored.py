@@ -46,7 +46,7 @@ def monitor_figures(history: History, phases: Sequence[PhaseMix]) -> Iterator[Fi
     yield frame(
         lambda axes: _heat_map(axes, edges, stream, np.mean, "mean |x|", first=0),
         "Residual stream by layer",
-        "L1 mean behind each layer; 0 is the embedding.",
+        "L1 mean after each layer; 0 is the embedding.",
     )
     yield frame(
         lambda axes: _lines(

@@ -3,7 +3,7 @@
 A network of half a billion weights computes faster than Python can ask it to. Where a device captures its work (CUDA
 graphs), both passes over a micro-batch are captured in the third step and played back from then on. A capture has
 fixed shapes and takes no part in exchanges, so one rank has to hold the whole network; data parallelism is not touched,
-as gradients are reduced behind the passes. A step that is watched (hooks in the network) is computed as ever.
+as gradients are reduced after the passes. A step that is watched (hooks in the network) is computed as ever.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from megatron_kaiyuan.versions import source_fingerprint, versions
 
 
 def start_facts(run: RunConfig, fused: Collection[str] = ()) -> dict[str, str]:
-    """Code, library versions, every field of the resolved recipe, and the phases as their manifests tell them.
+    """Code, library versions, every field of the resolved recipe, and the phases as their manifests describe them.
 
     A manifest holds the checksums of the phase's files and the fingerprints of its corpora.
 

@@ -35,7 +35,7 @@ def implementations(state: TrainState, run: RunConfig) -> list[dict[str, str]]:
     platform, precision = state.platform, run.train.precision
     clipping = _library(clip_grads.l2_norm_impl)
     scaled = precision == "fp16"
-    overflow = f", told by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
+    overflow = f", seen by {platform.findings.get('overflow', 'inf and NaN in gradients')}"
     rows = [
         *(
             (operation, _NAMES[choice.implementation], choice.why)

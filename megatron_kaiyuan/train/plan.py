@@ -15,7 +15,7 @@ from megatron_kaiyuan.train.sensible import odd_plan, require_reached_peak
 
 log = logging.getLogger(__name__)
 
-# Vocabularies are rounded up so that they can be cut and multiplied fast; nobody needs more than this.
+# Vocabularies are rounded up so that they can be cut and multiplied fast; none needs more than this.
 _LARGEST_PADDING = 1024
 
 
@@ -121,7 +121,7 @@ def check_vocabulary(run: RunConfig, stream: TokenStream) -> str | None:
 
 
 def _available_tokens(stream: TokenStream) -> int:
-    # The last label of a batch is the token behind it; packs have none there.
+    # The last label of a batch is the token after it; packs have none there.
     return stream.tokens - (pack_length(stream) is None)
 
 

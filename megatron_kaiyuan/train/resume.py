@@ -31,7 +31,7 @@ class Resumed:
     """What a start found; equal on every rank.
 
     Attributes:
-        step: the step the run goes on from; None for a new run.
+        step: the step that the run continues from; None for a new run.
         problems: what was wrong with newer checkpoints or with `latest`.
         changes: what of the configuration or of the phases ahead is not what it was; it is taken.
     """
@@ -57,7 +57,7 @@ def resume(run: RunConfig, state: TrainState, identity: dict[str, Any], strict: 
         return Resumed()
     folder = layout.step_folder(run.run_dir, choice.step)
     changes = broadcast_from_rank_0(lambda: _accept(folder, identity))
-    _say([f"{folder.name} goes on changed: {'; '.join(map(str, changes))}"] if changes else [])
+    _say([f"{folder.name} continues changed: {'; '.join(map(str, changes))}"] if changes else [])
     restore_step(state, folder)
     return Resumed(choice.step, choice.problems, changes)
 
@@ -91,7 +91,7 @@ def _accept(folder: Path, identity: dict[str, Any]) -> list[Change]:
     """What changed since the checkpoint and is taken.
 
     Raises:
-        UserError: the network or the data behind it are others.
+        UserError: the network or its data are others.
     """
     common = load_common(folder, ResumableForm)
     saved = common["run"]

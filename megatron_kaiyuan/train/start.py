@@ -114,7 +114,7 @@ def start(
     startup.ended("model")
     bad_steps = BadSteps(run.faults, run.optimizer.min_loss_scale)
     state.monitors["bad_steps"] = bad_steps
-    # Only now: a start that fails on its input leaves no run folder behind.
+    # Only now: a start that fails on its input leaves no run folder.
     agree_on_error(lambda: require_run_folder(run.run_dir))
     only_job = OnlyJob(run.run_dir, time_limits(platform, run.parallel, run.faults))
     identity = run_identity(run, stream)
@@ -195,7 +195,7 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
                 config,
                 data_parallel,
                 chunk if run.train.precision == "fp32" else Float16Module(config, chunk),
-                # As Megatron-LM does: gradients of the chunks behind the first are ready while others compute.
+                # As Megatron-LM does: gradients of the chunks after the first are ready while others compute.
                 disable_bucketing=number > 0,
             )
             for number, chunk in enumerate(network.chunks)

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 class Startup:
     """Seconds of this process's start by part; each part ends where the next one begins.
 
-    The first part begins with the process itself, as Linux tells it: the interpreter's own start is in it.
+    The first part begins with the process itself, as Linux reports it: the interpreter's own start is in it.
     """
 
     def __init__(self) -> None:

@@ -76,7 +76,7 @@ class TrainState:
     monitors: dict[str, Monitor] = field(default_factory=dict)
 
     def gather_weights(self) -> None:
-        """Make the network whole, which it is not behind a step with `overlap_param_gather`. Collective."""
+        """Make the network whole, which it is not after a step with `overlap_param_gather`. Collective."""
         for model in self.models:
             if model.ddp_config.overlap_param_gather:
                 model.start_param_sync(force_sync=True)

@@ -164,9 +164,9 @@ def forward_and_backward(
 def _both_passes(model: torch.nn.Module, count: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
     """What megatron-core's schedule does with one of so many micro-batches, if there is one stage; its mean loss."""
     output = model(batch["tokens"], batch["position_ids"], batch["documents"], labels=batch["labels"])
-    loss, told = _mean_loss(batch["loss_mask"], output)
+    loss, reported = _mean_loss(batch["loss_mask"], output)
     (loss / count * scale).backward()
-    return told["loss"]
+    return reported["loss"]
 
 
 def _micro_batches(train: TrainConfig) -> int:

@@ -28,12 +28,12 @@ def test_batch_length_and_rate_change_and_the_position_is_carried_over(
     (event,) = [row for row in events if row.get("event") == "config_change"]
     assert event["changes"]["train.seq_length"] == {"was": 64, "now": 128}
     assert event["changes"].keys() == {"train.seq_length", "train.global_batch_size", "data.phases.0.peak_lr"}
-    (line,) = [line for line in done.stderr.splitlines() if "goes on changed" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "continues changed" in line]
     assert "train.global_batch_size was 8, is 12" in line
 
     # The same settings again: nothing has changed, nothing is left to do.
     again = train(1, recipe, f"run_dir={run_dir}", *changes)
-    assert again.returncode == 0 and "goes on changed" not in again.stderr
+    assert again.returncode == 0 and "continues changed" not in again.stderr
     assert "train: step 13/13" in again.stdout
 
 

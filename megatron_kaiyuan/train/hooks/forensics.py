@@ -140,7 +140,7 @@ class Forensics(Hook):
 
     def _tell_nothing(self, step: _Step, keeps_overflow: bool) -> None:
         cause = (
-            "the device's register told of the overflow, and it may leave no tensor that shows it"
+            "the device's register shows the overflow, and it may leave no tensor that shows it"
             if keeps_overflow
             else "the sum of gradients over micro-batches and ranks overflowed, or a device erred"
         )

@@ -69,7 +69,7 @@ class Profiling(Hook):
 
     def finish(self, session: Session) -> None:
         if self._begun <= WARM_UP_STEPS:
-            self._tell_problem(session, f"no step came behind the first {WARM_UP_STEPS}, which are left out")
+            self._tell_problem(session, f"no step came after the first {WARM_UP_STEPS}, which are left out")
         self._end(session)
 
     def _begin(self, session: Session) -> None:

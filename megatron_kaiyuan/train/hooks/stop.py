@@ -39,13 +39,13 @@ class StopOnSignal(Hook):
 
     def start(self, session: Session) -> None:
         self._rank = torch.distributed.get_rank()
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in exit_codes.STOP_SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._request)
-        watch = threading.Thread(target=self._watch, args=(heard, session), daemon=True, name="stop deadline")
+        watch = threading.Thread(target=self._watch, args=(reading, session), daemon=True, name="stop deadline")
         watch.start()
 
     def vote(self, session: Session) -> Votes:
@@ -61,8 +61,8 @@ class StopOnSignal(Hook):
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._number = self._number or number
 
-    def _watch(self, heard: int, session: Session) -> None:
-        while (number := os.read(heard, 1)[0]) not in exit_codes.STOP_SIGNALS:
+    def _watch(self, reading: int, session: Session) -> None:
+        while (number := os.read(reading, 1)[0]) not in exit_codes.STOP_SIGNALS:
             pass
         self._request(number, None)
         time.sleep(self._deadline_seconds)
