@@ -94,7 +94,7 @@ def train(
     if strict:
         overrides.append("checkpoint.strict=true")
     if check:
-        from megatron_kaiyuan.train.plan import check_training
+        from megatron_kaiyuan.train.run_length import check_training
 
         # The exit code is the answer, which a launch script waits for.
         make_output_optional()

@@ -25,7 +25,7 @@ from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import atomic_path, checksum, read_sealed_json, write_sealed_json
 from megatron_kaiyuan.forms import require_form
 from megatron_kaiyuan.monitor.capsule_form import CapsuleForm, require_capsule
-from megatron_kaiyuan.monitor.forensics import MicroBatches, Seen, part_weights
+from megatron_kaiyuan.monitor.first_out_of_range import MicroBatches, Seen, part_weights
 from megatron_kaiyuan.network import current_name
 
 Tensors: TypeAlias = dict[str, dict[str, torch.Tensor]]

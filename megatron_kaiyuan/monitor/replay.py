@@ -19,7 +19,7 @@ from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.model.build import build_model, transformer_config
 from megatron_kaiyuan.monitor.capsule import Tensors, read_capsule
-from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, Seen, TensorWatch, part_weights
+from megatron_kaiyuan.monitor.first_out_of_range import FirstOutOfRange, Seen, TensorWatch, part_weights
 from megatron_kaiyuan.monitor.headroom import headroom_bits
 from megatron_kaiyuan.monitor.spots import Part
 from megatron_kaiyuan.platform import Platform

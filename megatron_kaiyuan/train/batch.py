@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.config import RunConfig, TrainConfig
 from megatron_kaiyuan.data.boundaries import document_numbers, position_ids
 from megatron_kaiyuan.data.stream import PADDING, STARTS_ENTRY, TokenStream
-from megatron_kaiyuan.train.plan import pack_length
+from megatron_kaiyuan.train.run_length import pack_length
 
 Batch = dict[str, "torch.Tensor | None"]
 

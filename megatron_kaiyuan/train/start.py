@@ -43,10 +43,10 @@ from megatron_kaiyuan.train.implementations import implementations
 from megatron_kaiyuan.train.loop import fit
 from megatron_kaiyuan.train.own_time import OwnTime
 from megatron_kaiyuan.train.parts import PartTimers
-from megatron_kaiyuan.train.plan import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.resume import Resumed, resume, run_identity
 from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder
+from megatron_kaiyuan.train.run_length import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import RunProgress, TrainState

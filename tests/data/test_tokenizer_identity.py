@@ -18,7 +18,7 @@ from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.data.tokenizer_identity import compare_folder, only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
-from megatron_kaiyuan.train.plan import check_training
+from megatron_kaiyuan.train.run_length import check_training
 from tests.helpers.files.phase_files import write_pair
 
 VOCABULARY = 512

@@ -15,7 +15,7 @@ from megatron_kaiyuan.monitor.tensors import ATTENTION_LOGITS, OUTSIDE_LAYERS, a
 from tests.helpers.references.network import SHAPE
 
 if TYPE_CHECKING:
-    from megatron_kaiyuan.monitor.forensics import Seen
+    from megatron_kaiyuan.monitor.first_out_of_range import Seen
 
 IDS_BS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(3))
 PLAIN = {"sandwich_norm": False, "qk_layernorm": False, "logits_soft_cap": None}
@@ -51,7 +51,7 @@ def step(network: torch.nn.Module, micro_batches: int = 1) -> None:
 
 def watched(look: Callable[[Seen, int, torch.Tensor], None], micro_batches: int = 1, **changes: Any) -> None:
     """Run a step under a watch."""
-    from megatron_kaiyuan.monitor.forensics import TensorWatch
+    from megatron_kaiyuan.monitor.first_out_of_range import TensorWatch
 
     _, network = network_of(**changes)
     handles = TensorWatch(network, look).handles
@@ -134,7 +134,7 @@ def test_gradients_are_those_of_autograd(changes: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("one_process")
 def test_the_first_one_is_named(path: str, direction: str) -> None:
     """One element of one module of layer 2, in the second of three micro-batches, of its output or its gradient."""
-    from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, FirstOverflow, Seen
+    from megatron_kaiyuan.monitor.first_out_of_range import FirstOutOfRange, FirstOverflow, Seen
 
     _, network = network_of()
     passes = 0
@@ -170,7 +170,7 @@ def test_the_first_one_is_named(path: str, direction: str) -> None:
 
 @pytest.mark.usefixtures("one_process")
 def test_what_is_out_of_range() -> None:
-    from megatron_kaiyuan.monitor.forensics import out_of_range
+    from megatron_kaiyuan.monitor.first_out_of_range import out_of_range
 
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         largest = torch.finfo(dtype).max

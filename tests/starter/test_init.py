@@ -16,7 +16,7 @@ from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.starter.init import SCRIPTS, init
 from megatron_kaiyuan.starter.sizes import SIZES, size_for
-from megatron_kaiyuan.train.plan import check_training
+from megatron_kaiyuan.train.run_length import check_training
 
 ROOT = Path(__file__).parents[2]
 

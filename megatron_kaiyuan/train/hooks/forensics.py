@@ -20,7 +20,7 @@ from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.documents import documents_between
 from megatron_kaiyuan.errors import describe
 from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
-from megatron_kaiyuan.monitor.forensics import FirstOutOfRange, FirstOverflow, TensorWatch
+from megatron_kaiyuan.monitor.first_out_of_range import FirstOutOfRange, FirstOverflow, TensorWatch
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.batch import GlobalBatch, sample_positions
 from megatron_kaiyuan.train.hooks.hook import Hook

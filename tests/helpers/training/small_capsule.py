@@ -37,7 +37,7 @@ def make_capsule(
     """
     from megatron_kaiyuan.model.build import build_model, transformer_config
     from megatron_kaiyuan.monitor.capsule import Capture, write_capsule
-    from megatron_kaiyuan.monitor.forensics import Seen, TensorWatch
+    from megatron_kaiyuan.monitor.first_out_of_range import Seen, TensorWatch
     from megatron_kaiyuan.platform.precisions import DTYPES
 
     model = ModelConfig(**{**SHAPE, **changes})
