@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan import cli_checkpoint, cli_config, cli_research
-from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder, alone
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, positive_count_option, run_app
+from megatron_kaiyuan import cli_after_training, cli_checkpoint, cli_config, cli_research
+from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.paths import path_word
 from megatron_kaiyuan.streams import make_output_optional
@@ -21,11 +21,9 @@ app = make_app("Train, average, export, evaluate and report a Kaiyuan language m
 
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_config.app, name="config")
-cli_research.add_commands(app)
 
 Recipe = Annotated[Path, typer.Argument(help="training recipe, a YAML file")]
 Precision = Literal["fp32", "bf16", "fp16"]
-RunStep = Annotated[int | None, typer.Option("--step", min=0, help="of RUN_DIR this checkpoint; default: the newest")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")]
 
 
@@ -167,117 +165,9 @@ def plan(
     print(json.dumps(as_record(found, costs), indent=1) if as_json else as_text(found, all_layouts, costs))
 
 
-@app.command()
-def average(
-    run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
-    last: Annotated[int, typer.Option(min=1, help="how many of the newest scheduled checkpoints")] = 8,
-    stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
-    steps: Annotated[str | None, typer.Option(help="exactly these instead, as 100,200,300")] = None,
-    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged")] = None,
-    force: Force = False,
-) -> None:
-    """Equal mean of the weights of the last scheduled checkpoints (multiples of checkpoint.save_every_steps).
-
-    Example: kaiyuan average runs/quickstart/train --last 4
-    """
-    chosen = _step_numbers(steps) if steps is not None else ()
-    with alone():
-        from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
-
-        wanted = Selection(last, stride, chosen)
-        print(average_checkpoints(run_dir, wanted, output or run_dir / "averaged", force))
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT|RUN_DIR",
-            help="RUN_DIR/checkpoints/step_N or RUN_DIR/averaged; of a run's folder its newest step",
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
-    step: RunStep = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
-    force: Force = False,
-) -> None:
-    """Write a checkpoint as a Hugging Face folder that stock transformers loads.
-
-    Example: kaiyuan export runs/quickstart/train/averaged --output exported --tokenizer runs/quickstart/tokenizer
-    """
-    with alone():
-        from megatron_kaiyuan.export.run import export_checkpoint
-
-        print(export_checkpoint(checkpoint, output, tokenizer, force, step))
-
-
-@app.command("eval", cls=SeveralValuesCommand)
-def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
-        ),
-    ],
-    step: RunStep = None,
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
-    held_out_text: Annotated[
-        list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
-    ] = None,
-    tasks: Annotated[list[str] | None, typer.Option(help="tasks or groups of lm-eval, by name")] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(help="folder with YAML files of tasks besides lm-eval's own")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each of --tasks; default: all"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="model to compare with, such as RUN_DIR/checkpoints/step_0")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="of a checkpoint, for text and tasks: folder with tokenizer.json")
-    ] = None,
-    seq_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="context in tokens; default: as in training, of a Hugging Face folder all it admits"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
-    force: Force = False,
-) -> None:
-    """Held-out loss, and lm-eval on its own tasks or on tasks made from held-out text.
-
-    Example: kaiyuan eval runs/mine --held-out corpora/math_text_document --tasks arc_easy --tokenizer tokenizer
-
-    Only lm-eval's own tasks may ask the network for their data (HF_HUB_OFFLINE=1: not even they).
-    """
-    with alone(device) as platform:
-        from megatron_kaiyuan.evaluate.run import Measures
-        from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
-        from megatron_kaiyuan.evaluate.summary import summary_line
-        from megatron_kaiyuan.evaluate.task_selection import TaskSelection
-
-        prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out or ()]
-        selection = TaskSelection(tuple(tasks or ()), include_path, num_fewshot, limit)
-        measures = Measures(prefixes, held_out_text or (), selection, seq_length)
-        result, path = evaluate_model(
-            model,
-            measures,
-            output,
-            step=step,
-            baseline=baseline,
-            tokenizer=tokenizer,
-            device=platform.device,
-            force=force,
-        )
-    print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
+# In the order of the list that --help prints.
+cli_after_training.add_commands(app)
+cli_research.add_commands(app)
 
 
 @app.command()
@@ -377,13 +267,6 @@ def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
     found = read_status(run_dir)
     print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(found.lines()))
     raise typer.Exit(found.exit_code)
-
-
-def _step_numbers(words: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in words.split(","))
-    except ValueError:
-        raise UserError(f"--steps {words}: write numbers with commas between, as 100,200,300") from None
 
 
 def main() -> None:
