@@ -34,7 +34,7 @@ class AdamW(torch.optim.AdamW):
 
     @classmethod
     def in_place_of(cls, other: torch.optim.Optimizer, fused: bool = True) -> AdamW:
-        """Return an AdamW with the param groups of an optimizer that has not stepped yet.
+        """Return an AdamW with the parameter groups of a new optimizer.
 
         The distributed optimizer's parameters are views into its buffers, which an optimizer's constructor
         refuses; so, as megatron-core does itself, the groups are set afterwards.

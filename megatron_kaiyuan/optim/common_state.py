@@ -33,5 +33,5 @@ def _steps(saved: list[dict[str, Any]], group: dict[str, Any]) -> int:
     """Steps of the saved group that had this one's first kind of weight; old ones name no kinds, and agree."""
     kind = group["kinds"][0]
     of_kind = [other for other in saved if kind in other.get("kinds", (kind,))]
-    # A library's optimizer that has not stepped yet counts nothing.
+    # Before its first step a library's optimizer has no count.
     return int(of_kind[0].get("step", 0)) if of_kind else 0

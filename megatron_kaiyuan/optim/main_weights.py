@@ -78,7 +78,7 @@ def main_weights(optimizer: ChainedOptimizer) -> Iterator[MainWeights]:
 
 
 def allocate_state(optimizer: ChainedOptimizer) -> None:
-    """Make the state of parameters whose optimizer has not stepped yet."""
+    """Create the optimizer state of parameters before the first step."""
     for part in optimizer.chained_optimizers:
         for group in part.optimizer.param_groups:
             for main in group["params"]:

@@ -14,20 +14,13 @@ from megatron_kaiyuan.config import MonitorConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.prometheus import Prometheus
 from megatron_kaiyuan.monitor.sinks import open_sinks
+from tests.helpers.training import sample_run
 
 ROW = {
-    "step": 7,
-    "tokens": 7000,
-    "phase": "first",
-    "loss": 5.25,
-    "loss_mean": 5.5,
-    "loss_steps": 10,
-    "lr": 1e-3,
+    **sample_run.ROW,
     "lr_head": 5e-4,
     "grad_norm": None,
     "loss_scale": 65536.0,
-    "seconds_per_step": 2.0,
-    "tokens_per_second": 500.0,
     "rank_seconds_min": 0.5,
     "rank_seconds_median": 0.75,
     "rank_seconds_max": 1.5,

@@ -27,5 +27,5 @@ def test_an_example_below_the_threshold_says_why(tmp_path: Path) -> None:
         f"example, Jaccard {76 / 116:.3f} (below the threshold: joined through other documents):",
         f"example, Jaccard {86 / 106:.3f}:",
     ]
-    # Where pairs are not checked there is no threshold of an example.
+    # Unchecked pairs have no Jaccard index to compare with the threshold.
     assert not [line for line in report_lines(report) if re.search("threshold", line)]
