@@ -174,17 +174,17 @@ def generate(
     The texts are on standard output, each after its prompt; on a terminal they appear as they are written. Without a
     prompt it asks for one after the other, until ctrl-D.
     """
+    from megatron_kaiyuan.generate.prompts import prompts_of
     from megatron_kaiyuan.generate.sampling import Sampling
 
     sampling = Sampling(
         max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, num_return_sequences
     )
+    prompts = prompts_of(prompt or (), prompt_file)
     with alone(device) as platform:
         from megatron_kaiyuan.generate.model import open_generator
-        from megatron_kaiyuan.generate.prompts import prompts_of
         from megatron_kaiyuan.generate.run import generate as generate_texts
 
-        prompts = prompts_of(prompt or (), prompt_file)
         generator = open_generator(model, step, tokenizer, platform.device, dtype)
         for text in generate_texts(generator, prompts, sampling, seed, as_json):
             print(text, flush=True)
