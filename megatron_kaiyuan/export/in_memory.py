@@ -35,5 +35,7 @@ def network_of(
     state = huggingface._to_transformers(names.split_layers(dict(weights), model.num_layers), model)
     huggingface._check_state(state, empty)
     with quiet_transformers():
-        network: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=dtype)
+        network: PreTrainedModel = type(empty).from_pretrained(
+            None, config=empty.config, state_dict=state, dtype=dtype, trust_remote_code=False
+        )
     return network.eval()
