@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # FP32 logits of one batch: 128 MB where caches are small and memory is the host's, 1 GB on an accelerator of one's own.
 FEW_LOGITS, MANY_LOGITS = 32 << 20, 256 << 20
-_LARGEST_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Predictor:
         """Sequences of a length whose logits are looked at together."""
         if self.largest_batch is not None:
             return self.largest_batch
-        return min(max(1, self.logits_per_batch // (seq_length * self.vocabulary)), _LARGEST_BATCH)
+        return max(1, self.logits_per_batch // (seq_length * self.vocabulary))
 
 
 def predictor_of_transformers(network: PreTrainedModel) -> Predictor:

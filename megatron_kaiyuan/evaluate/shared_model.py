@@ -18,6 +18,9 @@ from megatron_kaiyuan.evaluate.predictor import Predictor
 from megatron_kaiyuan.evaluate.quiet import quiet
 from megatron_kaiyuan.evaluate.replicas import Served, is_first
 
+# A forward pass of more short texts is no faster.
+_LARGEST_BATCH = 256
+
 
 class SharedModel(HFLM):  # type: ignore[misc]
     """The three kinds of requests, each done by all copies.
@@ -31,7 +34,7 @@ class SharedModel(HFLM):  # type: ignore[misc]
             pretrained=_Causal(predictor),
             backend="causal",
             tokenizer=tokenizer,
-            batch_size=predictor.batch_size(max_length),
+            batch_size=min(predictor.batch_size(max_length), _LARGEST_BATCH),
             max_length=max_length,
             trust_remote_code=False,
             # Documents are parted by end-of-text in training: a text without a context is scored as following one.
@@ -76,7 +79,7 @@ class SharedModel(HFLM):  # type: ignore[misc]
             while len(self._batches) < len(n_reordered_requests):
                 _, context, continuation = n_reordered_requests[len(self._batches)]
                 length = min(len(context) + len(continuation), self.max_length)
-                size = self._predictor.batch_size(length)
+                size = min(self._predictor.batch_size(length), _LARGEST_BATCH)
                 self._batches += [size] * size
         return self._batches[pos]
 

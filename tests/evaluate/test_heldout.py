@@ -17,10 +17,10 @@ from megatron_kaiyuan.evaluate import heldout
 from megatron_kaiyuan.evaluate.heldout import (
     held_out_loss,
     open_corpora,
-    predictor_of_transformers,
     tokens_to_predict,
     unigram_entropy,
 )
+from megatron_kaiyuan.evaluate.predictor import predictor_of_transformers
 from megatron_kaiyuan.export.loading import load_network
 from tests.helpers.training.tiny_model import VOCABULARY, random_documents, write_corpus, write_model
 
@@ -48,7 +48,7 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
     texts = {"code": random_documents(12, seed=1), "english": random_documents(5, seed=2)}
     prefixes = [write_corpus(tmp_path / f"{name}_text_document", documents) for name, documents in texts.items()]
     # Three windows a batch, so that batches are cut too.
-    monkeypatch.setattr(heldout, "_LOGITS_PER_BATCH", 3 * seq_length * VOCABULARY)
+    monkeypatch.setattr(predictor, "FEW_LOGITS", 3 * seq_length * VOCABULARY)
 
     predictor = predictor_of_transformers(load_network(folder))
     result = held_out_loss(predictor, open_corpora(prefixes), seq_length, token_limit=None)
