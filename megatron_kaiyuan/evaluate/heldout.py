@@ -28,6 +28,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.predictor import Predictor
 from megatron_kaiyuan.evaluate.text_bytes import text_bytes
 
+
 @dataclass
 class Tally:
     """Sums over predicted tokens; two tallies add up."""
