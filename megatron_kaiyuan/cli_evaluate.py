@@ -60,7 +60,7 @@ def evaluate(
     ] = None,
     tensor_model_parallel_size: Annotated[
         int,
-        typer.Option(min=1, help="of a checkpoint: ranks that share each matrix; under torchrun or another launcher"),
+        typer.Option(min=1, help="of a checkpoint: ranks that share each matrix; started by torchrun or srun"),
     ] = 1,
     pipeline_model_parallel_size: Annotated[
         int, typer.Option(min=1, help="of a checkpoint: ranks that share the layers; the other ranks share the texts")

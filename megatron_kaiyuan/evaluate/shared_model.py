@@ -65,7 +65,8 @@ class SharedModel(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         """Lm-eval's, in batches that are larger where texts are shorter."""
-        whole = self.batch_size_per_gpu
+        whole = self.batch_size
+        # Where it is `auto`, lm-eval asks `_batch_scheduler`.
         self.batch_size_per_gpu = whole if override_bs or self._predictor.largest_batch else "auto"
         try:
             return super()._loglikelihood_tokens(requests, disable_tqdm or not is_first(), override_bs)
