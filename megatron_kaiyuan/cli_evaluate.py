@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan.cli_after_training import RunStep
+from megatron_kaiyuan.cli_after_training import ModelOrEma, RunStep
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 
 
@@ -24,6 +24,7 @@ def evaluate(
         ),
     ],
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
     held_out_text: Annotated[
         list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
@@ -52,9 +53,6 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="context in tokens; default: as in training, of a Hugging Face folder all it admits"),
     ] = None,
-    weights: Annotated[
-        Literal["model", "ema"], typer.Option(help="of a checkpoint: the network's own, or the EMA that the run keeps")
-    ] = "model",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="sequences at a time; default: as many as their logits leave room for")
     ] = None,

@@ -87,7 +87,7 @@ def find_source(path: Path, step: int | None = None, weights: Weights = "model")
         weights: of a checkpoint, the network's own or their EMA.
 
     Raises:
-        UserError: it is none of them.
+        UserError: it is none of them, or has no such weights.
     """
     if (path / "config.json").is_file():
         if step is not None:
