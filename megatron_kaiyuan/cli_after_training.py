@@ -1,13 +1,14 @@
-"""`kaiyuan average`, `export` and `eval`: what is made of checkpoints. No logic lives here, only arguments."""
+"""`kaiyuan average`, `export`, `eval` and `compare`: what is made of runs. No logic lives here, only arguments."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megatron_kaiyuan.cli_checkpoint import alone
+from megatron_kaiyuan.cli_checkpoint import AsJson, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
@@ -19,6 +20,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(average)
     app.command()(export)
     app.command("eval", cls=SeveralValuesCommand)(evaluate)
+    app.command()(compare)
 
 
 def average(
@@ -129,6 +131,41 @@ def evaluate(
             force=force,
         )
     print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="2 to 20 runs; the first is compared with")],
+    last: Annotated[
+        int | None,
+        typer.Option(
+            parser=positive_count_option,
+            metavar="TOKENS",
+            help="final measures are means over so many tokens; default: a tenth of the shortest run's",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML page to write, with the curves")] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """What differs between runs: configuration, environment, loss and speed, evaluations, with intervals.
+
+    Example: kaiyuan compare runs/base runs/higher_lr --output comparison.html
+
+    Runs may still be written.
+    """
+    from megatron_kaiyuan.compare.compare import compare_runs
+    from megatron_kaiyuan.compare.page import check_place, write_comparison
+    from megatron_kaiyuan.compare.records import as_record
+    from megatron_kaiyuan.compare.show import as_text
+
+    if output is not None:
+        check_place(runs, output, force)
+    found = compare_runs(runs, last)
+    print(json.dumps(as_record(found), indent=1) if as_json else as_text(found))
+    if output is not None:
+        write_comparison(found, output, force)
+        if not as_json:
+            print(f"compare: {output}")
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:

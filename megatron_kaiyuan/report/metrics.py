@@ -22,8 +22,31 @@ from megatron_kaiyuan.report.table import Table, number
 
 # Events after which the steps beyond theirs are trained again.
 RESTARTS = ("start", "resume", "rollback")
+_STARTS = ("start", "resume")
+# Lines that a session's time reaches to: rows, and these events. A start writes others before its own.
+_DURING = ("", *RESTARTS, "startup", "checkpoint", "stop")
 # Steps at least over which a reported loss is a mean: that of one step varies with its documents.
 _FEWEST_STEPS = 10
+
+
+@dataclass
+class Session:
+    """What one start of the run wrote.
+
+    Attributes:
+        place: rows that were written before it, those that no longer count too.
+        begun, ended: time of its start and of its last line, seconds since 1970; NaN where no line has any.
+    """
+
+    place: int
+    begun: float = math.nan
+    ended: float = math.nan
+
+    def saw(self, time: float) -> None:
+        """Take note of a line's time."""
+        if math.isfinite(time):
+            self.begun = time if math.isnan(self.begun) else self.begun
+            self.ended = time
 
 
 @dataclass
@@ -36,6 +59,7 @@ class History:
         monitored: figures by tensor and layer (`train/hooks/monitoring.py`), rising in `step`.
         repeated: rows that a restart made void, since their steps were trained again.
         unreadable: lines that hold no JSON object, as a killed process leaves them.
+        sessions: of each start that wrote anything, in order.
     """
 
     rows: Table = field(default_factory=Table)
@@ -43,6 +67,7 @@ class History:
     monitored: list[dict[str, Any]] = field(default_factory=list)
     repeated: int = 0
     unreadable: int = 0
+    sessions: list[Session] = field(default_factory=list)
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One figure over the rows; NaN where a row has none."""
@@ -74,6 +99,18 @@ class History:
         first = len(steps) - 1 - int(np.argmax(np.cumsum(steps[::-1]) >= wanted))
         return float(np.average(means[first:], weights=steps[first:])), int(steps[first:].sum())
 
+    def trained_seconds(self) -> NDArray[np.float64]:
+        """Wall clock at each row without the pauses between a session's last line and the next start; NaN: not known.
+
+        All else counts: building, validation, checkpoints, and steps that a restart or rollback made void. The time of
+        the first session begins at its start event, or at its first row where an older version wrote none.
+        """
+        spans = [session.ended - session.begun for session in self.sessions]
+        before = np.concatenate([[0.0], np.cumsum(np.nan_to_num(spans))])
+        first = np.searchsorted([session.place for session in self.sessions], self.rows.places, side="right") - 1
+        begun = np.array([session.begun for session in self.sessions])
+        return before[first] + self.column("time") - begun[first]
+
     @property
     def restarts(self) -> list[dict[str, Any]]:
         """Events at which training went on from a checkpoint."""
@@ -96,10 +133,18 @@ def read_history(path: Path) -> History:
     monitored: dict[int, dict[str, Any]] = {}
     # Rows written before a restart, and the step that it continues from.
     restarts: list[tuple[int, float]] = []
+    session = Session(0)
+    history.sessions.append(session)
     for row in _lines(path):
         if row is None:
             history.unreadable += 1
-        elif "event" not in row:
+            continue
+        if row.get("event") in _STARTS and not math.isnan(session.begun):
+            session = Session(len(history.rows))
+            history.sessions.append(session)
+        if row.get("event", "") in _DURING:
+            session.saw(number(row.get("time")))
+        if "event" not in row:
             history.rows.add(row)
         elif row["event"] == "monitor":
             monitored[row["step"]] = row

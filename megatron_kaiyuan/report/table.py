@@ -69,6 +69,11 @@ class Table(Sequence[dict[str, Any]]):
         self._kept = places
 
     @property
+    def places(self) -> Indices:
+        """Of each row how many were added before it."""
+        return np.arange(len(self)) if self._kept is None else self._kept
+
+    @property
     def steps(self) -> Indices:
         return self._counts(0)
 
