@@ -11,8 +11,9 @@ from megatron_kaiyuan.compare.measures import Measure, Window, common_window, fi
 from megatron_kaiyuan.compare.runs import Run, read_runs
 
 CAUTION = (
-    "Intervals (95 %) are of this run's own noise: of steps by a moving-block bootstrap, of tasks by their standard "
-    "error. Another seed of the same recipe may differ by more."
+    "Intervals (95 %) are of each run's own noise: of steps by a moving-block bootstrap, of tasks by their standard "
+    "error. Another seed of the same recipe may differ by more: name runs that differ in the seed alone too, and a "
+    "difference that is no larger than theirs counts for nothing."
 )
 TIME = (
     "Wall clock without pauses: from each start to the last line it wrote, with building, validation, checkpoints and "

@@ -20,6 +20,7 @@ _MEANINGS = {
     AtResume.NOT_COMPARED: "another start",
 }
 _LONGEST = 120
+_SEED = "train.seed"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,21 @@ def configuration_differences(runs: Sequence[Run]) -> list[FieldDifference]:
 def environment_differences(runs: Sequence[Run]) -> list[FieldDifference]:
     """What the newest starts say of machine and software, where they do not say the same."""
     return [FieldDifference(field, "", values) for field, values in _different([run.facts for run in runs])]
+
+
+def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
+    """Runs, by number, that differ in `train.seed` and in nothing else that changes a result."""
+    groups: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        if run.config is not None:
+            flat = flatten(run.config)
+            kept = {field: value for field, value in flat.items() if field != _SEED and _changes_results(field)}
+            groups.setdefault(repr((sorted(kept.items()), run.order)), []).append(number)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _changes_results(field: str) -> bool:
+    return field == "init_from" or at_resume(field) not in (AtResume.NO_EFFECT, AtResume.NOT_COMPARED)
 
 
 def _different(of_runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:

@@ -11,13 +11,14 @@ import numpy as np
 from megatron_kaiyuan.compare.bootstrap import Floats
 from megatron_kaiyuan.compare.curves import Curve, loss_curves, smoothing_tokens, thinned
 from megatron_kaiyuan.compare.runs import Run
-from megatron_kaiyuan.pages.plotting import COLOURS, Figure, render_plot, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, Figure, Unit, render_plot, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STYLES = ("-", "--", ":")
 _LEGEND_COLUMNS = 3
+_TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 # Figures of rows that have a plot of their own, in words.
 _OTHERS = {
     "tokens_per_second": ("Speed", "tokens/s"),
@@ -48,10 +49,16 @@ def comparison_figures(runs: Sequence[Run]) -> Iterator[Figure]:
     yield from _difference(curves)
     flops = [_Line(curve.name, curve.flops, curve.loss) for curve in curves]
     yield from _if_any("Loss against FLOPs", f"{alike} Model FLOPs of the tokens that count.", "model FLOPs", flops)
-    hours = [_Line(curve.name, curve.seconds / 3600, curve.loss) for curve in curves]
-    yield from _if_any("Loss against time", f"{alike} Wall clock without pauses.", "hours", hours)
+    size, unit = _time_unit(curves)
+    times = [_Line(curve.name, curve.seconds / size, curve.loss) for curve in curves]
+    yield from _if_any("Loss against time", f"{alike} Wall clock without pauses.", unit, times)
     for name in dict.fromkeys(name for run in runs for name in run.series):
         yield from _series(runs, name)
+
+
+def _time_unit(curves: Sequence[Curve]) -> tuple[float, str]:
+    longest = max((float(np.nanmax(curve.seconds)) for curve in curves if np.isfinite(curve.seconds).any()), default=0)
+    return next((one for one in _TIME_UNITS if longest >= 2 * one[0]), _TIME_UNITS[-1])
 
 
 def _difference(curves: Sequence[Curve]) -> Iterator[Figure]:
@@ -99,8 +106,7 @@ def _plot(
     zero: bool = False,
     first_colour: int = 0,
 ) -> Figure:
-    largest = max((line.x[np.isfinite(line.x)].max(initial=0) for line in lines), default=0.0)
-    _, unit = scaled(np.array([largest]))
+    unit = _unit(max((float(line.x[np.isfinite(line.x)].max(initial=0)) for line in lines), default=0.0))
 
     def draw(axes: Axes) -> None:
         for number, line in enumerate(lines, first_colour):
@@ -114,3 +120,11 @@ def _plot(
         axes.legend(frameon=False, fontsize=8, ncols=_LEGEND_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
     return Figure(title, caption, render_plot(draw, wide, -(-len(lines) // _LEGEND_COLUMNS)), wide)
+
+
+def _unit(largest: float) -> Unit:
+    """A power of a thousand; beyond those of tokens its number, as FLOPs have no letters that are known."""
+    if largest < 1e15:
+        return scaled(np.array([largest]))[1]
+    power = 3 * (int(np.log10(largest)) // 3)
+    return Unit(10.0**power, f" (1e{power})")

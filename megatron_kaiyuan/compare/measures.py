@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from megatron_kaiyuan.compare.bootstrap import FEWEST, Floats, mean_interval
+from megatron_kaiyuan.compare.differences import seed_groups
 from megatron_kaiyuan.compare.evaluation import Score, scores
 from megatron_kaiyuan.compare.intervals import Interval, difference
+from megatron_kaiyuan.compare.pairs import paired_losses
 from megatron_kaiyuan.compare.runs import Run, Series
 
 Better = Literal["lower", "higher", None]
 # Of the tokens of the shortest run.
 _WINDOW_SHARE = 0.1
+_WINDOW_ROWS = 20
 # Kinds of figures of which less is better; of accuracies more is. Of any other neither is said.
 _LOWER = ("loss", "bits_per_byte", "perplexity", "byte_perplexity", "word_perplexity", "nats_per_token")
 _HIGHER = ("acc", "exact_match", "f1", "pass@", "bleu", "rouge")
@@ -27,11 +30,13 @@ class Difference:
     """How far a run is from the first one.
 
     Attributes:
-        paired: the steps of both saw the same tokens, and are subtracted from each other one by one.
+        paired: losses of the same tokens were subtracted from each other, span by span.
+        of_seeds: the largest difference between compared runs that differ in the seed alone; 0: there are none.
     """
 
     interval: Interval
     paired: bool = False
+    of_seeds: float = 0.0
 
     def verdict(self, better: Better) -> str:
         """Return the difference in words; "" where it has no interval, or neither direction is the better one."""
@@ -39,6 +44,8 @@ class Difference:
             return ""
         if self.interval.holds_zero:
             return "cannot tell"
+        if abs(self.interval.value) <= self.of_seeds:
+            return "cannot tell: seeds differ by as much"
         if better is None:
             return "lower" if self.interval.value < 0 else "higher"
         return "better" if (self.interval.value < 0) == (better == "lower") else "worse"
@@ -80,22 +87,35 @@ def common_window(runs: Sequence[Run], last_tokens: int | None) -> Window:
     """The last tokens that all runs have trained on.
 
     Args:
-        last_tokens: so many; None: a tenth of the shortest run's.
+        last_tokens: so many; None: a tenth of the shortest run's, or as many as 20 rows of every run have.
     """
     end = min(run.end for run in runs)
-    return Window(max(0, end - (last_tokens or math.ceil(_WINDOW_SHARE * end))), end)
+    if last_tokens is not None:
+        return Window(max(0, end - last_tokens), end)
+    return Window(max(0, min(end - math.ceil(_WINDOW_SHARE * end), *(_begin_of_rows(run, end) for run in runs))), end)
+
+
+def _begin_of_rows(run: Run, end: int) -> int:
+    last = int(np.searchsorted(run.tokens, end, side="right"))
+    return int(run.before[max(0, last - _WINDOW_ROWS)])
 
 
 def final_measures(runs: Sequence[Run], window: Window) -> list[Measure]:
     """Everything that is compared at the end, losses first."""
-    return [
-        _loss(runs, window),
-        *_own_ends(runs, window),
-        *_recorded(runs, window),
-        *_evaluated(runs),
-        *_speeds(runs, window),
-        *_sizes(runs, window),
-    ]
+    of_training = [_loss(runs, window), *_own_ends(runs, window), *_recorded(runs, window), *_evaluated(runs)]
+    groups = seed_groups(runs)
+    with_seeds = [_with_seeds(measure, groups) for measure in of_training]
+    return [*with_seeds, *_speeds(runs, window), *_sizes(runs, window)]
+
+
+def _with_seeds(measure: Measure, groups: Sequence[Sequence[int]]) -> Measure:
+    """The measure whose differences know how far apart runs are that differ in the seed alone."""
+    of_seeds = 0.0
+    for group in groups:
+        values = [one.value for number in group if (one := measure.estimates[number]) is not None]
+        of_seeds = max(of_seeds, max(values, default=0.0) - min(values, default=0.0))
+    found = [None if one is None else replace(one, of_seeds=of_seeds) for one in measure.differences]
+    return replace(measure, differences=found)
 
 
 def _loss(runs: Sequence[Run], window: Window) -> Measure:
@@ -128,19 +148,12 @@ def _inside(run: Run, window: Window) -> Floats:
 
 
 def _loss_difference(first: Run, run: Run, window: Window) -> Difference | None:
-    rows, of_first = _inside(run, window), _inside(first, window)
-    if not len(rows) or not len(of_first):
-        return None
+    apart = difference(_loss_over(run, window), _loss_over(first, window))
     if first.order is not None and first.order == run.order:
-        _, mine, its = np.intersect1d(run.tokens[rows], first.tokens[of_first], return_indices=True)
-        rows, of_first = rows[mine], of_first[its]
-        # The rows before have to be of the same token too, so that both are means over the same tokens.
-        same = run.before[rows] == first.before[of_first]
-        rows, of_first = rows[same], of_first[same]
-        if len(rows) >= FEWEST:
-            apart = run.losses[rows] - first.losses[of_first]
-            return Difference(mean_interval(apart, run.loss_steps[rows]), paired=True)
-    return Difference(difference(_loss_over(run, window), _loss_over(first, window)))
+        losses, steps = paired_losses(run, first, window.begin, window.end)
+        if len(losses) >= FEWEST or (len(losses) and not apart.known):
+            return Difference(mean_interval(losses, steps), paired=True)
+    return Difference(apart) if math.isfinite(apart.value) else None
 
 
 def _recorded(runs: Sequence[Run], window: Window) -> Iterator[Measure]:

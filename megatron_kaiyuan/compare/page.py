@@ -11,7 +11,7 @@ from megatron_kaiyuan.compare.compare import CAUTION, TIME, Comparison
 from megatron_kaiyuan.compare.figures import comparison_figures
 from megatron_kaiyuan.compare.measures import Measure
 from megatron_kaiyuan.compare.runs import Run
-from megatron_kaiyuan.compare.show import difference_text, title, value_text
+from megatron_kaiyuan.compare.show import difference_text, title, value_text, verdict_text
 from megatron_kaiyuan.outputs import check, identity_of
 from megatron_kaiyuan.pages.page import earlier_page, page_output, render, write_page
 
@@ -75,7 +75,7 @@ def _measure(measure: Measure) -> dict[str, Any]:
             {
                 "value": value_text(measure, estimate),
                 "difference": difference_text(measure, difference),
-                "verdict": difference.verdict(measure.better) if difference else "",
+                "verdict": verdict_text(measure, difference),
             }
             for estimate, difference in zip(measure.estimates, measure.differences, strict=True)
         ],

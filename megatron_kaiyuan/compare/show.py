@@ -33,18 +33,22 @@ def value_text(measure: Measure, interval: Interval | None) -> str:
 
 
 def difference_text(measure: Measure, difference: Difference | None) -> str:
-    """The difference to the first run with its interval, and what it says; "" where there is none."""
+    """The difference to the first run, with its interval where that is known; "" where there is none."""
     if difference is None:
         return ""
     interval, digits = difference.interval, _digits(measure)
-    parts = [_number(interval.value, digits, "+")]
-    if interval.known:
-        parts.append(f"[{_number(interval.low, digits, '+')}, {_number(interval.high, digits, '+')}]")
-    if verdict := difference.verdict(measure.better):
-        parts.append(verdict)
-    if difference.paired:
-        parts.append(f"({interval.points:,} rows in pairs)")
-    return " ".join(parts)
+    shown = _number(interval.value, digits, "+")
+    if not interval.known:
+        return shown
+    return f"{shown} [{_number(interval.low, digits, '+')}, {_number(interval.high, digits, '+')}]"
+
+
+def verdict_text(measure: Measure, difference: Difference | None) -> str:
+    """What the difference says, and whether losses of the same tokens were compared."""
+    if difference is None:
+        return ""
+    pairs = f"{difference.interval.points:,} pairs" if difference.paired else ""
+    return ", ".join(filter(None, (difference.verdict(measure.better), pairs)))
 
 
 def title(measure: Measure) -> str:
@@ -64,7 +68,8 @@ def _measures(comparison: Comparison) -> Iterator[str]:
         yield title(measure) + (f"; {measure.note}" if measure.note else "")
         values = [value_text(measure, estimate) for estimate in measure.estimates]
         differences = [difference_text(measure, difference) for difference in measure.differences]
-        yield from (f"  {line}" for line in _columns(names, values, differences))
+        verdicts = [verdict_text(measure, difference) for difference in measure.differences]
+        yield from (f"  {line}" for line in _columns(names, values, differences, verdicts))
 
 
 def _columns(*columns: Sequence[str]) -> Iterator[str]:
