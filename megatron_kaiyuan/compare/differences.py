@@ -66,12 +66,16 @@ def environment_differences(runs: Sequence[Run]) -> list[FieldDifference]:
 def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
     """Runs, by number, that differ in `train.seed` and in nothing else that changes a result."""
     groups: dict[str, list[int]] = {}
+    seeds: dict[str, set[Any]] = {}
     for number, run in enumerate(runs):
         if run.config is not None:
             flat = flatten(run.config)
-            kept = {field: value for field, value in flat.items() if field != _SEED and _changes_results(field)}
-            groups.setdefault(repr((sorted(kept.items()), run.order)), []).append(number)
-    return [group for group in groups.values() if len(group) > 1]
+            seed = flat.pop(_SEED, None)
+            kept = {field: value for field, value in flat.items() if _changes_results(field)}
+            recipe = repr((sorted(kept.items()), run.order))
+            groups.setdefault(recipe, []).append(number)
+            seeds.setdefault(recipe, set()).add(seed)
+    return [group for recipe, group in groups.items() if len(seeds[recipe]) > 1]
 
 
 def _changes_results(field: str) -> bool:

@@ -113,7 +113,8 @@ def _with_seeds(measure: Measure, groups: Sequence[Sequence[int]]) -> Measure:
     of_seeds = 0.0
     for group in groups:
         values = [one.value for number in group if (one := measure.estimates[number]) is not None]
-        of_seeds = max(of_seeds, max(values, default=0.0) - min(values, default=0.0))
+        apart = [abs(one.interval.value) for number in group if 0 in group and (one := measure.differences[number])]
+        of_seeds = max(of_seeds, *apart, max(values, default=0.0) - min(values, default=0.0))
     found = [None if one is None else replace(one, of_seeds=of_seeds) for one in measure.differences]
     return replace(measure, differences=found)
 

@@ -118,9 +118,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         UserError: they are fewer than 2 or more than 20, or one is no run or has no step.
     """
     once = list(dict.fromkeys(folder.resolve() for folder in folders))
-    notes = (
-        [f"{len(folders) - len(once)} of the folders named a second time: left out"] if len(once) < len(folders) else []
-    )
+    again = len(folders) - len(once)
+    notes = [f"{again} of the folders are runs that were named before: left out"] if again else []
     if not FEWEST_RUNS <= len(once) <= MOST_RUNS:
         raise UserError(
             f"compare: takes {FEWEST_RUNS} to {MOST_RUNS} different runs and got {len(once)}; name their folders"
