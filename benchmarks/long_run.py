@@ -2,10 +2,10 @@
 
     python -m benchmarks.long_run --rows 1000000
 
-Writes two runs whose `metrics.jsonl` has the form of a real one: every column of a job of several ranks in FP16, held-out
-loss of four domains, the monitor's figures of 28 layers, checkpoints, overflows, a kill after which a thousand rows
-were trained again, and a torn line. Then each command runs in a process of its own. The goal is 30 s and 1 GiB for the
-page of a million rows; `compare` reads two such runs.
+Writes two runs whose `metrics.jsonl` has the form of a real one: every column of a job of several ranks in FP16,
+held-out loss of four domains, the monitor's figures of 28 layers, checkpoints, overflows, a kill after which a thousand
+rows were trained again, and a torn line. Then each command runs in a process of its own. The goal is 30 s and 1 GiB
+for the page of a million rows; `compare` reads two such runs.
 """
 
 from __future__ import annotations
@@ -162,9 +162,8 @@ def main() -> None:
             if not run.exists():
                 write_run(run, given.rows, seed, given.monitor_every, given.layers)
         size = (runs[0] / "metrics.jsonl").stat().st_size
-        print(
-            f"{given.rows:,} rows and {given.rows // given.monitor_every:,} events of the monitor ({given.layers} layers): {size / 1e6:,.0f} MB a run"
-        )
+        watched = f"{given.rows // given.monitor_every:,} events of the monitor ({given.layers} layers)"
+        print(f"{given.rows:,} rows and {watched}: {size / 1e6:,.0f} MB a run", flush=True)
         page, both = folder / "report.html", folder / "compare.html"
         measure("kaiyuan report", ["report", str(runs[0]), "--output", str(page)])
         measure("kaiyuan compare, two runs", ["compare", *map(str, runs), "--output", str(both)])

@@ -112,9 +112,10 @@ def _with_seeds(measure: Measure, groups: Sequence[Sequence[int]]) -> Measure:
     """The measure whose differences know how far apart runs are that differ in the seed alone."""
     of_seeds = 0.0
     for group in groups:
-        values = [one.value for number in group if (one := measure.estimates[number]) is not None]
-        apart = [abs(one.interval.value) for number in group if 0 in group and (one := measure.differences[number])]
-        of_seeds = max(of_seeds, *apart, max(values, default=0.0) - min(values, default=0.0))
+        values = [estimate.value for number in group if (estimate := measure.estimates[number]) is not None]
+        with_first = [one for number in group if 0 in group and (one := measure.differences[number]) is not None]
+        to_first = [abs(one.interval.value) for one in with_first]
+        of_seeds = max(of_seeds, *to_first, max(values, default=0.0) - min(values, default=0.0))
     found = [None if one is None else replace(one, of_seeds=of_seeds) for one in measure.differences]
     return replace(measure, differences=found)
 

@@ -16,22 +16,18 @@ Indices: TypeAlias = NDArray[np.int64]
 
 _BATCH = 4096
 _NUMBERS = frozenset((int, float, bool, type(None)))
+_TEXTS = frozenset((str, type(None)))
 
 
 @dataclass
 class _Column:
-    """Values of one name: pieces of (places, values), where a piece that fills its places has a slice."""
+    """Values of one name: pieces of (places, values). The places of a piece are shared by all columns of its rows."""
 
     pieces: list[tuple[slice | Indices, Floats]] = field(default_factory=list)
 
-    def add(self, start: int, values: Floats) -> None:
-        there = np.flatnonzero(~np.isnan(values))
-        # Validation has a figure in one row of hundreds: full pieces would hold little but NaN.
-        if 2 * len(there) < len(values):
-            if len(there):
-                self.pieces.append((there + start, values[there]))
-        else:
-            self.pieces.append((slice(start, start + len(values)), values))
+    def add(self, places: slice | Indices, values: Floats) -> None:
+        if not np.isnan(values).all():
+            self.pieces.append((places, values))
 
     def whole(self, length: int) -> Floats:
         values = np.full(length, np.nan)
@@ -134,19 +130,25 @@ class Table(Sequence[dict[str, Any]]):
         rows, self._waiting = self._waiting, []
         if not rows:
             return
-        names: dict[str, Any] = {}
-        for row in rows:
-            names.update(row)
-        for name in names:
-            self._store_column(name, [row.get(name) for row in rows])
+        # Rows of the same names become columns at once; those in which something was validated have more.
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            alike.setdefault(tuple(row), []).append(place)
+        for names, places in alike.items():
+            whole = len(places) == len(rows)
+            where = slice(self._added, self._added + len(rows)) if whole else np.array(places) + self._added
+            columns = zip(*(rows[place].values() for place in places), strict=True)
+            for name, values in zip(names, columns, strict=True):
+                self._store_column(name, where, values)
         self._places.append(tuple(np.array([row[name] for row in rows], dtype=np.int64) for name in ("step", "tokens")))  # type: ignore[arg-type]
         self._added += len(rows)
 
-    def _store_column(self, name: str, values: list[Any]) -> None:
-        self._columns.setdefault(name, _Column()).add(self._added, _numbers(values))
-        if str in set(map(type, values)):
+    def _store_column(self, name: str, places: slice | Indices, values: tuple[Any, ...]) -> None:
+        kinds = set(map(type, values))
+        self._columns.setdefault(name, _Column()).add(places, _numbers(values, kinds))
+        if str in kinds:
             codes = [self._code(value) if isinstance(value, str) else math.nan for value in values]
-            self._codes.setdefault(name, _Column()).add(self._added, np.array(codes, dtype=np.float64))
+            self._codes.setdefault(name, _Column()).add(places, np.array(codes, dtype=np.float64))
 
     def _code(self, text: str) -> float:
         return self._texts.setdefault(text, len(self._texts))
@@ -160,12 +162,14 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def _numbers(values: list[Any]) -> Floats:
-    if set(map(type, values)) <= _NUMBERS:
+def _numbers(values: tuple[Any, ...], kinds: set[type]) -> Floats:
+    if kinds <= _NUMBERS:
         try:
             return np.array(values, dtype=np.float64)
         except OverflowError:
             pass
+    elif kinds <= _TEXTS:
+        return np.full(len(values), np.nan)
     return np.array([number(value) for value in values], dtype=np.float64)
 
 

@@ -67,3 +67,5 @@ def test_figures_that_few_rows_have_take_little_memory() -> None:
     assert table.column("validation/loss")[every] == 0.5 * every
     held = {name: sum(piece.size for _, piece in column.pieces) for name, column in table._columns.items()}
     assert held["loss"] == rows and held["validation/loss"] == -(-rows // every)
+    places = {id(where) for column in table._columns.values() for where, _ in column.pieces}
+    assert len(places) == 2 * len(table._columns["validation/loss"].pieces), "shared by the columns"
