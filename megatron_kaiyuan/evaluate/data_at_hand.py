@@ -14,7 +14,7 @@ _FILE_READERS = ("json", "csv", "parquet", "text", "arrow")
 
 
 def require_data(selections: Iterable[TaskSelection]) -> None:
-    """Look for the data of tasks before a model is loaded, where HF_HUB_OFFLINE=1 keeps the libraries from fetching them.
+    """Look for the data of tasks, before a model is loaded, where HF_HUB_OFFLINE=1 keeps the libraries from fetching.
 
     Raises:
         UserError: some are not there; one line names all of them, and how to fetch them.
