@@ -1,14 +1,15 @@
-"""`kaiyuan average`, `export`, `generate`: what is made of checkpoints. No logic lives here, only arguments."""
+"""`kaiyuan average`, `averages`, `export`, `generate`, `compare`: what is made of runs. Only arguments."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from megatron_kaiyuan.cli_checkpoint import AsJson, alone
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
 AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
@@ -24,6 +25,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(average)
     app.command(cls=SeveralValuesCommand)(averages)
     app.command()(export)
+    app.command()(compare)
     app.command()(generate)
 
 
@@ -110,6 +112,58 @@ def export(
         print(export_checkpoint(checkpoint, output, tokenizer, force, step))
 
 
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="2 to 20 runs; the first is compared with")],
+    last: Annotated[
+        int | None,
+        typer.Option(
+            parser=positive_count_option,
+            metavar="TOKENS",
+            help="final measures are means over so many tokens; default: a tenth of the shortest run's",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML page to write, with the curves")] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """What differs between runs: configuration, environment, loss and speed, evaluations, with intervals.
+
+    Example: kaiyuan compare runs/base runs/higher_lr --output comparison.html
+
+    Runs may still be written.
+    """
+    from megatron_kaiyuan.compare.compare import compare_runs
+    from megatron_kaiyuan.compare.page import check_place, write_comparison
+    from megatron_kaiyuan.compare.records import as_record
+    from megatron_kaiyuan.compare.show import as_text
+
+    if output is not None:
+        check_place(runs, output, force)
+    found = compare_runs(runs, last)
+    print(json.dumps(as_record(found), indent=1) if as_json else as_text(found))
+    if output is not None:
+        write_comparison(found, output, force)
+        if not as_json:
+            print(f"compare: {output}")
+
+
+def _numbers(words: str, option: str, example: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError:
+        raise UserError(f"{option} {words}: write numbers with commas between, {example}") from None
+
+
+def _counts(words: str, option: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(dict.fromkeys(int(word) for word in words.split(",")))
+    except ValueError:
+        counts = ()
+    if min(counts, default=0) < 1:
+        raise UserError(f"{option} {words}: write numbers from 1 up with commas between, as 1,2,4")
+    return counts
+
+
 def generate(
     model: Annotated[
         Path,
@@ -166,23 +220,6 @@ def generate(
         generator = open_generator(model, step, tokenizer, platform.device, dtype)
         for text in generate_texts(generator, prompts, sampling, seed, as_json):
             print(text, flush=True)
-
-
-def _numbers(words: str, option: str, example: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in words.split(","))
-    except ValueError:
-        raise UserError(f"{option} {words}: write numbers with commas between, {example}") from None
-
-
-def _counts(words: str, option: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(dict.fromkeys(int(word) for word in words.split(",")))
-    except ValueError:
-        counts = ()
-    if min(counts, default=0) < 1:
-        raise UserError(f"{option} {words}: write numbers from 1 up with commas between, as 1,2,4")
-    return counts
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:
