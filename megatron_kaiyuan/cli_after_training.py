@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_kaiyuan.cli_checkpoint import AsJson, alone
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
 AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
