@@ -175,7 +175,8 @@ def _measure(
     return total
 
 
-@torch.inference_mode()
+# Not inference mode: a network that trains keeps tensors, as of its rotary embedding, that a backward pass meets later.
+@torch.no_grad()
 def _predict(predictor: Predictor, windows_bs: NDArray[np.int64]) -> Tally:
     tokens_bs = torch.from_numpy(windows_bs).to(predictor.device)
     logits_bsv = predictor.logits(tokens_bs[:, :-1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -83,7 +83,13 @@ def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, de
     def logits(ids_bs: torch.Tensor) -> torch.Tensor:
         return sequence_logits(models, ids_bs, vocabulary)
 
-    generate = LogitsModel(logits, device).generate
+    by_passes = LogitsModel(logits, device)
+
+    def generate(**options: Any) -> torch.Tensor:
+        # lm-eval asks for a cache, which is not where the network lies on many ranks.
+        found: torch.Tensor = by_passes.generate(**{**options, "use_cache": False})
+        return found
+
     return Predictor(
         logits, vocabulary, device, generate, replicas(), logits_per_batch=_logits_per_batch(torch.device(device))
     )

@@ -27,6 +27,7 @@ class _Measured(Form):
     name: str
     held_out: dict[str, Any] | None
     tasks: dict[str, dict[str, float | str | None]]
+    calibration: dict[str, dict[str, Any]] = {}
     seconds: float = 0.0
 
 
@@ -120,6 +121,7 @@ def _both(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         **new,
         HELD_OUT: new[HELD_OUT] or old[HELD_OUT],
         "tasks": {**old["tasks"], **new["tasks"]},
+        "calibration": {**old.get("calibration", {}), **new.get("calibration", {})},
         "seconds": round(old.get("seconds", 0) + new["seconds"], 2),
     }
 

@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.data_at_hand import missing_data
 from megatron_kaiyuan.evaluate.presets import PRESETS, preset_selections, shots_of
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, task_manager
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, missing_data, task_manager
 
 NAMES = [name for tasks in PRESETS.values() for name in tasks]
 
@@ -64,5 +63,5 @@ def test_offline_one_line_names_all_data_that_are_missing_and_how_to_fetch_them(
         outputs[offline] = done.stdout.splitlines()
     # Where there is a network, the libraries fetch them.
     assert outputs["0"] == ["None", "None"]
-    assert outputs["1"] == ["None", missing_data({"gone": ["someone/has_not"]})]
+    assert outputs["1"] == ["None", f"{missing_data(['gone'])} (someone/has_not)"]
     assert "TaskManager().load(['gone'])" in outputs["1"][1] and json.dumps(outputs["1"][1]).count("\\n") == 0
