@@ -150,13 +150,15 @@ QUICK = ("replicas", "both")
     "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYOUTS]
 )
 def test_every_layout_gives_the_same_numbers(folder: Path, validated: Path, layout: str) -> None:
+    """From one checkpoint: fresh weights depend on the pipeline's stages."""
     ranks, fields = LAYOUTS[layout]
+    start_from(validated, 2, folder / layout)
     more = ["validation.every_steps=1", "validation.tokens=null"]
     succeed(ranks, folder / "train.yaml", *asked(folder, layout), *more, *fields)
     found, expected = columns(folder / layout), columns(validated)
-    assert found.keys() == expected.keys()
-    for step, row in expected.items():
-        assert found[step] == pytest.approx(row, rel=1e-6), step
+    assert {3, 4} <= found.keys()
+    for step in (3, 4):
+        assert found[step] == pytest.approx(expected[step], rel=1e-6), step
 
 
 def test_with_qk_clip_and_its_records(folder: Path) -> None:
