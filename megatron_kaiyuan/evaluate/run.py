@@ -140,7 +140,7 @@ def evaluate(
         force: results of the same model or step, but of other data, settings or weights, may be replaced.
 
     Returns:
-        {"model": {"path", "name", "held_out", "tasks", "calibration", "seconds"}, "baseline": the same or None,
+        {"model": {"path", "name", "held_out", "tasks", "shots", "calibration", "seconds"}, "baseline": the same or None,
         "items": documents by task, "seed", "made_from": fingerprints by measure}: what was measured now; and the file
         that it was added to.
 
@@ -267,6 +267,7 @@ def _measure(
         "name": source.name,
         "held_out": held_out,
         "tasks": tasks,
+        "shots": {name: number for results in found for name, number in results.shots.items()},
         "calibration": {name: figures for results in found for name, figures in results.calibration.items()},
         "seconds": round(time.perf_counter() - started, 2),
     }

@@ -156,6 +156,7 @@ def test_tasks_of_a_preset_have_shots_of_their_own(folder: Path, tmp_path: Path)
     ]
     result, path = evaluate(folder / "model", measures, tmp_path / "evaluation.json")
     assert result["model"]["tasks"].keys() == {"contexts", "options", "last_word"}
+    assert result["model"]["shots"] == {"contexts": 2, "options": 1, "last_word": 0}
     made_from = result["made_from"]
     assert len({made_from[name] for name in result["model"]["tasks"]}) == 3
     # The same shots by name are the same measure; others are not.
