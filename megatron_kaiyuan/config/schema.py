@@ -22,6 +22,7 @@ from megatron_kaiyuan.config.parallel import ParallelConfig
 from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.config.train import TrainConfig
+from megatron_kaiyuan.config.validation import ValidationConfig
 
 
 class RunConfig(Section):
@@ -47,6 +48,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()
+    validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="after")
