@@ -1,13 +1,14 @@
-"""`kaiyuan average`, `export` and `eval`: what is made of checkpoints. No logic lives here, only arguments."""
+"""`kaiyuan average`, `averages`, `export`, `eval`, `generate`, `compare`: what is made of runs. Only arguments."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan.cli_checkpoint import alone
+from megatron_kaiyuan.cli_checkpoint import AsJson, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
@@ -25,6 +26,8 @@ def add_commands(app: typer.Typer) -> None:
     app.command(cls=SeveralValuesCommand)(averages)
     app.command()(export)
     app.command("eval", cls=SeveralValuesCommand)(evaluate)
+    app.command()(compare)
+    app.command()(generate)
 
 
 def average(
@@ -179,6 +182,41 @@ def evaluate(
     print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
 
 
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="2 to 20 runs; the first is compared with")],
+    last: Annotated[
+        int | None,
+        typer.Option(
+            parser=positive_count_option,
+            metavar="TOKENS",
+            help="final measures are means over so many tokens; default: a tenth of the shortest run's",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML page to write, with the curves")] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """What differs between runs: configuration, environment, loss and speed, evaluations, with intervals.
+
+    Example: kaiyuan compare runs/base runs/higher_lr --output comparison.html
+
+    Runs may still be written.
+    """
+    from megatron_kaiyuan.compare.compare import compare_runs
+    from megatron_kaiyuan.compare.page import check_place, write_comparison
+    from megatron_kaiyuan.compare.records import as_record
+    from megatron_kaiyuan.compare.show import as_text
+
+    if output is not None:
+        check_place(runs, output, force)
+    found = compare_runs(runs, last)
+    print(json.dumps(as_record(found), indent=1) if as_json else as_text(found))
+    if output is not None:
+        write_comparison(found, output, force)
+        if not as_json:
+            print(f"compare: {output}")
+
+
 def _numbers(words: str, option: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in words.split(","))
@@ -194,6 +232,64 @@ def _counts(words: str, option: str) -> tuple[int, ...]:
     if min(counts, default=0) < 1:
         raise UserError(f"{option} {words}: write numbers from 1 up with commas between, as 1,2,4")
     return counts
+
+
+def generate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
+        ),
+    ],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="texts to continue; none, and no file: lines of standard input"),
+    ] = None,
+    step: RunStep = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help='a prompt a line; of a .jsonl file the "prompt" of each line')
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json; a checkpoint needs it")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of a text at most")] = 64,
+    do_sample: Annotated[
+        bool, typer.Option("--do-sample", help="draw tokens; else the most probable one is taken")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="below 1: more of the probable tokens")] = None,
+    top_k: Annotated[int | None, typer.Option(help="draw among so many tokens; default: transformers' 50")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw among tokens that are so probable together")] = None,
+    min_p: Annotated[float | None, typer.Option(help="none below this part of the most probable one")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="above 1: fewer tokens again")] = None,
+    num_return_sequences: Annotated[int, typer.Option(help="texts for each prompt")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=(1 << 63) - 1, help="of drawn tokens; default: one that is logged")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="that weights are held and computed in")
+    ] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Continue texts with a model. Options of sampling are transformers', under its names.
+
+    Example: kaiyuan generate runs/mine "The sea is" --tokenizer tokenizer --do-sample --top-p 0.9 --seed 1
+
+    The texts are on standard output, each after its prompt; on a terminal they appear as they are written. Without a
+    prompt it asks for one after the other, until ctrl-D.
+    """
+    from megatron_kaiyuan.generate.prompts import prompts_of
+    from megatron_kaiyuan.generate.sampling import Sampling
+
+    sampling = Sampling(
+        max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, num_return_sequences
+    )
+    prompts = prompts_of(prompt or (), prompt_file)
+    with alone(device) as platform:
+        from megatron_kaiyuan.generate.model import open_generator
+        from megatron_kaiyuan.generate.run import generate as generate_texts
+
+        generator = open_generator(model, step, tokenizer, platform.device, dtype)
+        for text in generate_texts(generator, prompts, sampling, seed, as_json):
+            print(text, flush=True)
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:

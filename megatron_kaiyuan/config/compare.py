@@ -62,6 +62,7 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "monitor": "log_every_steps peak_tflops profile_steps activations_every_steps headroom_warning_bits "
         "overflow_capsules overflow_capsule_scale notify_command notify_events notify_timeout_seconds prometheus_file "
         "tensorboard wandb wandb_project swanlab swanlab_project",
+        "samples": "prompts tokenizer every_steps max_new_tokens do_sample temperature top_p repetition_penalty seed",
     },
     AtResume.NOT_COMPARED: {"": "run_dir init_from"},
 }
@@ -95,7 +96,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:
 
     A configuration that was saved before a field existed has that field's default, or what was done then.
     """
-    was, now = flatten(_completed(saved)), flatten(_completed(current))
+    was, now = flatten(completed(saved)), flatten(completed(current))
     names = [name for name in dict.fromkeys([*now, *was]) if at_resume(name) is not AtResume.NOT_COMPARED]
     pairs = ((name, was.get(name, _MISSING), now.get(name, _MISSING)) for name in names)
     return [
@@ -134,7 +135,8 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration with every field; one that was saved before a field existed has its default."""
     optimizer, train = (saved.get(section, {}) for section in ("optimizer", "train"))
     if isinstance(optimizer, dict) and isinstance(train, dict) and "schedule_tokens" not in optimizer:
         # Where the run was to stop used to be where its schedule ended.
