@@ -1,7 +1,7 @@
 """Sets of lm-eval's tasks by what they measure, with the examples before each question (shots) stated.
 
 English tasks are those that the data benchmarks of the Kaiyuan-2B report name (arXiv 2512.07612), and ARC; the others
-are the usual ones of their kind, and our choice. Shots are those of the Open LLM Leaderboard where it has the task (MMLU,
+are the usual ones of their kind, and our choice. Shots are the Open LLM Leaderboard's where it has the task (MMLU,
 ARC-Challenge, HellaSwag, WinoGrande, GSM8K), lm-eval's where it fixes them (Minerva, HumanEval, MBPP), else ours.
 """
 

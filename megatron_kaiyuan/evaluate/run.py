@@ -17,9 +17,18 @@ from typing import Any
 from megatron_kaiyuan.checkpoint.find import Weights
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.evaluate.harness import offline, run_tasks
-from megatron_kaiyuan.evaluate.results import FORMAT, HELD_OUT, read_entries, refuse_replaced, replaced, with_entry
-from megatron_kaiyuan.evaluate.source import Model, ModelSource, find_source, open_source
+from megatron_kaiyuan.evaluate.harness import offline, run_on_all_ranks
+from megatron_kaiyuan.evaluate.replicas import from_rank_0, is_first, many_ranks
+from megatron_kaiyuan.evaluate.results import (
+    FORMAT,
+    HELD_OUT,
+    Entry,
+    read_entries,
+    refuse_replaced,
+    replaced,
+    with_entry,
+)
+from megatron_kaiyuan.evaluate.source import Model, ModelSource, Settings, find_source, open_source
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection, require_tasks
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, read_domains, write_tasks
 from megatron_kaiyuan.files import write_json
@@ -103,51 +112,62 @@ def evaluate(
     baseline: Path | None = None,
     tokenizer: Path | None = None,
     work: Path | None = None,
-    device: Any = "cpu",
+    settings: Settings | None = None,
     force: bool = False,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate a model and write the result as JSON.
+    """Evaluate a model and write the result as JSON. Collective where there are several ranks; rank 0 writes.
 
     Args:
         model: a Hugging Face folder, a checkpoint, or a run.
         step: the run's checkpoint; None: its newest.
-        weights: of a checkpoint: the network's own, or the EMA of them that the run keeps.
+        weights: of a checkpoint, the network's own or their EMA.
         output: a file, to which the results are added; None: `evaluation.json` in the model's run.
         baseline: as `model`; the untrained one. Of a run the newest checkpoint.
         tokenizer: folder of a checkpoint's tokenizer, for what is measured on text.
         work: where task files and caches go; None: a temporary folder of the system.
-        device: a torch device. For a checkpoint a platform is active and process groups are those of one.
+        settings: how models are loaded. For a checkpoint a platform is active and megatron-core's groups are those of
+            `settings.parallel`.
         force: results of the same model or step, but of other data, settings or weights, may be replaced.
 
     Returns:
-        {"model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items": by task made
-        of held-out text, "seed", "made_from": fingerprints by measure}: what was measured now; and the file that it was
-        added to.
+        {"model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items": documents by
+        task, "seed", "made_from": fingerprints by measure}: what was measured now; and the file that it was added to.
 
     Raises:
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
             message names it.
     """
+    settings = settings or Settings()
     source, untrained = find_source(model, step, weights), find_source(baseline) if baseline else None
     _check(measures, [source, untrained], tokenizer)
     place = Output(_output(output, source), "a result of kaiyuan eval", kind="file")
     asked = _asked(source, untrained, measures)
-    # An earlier file of results is added to: what would be replaced is looked for by `refuse_replaced`.
-    with claim(place, "", lambda output: marked_json(FORMAT)(output) and ""), _work_folder(work) as folder:
-        entries = read_entries(place.path)
-        if not force and replaced(entries, asked):
-            measures.require_inputs()
-            refuse_replaced(place.path, entries, asked)
+    with contextlib.ExitStack() as stack:
+        entries = from_rank_0(lambda: _claim(stack, place, asked, measures, force))
+        folder = stack.enter_context(_work_folder(work))
         # The data of tasks that were asked for may have to be fetched, or lie in the user's own caches.
         with contextlib.nullcontext() if measures.tasks.names else offline(folder / "cache"):
             made, selections = _selections(measures, folder)
-            measured = _measure(source, tokenizer, measures, selections, device)
-            beside = _measure(untrained, tokenizer, measures, selections, device) if untrained else None
-        result = {"model": measured, "baseline": beside, "items": made, "seed": measures.seed}
+            measured, items = _measure(source, tokenizer, measures, selections, settings)
+            beside, _ = _measure(untrained, tokenizer, measures, selections, settings) if untrained else (None, {})
+        result = {"model": measured, "baseline": beside, "items": {**items, **made}, "seed": measures.seed}
         # A name that was asked for may stand for several tasks.
         result["made_from"] = dict.fromkeys(measured["tasks"], measures.tasks_identity) | asked["made_from"]
-        write_json(place.path, with_entry(entries, result))
+        from_rank_0(lambda: write_json(place.path, with_entry(entries, result)))
     return result, place.path
+
+
+def _claim(
+    stack: contextlib.ExitStack, place: Output, asked: dict[str, Any], measures: Measures, force: bool
+) -> list[Entry]:
+    """Hold the file of results until the stack ends; what it holds already."""
+    # An earlier file of results is added to: what would be replaced is looked for by `refuse_replaced`.
+    stack.enter_context(claim(place, "", lambda output: marked_json(FORMAT)(output) and ""))
+    entries = read_entries(place.path)
+    if not force and replaced(entries, asked):
+        measures.require_inputs()
+        refuse_replaced(place.path, entries, asked)
+    return entries
 
 
 def _asked(source: ModelSource, untrained: ModelSource | None, measures: Measures) -> dict[str, Any]:
@@ -208,29 +228,46 @@ def _work_folder(work: Path | None) -> Iterator[Path]:
 
 
 def _measure(
-    source: ModelSource, tokenizer: Path | None, measures: Measures, selections: Sequence[TaskSelection], device: Any
-) -> dict[str, Any]:
+    source: ModelSource,
+    tokenizer: Path | None,
+    measures: Measures,
+    selections: Sequence[TaskSelection],
+    settings: Settings,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Measure a model; with the documents of each task."""
     from megatron_kaiyuan.evaluate.heldout import open_corpora
 
-    log.info(f"evaluate: {source.name}, on {device}")
+    log.info(f"evaluate: {source.name}, on {settings.device}{_on_ranks(settings)}")
     started = time.perf_counter()
     corpora = open_corpora(measures.held_out) if measures.held_out else {}
     # A Hugging Face folder has its own.
     folder = (tokenizer if source.checkpoint else source.path) if selections else None
-    model = open_source(source, folder, corpora, device)
+    model = open_source(source, folder, corpora, settings)
     context = measures.seq_length or model.context
     if context > model.longest:
         raise UserError(f"seq_length {context}: {source.path} admits {model.longest} tokens at most")
     held_out = _held_out(model, corpora, context, measures.token_limit) if corpora else None
-    tasks = _tasks(model, selections, context) if selections else {}
-    seconds = round(time.perf_counter() - started, 2)
-    return {
+    tasks, items = _tasks(model, selections, context) if selections else ({}, {})
+    measured = {
         "path": os.path.abspath(source.path),
         "name": source.name,
         "held_out": held_out,
         "tasks": tasks,
-        "seconds": seconds,
+        "seconds": round(time.perf_counter() - started, 2),
     }
+    return measured, items
+
+
+def _on_ranks(settings: Settings) -> str:
+    if not many_ranks():
+        return ""
+    import torch
+
+    ranks, parallel = torch.distributed.get_world_size(), settings.parallel
+    return (
+        f", {ranks} ranks (tensor {parallel.tensor_model_parallel_size} x pipeline "
+        f"{parallel.pipeline_model_parallel_size} x data {ranks // parallel.model_parallel_size})"
+    )
 
 
 def _held_out(
@@ -239,18 +276,25 @@ def _held_out(
     from megatron_kaiyuan.evaluate.heldout import held_out_loss, tokens_to_predict
 
     total = tokens_to_predict(corpora, context, token_limit)
-    with Progress("evaluate: held-out text", total, "tokens") as progress:
+    with Progress("evaluate: held-out text" if is_first() else "", total, "tokens") as progress:
         return held_out_loss(model.predictor, corpora, context, token_limit, progress.advance)
 
 
-def _tasks(model: Model, selections: Sequence[TaskSelection], context: int) -> dict[str, dict[str, float]]:
+def _tasks(
+    model: Model, selections: Sequence[TaskSelection], context: int
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Metrics and documents by task, the same on every rank."""
     from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
 
     assert model.tokenizer is not None
-    found: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
+    items: dict[str, int] = {}
     # On a terminal lm-eval counts by itself.
-    with Progress("" if sys.stderr.isatty() else "evaluate: lm-eval", None, "texts") as progress:
+    shown = is_first() and not sys.stderr.isatty()
+    with Progress("evaluate: lm-eval" if shown else "", None, "texts") as progress:
         harness = lm_eval_model(model.predictor.counted(progress.advance), model.tokenizer, context)
         for selection in selections:
-            found |= run_tasks(harness, selection, model.predictor.generate is not None)
-    return found
+            found = run_on_all_ranks(harness, selection)
+            metrics |= found.metrics
+            items |= found.documents
+    return metrics, items

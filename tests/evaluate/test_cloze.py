@@ -10,8 +10,8 @@ import torch
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.cloze import ClozeTask, Item, cloze_tasks, lengths, measure, read_task, write_task
-from megatron_kaiyuan.evaluate.heldout import predictor_of_transformers
 from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
+from megatron_kaiyuan.evaluate.predictor import predictor_of_transformers
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
 from megatron_kaiyuan.files import write_sealed_json
