@@ -25,6 +25,7 @@ _IMPORTED = (
     "data_tools.tokenizers.train_tokenizer",
     "data_tools.windows.cut",
     "megatron_kaiyuan.checkpoint.average",
+    "megatron_kaiyuan.evaluate.averages",
     "megatron_kaiyuan.export.run",
     "megatron_kaiyuan.report.build",
 )
@@ -177,6 +178,7 @@ def _documents(inputs: Path, out: Path) -> list[Command]:
 
 def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
     """What is made of a run."""
+    averages = ("averages", run_dir, "--held-out", inputs.parent / "corpus" / "text", "--device", "cpu")
     return [
         Command(
             "kaiyuan report",
@@ -188,6 +190,13 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             "kaiyuan average",
             *_pair("average", run_dir, "--last", None, "--output", out / "averaged", a=2, b=3),
             "averaged",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan averages",
+            *_pair(*averages, "--last", None, "--output", out / "averages.html", a=1, b=2),
+            "averages.json",
+            ("averages.json", "averages.html"),
             heavy=True,
         ),
         Command(
