@@ -175,17 +175,14 @@ def _metrics(folder: Path) -> Path:
 def _history(path: Path) -> Any:
     from megatron_kaiyuan.report.build import _event, _tiles
     from megatron_kaiyuan.report.metrics import read_history
-    from megatron_kaiyuan.report.monitored import _layers, _median
 
     history = read_history(path)
     history.column("loss"), history.tokens_at(3), history.restarts
     _tiles(history, None, None)
     [_event(event) for event in history.events]
-    for row in history.monitored:
-        for name in row["activations"]:
-            _layers(history.monitored, name, "headroom_bits")
-        for kind in history.monitored[-1]["gradients"]:
-            _median(row["update_to_weight"], kind)
+    seen = history.monitored
+    [seen.headroom(name) for name in seen.tensors]
+    [seen.updates(kind) for kind in seen.kinds]
 
 
 def _status(path: Path) -> Any:
