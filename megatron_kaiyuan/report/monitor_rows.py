@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -151,4 +152,4 @@ def _order(layout: Layout) -> list[tuple[str, str, int]]:
 
 def _median(values: list[float | None]) -> float:
     there = [value for value in values if value is not None]
-    return float(np.median(there)) if there else np.nan
+    return statistics.median(there) if there else np.nan
