@@ -1,10 +1,10 @@
-"""`kaiyuan average`, `export`, `eval` and `compare`: what is made of runs. No logic lives here, only arguments."""
+"""`kaiyuan average`, `averages`, `export`, `eval`, `generate`, `compare`: what is made of runs. Only arguments."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,15 +12,22 @@ from megatron_kaiyuan.cli_checkpoint import AsJson, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
+AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
+Over = Literal["checkpoints", "steps", "tokens"]
+ModelOrEma = Annotated[
+    Literal["model", "ema"], typer.Option("--weights", help="of a checkpoint; ema: those that ema.decay kept")
+]
 RunStep = Annotated[int | None, typer.Option("--step", min=0, help="of RUN_DIR this checkpoint; default: the newest")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add them to the root."""
     app.command()(average)
+    app.command(cls=SeveralValuesCommand)(averages)
     app.command()(export)
     app.command("eval", cls=SeveralValuesCommand)(evaluate)
     app.command()(compare)
+    app.command()(generate)
 
 
 def average(
@@ -28,19 +35,59 @@ def average(
     last: Annotated[int, typer.Option(min=1, help="how many of the newest scheduled checkpoints")] = 8,
     stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
     steps: Annotated[str | None, typer.Option(help="exactly these instead, as 100,200,300")] = None,
-    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged")] = None,
+    kind: Annotated[AverageKind, typer.Option(help="how much each of them counts")] = "equal",
+    decay: Annotated[float | None, typer.Option(help="ema: by how much the weight falls with age, such as 0.8")] = None,
+    decay_per: Annotated[float, typer.Option(help="ema: over so many checkpoints, steps or tokens")] = 1.0,
+    over: Annotated[Over, typer.Option(help="ema, one_minus_sqrt: what distance is counted in")] = "checkpoints",
+    coefficients: Annotated[
+        str | None, typer.Option(help="weighted: one for each checkpoint, as 1,2,4; their sum counts as 1")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged, of other kinds averaged_KIND")] = None,
     force: Force = False,
 ) -> None:
-    """Equal mean of the weights of the last scheduled checkpoints (multiples of checkpoint.save_every_steps).
+    """Mean of the weights of the last scheduled checkpoints (multiples of checkpoint.save_every_steps).
 
-    Example: kaiyuan average runs/quickstart/train --last 4
+    Example: kaiyuan average runs/quickstart/train --last 4 --kind ema --decay 0.7
     """
     chosen = _step_numbers(steps) if steps is not None else ()
+    shares = _numbers(coefficients, "--coefficients", "as 1,2,4") if coefficients is not None else ()
     with alone():
         from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
+        from megatron_kaiyuan.checkpoint.weighting import Weighting
 
-        wanted = Selection(last, stride, chosen)
-        print(average_checkpoints(run_dir, wanted, output or run_dir / "averaged", force))
+        wanted, weighting = Selection(last, stride, chosen), Weighting(kind, over, decay, decay_per, shares)
+        place = output or run_dir / ("averaged" if kind == "equal" else f"averaged_{kind}")
+        print(average_checkpoints(run_dir, wanted, place, force, weighting))
+
+
+def averages(
+    run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
+    held_out: Annotated[list[Path], typer.Option(help="held-out corpora, each an .idx or a prefix")],
+    kinds: Annotated[str, typer.Option(help="of equal, ema and one_minus_sqrt")] = "equal,ema,one_minus_sqrt",
+    last: Annotated[str, typer.Option(help="how many of the newest scheduled checkpoints")] = "1,2,4,8",
+    stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
+    decay: Annotated[float, typer.Option(help="ema: by how much the weight falls with age")] = 0.8,
+    decay_per: Annotated[float, typer.Option(help="ema: over so many checkpoints, steps or tokens")] = 1.0,
+    over: Annotated[Over, typer.Option(help="ema, one_minus_sqrt: what distance is counted in")] = "checkpoints",
+    seq_length: Annotated[int | None, typer.Option(min=1, help="context in tokens; default: as in training")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="page; the JSON file beside it has its name; default: RUN_DIR/averages.html")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    force: Force = False,
+) -> None:
+    """Measure several averages of a run's checkpoints on held-out corpora: a page with a plot, and JSON.
+
+    Example: kaiyuan averages runs/quickstart/train --held-out held_out/math_text_document --last 1,2,4
+    """
+    with alone(device) as platform:
+        from megatron_kaiyuan.checkpoint.weighting import several
+        from megatron_kaiyuan.evaluate.averages import Wanted, compare_averages
+
+        prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out]
+        weightings = several(kinds.split(","), over, decay, decay_per)
+        wanted = Wanted(weightings, _counts(last, "--last"), prefixes, stride, seq_length)
+        print(compare_averages(run_dir, wanted, output or run_dir / "averages.html", platform.device, force))
 
 
 def export(
@@ -74,6 +121,7 @@ def evaluate(
         ),
     ],
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
     held_out_text: Annotated[
         list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
@@ -125,6 +173,7 @@ def evaluate(
             measures,
             output,
             step=step,
+            weights=weights,
             baseline=baseline,
             tokenizer=tokenizer,
             device=platform.device,
@@ -166,6 +215,81 @@ def compare(
         write_comparison(found, output, force)
         if not as_json:
             print(f"compare: {output}")
+
+
+def _numbers(words: str, option: str, example: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError:
+        raise UserError(f"{option} {words}: write numbers with commas between, {example}") from None
+
+
+def _counts(words: str, option: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(dict.fromkeys(int(word) for word in words.split(",")))
+    except ValueError:
+        counts = ()
+    if min(counts, default=0) < 1:
+        raise UserError(f"{option} {words}: write numbers from 1 up with commas between, as 1,2,4")
+    return counts
+
+
+def generate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
+        ),
+    ],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="texts to continue; none, and no file: lines of standard input"),
+    ] = None,
+    step: RunStep = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help='a prompt a line; of a .jsonl file the "prompt" of each line')
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json; a checkpoint needs it")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of a text at most")] = 64,
+    do_sample: Annotated[
+        bool, typer.Option("--do-sample", help="draw tokens; else the most probable one is taken")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="below 1: more of the probable tokens")] = None,
+    top_k: Annotated[int | None, typer.Option(help="draw among so many tokens; default: transformers' 50")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw among tokens that are so probable together")] = None,
+    min_p: Annotated[float | None, typer.Option(help="none below this part of the most probable one")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="above 1: fewer tokens again")] = None,
+    num_return_sequences: Annotated[int, typer.Option(help="texts for each prompt")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=(1 << 63) - 1, help="of drawn tokens; default: one that is logged")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="that weights are held and computed in")
+    ] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Continue texts with a model. Options of sampling are transformers', under its names.
+
+    Example: kaiyuan generate runs/mine "The sea is" --tokenizer tokenizer --do-sample --top-p 0.9 --seed 1
+
+    The texts are on standard output, each after its prompt; on a terminal they appear as they are written. Without a
+    prompt it asks for one after the other, until ctrl-D.
+    """
+    from megatron_kaiyuan.generate.prompts import prompts_of
+    from megatron_kaiyuan.generate.sampling import Sampling
+
+    sampling = Sampling(
+        max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, num_return_sequences
+    )
+    prompts = prompts_of(prompt or (), prompt_file)
+    with alone(device) as platform:
+        from megatron_kaiyuan.generate.model import open_generator
+        from megatron_kaiyuan.generate.run import generate as generate_texts
+
+        generator = open_generator(model, step, tokenizer, platform.device, dtype)
+        for text in generate_texts(generator, prompts, sampling, seed, as_json):
+            print(text, flush=True)
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:

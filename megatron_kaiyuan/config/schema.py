@@ -13,11 +13,13 @@ from pydantic import Field, model_validator
 from megatron_kaiyuan.config.backend import BackendConfig
 from megatron_kaiyuan.config.checkpoint import CheckpointConfig
 from megatron_kaiyuan.config.data import DataConfig
+from megatron_kaiyuan.config.ema import EmaConfig
 from megatron_kaiyuan.config.faults import FaultsConfig
 from megatron_kaiyuan.config.model import ModelConfig
 from megatron_kaiyuan.config.monitor import MonitorConfig
 from megatron_kaiyuan.config.optimizer import OptimizerConfig
 from megatron_kaiyuan.config.parallel import ParallelConfig
+from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.config.train import TrainConfig
 
@@ -41,9 +43,11 @@ class RunConfig(Section):
     train: TrainConfig
     backend: BackendConfig = BackendConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()
+    samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.hooks.ema import keep_ema
 from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale, ReportStartup
 from megatron_kaiyuan.train.hooks.forensics import forensics
 from megatron_kaiyuan.train.hooks.heartbeat import Heartbeat
@@ -18,6 +19,7 @@ from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.hooks.profiling import profiling
 from megatron_kaiyuan.train.hooks.qk_clip import qk_clip
 from megatron_kaiyuan.train.hooks.run_sinks import RunSinks
+from megatron_kaiyuan.train.hooks.samples import samples
 from megatron_kaiyuan.train.hooks.saving import Checkpoints
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
@@ -53,12 +55,16 @@ def hooks_in_order(
         ReportBadSteps(sinks),
         ReportLossScale(sinks),
         *qk_clip(run),
+        # Before all that looks at the weights of a step or saves them.
+        *keep_ema(run),
         *monitoring(run, sinks),
         # After the monitor, which reads the gradients of the step itself: it leaves buffers of zeros.
         *forensics(run, sinks),
         # Before the row that takes its columns.
         stragglers,
         Metrics(sinks, used, stragglers, platform),
+        # After the row of its step.
+        *samples(run, sinks),
         # After all that records a step: a kill loses no row of a step that is not trained again.
         Checkpoints(sinks, only_job),
         # Closes the sinks, after the last hook that writes to them at the end of a run.
