@@ -117,14 +117,16 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: they are fewer than 2 or more than 20, or one is no run or has no step.
     """
-    once = list(dict.fromkeys(folder.resolve() for folder in folders))
+    once: dict[Path, Path] = {}
+    for folder in folders:
+        once.setdefault(folder.resolve(), folder)
     again = len(folders) - len(once)
     notes = [f"{again} of the folders are runs that were named before: left out"] if again else []
     if not FEWEST_RUNS <= len(once) <= MOST_RUNS:
         raise UserError(
             f"compare: takes {FEWEST_RUNS} to {MOST_RUNS} different runs and got {len(once)}; name their folders"
         )
-    return [_read(folder, name) for folder, name in zip(once, _names(once), strict=True)], notes
+    return [_read(folder, name) for folder, name in zip(once.values(), _names(list(once)), strict=True)], notes
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -210,6 +210,15 @@ def _read_evaluation(path: Path) -> Any:
         raise UserError(missing[0])
 
 
+def _compared_evaluation(path: Path) -> Any:
+    from megatron_kaiyuan.compare.evaluation import read_evaluation, scores
+
+    notes: list[str] = []
+    list(scores(read_evaluation(path.parent, notes)))
+    if notes:
+        raise UserError(notes[0])
+
+
 def _left_out(path: Path) -> Any:
     from megatron_kaiyuan.train.hooks.left_out import _read
 
@@ -380,6 +389,6 @@ TARGETS = (
     Target("record-shard-bad-rows", _shard_files("0" * 32 + ".bad_rows.jsonl"), json_damage.rows, [_read_shard]),
     _sealed("task", _task_file, _read_task),
     Target("record-metrics", _metrics, json_damage.rows, [_history, _status], lenient=True),
-    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
+    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation, _compared_evaluation]),
     Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),
 )
