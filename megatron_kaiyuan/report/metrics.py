@@ -24,6 +24,8 @@ RESTARTS = ("start", "resume", "rollback")
 _STARTS = ("start", "resume")
 # Lines that a session's time reaches to: rows, and these events. A start writes others before its own.
 _DURING = ("", *RESTARTS, "startup", "checkpoint", "stop")
+# How a line of the monitor begins, as it is written.
+_MONITOR = b'{"event": "monitor"'
 # Steps at least over which a reported loss is a mean: that of one step varies with its documents.
 _FEWEST_STEPS = 10
 
@@ -122,8 +124,11 @@ class History:
         return float(np.interp(step, steps, tokens))
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path, with_monitor: bool = True) -> History:
     """Read metrics; a later row of a step replaces the earlier one, and a restart voids what lay beyond its step.
+
+    Args:
+        with_monitor: read the monitor's figures, which are the larger part of some files.
 
     Raises:
         UserError: the file is missing or holds no step.
@@ -135,7 +140,7 @@ def read_history(path: Path) -> History:
     restarts: list[tuple[int, float]] = []
     session = Session(0)
     history.sessions.append(session)
-    for row in _lines(path):
+    for row in _lines(path, with_monitor):
         if row is None:
             history.unreadable += 1
             continue
@@ -180,12 +185,13 @@ def _keep_what_counts(history: History, restarts: list[tuple[int, float]]) -> No
     history.repeated = len(steps) - len(kept)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+def _lines(path: Path, with_monitor: bool) -> Iterator[dict[str, Any] | None]:
     """Rows and events as they were written; None for a line that is neither."""
     try:
         with open(path, "rb") as file:
             for line in file:
-                if line := line.strip():
+                line = line.strip()
+                if line and (with_monitor or not line.startswith(_MONITOR)):
                     yield _parse(line)
     except OSError as error:
         raise UserError(
