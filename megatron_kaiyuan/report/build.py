@@ -22,7 +22,7 @@ from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix, read_phases, stream_tables
 from megatron_kaiyuan.pages.plotting import stream_figures
 from megatron_kaiyuan.report.metrics import History, read_history
-from megatron_kaiyuan.report.monitored import least_headroom, monitor_figures
+from megatron_kaiyuan.report.monitored import monitor_figures
 from megatron_kaiyuan.report.plots import ReferenceLine, training_figures
 
 GENERATOR = "kaiyuan report"
@@ -76,7 +76,7 @@ def build_report(run_dir: Path, output: Path, force: bool = False) -> Path:
     phases = _read_stream(run_dir, run, missing)
     evaluation = _read_evaluation(run_dir, missing)
     figures = [*training_figures(history, phases, _references(evaluation))]
-    if history.monitored:
+    if len(history.monitored):
         figures += monitor_figures(history, phases)
     else:
         missing.append("Activations by layer: metrics.jsonl holds none; set monitor.activations_every_steps")
@@ -169,8 +169,8 @@ def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] |
         tiles.append(("MFU, median", f"{np.nanmedian(mfu):.1%}"))
     if run:
         tiles.append(("parameters", _short(count_parameters(run.model))))
-    if history.monitored:
-        tiles.append(("bits of headroom, least", f"{least_headroom(history):.1f}"))
+    if len(history.monitored):
+        tiles.append(("bits of headroom, least", f"{history.monitored.least_headroom():.1f}"))
     skipped = history.column("skipped_steps")[-1]
     skips = f"{skipped:,.0f}" if math.isfinite(skipped) else "0"
     return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", skips)]

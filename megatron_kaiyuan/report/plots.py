@@ -64,8 +64,8 @@ def training_figures(
             for name, label, colour in zip(
                 ("max", "median", "min"), ("slowest", "median", "fastest"), COLOURS, strict=False
             ):
-                axes.plot(x, history.column(f"rank_seconds_{name}"), color=colour, label=label)
-            axes.legend(frameon=False)
+                axes.plot(_thin(x), _thin(history.column(f"rank_seconds_{name}")), color=colour, label=label)
+            axes.legend(frameon=False, loc="upper right")
 
         yield frame(ranks, "Ranks", f"Seconds to a rank's own gradients. {_slowest(history)}")
 
@@ -108,7 +108,7 @@ def _rates(axes: Axes, x: NDArray[np.float64], history: History) -> None:
     for (values_of, kinds), colour in zip(own.items(), COLOURS[1:] + COLOURS, strict=False):
         axes.plot(_thin(x), _thin(np.frombuffer(values_of)), color=colour, linewidth=1, label=", ".join(kinds))
     if own:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
 
 
 def _panel(axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], logarithmic: bool) -> None:

@@ -175,17 +175,14 @@ def _metrics(folder: Path) -> Path:
 def _history(path: Path) -> Any:
     from megatron_kaiyuan.report.build import _event, _tiles
     from megatron_kaiyuan.report.metrics import read_history
-    from megatron_kaiyuan.report.monitored import _layers, _median
 
     history = read_history(path)
     history.column("loss"), history.tokens_at(3), history.restarts
     _tiles(history, None, None)
     [_event(event) for event in history.events]
-    for row in history.monitored:
-        for name in row["activations"]:
-            _layers(history.monitored, name, "headroom_bits")
-        for kind in history.monitored[-1]["gradients"]:
-            _median(row["update_to_weight"], kind)
+    seen = history.monitored
+    [seen.headroom(name) for name in seen.tensors]
+    [seen.updates(kind) for kind in seen.kinds]
 
 
 def _status(path: Path) -> Any:
@@ -211,6 +208,15 @@ def _read_evaluation(path: Path) -> Any:
     build._held_out_rows(found), build._references(found), build._task_rows(found)
     if missing:
         raise UserError(missing[0])
+
+
+def _compared_evaluation(path: Path) -> Any:
+    from megatron_kaiyuan.compare.evaluation import read_evaluation, scores
+
+    notes: list[str] = []
+    list(scores(read_evaluation(path.parent, notes)))
+    if notes:
+        raise UserError(notes[0])
 
 
 def _left_out(path: Path) -> Any:
@@ -383,6 +389,6 @@ TARGETS = (
     Target("record-shard-bad-rows", _shard_files("0" * 32 + ".bad_rows.jsonl"), json_damage.rows, [_read_shard]),
     _sealed("task", _task_file, _read_task),
     Target("record-metrics", _metrics, json_damage.rows, [_history, _status], lenient=True),
-    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
+    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation, _compared_evaluation]),
     Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),
 )

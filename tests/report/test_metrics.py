@@ -26,9 +26,12 @@ def test_rows_after_a_restart_count(tmp_path: Path) -> None:
     assert history.column("loss").max() < 20, "losses of 99 belong to steps that were trained again"
     assert (history.repeated, history.unreadable, len(history.restarts)) == (6, 2, 1)
     assert np.isnan(history.column("grad_norm")[29]) and np.isfinite(history.column("grad_norm")[30])
-    assert [row["step"] for row in history.monitored] == list(range(10, 101, 10))
+    assert history.monitored.tokens.tolist() == [step * 4096 for step in range(10, 101, 10)]
     assert "monitor" not in {event["event"] for event in history.events}
     assert history.tokens_at(50) == 50 * 4096
+    without = read_history(tmp_path / "metrics.jsonl", with_monitor=False)
+    assert len(without.monitored) == 0 and list(without.rows) == list(history.rows)
+    assert (without.events, without.unreadable) == (history.events, history.unreadable)
 
 
 def test_a_restart_voids_later_steps_even_when_it_logs_others(tmp_path: Path) -> None:
