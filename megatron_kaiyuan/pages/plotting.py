@@ -47,7 +47,7 @@ _STYLE = {
     "svg.hashsalt": "kaiyuan",
 }
 
-__all__ = ["COLOURS", "INK", "Figure", "Plot", "Unit", "name_phases", "render_plot", "scaled", "thin"]
+__all__ = ["COLOURS", "INK", "MARK", "Figure", "Plot", "Unit", "name_phases", "render_plot", "scaled", "thin"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.flo
         x: rising; points where either is not finite are left out.
     """
     finite = np.isfinite(x) & np.isfinite(y)
-    x, y = x[finite], y[finite]
+    x, y = x[finite], np.asarray(y[finite], dtype=np.float64)
     if len(x) <= 2 * _COLUMNS:
         return x, y
     columns = np.floor((x - x[0]) / (x[-1] - x[0]) * (_COLUMNS - 1e-9))

@@ -96,14 +96,16 @@ def as_json(axes: Axes, series: list[Series]) -> Markup:
         )
     if (mesh := heat_map_of(axes)) is not None:
         facts["map"] = _heat_map(axes, mesh)
-    # S704: no text of it ends the script element.
-    return Markup(json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
+    # No text of it ends the script element.
+    return Markup(json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _heat_map(axes: Axes, mesh: QuadMesh) -> dict[str, Any]:
     values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=np.float64), np.nan)
     corners = mesh.get_coordinates()
-    low, high = (float(value) for value in (np.nanmin(values), np.nanmax(values))) if np.isfinite(values).any() else (0, 0)
+    low, high = (
+        (float(value) for value in (np.nanmin(values), np.nanmax(values))) if np.isfinite(values).any() else (0, 0)
+    )
     share = (values - low) / ((high - low) or 1.0)
     levels = np.where(np.isfinite(share), np.rint(np.nan_to_num(share) * _LEVELS), _LEVELS + 1).astype("<u2")
     bar = mesh.colorbar
