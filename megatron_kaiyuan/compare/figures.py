@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STYLES = ("-", "--", ":")
-_LEGEND_COLUMNS = 3
 _TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 # Figures of rows that have a plot of their own, in words.
 _OTHERS = {
@@ -134,9 +133,9 @@ def _plot(
             axes.set_xscale("log")
         axes.set_xlabel(x_label + unit.label)
         axes.set_ylabel(y_label)
-        axes.legend(frameon=False, fontsize=8, ncols=_LEGEND_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        axes.legend()
 
-    return Figure(title, caption, render_plot(draw, wide, -(-len(lines) // _LEGEND_COLUMNS)), wide)
+    return Figure(title, caption, render_plot(draw, wide), wide)
 
 
 def _unit(largest: float) -> Unit:

@@ -20,7 +20,7 @@ from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output, render, write_page
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix, read_phases, stream_tables
-from megatron_kaiyuan.pages.plotting import stream_figures
+from megatron_kaiyuan.pages.streams import stream_figures
 from megatron_kaiyuan.report.metrics import History, read_history
 from megatron_kaiyuan.report.monitored import monitor_figures
 from megatron_kaiyuan.report.plots import ReferenceLine, training_figures

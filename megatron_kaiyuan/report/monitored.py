@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.monitor.tensors import OUTSIDE_LAYERS
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix
-from megatron_kaiyuan.pages.plotting import COLOURS, Figure, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, Figure, scaled, thin
 from megatron_kaiyuan.report.metrics import History
 from megatron_kaiyuan.report.monitor_rows import STREAM
 from megatron_kaiyuan.report.plots import against_tokens
@@ -98,7 +98,8 @@ def _heat_map(
     axes.grid(False)
     axes.set_ylabel("layer")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.figure.colorbar(mesh, ax=axes, label=label)
+    bar = axes.figure.colorbar(mesh, ax=axes, label=label)
+    bar.solids.set_rasterized(True)
 
 
 def _lines(
@@ -106,11 +107,11 @@ def _lines(
 ) -> None:
     styles = ("-", "--")
     for index, (name, values) in enumerate(lines.items()):
-        finite = np.isfinite(values)
         style, colour = styles[index // len(COLOURS) % len(styles)], COLOURS[index % len(COLOURS)]
-        marker = "." if finite.sum() < 20 else None
-        axes.plot(x[finite], values[finite], style, color=colour, linewidth=1.2, marker=marker, label=name)
+        at, shown = thin(x, values)
+        marker = "." if len(shown) < 20 else None
+        axes.plot(at, shown, style, color=colour, linewidth=1.2, marker=marker, label=name)
     if logarithmic:
         axes.set_yscale("log")
     axes.set_ylabel(label)
-    axes.legend(frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(loc="upper right")
