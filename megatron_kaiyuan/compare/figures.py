@@ -12,7 +12,7 @@ from megatron_kaiyuan.compare.bootstrap import Floats
 from megatron_kaiyuan.compare.curves import Curve, loss_curves, smoothing_tokens, thinned
 from megatron_kaiyuan.compare.evaluation import loss_by_position
 from megatron_kaiyuan.compare.runs import Run
-from megatron_kaiyuan.pages.plotting import COLOURS, Figure, Unit, render_plot, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, INK, Figure, Unit, render_plot, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +128,7 @@ def _plot(
             marker = "." if len(line.x) < 20 else None
             axes.plot(line.x / unit.size, line.y, style, color=colour, linewidth=1.3, marker=marker, label=line.name)
         if zero:
-            axes.axhline(0.0, color="#333333", linewidth=0.8)
+            axes.axhline(0.0, color=INK, linewidth=0.8)
         if logarithmic:
             axes.set_xscale("log")
         axes.set_xlabel(x_label + unit.label)
