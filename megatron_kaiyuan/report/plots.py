@@ -22,6 +22,7 @@ _RESTART = COLOURS[5]
 
 
 _VALIDATION, _OVER_ALL = "validation/", "validation/loss"
+_TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 # Rows from which on a running mean says more than the rows.
 _SMOOTHED_FROM = 20
 # Column, title, what its axis says, caption, and whether the axis may be logarithmic.
@@ -78,6 +79,21 @@ def training_figures(
     if np.isfinite(history.column("rank_seconds_max")).any():
         caption = f"Seconds to a rank's own gradients. {_slowest(history)}"
         yield frame(lambda axes: _ranks(axes, x, history), "Ranks", caption)
+
+
+def speed_over_time(history: History) -> Figure | None:
+    """Tokens a second against the hours of work; None: rows do not say when they were written."""
+    seconds, speed = history.trained_seconds(), history.column("tokens_per_second")
+    if not (np.isfinite(seconds) & np.isfinite(speed)).any():
+        return None
+    size, unit = next((one for one in _TIMES if np.nanmax(seconds) >= 2 * one[0]), _TIMES[-1])
+
+    def draw(axes: Axes) -> None:
+        _panel(axes, seconds / size, speed, False, "tokens/s")
+        axes.set_xlabel(f"{unit} of work")
+
+    caption = "Wall clock of all starts; the pauses between them are left out."
+    return Figure("Speed over time", caption, render_plot(draw, wide=True), wide=True)
 
 
 def _loss(axes: Axes, x: NDArray[np.float64], history: History, references: Sequence[ReferenceLine]) -> None:
