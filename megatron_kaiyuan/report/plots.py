@@ -129,7 +129,7 @@ def _validation(history: History, suffix: str) -> dict[str, NDArray[np.float64]]
     names = [
         one
         for one in history.recorded()
-        if one == over_all or one.startswith(_VALIDATION) and one.endswith(f"_{suffix}")
+        if one == over_all or (one.startswith(_VALIDATION) and one.endswith(f"_{suffix}"))
     ]
     return {name: history.column(name) for name in sorted(names, key=lambda name: (name != over_all, name))}
 
