@@ -47,7 +47,7 @@ _STYLE = {
     "svg.hashsalt": "kaiyuan",
 }
 
-__all__ = ["COLOURS", "INK", "MARK", "Figure", "Plot", "Unit", "name_phases", "render_plot", "scaled", "thin"]
+__all__ = ["COLOURS", "FAINT", "INK", "MARK", "Figure", "Plot", "Unit", "name_phases", "render_plot", "scaled", "thin"]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,9 @@ def render_plot(draw: Callable[[Axes], None], wide: bool = False) -> Plot:
     Args:
         draw: is called for each width. Labels of lines name their values; a legend is taken off and set by the page.
     """
-    pictures, legend, values = [], [], Markup()
-    for kind, size in (("full", _WIDE if wide else _HALF), ("small", _SMALL)):
-        picture, legend, values = _draw_one(draw, kind, size)
-        pictures.append(picture)
-    return Plot(*pictures, legend, values)
+    full, legend, values = _draw_one(draw, "full", _WIDE if wide else _HALF)
+    small, _, _ = _draw_one(draw, "small", _SMALL)
+    return Plot(full, small, legend, values)
 
 
 def _draw_one(
@@ -135,13 +133,17 @@ def _look(handle: Artist) -> tuple[str, str]:
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """Powers of ten as 1e5: their small exponents are hard to read."""
+    """Powers of ten as 1000 or 1e+07: small exponents are hard to read."""
     from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
 
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
-            axis.set_major_formatter(LogFormatter())
-            axis.set_minor_formatter(LogFormatter())
+            axis.set_major_formatter(Plain())
+            axis.set_minor_formatter(Plain())
 
 
 def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -157,7 +159,7 @@ def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.flo
     columns = np.floor((x - x[0]) / (x[-1] - x[0]) * (_COLUMNS - 1e-9))
     by_height = np.lexsort((y, columns))
     ends = np.flatnonzero(np.append(np.diff(columns[by_height]) > 0, True))
-    starts = np.append(0, ends[:-1] + 1)
+    starts: NDArray[np.intp] = np.concatenate([[0], ends[:-1] + 1])
     kept = np.unique(np.concatenate([[0], by_height[starts], by_height[ends], [len(x) - 1]]))
     return x[kept], y[kept]
 

@@ -76,7 +76,7 @@ def in_words(axes: Axes, series: list[Series]) -> str:
     """The values in a sentence, for those who cannot see the figure."""
     across = f"Against {axes.get_xlabel()}: "
     if (mesh := heat_map_of(axes)) is not None:
-        values = np.ma.masked_invalid(mesh.get_array()).compressed()
+        values: NDArray[np.float64] = np.ma.masked_invalid(mesh.get_array()).compressed()
         return across + (f"from {values.min():.4g} to {values.max():.4g}." if len(values) else "nothing finite.")
     said = [one.in_words() for one in series[:_MOST_IN_WORDS]]
     left = len(series) - len(said)
@@ -103,9 +103,8 @@ def as_json(axes: Axes, series: list[Series]) -> Markup:
 def _heat_map(axes: Axes, mesh: QuadMesh) -> dict[str, Any]:
     values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=np.float64), np.nan)
     corners = mesh.get_coordinates()
-    low, high = (
-        (float(value) for value in (np.nanmin(values), np.nanmax(values))) if np.isfinite(values).any() else (0, 0)
-    )
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
     share = (values - low) / ((high - low) or 1.0)
     levels = np.where(np.isfinite(share), np.rint(np.nan_to_num(share) * _LEVELS), _LEVELS + 1).astype("<u2")
     bar = mesh.colorbar

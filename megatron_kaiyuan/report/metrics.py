@@ -37,11 +37,25 @@ class Session:
     Attributes:
         place: rows that were written before it, those that no longer count too.
         begun, ended: time of its start and of its last line, seconds since 1970; NaN where no line has any.
+        start: its event `start` or `resume`; empty where an older version wrote none.
+        trained: tokens of its steps, those that no longer count too.
     """
 
     place: int
     begun: float = math.nan
     ended: float = math.nan
+    start: dict[str, Any] = field(default_factory=dict)
+    trained: float = 0.0
+    _reached: float = math.nan
+
+    def goes_to(self, tokens: float) -> None:
+        """Take note of where a start or a rollback puts the run."""
+        self._reached = tokens
+
+    def trains_to(self, tokens: float) -> None:
+        """Take note of a step's end."""
+        self.trained += max(tokens - self._reached, 0.0) if math.isfinite(self._reached) else 0.0
+        self._reached = tokens
 
     def saw(self, time: float) -> None:
         """Take note of a line's time."""
@@ -151,6 +165,7 @@ def read_history(path: Path, with_monitor: bool = True) -> History:
             session.saw(number(row.get("time")))
         if "event" not in row:
             history.rows.add(row)
+            session.trains_to(row["tokens"])
         elif row["event"] == "monitor":
             if (seen := read_monitor_row(row, layouts)) is None:
                 history.unreadable += 1
@@ -159,7 +174,9 @@ def read_history(path: Path, with_monitor: bool = True) -> History:
         else:
             history.events.append(row)
             if row["event"] in RESTARTS:
+                session.start = row if row["event"] in _STARTS else session.start
                 last = number(row.get("step"))
+                session.goes_to(0.0 if last == 0 else number(row.get("tokens")))
                 restarts.append((len(history.rows), last))
                 monitored = {step: kept for step, kept in monitored.items() if not step > last}
     _keep_what_counts(history, restarts)

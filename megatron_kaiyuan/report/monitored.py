@@ -99,7 +99,8 @@ def _heat_map(
     axes.set_ylabel("layer")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     bar = axes.figure.colorbar(mesh, ax=axes, label=label)
-    bar.solids.set_rasterized(True)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)
 
 
 def _lines(

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 _RESTART = COLOURS[5]
 
 
-_VALIDATION, _OVER_ALL = "validation/", "validation/loss"
+# Columns of held-out text are this, a domain and one of these ends, or the end alone: over all domains.
+_VALIDATION = "validation/"
+_VALIDATED = (
+    ("loss", "Validation", "nats per token"),
+    ("bits_per_byte", "Validation, bits per byte", "bits per byte"),
+)
+_TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 # Rows from which on a running mean says more than the rows.
 _SMOOTHED_FROM = 20
 # Column, title, what its axis says, caption, and whether the axis may be logarithmic.
@@ -55,10 +61,17 @@ def training_figures(
         "Training loss; the strong line is a running mean.",
         wide=True,
     )
-    if validation := _validation(history):
-        caption = "Held-out text while it trains"
-        caption += "; the strong line is the mean over all domains, by weight." if _OVER_ALL in validation else "."
-        yield frame(lambda axes: _domains(axes, x, validation), "Validation", caption, wide=True)
+    shown: set[str] = set()
+    for suffix, title, label in _VALIDATED:
+        if columns := _validation(history, suffix):
+            shown |= columns.keys()
+            caption = "Held-out text while it trains"
+            caption += (
+                "; the dark line is the mean over all domains, by weight." if _VALIDATION + suffix in columns else "."
+            )
+            yield frame(
+                lambda axes, c=columns, s=suffix, w=label: _domains(axes, x, c, s, w), title, caption, wide=True
+            )  # type: ignore[misc]
     yield frame(lambda axes: _rates(axes, x, history), "Learning rate", "As the schedule sets it.")
     for name, title, label, caption, logarithmic in _PANELS:
         values = history.column(name)
@@ -68,7 +81,7 @@ def training_figures(
             caption,
         )
     for name in history.recorded():
-        if name not in validation:
+        if name not in shown:
             values = history.column(name)
             yield frame(
                 lambda axes, v=values, w=name: _panel(axes, x, v, False, w),  # type: ignore[misc]
@@ -78,6 +91,21 @@ def training_figures(
     if np.isfinite(history.column("rank_seconds_max")).any():
         caption = f"Seconds to a rank's own gradients. {_slowest(history)}"
         yield frame(lambda axes: _ranks(axes, x, history), "Ranks", caption)
+
+
+def speed_over_time(history: History) -> Figure | None:
+    """Tokens a second against the hours of work; None: rows do not say when they were written."""
+    seconds, speed = history.trained_seconds(), history.column("tokens_per_second")
+    if not (np.isfinite(seconds) & np.isfinite(speed)).any():
+        return None
+    size, unit = next((one for one in _TIMES if np.nanmax(seconds) >= 2 * one[0]), _TIMES[-1])
+
+    def draw(axes: Axes) -> None:
+        _panel(axes, seconds / size, speed, False, "tokens/s")
+        axes.set_xlabel(f"{unit} of work")
+
+    caption = "Wall clock of all starts; the pauses between them are left out."
+    return Figure("Speed over time", caption, render_plot(draw, wide=True), wide=True)
 
 
 def _loss(axes: Axes, x: NDArray[np.float64], history: History, references: Sequence[ReferenceLine]) -> None:
@@ -95,22 +123,29 @@ def _loss(axes: Axes, x: NDArray[np.float64], history: History, references: Sequ
     axes.set_ylabel("nats per token")
 
 
-def _validation(history: History) -> dict[str, NDArray[np.float64]]:
-    """Columns of held-out loss by domain, that over all domains first."""
-    names = [name for name in history.recorded() if name.startswith(_VALIDATION) and name.endswith("loss")]
-    return {name: history.column(name) for name in sorted(names, key=lambda name: (name != _OVER_ALL, name))}
+def _validation(history: History, suffix: str) -> dict[str, NDArray[np.float64]]:
+    """Columns of a held-out figure by domain, that over all domains first."""
+    over_all = _VALIDATION + suffix
+    names = [
+        one
+        for one in history.recorded()
+        if one == over_all or (one.startswith(_VALIDATION) and one.endswith(f"_{suffix}"))
+    ]
+    return {name: history.column(name) for name in sorted(names, key=lambda name: (name != over_all, name))}
 
 
-def _domains(axes: Axes, x: NDArray[np.float64], columns: dict[str, NDArray[np.float64]]) -> None:
+def _domains(
+    axes: Axes, x: NDArray[np.float64], columns: dict[str, NDArray[np.float64]], suffix: str, label: str
+) -> None:
     colours = itertools.cycle([*COLOURS[1:7], COLOURS[0]])
     for name, values in columns.items():
-        if name == _OVER_ALL:
+        if name == _VALIDATION + suffix:
             _curve(axes, x, values, "all domains", colour=INK, width=2.2)
         else:
-            domain = name.removeprefix(_VALIDATION).removesuffix("_loss")
+            domain = name.removeprefix(_VALIDATION).removesuffix(f"_{suffix}")
             _curve(axes, x, values, domain, colour=next(colours), width=1.3)
     axes.legend(loc="upper right")
-    axes.set_ylabel("nats per token")
+    axes.set_ylabel(label)
 
 
 def _ranks(axes: Axes, x: NDArray[np.float64], history: History) -> None:

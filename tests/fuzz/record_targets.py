@@ -173,13 +173,16 @@ def _metrics(folder: Path) -> Path:
 
 
 def _history(path: Path) -> Any:
-    from megatron_kaiyuan.report.build import _event, _tiles
+    from megatron_kaiyuan.report.build import _tiles
+    from megatron_kaiyuan.report.environment import cost_rows, environment_rows, implementation_rows, total_cost
+    from megatron_kaiyuan.report.happened import happenings, samples_of
     from megatron_kaiyuan.report.metrics import read_history
 
     history = read_history(path)
     history.column("loss"), history.tokens_at(3), history.restarts
     _tiles(history, None, None)
-    [_event(event) for event in history.events]
+    happenings(history), samples_of(history)
+    environment_rows(history), implementation_rows(history), cost_rows(history, None), total_cost(history, None)
     seen = history.monitored
     [seen.headroom(name) for name in seen.tensors]
     [seen.updates(kind) for kind in seen.kinds]
@@ -192,20 +195,20 @@ def _status(path: Path) -> Any:
 
 
 def _evaluation(folder: Path) -> Path:
-    from megatron_kaiyuan.report import build
+    from megatron_kaiyuan.evaluate.run import RESULT
     from tests.helpers.training.sample_run import evaluation
 
     (folder / "run").mkdir()
-    write_json(folder / "run" / build.RESULT, evaluation())
-    return folder / "run" / build.RESULT
+    write_json(folder / "run" / RESULT, evaluation())
+    return folder / "run" / RESULT
 
 
 def _read_evaluation(path: Path) -> Any:
-    from megatron_kaiyuan.report import build
+    from megatron_kaiyuan.report.evaluation import held_out_rows, read_evaluation, references, task_rows
 
     missing: list[str] = []
-    found = build._read_evaluation(path.parent, missing)
-    build._held_out_rows(found), build._references(found), build._task_rows(found)
+    found = read_evaluation(path.parent, missing)
+    held_out_rows(found), references(found), task_rows(found)
     if missing:
         raise UserError(missing[0])
 

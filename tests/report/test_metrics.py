@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.report.metrics import RESTARTS, read_history
-from megatron_kaiyuan.report.plots import _running_mean, _thin
+from megatron_kaiyuan.report.plots import _running_mean
 from tests.helpers.training.sample_run import step_row, write_metrics
 
 
@@ -69,13 +69,6 @@ def test_the_loss_at_the_end_of_older_records_and_of_none(tmp_path: Path) -> Non
     nothing = [{**step_row(1), "loss": None, "loss_mean": None, "loss_steps": 0}]
     loss, steps = read_history(write(tmp_path / "metrics.jsonl", nothing)).last_loss()
     assert np.isnan(loss) and steps == 0
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5000))
-def test_thinning_keeps_the_mean_and_bounds_the_points(values: list[float]) -> None:
-    thin = _thin(np.array(values))
-    assert 0 < len(thin) <= 1200
-    assert min(values) - 1e-9 <= thin.min() and thin.max() <= max(values) + 1e-9
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 70))

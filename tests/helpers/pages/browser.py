@@ -1,4 +1,4 @@
-"""Chromium without a window, spoken to by its DevTools protocol: what a page looks like and does at a size and scheme."""
+"""Chromium without a window, over its DevTools protocol: what a page looks like and does at a width and scheme."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_browser() -> str | None:
 class Tab:
     """One page of the browser."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, loop: asyncio.AbstractEventLoop):
+    def __init__(self, socket: Any, loop: asyncio.AbstractEventLoop):
         self._socket, self._loop = socket, loop
         self._numbers = itertools.count(1)
         self.events: list[dict[str, Any]] = []
@@ -54,7 +54,9 @@ class Tab:
         self.events.clear()
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+        )
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", media=media, features=features)
@@ -86,9 +88,7 @@ class Tab:
     def point(self, x: float, y: float, kind: str = "mouseMoved", pressed: bool = False) -> None:
         """Move the mouse, or press or release its left button."""
         button = "none" if kind == "mouseMoved" and not pressed else "left"
-        self.send(
-            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=int(pressed), clickCount=1
-        )
+        self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=int(pressed), clickCount=1)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
         picture = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
@@ -127,7 +127,7 @@ def _wait_for_port(path: Path, process: subprocess.Popen[bytes]) -> int:
     return int(path.read_text().split()[0])
 
 
-async def _connect(port: int) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
+async def _connect(port: int) -> tuple[aiohttp.ClientSession, Any]:
     session = aiohttp.ClientSession()
     async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
         page = next(one for one in await answer.json() if one["type"] == "page")
