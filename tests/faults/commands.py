@@ -25,6 +25,7 @@ _IMPORTED = (
     "data_tools.tokenizers.train_tokenizer",
     "data_tools.windows.cut",
     "megatron_kaiyuan.checkpoint.average",
+    "megatron_kaiyuan.compare.page",
     "megatron_kaiyuan.evaluate.averages",
     "megatron_kaiyuan.export.run",
     "megatron_kaiyuan.report.build",
@@ -184,6 +185,12 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             "kaiyuan report",
             *_pair("report", None, "--output", out / "report.html", a=inputs / "run_a", b=inputs / "run_b"),
             "report.html",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan compare",
+            *_pair("compare", run_dir, None, "--output", out / "both.html", a=inputs / "run_a", b=inputs / "run_b"),
+            "both.html",
             heavy=True,
         ),
         Command(
