@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from megatron_kaiyuan.config import MonitorConfig
-from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, Terminal, open_sinks
+from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, open_sinks
+from megatron_kaiyuan.monitor.terminal import Terminal
 from tests.helpers.training.sample_run import ROW
 
 
