@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from megatron_kaiyuan.monitor.terminal import _items, _wrapped
+from megatron_kaiyuan.monitor.terminal import Terminal, _items, _wrapped
 from tests.helpers.processes import pseudo_terminal
 from tests.helpers.processes.pseudo_terminal import PseudoTerminal
 from tests.helpers.training.sample_run import ROW
@@ -138,7 +138,7 @@ def test_a_message_past_locks_begins_on_a_line_of_its_own() -> None:
 
 
 def test_an_encoding_without_the_letters_of_a_phase() -> None:
-    with PseudoTerminal(JOB, PYTHONUTF8="0", PYTHONIOENCODING="ascii") as terminal:
+    with PseudoTerminal(JOB, variables={"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}) as terminal:
         terminal.do("row", row(10, phase="第一\x1b[2J"))
         assert "phase \\u7b2c\\u4e00?[2J" in "  ".join(terminal.lines)
         terminal.do("row", row(20))
@@ -154,7 +154,7 @@ def test_wide_letters_take_two_columns() -> None:
 
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"TERM": ""}, {"KAIYUAN_LOG_LEVEL": "error"}])
 def test_no_panel(variables: dict[str, str]) -> None:
-    with PseudoTerminal(JOB, columns=200, **variables) as terminal:
+    with PseudoTerminal(JOB, columns=200, variables=variables) as terminal:
         terminal.do("row", row(10))
         quiet = "KAIYUAN_LOG_LEVEL" in variables
         assert [line.split(" |")[0] for line in terminal.lines] == ([] if quiet else ["step   10/1000"])
@@ -162,7 +162,39 @@ def test_no_panel(variables: dict[str, str]) -> None:
 
 
 def test_no_color() -> None:
-    with PseudoTerminal(JOB, NO_COLOR="1") as terminal:
+    with PseudoTerminal(JOB, variables={"NO_COLOR": "1"}) as terminal:
         terminal.do("row", row(10))
         assert terminal.lines == panel(10)
     assert b"\x1b" not in terminal.written
+
+
+def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(total_steps=107).write(ROW)
+    line = capsys.readouterr().err
+    for part in (
+        "step   7/107",
+        "mean loss of 10 steps 5.5000",
+        "lr 1.00e-03",
+        "grad norm 0.50",
+        "500 tokens/s",
+        "0:03:20 left",
+    ):
+        assert part in line
+    assert "loss scale" not in line and "500 tokens/s" in line
+    Terminal(107).write({**ROW, "grad_norm": None, "loss_scale": 1024.0})
+    line = capsys.readouterr().err
+    assert "step skipped" in line and "loss scale 1024" in line and "MFU" not in line
+    Terminal(107).write({**ROW, "loss_steps": 1})
+    assert "| loss 5.5000 |" in capsys.readouterr().err
+    Terminal(107).write({**ROW, "loss": None, "loss_mean": None, "loss_steps": 0})
+    assert "loss not finite" in capsys.readouterr().err
+    Terminal(107).write({**ROW, "mfu": 0.3456})
+    assert "500 tokens/s | MFU 34.6% | 0:03:20 left" in capsys.readouterr().err
+
+
+def test_a_table_is_aligned_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    table = [{"op": "norm", "why": "tried"}, {"op": "cross-entropy", "why": ""}]
+    Terminal(10).event({"event": "averages", "table": table, "time": 1.0})
+    assert capsys.readouterr().err == "averages:\n  norm           tried\n  cross-entropy\n"
+    Terminal(10).event({"event": "resume", "step": 5, "time": 1.0})
+    assert capsys.readouterr().err == "resume: step 5\n"

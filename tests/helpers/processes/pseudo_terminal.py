@@ -13,6 +13,7 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ class PseudoTerminal:
         written: all bytes that came from the terminal.
     """
 
-    def __init__(self, script: Path, columns: int = 80, rows: int = 12, **variables: str):
+    def __init__(self, script: Path, columns: int = 80, rows: int = 12, variables: Mapping[str, str] | None = None):
         self._screen = pyte.HistoryScreen(columns, rows, history=10_000)
         self._stream = pyte.ByteStream(self._screen)
         self.written = b""
@@ -41,7 +42,7 @@ class PseudoTerminal:
             os.set_inheritable(commands, True)
             os.set_inheritable(answers, True)
             env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "KAIYUAN_LOG_LEVEL")}
-            env |= {"TERM": "xterm", "PYTHONUTF8": "1", **variables}
+            env |= {"TERM": "xterm", "PYTHONUTF8": "1", **(variables or {})}
             os.execve(sys.executable, [sys.executable, str(script), str(commands), str(answers)], env)
         os.close(commands)
         os.close(answers)
