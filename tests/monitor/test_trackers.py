@@ -116,9 +116,10 @@ def test_wandb_has_one_run_and_every_row(tmp_path: Path) -> None:
             if kind == "metric":
                 metrics.append((record.metric.name or record.metric.glob_name, record.metric.step_metric))
             if kind == "history":
-                items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                if "samples" in items:
-                    tables.append(file.parent / "files" / items["samples"]["path"])
+                keys = ((item.key or "/".join(item.nested_key), item.value_json) for item in record.history.item)
+                items = {key: json.loads(value) for key, value in keys}
+                if "samples/path" in items:
+                    tables.append(file.parent / "files" / items["samples/path"])
                 else:
                     rows.append((items["tokens"], items["loss"], items["attempt"]))
     assert runs == {tracker_id(tmp_path)}
@@ -151,6 +152,9 @@ def test_swanlab_has_one_run_and_every_row(tmp_path: Path) -> None:
     assert list(drawn["tokens"]) == list(drawn["loss"]) == list(drawn["attempt"])
     assert list(zip(*(of.values() for of in drawn.values()), strict=True)) == ALL_ROWS
     assert '"tokens"' in columns["loss"]
+    assert "TEXT" in columns["samples/1"]
+    (text,) = tmp_path.glob("swanlog/run-*/**/*.txt")
+    assert text.read_text() == "Once⟶ upon\na time"
 
 
 def test_a_moved_run_keeps_its_name_and_a_copy_gets_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
