@@ -153,7 +153,7 @@ def test_swanlab_has_one_run_and_every_row(tmp_path: Path) -> None:
     assert list(zip(*(of.values() for of in drawn.values()), strict=True)) == ALL_ROWS
     assert '"tokens"' in columns["loss"]
     assert "TEXT" in columns["samples/1"]
-    (text,) = tmp_path.glob("swanlog/run-*/**/*.txt")
+    (text,) = tmp_path.glob("swanlog/run-*/media/text/*.txt")
     assert text.read_text() == "Once⟶ upon\na time"
 
 
