@@ -117,7 +117,26 @@ class Stored:
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Return some of them by name."""
-        wanted = {name: self.tensors[name] for name in names}
+        return self._load({name: self.tensors[name] for name in names})
+
+    def read_pieces(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """Read a tensor as it is stored along its first axis, which for stacked layers is the layer.
+
+        Returns:
+            Pieces in order, each with its first index: memory holds one at a time.
+        """
+        whole = self.tensors[name]
+        chunks = self._metadata.state_dict_metadata[name].chunks
+        starts = sorted({chunk.offsets[0] for chunk in chunks if len(chunk.offsets)}) or [0]
+        rows = whole.global_shape[0] if whole.global_shape else 0
+        for start, end in zip(starts, [*starts[1:], rows], strict=True):
+            shape = (end - start, *whole.global_shape[1:])
+            offset = (start, *(0 for _ in whole.global_shape[1:]))
+            data = torch.empty(shape, dtype=whole.dtype)
+            piece = ShardedTensor(name, data, whole.dtype, shape, whole.global_shape, offset, None)
+            yield start, self._load({name: piece})[name]
+
+    def _load(self, wanted: dict[str, ShardedTensor]) -> dict[str, torch.Tensor]:
         with (
             loading(self._folder, Exception, CheckpointException),
             removed_meanwhile(self._folder),
