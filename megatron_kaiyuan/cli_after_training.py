@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,8 @@ from megatron_kaiyuan.cli_checkpoint import alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
+AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
+Over = Literal["checkpoints", "steps", "tokens"]
 RunStep = Annotated[int | None, typer.Option("--step", min=0, help="of RUN_DIR this checkpoint; default: the newest")]
 
 
@@ -26,19 +28,29 @@ def average(
     last: Annotated[int, typer.Option(min=1, help="how many of the newest scheduled checkpoints")] = 8,
     stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
     steps: Annotated[str | None, typer.Option(help="exactly these instead, as 100,200,300")] = None,
-    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged")] = None,
+    kind: Annotated[AverageKind, typer.Option(help="how much each of them counts")] = "equal",
+    decay: Annotated[float | None, typer.Option(help="ema: by how much the weight falls with age, such as 0.8")] = None,
+    decay_per: Annotated[float, typer.Option(help="ema: over so many checkpoints, steps or tokens")] = 1.0,
+    over: Annotated[Over, typer.Option(help="ema, one_minus_sqrt: what distance is counted in")] = "checkpoints",
+    coefficients: Annotated[
+        str | None, typer.Option(help="weighted: one for each checkpoint, as 1,2,4; their sum counts as 1")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="default: RUN_DIR/averaged, of other kinds averaged_KIND")] = None,
     force: Force = False,
 ) -> None:
-    """Equal mean of the weights of the last scheduled checkpoints (multiples of checkpoint.save_every_steps).
+    """Mean of the weights of the last scheduled checkpoints (multiples of checkpoint.save_every_steps).
 
-    Example: kaiyuan average runs/quickstart/train --last 4
+    Example: kaiyuan average runs/quickstart/train --last 4 --kind ema --decay 0.7
     """
     chosen = _step_numbers(steps) if steps is not None else ()
+    shares = _numbers(coefficients, "--coefficients", "as 1,2,4") if coefficients is not None else ()
     with alone():
         from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
+        from megatron_kaiyuan.checkpoint.weighting import Weighting
 
-        wanted = Selection(last, stride, chosen)
-        print(average_checkpoints(run_dir, wanted, output or run_dir / "averaged", force))
+        wanted, weighting = Selection(last, stride, chosen), Weighting(kind, over, decay, decay_per, shares)
+        place = output or run_dir / ("averaged" if kind == "equal" else f"averaged_{kind}")
+        print(average_checkpoints(run_dir, wanted, place, force, weighting))
 
 
 def export(
@@ -129,6 +141,13 @@ def evaluate(
             force=force,
         )
     print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
+
+
+def _numbers(words: str, option: str, example: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError:
+        raise UserError(f"{option} {words}: write numbers with commas between, {example}") from None
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:

@@ -36,17 +36,18 @@ def alone(name: str = "cpu") -> Iterator[Platform]:
 
 @app.command("list")
 def list_them(run_dir: RunFolder, as_json: AsJson = False) -> None:
-    """Steps with position, size and time, and what was set aside; files are not read.
+    """Steps with position, size and time, what was set aside, and averages in the run's folder; files are not read.
 
     Example: kaiyuan checkpoint list runs/quickstart/train
     """
     from megatron_kaiyuan.checkpoint import listing
 
-    found = listing.list_checkpoints(run_dir)
+    found, averages = listing.list_checkpoints(run_dir), listing.list_averages(run_dir)
     if as_json:
-        print(json.dumps({"run_dir": str(run_dir), "checkpoints": listing.as_json(found)}, indent=1))
+        content = {"checkpoints": listing.as_json(found), "averages": listing.as_json(averages)}
+        print(json.dumps({"run_dir": str(run_dir), **content}, indent=1))
     else:
-        print(listing.as_table(found))
+        print(*filter(None, [listing.as_table(found), listing.averages_as_table(averages)]), sep="\n")
         print(f"checkpoint list: {listing.summary(found)}")
 
 

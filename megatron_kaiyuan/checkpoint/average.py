@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.load import load_common, load_weights, whole
+from megatron_kaiyuan.checkpoint.find import describe_average
+from megatron_kaiyuan.checkpoint.load import Stored, load_common, require_whole
 from megatron_kaiyuan.checkpoint.retention import is_scheduled
 from megatron_kaiyuan.checkpoint.save import require_room, save_folder
 from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
+from megatron_kaiyuan.checkpoint.weighting import Source, Weighting
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.optim.average import equal_mean
+from megatron_kaiyuan.optim.average import weighted_mean
 from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_changed, refuse_unlisted
 from megatron_kaiyuan.progress import Progress
+
+EQUAL = Weighting()
+# What is read at once of each checkpoint: as FP32; a batch is in memory some five times.
+_BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,11 @@ def select(run_dir: Path, wanted: Selection) -> list[int]:
     there = usable_steps(run_dir)
     folder = layout.checkpoints_folder(run_dir)
     if wanted.steps:
+        if twice := [step for step in wanted.steps if wanted.steps.count(step) > 1]:
+            raise UserError(f"--steps: names {twice[0]} twice; name each step once")
         if missing := [step for step in wanted.steps if step not in there]:
             raise UserError(f"{folder}: holds no step_{missing[0]}; `kaiyuan checkpoint list` says which there are")
-        return sorted(set(wanted.steps))
+        return sorted(wanted.steps)
     scheduled = [step for step in there if step > 0 and is_scheduled(layout.step_folder(run_dir, step))]
     if wanted.stride:
         newest = scheduled[-1] if scheduled else 0
@@ -65,29 +76,67 @@ def select(run_dir: Path, wanted: Selection) -> list[int]:
     return scheduled[-wanted.last :]
 
 
-def average_checkpoints(run_dir: Path, wanted: Selection, output: Path, force: bool = False) -> str:
-    """Write the equal mean of checkpoints; one process, process groups initialised.
+def average_checkpoints(
+    run_dir: Path, wanted: Selection, output: Path, force: bool = False, weighting: Weighting = EQUAL
+) -> str:
+    """Write an average of checkpoints; one process, process groups initialised.
 
     Args:
-        output: a new folder, or an earlier average of the same checkpoints.
-        force: an average of other checkpoints may be replaced.
+        output: a new folder, or an earlier average of the same kind of the same checkpoints.
+        force: another average may be replaced.
 
     Returns:
         A one-line summary.
 
     Raises:
-        UserError: there are fewer checkpoints, one of them is damaged, or `output` holds something else.
+        UserError: there are fewer checkpoints, one of them is damaged or is of another network or not finite, the
+            weighting does not fit them, or `output` holds something else.
     """
-    steps = select(run_dir, wanted)
-    folders = [layout.step_folder(run_dir, step) for step in steps]
-    identity = identity_of("average", [read_manifest(folder)["seal"] for folder in folders])
+    sources = sources_of(run_dir, select(run_dir, wanted))
+    weights = weighting.weights(sources, wanted.steps)
+    identity = identity_of("average", [source.seal for source in sources], *([] if weighting == EQUAL else [weights]))
     place = Output(output, "an averaged checkpoint")
     with claim(place, identity, _earlier, force=force):
-        mean = equal_mean(_weights(folders, place.path))
-        newest = load_common(folders[-1])
-        state = {**whole(mean), "run": newest["run"], "averaged_steps": steps}
-        save_folder(place.path, state, averaged_steps=steps, identity=identity)
-    return f"average: mean of steps {', '.join(map(str, steps))}{_remarks(run_dir, steps)} in {output}"
+        about = write_average(sources, weights, weighting, place.path, identity=identity)
+    return f"average: {describe_average(about)}{_remarks(run_dir, about['averaged_steps'])} in {output}"
+
+
+def sources_of(run_dir: Path, steps: Sequence[int]) -> list[Source]:
+    """Return what the manifests of a run's checkpoints say.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    folders = [layout.step_folder(run_dir, step) for step in steps]
+    manifests = map(read_manifest, folders)
+    return [
+        Source(step, folder, manifest.get("tokens"), manifest["seal"])
+        for step, folder, manifest in zip(steps, folders, manifests, strict=True)
+    ]
+
+
+def write_average(
+    sources: Sequence[Source], weights: Sequence[float], weighting: Weighting, folder: Path, **about: Any
+) -> dict[str, Any]:
+    """Write an average into a folder; one process, process groups initialised. The mean alone is in memory as a whole.
+
+    Args:
+        sources: ascending.
+        about: goes into the manifest.
+
+    Returns:
+        What the manifest says.
+
+    Raises:
+        UserError: a source is damaged, is of another network or is not finite; or the disk is full.
+    """
+    pieces = _mean(sources, weights, folder)
+    steps = [source.step for source in sources]
+    about |= {"averaged_steps": steps, "average": weighting.as_json(sources, weights)}
+    about |= {} if sources[-1].tokens is None else {"tokens": sources[-1].tokens}
+    state = {**pieces, "run": load_common(sources[-1].folder)["run"], "averaged_steps": steps}
+    save_folder(folder, state, **about)
+    return about
 
 
 def _remarks(run_dir: Path, steps: Sequence[int]) -> str:
@@ -100,15 +149,68 @@ def _remarks(run_dir: Path, steps: Sequence[int]) -> str:
     return f" ({'; '.join(remarks)})" if remarks else ""
 
 
-def _weights(folders: Sequence[Path], output: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """The weights of each checkpoint; the first ones say how much room their mean will take."""
-    with Progress("average", len(folders), "checkpoints") as progress:
-        for number, folder in enumerate(folders):
-            weights = load_weights(folder)
-            if number == 0:
-                require_room(output, sum(tensor.nbytes for tensor in weights.values()))
-            yield weights
+def _mean(sources: Sequence[Source], weights: Sequence[float], output: Path) -> dict[str, ShardedTensor]:
+    """Return the mean of all weights in pieces, those of a batch read from each source in turn."""
+    with Progress("average", 2 * len(sources), "checkpoints") as progress:
+        stored = []
+        for source in sources:
+            require_whole(source.folder)
+            stored.append(Stored(source.folder, "model"))
+            _require_alike(sources[0].folder, stored[0], source.folder, stored[-1])
             progress.advance()
+        pieces = {f"{name}@{piece.global_offset}": piece for name in stored[0].tensors for piece in stored[0].cut(name)}
+        require_room(output, sum(map(_bytes, pieces.values())))
+        mean: dict[str, ShardedTensor] = {}
+        batches = list(_batches(pieces))
+        for number, batch in enumerate(batches, start=1):
+            values = weighted_mean(_read(sources, stored, batch), weights)
+            mean |= {name: replace(piece, data=values[name], dtype=torch.float32) for name, piece in batch.items()}
+            progress.advance(len(sources) * number // len(batches) - len(sources) * (number - 1) // len(batches))
+    return mean
+
+
+def _read(
+    sources: Sequence[Source], stored: Sequence[Stored], batch: dict[str, ShardedTensor]
+) -> Iterator[dict[str, torch.Tensor]]:
+    for source, one in zip(sources, stored, strict=True):
+        tensors = one.read_pieces(batch)
+        if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            name = batch[wrong[0]].key
+            raise UserError(f"{source.folder}: {name} holds a value that is not finite; leave this step out (--steps)")
+        yield tensors
+
+
+def _require_alike(first: Path, ours: Stored, other: Path, theirs: Stored) -> None:
+    """Refuse to average two networks.
+
+    Raises:
+        UserError: naming a weight that is not in both, or of another shape.
+    """
+    a, b = ({name: tuple(one.global_shape) for name, one in stored.tensors.items()} for stored in (ours, theirs))
+    if wrong := [name for name in {**a, **b} if a.get(name) != b.get(name)]:
+        raise UserError(
+            f"{other}: is of another network than {first} ({wrong[0]} is not in both, or of another shape); average "
+            "checkpoints of one network (--steps)"
+        )
+
+
+def _batches(pieces: dict[str, ShardedTensor]) -> Iterator[dict[str, ShardedTensor]]:
+    """Yield the pieces in batches that are read at once: of some size, or of one large piece."""
+    batch: dict[str, ShardedTensor] = {}
+    size = 0
+    for name, piece in pieces.items():
+        if batch and size + _bytes(piece) > _BATCH_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[name] = piece
+        size += _bytes(piece)
+    if batch:
+        yield batch
+
+
+def _bytes(piece: ShardedTensor) -> int:
+    """As FP32."""
+    return 4 * math.prod(piece.local_shape)
 
 
 def _earlier(output: Output) -> str | None:

@@ -5,20 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.checkpoint import layout
-from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
+from megatron_kaiyuan.checkpoint.find import Found, describe_average, find_checkpoint
 from megatron_kaiyuan.checkpoint.retention import was_scheduled
 from megatron_kaiyuan.checkpoint.verify import problems_of, read_manifest
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.nearby import near_run
 from megatron_kaiyuan.paths import user_path
 from megatron_kaiyuan.progress import reading, say
+
+
+@dataclass(frozen=True)
+class ListedAverage:
+    """An average in a run's folder.
+
+    Attributes:
+        what: kind and steps in words.
+        average: what its manifest says of the kind, the weights and the sources; None: of an older version.
+    """
+
+    name: str
+    what: str
+    steps: list[int]
+    tokens: int | None
+    bytes: int
+    saved: str
+    average: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,22 @@ def list_checkpoints(run_dir: Path) -> list[Listed]:
     found = steps + [_listed(path, None, latest) for path in others]
     # A job that trains may have removed some of them since their names were read.
     return [one for one in found if one.problem is None or os.path.lexists(folder / one.name)]
+
+
+def list_averages(run_dir: Path) -> list[ListedAverage]:
+    """Averages that lie in a run's folder itself, by name. Files are not read."""
+    found = []
+    for path in sorted(run_dir.glob(f"*/{layout.MANIFEST}")):
+        try:
+            manifest = read_manifest(path.parent)
+        except (UserError, OSError):
+            # A folder of another kind, or one that is being written again.
+            continue
+        if steps := manifest.get("averaged_steps"):
+            name, size = path.parent.name, size_of(path.parent)
+            about, tokens = manifest.get("average"), manifest.get("tokens")
+            found.append(ListedAverage(name, describe_average(manifest), steps, tokens, size, _saved(path), about))
+    return found
 
 
 def verify_checkpoints(run_dir: Path, step: int | None = None) -> Iterator[tuple[Listed, list[str]]]:
@@ -163,7 +197,17 @@ def as_table(listed: list[Listed]) -> str:
     )
 
 
-def as_json(listed: list[Listed]) -> list[dict[str, Any]]:
+def averages_as_table(averages: list[ListedAverage]) -> str:
+    """Lines for a terminal, with the weight of each step."""
+    lines = []
+    for found in averages:
+        weights = found.average["weights"] if found.average else {}
+        shown = ", ".join(f"{weights[str(step)]:.3f}" for step in found.steps if str(step) in weights)
+        lines.append(f"{found.name}: {found.what}{f', weights {shown}' if shown else ''}, {megabytes(found.bytes)}")
+    return "\n".join(lines)
+
+
+def as_json(listed: Sequence[Listed | ListedAverage]) -> list[dict[str, Any]]:
     return [asdict(found) for found in listed]
 
 
@@ -200,8 +244,11 @@ def _listed(folder: Path, step: int | None, latest: str | None) -> Listed:
     try:
         manifest = read_manifest(folder)
         tokens, scheduled = manifest.get("tokens"), was_scheduled(folder, manifest)
-        written = (folder / layout.MANIFEST).stat().st_mtime
-        saved = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+        saved = _saved(folder / layout.MANIFEST)
     except (UserError, OSError) as error:
         problem = describe(error)
     return Listed(folder.name, step, tokens, size, saved, folder.name == latest, problem, scheduled)
+
+
+def _saved(manifest: Path) -> str:
+    return datetime.fromtimestamp(manifest.stat().st_mtime).astimezone().isoformat(timespec="seconds")

@@ -13,11 +13,13 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_kaiyuan.checkpoint.common_form import CommonForm
+from megatron_kaiyuan.checkpoint.find import Weights
 from megatron_kaiyuan.checkpoint.layout import MANIFEST
 from megatron_kaiyuan.checkpoint.plain import COMMON, require_plain
 from megatron_kaiyuan.checkpoint.replicas import ReadOnce
@@ -30,6 +32,8 @@ from megatron_kaiyuan.forms import require_form
 from megatron_kaiyuan.platform.megatron import reading_without_other_ranks
 
 OPTIMIZER_PREFIX = "optimizer."
+# Where each kind of weights of the same network lies among the tensors.
+_PREFIXES: dict[Weights, str] = {"model": "", "ema": f"{OPTIMIZER_PREFIX}state.ema."}
 
 
 def load_common(folder: Path, form: type[CommonForm] = CommonForm) -> dict[str, Any]:
@@ -103,40 +107,50 @@ class Stored:
 
     The caller has verified `folder`.
 
+    Args:
+        weights: only these, under the network's own names; None: every tensor, the optimizer's among them.
+
     Attributes:
         tensors: names, shapes and types, without values.
+
+    Raises:
+        UserError: the checkpoint holds no such weights.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, weights: Weights | None = None):
         self._folder = folder
         with loading(folder, Exception), removed_meanwhile(folder):
             self._metadata = require_plain(folder)
-            self.tensors: dict[str, ShardedTensor] = TorchDistLoadShardedStrategy().load_tensors_metadata(
+            found: dict[str, ShardedTensor] = TorchDistLoadShardedStrategy().load_tensors_metadata(
                 folder, self._metadata
+            )
+        self.tensors = found if weights is None else _only(found, weights)
+        if not self.tensors and weights == "ema":
+            raise UserError(
+                f"{folder}: holds no EMA of the weights (ema.decay was not set when it was saved); "
+                "name a step with one, or leave out --weights ema"
             )
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Return some of them by name."""
-        return self._load({name: self.tensors[name] for name in names})
+        return self.read_pieces({name: self.tensors[name] for name in names})
 
-    def read_pieces(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """Read a tensor as it is stored along its first axis, which for stacked layers is the layer.
+    def cut(self, name: str) -> list[ShardedTensor]:
+        """Return a tensor in the pieces that it lies in, as far as they follow each other along the first axis.
 
-        Returns:
-            Pieces in order, each with its first index: memory holds one at a time.
+        Layers are stacked along it: a piece of a matrix of the layers is that of one layer.
         """
-        whole = self.tensors[name]
-        chunks = self._metadata.state_dict_metadata[name].chunks
-        starts = sorted({chunk.offsets[0] for chunk in chunks if len(chunk.offsets)}) or [0]
-        rows = whole.global_shape[0] if whole.global_shape else 0
-        for start, end in zip(starts, [*starts[1:], rows], strict=True):
-            shape = (end - start, *whole.global_shape[1:])
-            offset = (start, *(0 for _ in whole.global_shape[1:]))
-            data = torch.empty(shape, dtype=whole.dtype)
-            piece = ShardedTensor(name, data, whole.dtype, shape, whole.global_shape, offset, None)
-            yield start, self._load({name: piece})[name]
+        tensor = self.tensors[name]
+        chunks: Any = getattr(self._metadata.state_dict_metadata[tensor.key], "chunks", ())
+        starts = sorted({int(chunk.offsets[0]) for chunk in chunks}) if tensor.global_shape else []
+        if not starts:
+            return [tensor]
+        stops = [*starts[1:], tensor.global_shape[0]]
+        return [rows_of(tensor, start, stop) for start, stop in zip(starts, stops, strict=True)]
 
-    def _load(self, wanted: dict[str, ShardedTensor]) -> dict[str, torch.Tensor]:
+    def read_pieces(self, wanted: dict[str, ShardedTensor]) -> dict[str, torch.Tensor]:
+        """Return what is described, by the same names; the values of `wanted` stay as they are."""
+        wanted = {name: piece.without_data() for name, piece in wanted.items()}
         with (
             loading(self._folder, Exception, CheckpointException),
             removed_meanwhile(self._folder),
@@ -147,23 +161,55 @@ class Stored:
         return {name: loaded[name] for name in wanted}
 
 
+def _only(tensors: dict[str, ShardedTensor], weights: Weights) -> dict[str, ShardedTensor]:
+    """Return one kind of weights by the names of the network."""
+    prefix = _PREFIXES[weights]
+    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in mine.items() if not name.startswith(OPTIMIZER_PREFIX)}
+
+
+def rows_of(tensor: ShardedTensor, start: int, stop: int) -> ShardedTensor:
+    """Return the description of a range of a tensor along its first axis."""
+    return ShardedTensor(
+        key=tensor.key,
+        data=None,
+        dtype=tensor.dtype,
+        local_shape=(stop - start, *tensor.global_shape[1:]),
+        global_shape=tensor.global_shape,
+        global_offset=(start, *(0,) * (len(tensor.global_shape) - 1)),
+        axis_fragmentations=None,
+    )
+
+
 def stored_tensors(folder: Path) -> dict[str, ShardedTensor]:
     """Names, shapes and types of all tensors, without their values. The caller has verified `folder`."""
     return Stored(folder).tensors
 
 
-def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+def load_weights(folder: Path, weights: Weights = "model") -> dict[str, torch.Tensor]:
     """All weights as whole tensors under megatron-core's names, layers stacked in the first dimension.
 
+    Args:
+        weights: the network's own, or their EMA.
+
     Raises:
-        UserError: the checkpoint is missing or damaged.
+        UserError: the checkpoint is missing or damaged, or holds no EMA.
+    """
+    require_whole(folder)
+    stored = Stored(folder, weights)
+    return stored.read(stored.tensors)
+
+
+def require_whole(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest, in this process.
+
+    Raises:
+        UserError: it is missing or damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: checkpoint not found")
     with loading(folder, Exception, CheckpointException), removed_meanwhile(folder):
         verify(folder)
-    stored = Stored(folder)
-    return stored.read(name for name in stored.tensors if not name.startswith(OPTIMIZER_PREFIX))
 
 
 @contextlib.contextmanager
@@ -205,7 +251,7 @@ def _named_files(folder: Path) -> list[str]:
         return []
 
 
-def load_into(network: MegatronModule, folder: Path) -> None:
+def load_into(network: MegatronModule, folder: Path, weights: Weights = "model") -> None:
     """Load the weights of any checkpoint, averaged ones included, into a network of any layout. Collective.
 
     The caller has verified `folder`. Objects beside the tensors, which megatron-core keeps for Transformer
@@ -214,6 +260,7 @@ def load_into(network: MegatronModule, folder: Path) -> None:
     metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     described = network.sharded_state_dict(metadata=metadata)
     tensors = {key: value for key, value in described.items() if not isinstance(value, ShardedObject)}
+    add_prefix_for_sharding(tensors, _PREFIXES[weights])
     network.load_state_dict(load_sharded(folder, {"network": tensors})["network"])
 
 

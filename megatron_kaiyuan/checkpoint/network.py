@@ -6,16 +6,17 @@ from pathlib import Path
 
 from megatron.core.models.gpt import GPTModel
 
+from megatron_kaiyuan.checkpoint.find import Weights
 from megatron_kaiyuan.checkpoint.load import load_into
 from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.build import build_model, transformer_config
 
 
-def load_network(folder: Path, model: ModelConfig) -> GPTModel:
+def load_network(folder: Path, model: ModelConfig, weights: Weights = "model") -> GPTModel:
     """Build the network on the CPU, in evaluation mode, and load a checkpoint's weights.
 
     Process groups are those of one process. The caller has verified `folder`.
     """
     network = build_model(model, transformer_config(model, ParallelConfig()))
-    load_into(network, folder)
+    load_into(network, folder, weights)
     return network.eval()

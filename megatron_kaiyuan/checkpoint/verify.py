@@ -12,14 +12,14 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from megatron_kaiyuan.checkpoint.layout import FORMAT, MANIFEST, VERSIONS, step_folder, step_of, steps
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import checksum, read_sealed_json
-from megatron_kaiyuan.forms import Count, FileEntry, Form, require_form
+from megatron_kaiyuan.forms import Count, FileEntry, Form, Share, require_form
 from megatron_kaiyuan.outputs import unlisted
 
 # What megatron-core opens by these names; the shards are named in `.metadata`.
@@ -31,11 +31,17 @@ _HERE = PurePosixPath()
 Files = dict[str, dict[str, Any]]
 
 
+class _Average(Form):
+    kind: Literal["equal", "ema", "one_minus_sqrt", "weighted"]
+    weights: dict[str, Share]
+
+
 class _Manifest(Form):
     step: Count | None = None
     tokens: Count | None = None
     scheduled: bool = True
     averaged_steps: list[Count] = []
+    average: _Average | None = None
     identity: str = ""
 
 

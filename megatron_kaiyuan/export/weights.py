@@ -83,7 +83,9 @@ class WeightsOfCheckpoint:
 
     def pieces(self) -> Iterator[Piece]:
         for name in self._names:
-            for first, tensor in self._stored.read_pieces(name):
+            for piece in self._stored.cut(name):
+                tensor = self._stored.read_pieces({name: piece})[name]
+                first = piece.global_offset[0] if piece.global_offset else 0
                 if not name.startswith(LAYERS):
                     yield Piece(name, None, tensor, first)
                     continue

@@ -1,26 +1,59 @@
-"""Equal mean of checkpoints' weights, the last step of the Kaiyuan recipe (arXiv 2512.07612: the last 8)."""
+"""The weights of averages of checkpoints, and their sum.
+
+The equal mean of the last 8 is the last step of the Kaiyuan recipe (arXiv 2512.07612).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
-def equal_mean(checkpoints: Iterable[Weights]) -> Weights:
-    """Mean of each tensor over checkpoints, summed in FP64 and returned in FP32.
+def ema_weights(positions: Sequence[float], decay: float, decay_per: float = 1.0) -> list[float]:
+    """Return the weights of an exponential moving average: decay^(age / decay_per), normalised to the sum 1.
+
+    The average has no start value, so that the first checkpoint weighs no more than its age says.
 
     Args:
-        checkpoints: weights under the same names and shapes; read one at a time, so that two are in memory.
+        positions: of the checkpoints, ascending; the age of one is its distance from the last.
+        decay: between 0 and 1.
+        decay_per: the distance over which a weight falls by `decay`.
     """
-    total: Weights = {}
-    count = 0
-    for weights in checkpoints:
-        count += 1
-        for name, tensor in weights.items():
-            total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    if count == 0:
-        raise ValueError("equal_mean needs at least one checkpoint")
-    return {name: (tensor / count).float() for name, tensor in total.items()}
+    shares = [decay ** ((positions[-1] - position) / decay_per) for position in positions]
+    return [share / sum(shares) for share in shares]
+
+
+def one_minus_sqrt_weights(positions: Sequence[float]) -> list[float]:
+    """Return the weights that simulate a decay of the learning rate by 1 - sqrt from the first checkpoint to the last.
+
+    Of checkpoints 0..k the update between i - 1 and i counts with w_i where c_k = w_k, c_j = w_j - w_{j+1} and
+    c_0 = 1 - w_1 (WSM, arXiv 2507.17634, theorem on merging and decay). w_i is the mean of 1 - sqrt(x) over the
+    update's interval [a, b] of the way x from the first checkpoint to the last: 1 - 2/3 (b^1.5 - a^1.5) / (b - a).
+
+    Args:
+        positions: of the checkpoints, ascending.
+    """
+    length = positions[-1] - positions[0]
+    way = [(position - positions[0]) / length for position in positions] if length else [0.0]
+    decays = [1 - 2 / 3 * (b**1.5 - a**1.5) / (b - a) for a, b in itertools.pairwise(way)]
+    return [before - after for before, after in itertools.pairwise([1.0, *decays, 0.0])]
+
+
+def weighted_mean(checkpoints: Iterable[Tensors], weights: Sequence[float]) -> Tensors:
+    """Return the mean of each tensor over checkpoints, summed in FP64, in FP32.
+
+    Args:
+        checkpoints: tensors under the same names and shapes; read one at a time.
+        weights: one for each checkpoint; of any positive sum.
+    """
+    total: Tensors = {}
+    for tensors, weight in zip(checkpoints, weights, strict=True):
+        for name, tensor in tensors.items():
+            wide = tensor.double()
+            total[name] = total[name].add_(wide, alpha=weight) if name in total else wide.mul(weight)
+    return {name: tensor.div_(math.fsum(weights)).float() for name, tensor in total.items()}
