@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.formats import Format
+from megatron_kaiyuan.export.weights import Piece, Weights
 from megatron_kaiyuan.model import gemma3, names
 from megatron_kaiyuan.network import EMBEDDING, GATE_AND_UP, QKV
 
 
-def convert_layer(name: str, tensor: torch.Tensor, index: int, model: ModelConfig) -> dict[str, torch.Tensor]:
-    """One weight of a layer, by its name in the layer, to one, two or three of the folder, not rewritten yet.
+def check_weights(source: Weights, expected: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:
+    """Compare names and shapes with those of the folder's network.
+
+    Raises:
+        UserError: naming the first weight that is missing, of another shape, or too many.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for piece in source.described():
+        found |= {name: tuple(tensor.shape) for name, tensor in named(piece, model).items()}
+    for name, shape in expected.items():
+        if name not in found:
+            raise UserError(f"the weights hold nothing for {name!r}; export with the run's own config")
+        if found[name] != shape:
+            raise UserError(
+                f"weights for {name!r} have shape {list(found[name])}, the config makes {list(shape)}; "
+                "export with the run's own config"
+            )
+    if surplus := sorted(set(found) - set(expected)):
+        raise UserError(f"the weights hold {surplus[0]!r}, which the config has not; export with the run's own config")
+
+
+def named(piece: Piece, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """A piece under the names of the folder, its numbers not rewritten yet.
 
     Raises:
         UserError: the network has no such weight, or not of this shape.
     """
+    if piece.layer is None:
+        return {_renamed(piece.name, names.renamed_outside(model)): piece.tensor}
+    return _convert_layer(piece.name, piece.tensor, piece.layer, model)
+
+
+def _convert_layer(name: str, tensor: torch.Tensor, index: int, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """One weight of a layer, by its name in the layer, to one, two or three of the folder."""
     if name == QKV:
         parts = names.split_qkv(tensor, model)
     elif name == GATE_AND_UP:
@@ -24,15 +55,6 @@ def convert_layer(name: str, tensor: torch.Tensor, index: int, model: ModelConfi
     else:
         parts = {_renamed(name, names.renamed_in_layer(model)): tensor}
     return {f"model.layers.{index}.{part}": value for part, value in parts.items()}
-
-
-def convert_outer(name: str, model: ModelConfig) -> str:
-    """The folder's name of a weight outside the layers.
-
-    Raises:
-        UserError: the network has no such weight.
-    """
-    return _renamed(name, names.renamed_outside(model))
 
 
 def is_rewritten(name: str, tensor: torch.Tensor, chosen: Format, model: ModelConfig) -> bool:

@@ -1,9 +1,9 @@
 """The folders that an export can be: which networks each one represents, and transformers' configuration of it.
 
 `kaiyuan` has a class of its own, in a file in the folder, and represents every network exactly. The others are classes
-that transformers has. Its Gemma 3 text class is this network written differently (`model/gemma3.py`): `query_pre_attn_scalar`
-is the head size, every layer attends to the whole context, the activation is SiLU. Without sandwich norm and soft cap
-the network is Qwen 3's.
+that transformers has. Its Gemma 3 text class is this network written differently (`model/gemma3.py`):
+`query_pre_attn_scalar` is the head size, every layer attends to the whole context, the activation is SiLU. Without
+sandwich norm and soft cap the network is Qwen 3's.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def choose_format(model: ModelConfig, wanted: Format | None, dtype: str) -> Form
         raise UserError(f"--format {wanted}: is not one of {', '.join(FORMATS)}")
     chosen = wanted if wanted == "kaiyuan" else stock_format(model)
     if wanted not in (None, chosen):
-        raise UserError(f"--format {wanted}: this network is transformers' {chosen}; leave --format out, or say kaiyuan")
+        raise UserError(
+            f"--format {wanted}: this network is transformers' {chosen}; leave --format out, or say kaiyuan"
+        )
     if chosen == "gemma3" and dtype != "float32":
         raise UserError(
             f"--dtype {dtype}: a gemma3 folder divides the embedding by sqrt(hidden_size), which is FP32's alone; say "

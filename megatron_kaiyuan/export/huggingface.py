@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_kaiyuan.config import ModelConfig
-from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.export.convert import convert_layer, convert_outer, in_folder, is_rewritten
+from megatron_kaiyuan.errors import require
+from megatron_kaiyuan.export.convert import check_weights, in_folder, is_rewritten, named
 from megatron_kaiyuan.export.formats import (
     DTYPES,
     MODELING,
@@ -23,11 +23,11 @@ from megatron_kaiyuan.export.formats import (
 )
 from megatron_kaiyuan.export.loading import load_tokenizer, quiet_transformers
 from megatron_kaiyuan.export.older_names import add_older_names
+from megatron_kaiyuan.export.remainders import Remainders
 from megatron_kaiyuan.export.shards import Described, ShardedFolder
 from megatron_kaiyuan.export.tokenizer import SpecialIds, copy_tokenizer, special_ids
-from megatron_kaiyuan.export.weights import Piece, Weights, WeightsInMemory, dtype_of
+from megatron_kaiyuan.export.weights import Weights, WeightsInMemory, dtype_of
 from megatron_kaiyuan.files import atomic_path
-from megatron_kaiyuan.export.remainders import Remainders
 from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, write_record
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export_model(
     tokenizer_folder: Path | None,
     identity: str = "",
     force: bool = False,
-    form: Form = Form(),  # noqa: B008 - frozen
+    form: Form = Form(),
     card: str = "",
     **about: Any,
 ) -> Path:
@@ -94,7 +94,7 @@ def export_model(
     place = Output(destination, EXPORTED)
     check(place, identity, recorded_folder(FORMAT), force, sum(tensor.nbytes for tensor in expected.values()))
     source = WeightsInMemory(weights, model) if isinstance(weights, Mapping) else weights
-    _check_weights(source, expected, model)
+    check_weights(source, {name: tensor.shape for name, tensor in expected.items()}, model)
     record = {"export": {"format": chosen, "dtype": form.dtype, "of_dtype": str(dtype_of(source)).split(".")[1]}}
     record["export"]["model"] = model.model_dump(mode="json")
     with (
@@ -115,37 +115,13 @@ def export_model(
     return destination
 
 
-def _check_weights(source: Weights, expected: Mapping[str, Described], model: ModelConfig) -> None:
-    """Compare names and shapes, before anything is written."""
-    found: dict[str, tuple[int, ...]] = {}
-    for piece in source.described():
-        found |= {name: tuple(tensor.shape) for name, tensor in _named(piece, model).items()}
-    for name, described in expected.items():
-        if name not in found:
-            raise UserError(f"the weights hold nothing for {name!r}; export with the run's own config")
-        if found[name] != described.shape:
-            raise UserError(
-                f"weights for {name!r} have shape {list(found[name])}, the config makes {list(described.shape)}; "
-                "export with the run's own config"
-            )
-    if surplus := sorted(set(found) - set(expected)):
-        raise UserError(f"the weights hold {surplus[0]!r}, which the config has not; export with the run's own config")
-
-
-def _named(piece: Piece, model: ModelConfig) -> dict[str, torch.Tensor]:
-    """A piece under the names of the folder."""
-    if piece.layer is None:
-        return {convert_outer(piece.name, model): piece.tensor}
-    return convert_layer(piece.name, piece.tensor, piece.layer, model)
-
-
 def _write_weights(
     folder: Path, source: Weights, expected: Mapping[str, Described], chosen: Format, model: ModelConfig, form: Form
 ) -> None:
     shards, remainders = ShardedFolder(folder, expected, form.max_shard_bytes), Remainders(model)
     try:
         for piece in source.pieces():
-            for name, tensor in _named(piece, model).items():
+            for name, tensor in named(piece, model).items():
                 stored = in_folder(name, tensor, chosen, DTYPES[form.dtype], model)
                 shards.write(name, stored, piece.first_row * (stored[0].numel() if stored.ndim else 1))
                 if is_rewritten(name, tensor, chosen, model):

@@ -10,7 +10,6 @@ Tensor suffixes: b batch, s sequence, h hidden, n heads, d head size.
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,8 +31,8 @@ class KaiyuanConfig(PretrainedConfig):
     """Sizes by transformers' names; the additions by those of the training configuration."""
 
     model_type = "kaiyuan"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers' own convention
-    base_model_tp_plan = {  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
@@ -42,7 +41,7 @@ class KaiyuanConfig(PretrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    base_model_pp_plan = {  # noqa: RUF012
+    base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "embed_norm": (["inputs_embeds"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -187,7 +186,7 @@ class KaiyuanAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """[b, s, h] to [b, s, h]. The number of heads is not asked for: a tensor-parallel rank has its share of them."""
+        """[b, s, h] to [b, s, h]. Heads are not counted here: a tensor-parallel rank has its share of them."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape)
         key = self.k_proj(hidden_states).view(shape)
@@ -198,8 +197,8 @@ class KaiyuanAttention(nn.Module):
         key_bnsd = _rotate(key.transpose(1, 2), position_embeddings)
         if past_key_values is not None:
             key_bnsd, value_bnsd = past_key_values.update(key_bnsd, value_bnsd, self.layer_idx)
-        name = self.config._attn_implementation
-        attend: Callable = _attend_eagerly if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        # vLLM looks for this assignment, and for one call of the name, in the source of this method.
+        attend = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, _attend_eagerly)
         output, _ = attend(
             self, query_bnsd, key_bnsd, value_bnsd, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
@@ -238,8 +237,8 @@ class KaiyuanPreTrainedModel(PreTrainedModel):
     config_class = KaiyuanConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["KaiyuanDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = ["KaiyuanDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
     _supports_attention_backend = True
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from megatron_kaiyuan.checkpoint.load import OPTIMIZER_PREFIX, Stored
+from megatron_kaiyuan.checkpoint.load import Stored
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.model import names
@@ -60,11 +60,15 @@ class WeightsInMemory:
 
 
 class WeightsOfCheckpoint:
-    """Those of a checkpoint of any layout; memory holds one stored shard at a time."""
+    """Those of a checkpoint of any layout; memory holds one stored shard at a time.
+
+    Args:
+        stored: opened with the kind of weights that is meant, so that it holds nothing else.
+    """
 
     def __init__(self, stored: Stored, model: ModelConfig):
         self._stored, self._layers = stored, model.num_layers
-        self._names = [name for name in stored.tensors if not name.startswith(OPTIMIZER_PREFIX)]
+        self._names = list(stored.tensors)
 
     def described(self) -> Iterator[Piece]:
         for name in self._names:

@@ -3,7 +3,7 @@
 Its RMSNorm multiplies by (1 + weight), so a gain is stored as gain - 1; it multiplies the embedding by sqrt(hidden), so
 the embedding is stored divided by it. Both in FP32, where neither is exact for every value: a gain far from 1 loses its
 last bits, and where sqrt(hidden) is no power of two some values are not a product of any FP32 number. What the class
-computes from the stored number then differs in the last place or two; `remainder` says by how much, so that import is exact.
+computes with then differs in the last place or two; `remainder` says by how much, so that import is exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def stored(weight: torch.Tensor, model: ModelConfig) -> torch.Tensor:
         return exact - 1.0
     quotient = exact / _scale(model)
     # The quotient is the nearest; of its neighbours one may be that whose product rounds to the weight.
-    for other in (quotient.nextafter(quotient.new_tensor(torch.inf)), quotient.nextafter(-quotient.new_tensor(torch.inf))):
+    for other in (
+        quotient.nextafter(quotient.new_tensor(torch.inf)),
+        quotient.nextafter(-quotient.new_tensor(torch.inf)),
+    ):
         better = (quotient * _scale(model) != exact) & (other * _scale(model) == exact)
         quotient = torch.where(better, other, quotient)
     return quotient

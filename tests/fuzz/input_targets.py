@@ -22,6 +22,7 @@ _ROWS = (
     b'{"text": "three", "domain": "", "score": null, "x": NaN}\n'
     b'{"text": "\\u4e16\\u754c", "score": 3, "other": true}\n'
 )
+_PROMPTS = b'{"prompt": "one two"}\n{"prompt": "three", "x": [1]}\n'
 _TABLE = (
     b'{"status": "completed", "version": "1.0", "server_count": "1", "server_list": [{"server_id": "a", "device": '
     b'[{"device_id": "0", "rank_id": "0"}, {"device_id": "1", "rank_id": "1"}]}]}'
@@ -140,6 +141,12 @@ def _held_out(path: Path) -> Any:
     read_domains([path])
 
 
+def _prompts(path: Path) -> Any:
+    from megatron_kaiyuan.generate.prompts import read_prompts
+
+    read_prompts(path)
+
+
 def _ranks(path: Path) -> Any:
     from megatron_kaiyuan.cluster.hccl import _table_notice
 
@@ -187,6 +194,7 @@ TARGETS = (
     Target("input-parquet", _parquet, mutate, [_preprocess, _documents, _beside_others]),
     Target("input-parquet-encodings", _many_encodings, mutate, [_preprocess, _documents, _beside_others]),
     Target("input-held-out", _file("held.jsonl", _ROWS), json_damage.rows, [_held_out]),
+    Target("input-prompts", _file("prompts.jsonl", _PROMPTS), json_damage.rows, [_prompts]),
     Target("input-ranks", _file("ranks.json", _TABLE), json_damage.plain, [_ranks]),
     Target("input-python", _file("module.py", _CODE), mutate, [_python]),
     Target("record-evaluated", _earlier_evaluation, json_damage.plain, [_evaluation]),
