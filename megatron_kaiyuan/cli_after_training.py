@@ -13,6 +13,9 @@ from megatron_kaiyuan.errors import UserError
 
 AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
 Over = Literal["checkpoints", "steps", "tokens"]
+ModelOrEma = Annotated[
+    Literal["model", "ema"], typer.Option("--weights", help="of a checkpoint; ema: those that ema.decay kept")
+]
 RunStep = Annotated[int | None, typer.Option("--step", min=0, help="of RUN_DIR this checkpoint; default: the newest")]
 
 
@@ -85,6 +88,7 @@ def evaluate(
         ),
     ],
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
     held_out_text: Annotated[
         list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
@@ -136,6 +140,7 @@ def evaluate(
             measures,
             output,
             step=step,
+            weights=weights,
             baseline=baseline,
             tokenizer=tokenizer,
             device=platform.device,

@@ -58,9 +58,14 @@ class _Optimizer(Form):
     grad_scaler: _Scaler | None = None
 
 
+class _Ema(Form):
+    total: Annotated[float, Field(ge=0)]
+
+
 class ResumableForm(CommonForm):
     """`common.pt` of a checkpoint from which training continues."""
 
     run: _ResumableRun
     progress: _ResumableProgress
     optimizer: _Optimizer = _Optimizer()
+    ema: _Ema | None = None

@@ -36,12 +36,17 @@ class _Average(Form):
     weights: dict[str, Share]
 
 
+class _Ema(Form):
+    decay: Share
+
+
 class _Manifest(Form):
     step: Count | None = None
     tokens: Count | None = None
     scheduled: bool = True
     averaged_steps: list[Count] = []
     average: _Average | None = None
+    ema: _Ema | None = None
     identity: str = ""
 
 

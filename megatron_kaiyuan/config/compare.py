@@ -42,6 +42,7 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "train": "seq_length global_batch_size train_tokens z_loss",
         "optimizer": "adam_beta1 adam_beta2 adam_eps weight_decay wd_mult lr_mult decoupled_lr clip_grad qk_clip_tau "
         "warmup_tokens schedule_tokens min_loss_scale loss_scale_window hysteresis",
+        "ema": "decay every_steps",
         "faults": "on_bad_step spike_zscore spike_window max_skips_in_a_row max_rollbacks rollback_batches",
     },
     AtResume.NO_EFFECT: {
@@ -53,6 +54,7 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "context_parallel_size sequence_parallel use_distributed_optimizer overlap_grad_reduce overlap_param_gather "
         "recompute_granularity recompute_modules timeout_minutes",
         "train": "micro_batch_size",
+        "ema": "device",
         "backend": "norm swiglu rope loss attention document_attention weight_gradient passes",
         "checkpoint": "save_every_steps save_every_minutes asynchronous keep_last keep_every_steps keep_every_tokens "
         "preempt_deadline_seconds strict",

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from megatron_kaiyuan.config.backend import BackendConfig
 from megatron_kaiyuan.config.checkpoint import CheckpointConfig
 from megatron_kaiyuan.config.data import DataConfig
+from megatron_kaiyuan.config.ema import EmaConfig
 from megatron_kaiyuan.config.faults import FaultsConfig
 from megatron_kaiyuan.config.model import ModelConfig
 from megatron_kaiyuan.config.monitor import MonitorConfig
@@ -41,6 +42,7 @@ class RunConfig(Section):
     train: TrainConfig
     backend: BackendConfig = BackendConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()

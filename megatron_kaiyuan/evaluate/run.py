@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_kaiyuan.checkpoint.find import Weights
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
 from megatron_kaiyuan.evaluate.harness import offline, run_tasks
@@ -98,6 +99,7 @@ def evaluate(
     output: Path | None = None,
     *,
     step: int | None = None,
+    weights: Weights = "model",
     baseline: Path | None = None,
     tokenizer: Path | None = None,
     work: Path | None = None,
@@ -109,6 +111,7 @@ def evaluate(
     Args:
         model: a Hugging Face folder, a checkpoint, or a run.
         step: the run's checkpoint; None: its newest.
+        weights: of a checkpoint: the network's own, or the EMA of them that the run keeps.
         output: a file, to which the results are added; None: `evaluation.json` in the model's run.
         baseline: as `model`; the untrained one. Of a run the newest checkpoint.
         tokenizer: folder of a checkpoint's tokenizer, for what is measured on text.
@@ -125,7 +128,7 @@ def evaluate(
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
             message names it.
     """
-    source, untrained = find_source(model, step), find_source(baseline) if baseline else None
+    source, untrained = find_source(model, step, weights), find_source(baseline) if baseline else None
     _check(measures, [source, untrained], tokenizer)
     place = Output(_output(output, source), "a result of kaiyuan eval", kind="file")
     asked = _asked(source, untrained, measures)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
+from megatron_kaiyuan.checkpoint.find import Found, Weights, find_checkpoint
 from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.tokenizer_identity import difference, tokenizer_of_corpus
@@ -54,7 +54,10 @@ class ModelSource:
     @property
     def identity(self) -> Any:
         """For `identity_of`: what changes when the weights do."""
-        return files_identity([self.path]) if self.checkpoint is None else read_manifest(self.path)["seal"]
+        if self.checkpoint is None:
+            return files_identity([self.path])
+        seal = read_manifest(self.path)["seal"]
+        return seal if self.checkpoint.weights == "model" else [seal, self.checkpoint.weights]
 
 
 @dataclass(frozen=True)
@@ -73,21 +76,24 @@ class Model:
     longest: int
 
 
-def find_source(path: Path, step: int | None = None) -> ModelSource:
+def find_source(path: Path, step: int | None = None, weights: Weights = "model") -> ModelSource:
     """What a path means: a Hugging Face folder, a checkpoint, or one of a run's checkpoints.
 
     Args:
         step: of the run; None: the newest.
+        weights: of a checkpoint: the network's own, or the EMA of them that the run keeps.
 
     Raises:
-        UserError: it is none of them.
+        UserError: it is none of them, or has no such weights.
     """
     if (path / "config.json").is_file():
         if step is not None:
             raise UserError(f"{path}: is an exported model, of which --step {step} chooses none; leave it out")
+        if weights != "model":
+            raise UserError(f"{path}: is an exported model, of which --weights {weights} chooses none; leave it out")
         return ModelSource(path)
-    if step is not None:
-        found = find_checkpoint(path, step)
+    if step is not None or weights != "model":
+        found = find_checkpoint(path, step, weights)
         return ModelSource(found.folder, found)
     try:
         found = find_checkpoint(path)
@@ -131,6 +137,7 @@ def _open_checkpoint(
     from megatron_kaiyuan.export.loading import load_tokenizer
     from megatron_kaiyuan.export.run import check_tokenizer
 
+    assert source.checkpoint is not None
     verify(source.path)
     run = load_common(source.path)["run"]
     for corpus in corpora.values():
@@ -144,7 +151,7 @@ def _open_checkpoint(
         check_tokenizer(run.get("tokenizer"), tokenizer_folder, source.path)
         tokenizer = load_tokenizer(tokenizer_folder)
     config = model_of(source.path, run)
-    network = load_network(source.path, config).to(device)
+    network = load_network(source.path, config, source.checkpoint.weights).to(device)
     predictor = predictor_of_megatron(network, config.padded_vocab_size, device)
     seq_length = require_form(source.path / COMMON, run["config"], _Config).train.seq_length
     return Model(predictor, tokenizer, seq_length, config.max_position_embeddings)

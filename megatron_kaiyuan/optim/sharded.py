@@ -11,7 +11,7 @@ start of a row. Nothing is sent and nothing copied, and on disk there are whole 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_kaiyuan.optim.common_state import common_state, load_common_state
-from megatron_kaiyuan.optim.main_weights import main_weights
+from megatron_kaiyuan.optim.main_weights import MainWeights, main_weights
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 _PREFIX = "optimizer.state"
@@ -32,11 +32,24 @@ def sharded_optimizer(optimizer: ChainedOptimizer, network: dict[str, Any]) -> d
     Args:
         network: the network's sharded state, with the parameters themselves as data.
     """
+    pieces = sharded_pieces(optimizer, network, lambda weights: {"param": weights.values, **weights.state})
+    return {**common_state(optimizer), "pieces": pieces}
+
+
+def sharded_pieces(
+    optimizer: ChainedOptimizer, network: dict[str, Any], state_of: Callable[[MainWeights], dict[str, torch.Tensor]]
+) -> dict[str, ShardedTensor]:
+    """Return this rank's rectangles of what is kept for the weights that it updates, by name and place; they are views.
+
+    Args:
+        network: the network's sharded state, with the parameters themselves as data.
+        state_of: tensors of the form of the weights' values, by name.
+    """
     described = {id(described.data): described for described in _tensors_and_factories(network)}
     is_only_copy = optimizer.config.use_distributed_optimizer
     pieces = {}
     for weights in main_weights(optimizer):
-        start, state = weights.start, {"param": weights.values, **weights.state}
+        start, state = weights.start, state_of(weights)
         stop = start + len(weights.values)
         for whole, first, last, offset in _overlaps(described[id(weights.parameter)], start, stop):
             for name, values in state.items():
@@ -47,7 +60,7 @@ def sharded_optimizer(optimizer: ChainedOptimizer, network: dict[str, Any]) -> d
                     pieces[f"{key}@{_global_offset(whole, place)}"] = _piece(
                         key, whole, place, size, piece, is_only_copy
                     )
-    return {**common_state(optimizer), "pieces": pieces}
+    return pieces
 
 
 def restore_optimizer(optimizer: ChainedOptimizer, network: dict[str, Any], loaded: dict[str, Any]) -> None:

@@ -21,11 +21,13 @@ class Memory:
     Attributes:
         weights: in the training precision.
         gradients: FP32.
-        optimizer: FP32 main weights, which FP32 training does not need, and both moments.
+        optimizer: FP32 main weights, which FP32 training does not need, both moments, and the average of the weights
+            (`ema.decay`).
         activations: what the micro-batches in flight have saved for their backward passes, and what is recomputed.
         logits: of the last stage, with their gradient.
-        buffers: what one operation needs while it runs; on a CPU the checkpoint's copy besides, which elsewhere is
-            host memory; on an NPU the buffers of HCCL, outside of torch's allocator.
+        buffers: what one operation needs while it runs; on a CPU the checkpoint's copy besides, and an average of
+            `ema.device: cpu`, which elsewhere are in host memory; on an NPU the buffers of HCCL, outside of torch's
+            allocator.
     """
 
     weights: int
@@ -46,7 +48,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """A stage with what its ranks need; `host` is the copy that a save takes, in host memory."""
+    """A stage with what its ranks need.
+
+    Attributes:
+        host: the copy that a save takes, and the average of the weights of `ema.device: cpu`, in host memory.
+    """
 
     stage: PipelineStage
     device: Memory
@@ -62,7 +68,8 @@ def fullest_stage(run: RunConfig, world_size: int, device: Device) -> StageMemor
 
 def stage_memory(stage: PipelineStage, device: Device) -> StageMemory:
     """Peak of the ranks of one stage."""
-    mine, host = held(stage), checkpoint_copy(stage)
+    mine = held(stage)
+    host = checkpoint_copy(stage) + mine.host
     activations, logits, buffers = max(_moments(MicroBatch(stage, device)), key=sum)
     copy = host if device.platform == "cpu" else 0
     buffers += copy + communicator_buffers(stage, device)
@@ -76,8 +83,8 @@ def checkpoint_copy(stage: PipelineStage) -> int:
     Weights and optimizer state are written by the data-parallel ranks, a share each. Main weights are written in any
     precision.
     """
-    element = BYTES[stage.run.train.precision]
-    return held(stage).parameters * (element + 3 * _FP32) // stage.data_parallel_size
+    element, with_ema = BYTES[stage.run.train.precision], stage.run.ema.decay is not None
+    return held(stage).parameters * (element + (3 + with_ema) * _FP32) // stage.data_parallel_size
 
 
 def _moments(batch: MicroBatch) -> list[tuple[int, int, int]]:

@@ -80,12 +80,16 @@ def distinct_stages(run: RunConfig, world_size: int) -> list[PipelineStage]:
 
 @dataclass(frozen=True)
 class Held:
-    """What a rank keeps for its parameters, in bytes. Optimizer: that of data-parallel rank 0, which has most."""
+    """What a rank keeps for its parameters, in bytes. Optimizer: that of data-parallel rank 0, which has most.
+
+    `host`: the average of the weights, where `ema.device` puts it into host memory.
+    """
 
     parameters: int
     weights: int
     gradients: int
     optimizer: int
+    host: int
 
 
 def held(stage: PipelineStage) -> Held:
@@ -94,24 +98,32 @@ def held(stage: PipelineStage) -> Held:
     total = sum(map(sum, chunk_sizes(stage)))
     element = BYTES[run.train.precision]
     state = _state_bytes(run)
+    optimizer = sum(size * state[kind] for kind, size in _updated(stage))
+    on_host = run.ema.decay is not None and run.ema.device == "cpu"
+    host = sum(size for _, size in _updated(stage)) * _FP32 if on_host else 0
     if not run.parallel.use_distributed_optimizer:
-        ranks = run.parallel.tensor_model_parallel_size
-        whole = sum(weight.elements(ranks) * state[weight.kind] for chunk in chunk_weights(stage) for weight in chunk)
-        return Held(total, total * element, total * _FP32, whole)
-    buffers = chunk_buckets(stage)
-    padded = sum(buckets[-1].stop for buckets in buffers)
-    own = 0
-    for buckets, weights in zip(buffers, chunk_weights(stage), strict=True):
+        return Held(total, total * element, total * _FP32, optimizer, host)
+    padded = sum(buckets[-1].stop for buckets in chunk_buckets(stage))
+    return Held(total, padded * element, padded * _FP32, optimizer, host)
+
+
+def _updated(stage: PipelineStage) -> Iterator[tuple[WeightKind, int]]:
+    """Yield the elements that the stage's first rank updates, with their kind."""
+    if not stage.run.parallel.use_distributed_optimizer:
+        ranks = stage.run.parallel.tensor_model_parallel_size
+        yield from ((weight.kind, weight.elements(ranks)) for chunk in chunk_weights(stage) for weight in chunk)
+        return
+    for buckets, weights in zip(chunk_buckets(stage), chunk_weights(stage), strict=True):
         elements = [size for bucket in buckets for size in bucket.own_elements(stage.data_parallel_size)]
-        own += sum(size * state[weight.kind] for size, weight in zip(elements, reversed(weights), strict=True))
-    return Held(total, padded * element, padded * _FP32, own)
+        yield from zip((weight.kind for weight in reversed(weights)), elements, strict=True)
 
 
 def _state_bytes(run: RunConfig) -> dict[WeightKind, int]:
     """Bytes of the optimizer for each element of a weight, by its kind."""
     # With FP32 the weights themselves are the main weights.
     main = 0 if run.train.precision == "fp32" else 1
-    return {kind: _FP32 * (main + len(STATES[rule.optimizer])) for kind, rule in rules(run).items()}
+    ema = int(run.ema.decay is not None and run.ema.device == "auto")
+    return {kind: _FP32 * (main + ema + len(STATES[rule.optimizer])) for kind, rule in rules(run).items()}
 
 
 def chunk_sizes(stage: PipelineStage) -> Iterator[list[int]]:

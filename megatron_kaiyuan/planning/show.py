@@ -184,7 +184,9 @@ def _best_memory(plan: Plan) -> list[str]:
     if not best.fits:
         return []
     parts = ", ".join(f"{name} {gib(part)}" for name, part in asdict(best.memory.device).items())
-    return [f"memory of the best: {parts}; in host memory {gib(best.memory.host)} for a checkpoint"]
+    ema = best.run.ema
+    average = " and the average of the weights" if ema.decay is not None and ema.device == "cpu" else ""
+    return [f"memory of the best: {parts}; in host memory {gib(best.memory.host)} for a checkpoint{average}"]
 
 
 def _summary(plan: Plan) -> str:

@@ -51,10 +51,10 @@ def count(stage: PipelineStage) -> Held:
 
     assert isinstance(device, CpuPlatform)
     with pretended_groups(stage.first_rank, stage.world_size, stage.run.parallel), device.without_memory():
-        return _count(build_state(stage.run, device))
+        return _count(build_state(stage.run, device), stage.run.ema.device == "cpu")
 
 
-def _count(state: TrainState) -> Held:
+def _count(state: TrainState, ema_on_host: bool) -> Held:
     parameters = list(state.network.parameters())
     weights = _storages(parameters)
     gradients = _storages(parameter.main_grad for parameter in parameters)  # type: ignore[attr-defined]
@@ -64,11 +64,14 @@ def _count(state: TrainState) -> Held:
         mains = [main for group in part.optimizer.param_groups for main in group["params"]]
         moments = [moment for one in part.optimizer.state.values() for moment in one.values()]
         optimizer |= _storages([*mains, *moments])
+    average = _storages(state.ema.values.values() if state.ema else ())
+    optimizer |= {} if ema_on_host else average
     return Held(
         parameters=sum(parameter.numel() for parameter in parameters),
         weights=sum(weights.values()),
         gradients=sum(gradients.values()),
         optimizer=sum(size for place, size in optimizer.items() if place not in weights),
+        host=sum(average.values()) if ema_on_host else 0,
     )
 
 

@@ -13,6 +13,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import choose_step
 from megatron_kaiyuan.checkpoint.common_form import ResumableForm
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, loading
+from megatron_kaiyuan.checkpoint.verify import read_manifest
 from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.config.compare import Change, compare, flatten, is_refused
@@ -70,7 +71,9 @@ def restore_step(state: TrainState, folder: Path) -> None:
     Raises:
         UserError: what was stored does not fit the state, or cannot be loaded.
     """
-    loaded = load_sharded(folder, state.sharded(is_loading=True))
+    # A step from before the run kept an average has none.
+    with_ema = state.ema is not None and broadcast_from_rank_0(lambda: "ema" in read_manifest(folder))
+    loaded = load_sharded(folder, state.sharded(is_loading=True, with_ema=with_ema))
     with loading(folder, Exception):
         state.restore(loaded)
 

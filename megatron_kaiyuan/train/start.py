@@ -28,6 +28,7 @@ from megatron_kaiyuan.monitor.notify import report_hang
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.optim.build import build_optimizer
+from megatron_kaiyuan.optim.ema import WeightEma
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.bad_steps import BadSteps
@@ -209,7 +210,8 @@ def build_state(run: RunConfig, platform: Platform) -> TrainState:
         no_sync = [model.no_sync for model in models]
         config.no_sync_func = no_sync[0] if len(models) == 1 else no_sync
     graphs = GraphedPasses(models[0], optimizer, platform) if with_graphs else None
-    return TrainState(network, models, optimizer, platform, RunProgress(), own_time, graphs)
+    ema = WeightEma(optimizer, run.ema) if run.ema.decay is not None else None
+    return TrainState(network, models, optimizer, platform, RunProgress(), own_time, graphs, ema)
 
 
 def _initialise(run: RunConfig, state: TrainState, resumed: Resumed, tokenizer: Tokenizer | None) -> list[str]:

@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_kaiyuan.model.build import Network
+from megatron_kaiyuan.optim.ema import WeightEma
 from megatron_kaiyuan.optim.main_weights import allocate_state
 from megatron_kaiyuan.optim.scaler import adapt_scaler
 from megatron_kaiyuan.optim.sharded import restore_optimizer, sharded_optimizer
@@ -64,6 +65,7 @@ class TrainState:
         models: the chunks of the network, wrapped for data parallelism.
         own_time: how long this rank takes to its own gradients.
         graphs: plays the passes over micro-batches where they are CUDA graphs.
+        ema: the average of the weights, where the run keeps one.
     """
 
     network: Network
@@ -73,6 +75,7 @@ class TrainState:
     progress: RunProgress
     own_time: OwnTime
     graphs: GraphedPasses | None = None
+    ema: WeightEma | None = None
     monitors: dict[str, Monitor] = field(default_factory=dict)
 
     def gather_weights(self) -> None:
@@ -81,14 +84,20 @@ class TrainState:
             if model.ddp_config.overlap_param_gather:
                 model.start_param_sync(force_sync=True)
 
-    def sharded(self, is_loading: bool = False) -> dict[str, Any]:
-        """The state as megatron-core's sharded tensors plus common objects. Collective."""
+    def sharded(self, is_loading: bool = False, with_ema: bool = True) -> dict[str, Any]:
+        """The state as megatron-core's sharded tensors plus common objects. Collective.
+
+        Args:
+            with_ema: with the average of the weights, if the run keeps one.
+        """
         if is_loading:
             allocate_state(self.optimizer)
         else:
             self.gather_weights()
         network = self._sharded_network()
         state: dict[str, Any] = {"network": network, "optimizer": sharded_optimizer(self.optimizer, network)}
+        if self.ema is not None and with_ema:
+            state["ema"] = self.ema.sharded(network)
         if not is_loading:
             state["progress"] = asdict(self.progress)
             state["monitors"] = {name: monitor.state_dict() for name, monitor in self.monitors.items()}
@@ -96,9 +105,17 @@ class TrainState:
         return state
 
     def restore(self, loaded: dict[str, Any]) -> None:
-        """Take over what was loaded into the form of `sharded(is_loading=True)`."""
+        """Take over what was loaded into the form of `sharded(is_loading=True)`.
+
+        Without an average of the weights in it, one that the run keeps begins at the weights that were loaded.
+        """
         self.network.load_state_dict(loaded["network"])
-        restore_optimizer(self.optimizer, self._sharded_network(), loaded["optimizer"])
+        network = self._sharded_network()
+        restore_optimizer(self.optimizer, network, loaded["optimizer"])
+        if self.ema is not None and "ema" in loaded:
+            self.ema.restore(network, loaded["ema"])
+        elif self.ema is not None:
+            self.ema.begin()
         adapt_scaler(self.optimizer, loaded["run"]["config"]["optimizer"]["hysteresis"])
         self.progress = RunProgress(**loaded["progress"])
         for name, content in loaded.get("monitors", {}).items():

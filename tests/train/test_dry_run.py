@@ -36,6 +36,9 @@ CASES = {
         12,
         ["parallel.pipeline_model_parallel_size=3", "parallel.virtual_pipeline_model_parallel_size=2"],
     ),
+    "dp3, average": (3, ["ema.decay=0.9"]),
+    "dp3, plain optimizer, average on the host": (3, [*PLAIN, "ema.decay=0.9", "ema.device=cpu"]),
+    "dp3, average on the host": (3, ["ema.decay=0.9", "ema.device=cpu"]),
     "embedding norm": (2, ["model.embedding_norm=true"]),
     "plain network": (
         2,

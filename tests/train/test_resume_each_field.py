@@ -132,6 +132,7 @@ SAME_NUMBERS = {
 }
 # Tests of their own, here or where there are several ranks, another device or an account.
 ELSEWHERE = {
+    **dict.fromkeys(("ema.decay", "ema.every_steps", "ema.device"), "tests/train/test_ema.py"),
     "optimizer.qk_clip_tau": "test_qk_clip",
     "data.reset_position_ids": "test_position_ids_of_documents",
     "parallel.tensor_model_parallel_size": "tests/train/test_reshard.py",

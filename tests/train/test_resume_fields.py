@@ -33,6 +33,7 @@ READ_AT_EACH_START = {
     "optimizer.weight_decay", "optimizer.wd_mult", "optimizer.lr_mult", "optimizer.decoupled_lr",
     "optimizer.warmup_tokens", "optimizer.schedule_tokens", "faults.on_bad_step", "faults.spike_zscore",
     "faults.spike_window", "faults.max_skips_in_a_row", "faults.max_rollbacks", "faults.rollback_batches",
+    "ema.decay", "ema.every_steps",
 }  # fmt: skip
 
 # Between two learning rates that are looked at.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.platform import Platform
+from megatron_kaiyuan.train.hooks.ema import keep_ema
 from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale, ReportStartup
 from megatron_kaiyuan.train.hooks.forensics import forensics
 from megatron_kaiyuan.train.hooks.heartbeat import Heartbeat
@@ -53,6 +54,8 @@ def hooks_in_order(
         ReportBadSteps(sinks),
         ReportLossScale(sinks),
         *qk_clip(run),
+        # Before all that looks at the weights of a step or saves them.
+        *keep_ema(run),
         *monitoring(run, sinks),
         # After the monitor, which reads the gradients of the step itself: it leaves buffers of zeros.
         *forensics(run, sinks),

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -114,7 +115,9 @@ class Checkpoints(Hook):
         self._sinks.flush()
         started = time.perf_counter()
         scheduled = step % run.checkpoint.save_every_steps == 0
-        about = {"step": step, "tokens": progress.tokens, "scheduled": scheduled, "world": _world()}
+        about: dict[str, Any] = {"step": step, "tokens": progress.tokens, "scheduled": scheduled, "world": _world()}
+        if run.ema.decay is not None:
+            about["ema"] = {"decay": run.ema.decay, "every_steps": run.ema.every_steps}
         content = {**session.state.sharded(), "run": session.identity}
         self._saver.begin(layout.step_folder(run_dir, step), content, about, started=started, after=whole)
         self._saved_step = step
