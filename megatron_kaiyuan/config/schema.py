@@ -19,6 +19,7 @@ from megatron_kaiyuan.config.model import ModelConfig
 from megatron_kaiyuan.config.monitor import MonitorConfig
 from megatron_kaiyuan.config.optimizer import OptimizerConfig
 from megatron_kaiyuan.config.parallel import ParallelConfig
+from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.config.train import TrainConfig
 
@@ -46,6 +47,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()
+    samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:

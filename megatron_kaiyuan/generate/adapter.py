@@ -37,9 +37,23 @@ class LogitsModel(PreTrainedModel, GenerationMixin):
     def device(self) -> torch.device:
         return self._device
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
-        """Return the logits of all tokens, in FP32."""
-        return CausalLMOutput(logits=self._logits(input_ids).float())
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> CausalLMOutput:
+        """Return FP32 logits of all tokens; of rows that begin with padding, those after the last token alone.
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
-        return {"input_ids": input_ids}
+        Args:
+            attention_mask: [batch, sequence], 0 for padding at the start of a row; None: there is none.
+        """
+        if attention_mask is None or bool(attention_mask.all()):
+            return CausalLMOutput(logits=self._logits(input_ids).float())
+        # At the end of a row no token sees it.
+        padding = (attention_mask == 0).sum(1).tolist()
+        moved = torch.stack([row.roll(-count) for row, count in zip(input_ids, padding, strict=True)])
+        last = torch.tensor([input_ids.shape[1] - 1 - count for count in padding], device=input_ids.device)
+        logits = self._logits(moved)[torch.arange(len(moved), device=input_ids.device), last]
+        return CausalLMOutput(logits=logits[:, None].float())
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """As transformers calls it: without a cache, all tokens are given again."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -51,15 +51,8 @@ def complete(
         UserError: the prompt is empty, or leaves no room for a token.
     """
     tokenizer, network = generator.tokenizer, generator.network
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = encode(generator, prompt)
     room = generator.context - len(ids)
-    if not ids:
-        raise UserError("prompt: is empty; write the text to continue")
-    if room < 1:
-        raise UserError(
-            f"prompt: has {len(ids):,} tokens, and {generator.name} reads {generator.context:,} with those that it "
-            "writes; shorten it"
-        )
     sampling = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     ids_bs = torch.tensor([ids], device=network.device)
     found_bs = network.generate(
@@ -71,6 +64,23 @@ def complete(
         **sampling.options(),
     )
     return [_completion(ids, new, tokenizer) for new in found_bs[:, len(ids) :].tolist()]
+
+
+def encode(generator: Generator, prompt: str) -> list[int]:
+    """Token ids of a prompt.
+
+    Raises:
+        UserError: it is empty, or leaves no room for a token.
+    """
+    ids: list[int] = generator.tokenizer.encode(prompt, add_special_tokens=False)
+    if not ids:
+        raise UserError("prompt: is empty; write the text to continue")
+    if len(ids) >= generator.context:
+        raise UserError(
+            f"prompt: has {len(ids):,} tokens, and {generator.name} reads {generator.context:,} with those that it "
+            "writes; shorten it"
+        )
+    return ids
 
 
 def _completion(prompt: Sequence[int], new: list[int], tokenizer: PreTrainedTokenizerBase) -> Completion:

@@ -60,7 +60,7 @@ def open_generator(
             raise UserError(f"--tokenizer: {found.name} has none of its own; name the folder with its tokenizer.json")
         tokenizer = load_tokenizer(tokenizer_folder)
         network, name = _from_checkpoint(found, tokenizer_folder), found.name
-    _require_ids(name, network, tokenizer)
+    require_ids(name, network.get_input_embeddings().weight.shape[0], tokenizer)
     return Generator(name, network.to(device, getattr(torch, dtype)), tokenizer, network.config.max_position_embeddings)
 
 
@@ -73,8 +73,12 @@ def _from_checkpoint(found: Found, tokenizer_folder: Path) -> PreTrainedModel:
     return network_of(weights, model_of(found.folder, run))
 
 
-def _require_ids(name: str, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = network.get_input_embeddings().weight.shape[0]
+def require_ids(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that makes ids beyond the rows of a network's embedding.
+
+    Raises:
+        UserError: naming both.
+    """
     if len(tokenizer) > rows:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has {len(tokenizer):,} ids, but {name} only {rows:,}; name the "

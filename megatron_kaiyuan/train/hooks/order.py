@@ -19,6 +19,7 @@ from megatron_kaiyuan.train.hooks.only_job import OnlyJob
 from megatron_kaiyuan.train.hooks.profiling import profiling
 from megatron_kaiyuan.train.hooks.qk_clip import qk_clip
 from megatron_kaiyuan.train.hooks.run_sinks import RunSinks
+from megatron_kaiyuan.train.hooks.samples import samples
 from megatron_kaiyuan.train.hooks.saving import Checkpoints
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
@@ -62,6 +63,8 @@ def hooks_in_order(
         # Before the row that takes its columns.
         stragglers,
         Metrics(sinks, used, stragglers, platform),
+        # After the row of its step.
+        *samples(run, sinks),
         # After all that records a step: a kill loses no row of a step that is not trained again.
         Checkpoints(sinks, only_job),
         # Closes the sinks, after the last hook that writes to them at the end of a run.
