@@ -95,8 +95,12 @@ def export_model(
     check(place, identity, recorded_folder(FORMAT), force, sum(tensor.nbytes for tensor in expected.values()))
     source = WeightsInMemory(weights, model) if isinstance(weights, Mapping) else weights
     check_weights(source, {name: tensor.shape for name, tensor in expected.items()}, model)
-    record = {"export": {"format": chosen, "dtype": form.dtype, "of_dtype": str(dtype_of(source)).split(".")[1]}}
-    record["export"]["model"] = model.model_dump(mode="json")
+    record = {
+        "written_as": chosen,
+        "dtype": form.dtype,
+        "of_dtype": str(dtype_of(source)).removeprefix("torch."),
+        "model": model.model_dump(mode="json"),
+    }
     with (
         claim(place, identity, recorded_folder(FORMAT), force=force),
         atomic_path(place.path, replace_folder=True) as new,
@@ -111,7 +115,7 @@ def export_model(
             load_tokenizer(new)
         if card:
             (new / "README.md").write_text(card, encoding="utf-8")
-        write_record(new, FORMAT, identity, **record, **about)
+        write_record(new, FORMAT, identity, export=record, **about)
     return destination
 
 

@@ -150,8 +150,8 @@ def _attend_eagerly(
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention from its definition; what transformers calls `eager`. Scores in FP32 for the softmax."""
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

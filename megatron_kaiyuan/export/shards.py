@@ -60,7 +60,7 @@ class SafetensorsFile:
     def write(self, name: str, tensor: torch.Tensor, first_element: int = 0) -> None:
         """Write a tensor, or a piece of its flattened elements; of the described dtype, contiguous."""
         start = self._start + self._offsets[name] + first_element * tensor.dtype.itemsize
-        left = memoryview(tensor.flatten().view(torch.uint8).numpy())
+        left = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
         while left:
             written = os.pwrite(self._file.fileno(), left, start)
             left, start = left[written:], start + written
