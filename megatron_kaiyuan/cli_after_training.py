@@ -23,6 +23,7 @@ def add_commands(app: typer.Typer) -> None:
     """Add them to the root."""
     app.command()(average)
     app.command()(export)
+    app.command("import")(import_model)
     app.command("eval", cls=SeveralValuesCommand)(evaluate)
     app.command()(generate)
 
@@ -98,6 +99,21 @@ def export(
 
         form = Form(format, dtype, max_shard_size)
         print(export_checkpoint(checkpoint, output, tokenizer, force, step, weights, form, compare))
+
+
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder: what kaiyuan export wrote, or a Qwen3 folder")],
+    output: Annotated[Path, typer.Option(help="checkpoint folder to write")],
+    force: Force = False,
+) -> None:
+    """Write a Hugging Face folder of this network as a checkpoint: to start from, to evaluate, to export again.
+
+    Example: kaiyuan import exported --output imported
+    """
+    with alone():
+        from megatron_kaiyuan.checkpoint.imported import import_folder
+
+        print(import_folder(folder, output, force))
 
 
 def evaluate(

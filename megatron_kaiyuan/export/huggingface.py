@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megatron_kaiyuan.checkpoint.huggingface import EXPORT_FORMAT
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import require
 from megatron_kaiyuan.export.convert import check_weights, in_folder, is_rewritten, named
@@ -33,7 +34,7 @@ from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, writ
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FORMAT, EXPORTED = "kaiyuan-export", "an exported model"
+FORMAT, EXPORTED = EXPORT_FORMAT, "an exported model"
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,11 @@ def _qwen3(name: str) -> Callable[[Path], Path]:
 
 
 def _start(path: Path) -> Any:
-    from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder
+    from megatron_kaiyuan.checkpoint.huggingface import HuggingFaceFolder
     from megatron_kaiyuan.config import ModelConfig
 
     model = ModelConfig(**SHAPE)
-    folder = Qwen3Folder(path.parent)
+    folder = HuggingFaceFolder(path.parent)
     folder.compare(model)
     for name in ("decoder.layers.0.self_attention.linear_qkv.weight", "output_layer.weight"):
         folder.megatron_weight(name, model)
