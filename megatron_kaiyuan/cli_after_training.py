@@ -1,7 +1,8 @@
-"""`kaiyuan average`, `export`, `eval`, `generate`: what is made of checkpoints. No logic lives here, only arguments."""
+"""`kaiyuan average`, `averages`, `export`, `eval`, `generate`, `compare`: what is made of runs. Only arguments."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,9 +23,11 @@ RunStep = Annotated[int | None, typer.Option("--step", min=0, help="of RUN_DIR t
 def add_commands(app: typer.Typer) -> None:
     """Add them to the root."""
     app.command()(average)
+    app.command(cls=SeveralValuesCommand)(averages)
     app.command()(export)
     app.command("import")(import_model)
     app.command("eval", cls=SeveralValuesCommand)(evaluate)
+    app.command()(compare)
     app.command()(generate)
 
 
@@ -56,6 +59,36 @@ def average(
         wanted, weighting = Selection(last, stride, chosen), Weighting(kind, over, decay, decay_per, shares)
         place = output or run_dir / ("averaged" if kind == "equal" else f"averaged_{kind}")
         print(average_checkpoints(run_dir, wanted, place, force, weighting))
+
+
+def averages(
+    run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
+    held_out: Annotated[list[Path], typer.Option(help="held-out corpora, each an .idx or a prefix")],
+    kinds: Annotated[str, typer.Option(help="of equal, ema and one_minus_sqrt")] = "equal,ema,one_minus_sqrt",
+    last: Annotated[str, typer.Option(help="how many of the newest scheduled checkpoints")] = "1,2,4,8",
+    stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
+    decay: Annotated[float, typer.Option(help="ema: by how much the weight falls with age")] = 0.8,
+    decay_per: Annotated[float, typer.Option(help="ema: over so many checkpoints, steps or tokens")] = 1.0,
+    over: Annotated[Over, typer.Option(help="ema, one_minus_sqrt: what distance is counted in")] = "checkpoints",
+    seq_length: Annotated[int | None, typer.Option(min=1, help="context in tokens; default: as in training")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="page; the JSON file beside it has its name; default: RUN_DIR/averages.html")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    force: Force = False,
+) -> None:
+    """Measure several averages of a run's checkpoints on held-out corpora: a page with a plot, and JSON.
+
+    Example: kaiyuan averages runs/quickstart/train --held-out held_out/math_text_document --last 1,2,4
+    """
+    with alone(device) as platform:
+        from megatron_kaiyuan.checkpoint.weighting import several
+        from megatron_kaiyuan.evaluate.averages import Wanted, compare_averages
+
+        prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out]
+        weightings = several(kinds.split(","), over, decay, decay_per)
+        wanted = Wanted(weightings, _counts(last, "--last"), prefixes, stride, seq_length)
+        print(compare_averages(run_dir, wanted, output or run_dir / "averages.html", platform.device, force))
 
 
 def export(
@@ -185,11 +218,56 @@ def evaluate(
     print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
 
 
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="2 to 20 runs; the first is compared with")],
+    last: Annotated[
+        int | None,
+        typer.Option(
+            parser=positive_count_option,
+            metavar="TOKENS",
+            help="final measures are means over so many tokens; default: a tenth of the shortest run's",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML page to write, with the curves")] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """What differs between runs: configuration, environment, loss and speed, evaluations, with intervals.
+
+    Example: kaiyuan compare runs/base runs/higher_lr --output comparison.html
+
+    Runs may still be written.
+    """
+    from megatron_kaiyuan.compare.compare import compare_runs
+    from megatron_kaiyuan.compare.page import check_place, write_comparison
+    from megatron_kaiyuan.compare.records import as_record
+    from megatron_kaiyuan.compare.show import as_text
+
+    if output is not None:
+        check_place(runs, output, force)
+    found = compare_runs(runs, last)
+    print(json.dumps(as_record(found), indent=1) if as_json else as_text(found))
+    if output is not None:
+        write_comparison(found, output, force)
+        if not as_json:
+            print(f"compare: {output}")
+
+
 def _numbers(words: str, option: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in words.split(","))
     except ValueError:
         raise UserError(f"{option} {words}: write numbers with commas between, {example}") from None
+
+
+def _counts(words: str, option: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(dict.fromkeys(int(word) for word in words.split(",")))
+    except ValueError:
+        counts = ()
+    if min(counts, default=0) < 1:
+        raise UserError(f"{option} {words}: write numbers from 1 up with commas between, as 1,2,4")
+    return counts
 
 
 def generate(

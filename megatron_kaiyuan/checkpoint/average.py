@@ -116,12 +116,18 @@ def sources_of(run_dir: Path, steps: Sequence[int]) -> list[Source]:
 
 
 def write_average(
-    sources: Sequence[Source], weights: Sequence[float], weighting: Weighting, folder: Path, **about: Any
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    weighting: Weighting,
+    folder: Path,
+    verified: bool = False,
+    **about: Any,
 ) -> dict[str, Any]:
     """Write an average into a folder; one process, process groups initialised. The mean alone is in memory as a whole.
 
     Args:
         sources: ascending.
+        verified: their files have been compared with the manifests already.
         about: goes into the manifest.
 
     Returns:
@@ -130,7 +136,7 @@ def write_average(
     Raises:
         UserError: a source is damaged, is of another network or is not finite; or the disk is full.
     """
-    pieces = _mean(sources, weights, folder)
+    pieces = _mean(sources, weights, folder, verified)
     steps = [source.step for source in sources]
     about |= {"averaged_steps": steps, "average": weighting.as_json(sources, weights)}
     about |= {} if sources[-1].tokens is None else {"tokens": sources[-1].tokens}
@@ -149,12 +155,15 @@ def _remarks(run_dir: Path, steps: Sequence[int]) -> str:
     return f" ({'; '.join(remarks)})" if remarks else ""
 
 
-def _mean(sources: Sequence[Source], weights: Sequence[float], output: Path) -> dict[str, ShardedTensor]:
+def _mean(
+    sources: Sequence[Source], weights: Sequence[float], output: Path, verified: bool
+) -> dict[str, ShardedTensor]:
     """Return the mean of all weights in pieces, those of a batch read from each source in turn."""
     with Progress("average", 2 * len(sources), "checkpoints") as progress:
         stored = []
         for source in sources:
-            require_whole(source.folder)
+            if not verified:
+                require_whole(source.folder)
             stored.append(Stored(source.folder, "model"))
             _require_alike(sources[0].folder, stored[0], source.folder, stored[-1])
             progress.advance()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.optim.average import ema_weights, one_minus_sqrt_weights
 
 Kind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
@@ -119,3 +119,20 @@ class Weighting:
                 "--over steps"
             )
         return tokens
+
+
+def several(kinds: Sequence[str], over: Over, decay: float, decay_per: float) -> list[Weighting]:
+    """Return a weighting for each kind by its name; each takes the options that it has.
+
+    Raises:
+        UserError: a name is not that of a kind that needs no coefficients.
+    """
+    with_distance = {"over": over}
+    options: dict[str, dict[str, Any]] = {
+        "equal": {},
+        "ema": {**with_distance, "decay": decay, "decay_per": decay_per},
+        "one_minus_sqrt": with_distance,
+    }
+    if unknown := [kind for kind in kinds if kind not in options]:
+        raise UserError(f"--kinds: {excerpt(unknown[0])!r} is not one of {', '.join(options)}; write these")
+    return [Weighting(kind, **options[kind]) for kind in dict.fromkeys(kinds)]  # type: ignore[arg-type]

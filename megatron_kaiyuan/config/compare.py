@@ -96,7 +96,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Change]:
 
     A configuration that was saved before a field existed has that field's default, or what was done then.
     """
-    was, now = flatten(_completed(saved)), flatten(_completed(current))
+    was, now = flatten(completed(saved)), flatten(completed(current))
     names = [name for name in dict.fromkeys([*now, *was]) if at_resume(name) is not AtResume.NOT_COMPARED]
     pairs = ((name, was.get(name, _MISSING), now.get(name, _MISSING)) for name in names)
     return [
@@ -135,7 +135,8 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration with every field; one that was saved before a field existed has its default."""
     optimizer, train = (saved.get(section, {}) for section in ("optimizer", "train"))
     if isinstance(optimizer, dict) and isinstance(train, dict) and "schedule_tokens" not in optimizer:
         # Where the run was to stop used to be where its schedule ended.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.tokenizer_identity import compare_folder, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.by_position import ByPosition
 from megatron_kaiyuan.evaluate.text_bytes import text_bytes
 
 if TYPE_CHECKING:
@@ -93,13 +94,15 @@ class Tally:
 
     nats: float
     counts_v: NDArray[np.int64]
+    by_position: ByPosition = field(default_factory=ByPosition.empty)
 
     @property
     def tokens(self) -> int:
         return int(self.counts_v.sum())
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(self.nats + other.nats, self.counts_v + other.counts_v)
+        positions = self.by_position + other.by_position
+        return Tally(self.nats + other.nats, self.counts_v + other.counts_v, positions)
 
     def figures(self) -> dict[str, Any]:
         """Plain figures: predicted tokens, nats per token, unigram entropy in nats."""
@@ -125,7 +128,8 @@ def held_out_loss(
 
     Returns:
         {"tokens", "nats_per_token", "unigram_entropy", "bits_per_byte", "seq_length", "domains": {name: the first
-        four}}. Bits per byte are None for a corpus without a sidecar, and for all corpora with one of these.
+        four}, "by_position": bins of all domains, see `by_position.py`}. Bits per byte are None for a corpus without a
+        sidecar, and for all corpora with one of these.
 
     Raises:
         UserError: a corpus has no token to predict, or ids outside the model's vocabulary.
@@ -136,7 +140,13 @@ def held_out_loss(
     overall = sum(others, start=first)
     found = {name: _bits_and_bytes(tally, corpora[name]) for name, tally in tallies.items()}
     domains = {name: {**tally.figures(), **_bits_per_byte([found[name]])} for name, tally in tallies.items()}
-    return {**overall.figures(), **_bits_per_byte(found.values()), "seq_length": seq_length, "domains": domains}
+    return {
+        **overall.figures(),
+        **_bits_per_byte(found.values()),
+        "seq_length": seq_length,
+        "domains": domains,
+        "by_position": overall.by_position.figures(),
+    }
 
 
 def tokens_to_predict(corpora: Mapping[str, IndexedCorpus], seq_length: int, token_limit: int | None) -> int:
@@ -225,7 +235,8 @@ def _predict(predictor: Predictor, windows_bs: NDArray[np.int64]) -> Tally:
     labels_bs = tokens_bs[:, 1:]
     nats = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1).float(), labels_bs.flatten(), reduction="none")
     counts_v = np.bincount(windows_bs[:, 1:].ravel(), minlength=predictor.vocabulary)
-    return Tally(nats.double().sum().item(), counts_v)
+    nats_bs = nats.double().view(labels_bs.shape).cpu().numpy()
+    return Tally(nats.double().sum().item(), counts_v, ByPosition.of(nats_bs))
 
 
 def _batches(corpus: IndexedCorpus, seq_length: int, limit: int | None, batch_size: int) -> Iterator[NDArray[np.int64]]:

@@ -9,16 +9,35 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 from megatron_kaiyuan.checkpoint.find import Found
 from megatron_kaiyuan.config import ModelConfig
-from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import read_json
+from megatron_kaiyuan.forms import Form, require_form
 from megatron_kaiyuan.network import count_parameters
 
 # What of a recipe says how the model was trained; the other sections say where, and what was watched.
 _RECIPE = ("train", "optimizer", "parallel")
 _RESULTS = "evaluation.json"
+
+
+class _HeldOut(Form):
+    nats_per_token: float
+
+
+class _Measured(Form):
+    name: str
+    held_out: _HeldOut | None = None
+    tasks: dict[str, dict[str, JsonValue]] = {}
+
+
+class _Entry(Form):
+    model: _Measured
+
+
+class _Results(_Entry):
+    others: list[_Entry] = []
 
 
 def model_card(
@@ -31,6 +50,9 @@ def model_card(
         run: of the checkpoint's common state.
         manifest: of the checkpoint.
         written_as: format and dtype of the folder.
+
+    Raises:
+        UserError: `evaluation.json` is damaged.
     """
     sections = [
         _head(model),
@@ -117,16 +139,14 @@ def _scores(found: Found) -> str:
     path = (found.run_dir or found.folder) / _RESULTS
     if not path.is_file():
         return ""
-    try:
-        content = read_json(path, "evaluation")
-        entries = [content, *content.get("others", [])]
-        measured = next(entry["model"] for entry in entries if entry["model"]["name"].endswith(f", {found.what}"))
-    except (UserError, StopIteration, KeyError, TypeError, AttributeError):
-        return ""
-    rows = [("held-out loss", "nats a token", _number((measured.get("held_out") or {}).get("nats_per_token")))]
-    for task, figures in (measured.get("tasks") or {}).items():
-        rows += [(task, name, _number(value)) for name, value in figures.items() if isinstance(value, float)]
-    rows = [row for row in rows if row[2]]
+    results = require_form(path, read_json(path, "evaluation"), _Results, "move it away, or measure again")
+    of_this = [entry.model for entry in (results, *results.others) if entry.model.name.endswith(f", {found.what}")]
+    rows = []
+    for measured in of_this[:1]:
+        if measured.held_out:
+            rows.append(("held-out loss", "nats a token", f"{measured.held_out.nats_per_token:.4f}"))
+        for task, figures in measured.tasks.items():
+            rows += [(task, name, f"{value:.4f}") for name, value in figures.items() if isinstance(value, float)]
     return f"\n## Scores\n\n{_table(('task', 'metric', 'value'), rows)}" if rows else ""
 
 
@@ -140,10 +160,6 @@ def _environment(run: Mapping[str, Any]) -> str:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |\n" for line in lines)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else ""
 
 
 def _short(count: int) -> str:

@@ -156,14 +156,13 @@ def _references(evaluation: dict[str, Any] | None) -> list[ReferenceLine]:
 
 def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The figures at the head of the page: (what, value)."""
-    last = history.rows[-1]
     loss, loss_steps = history.last_loss()
     speed = history.column("tokens_per_second")
     over = f"loss, mean of the last {loss_steps} recorded steps" if loss_steps > 1 else "loss of the last step"
     tiles = [(over, f"{loss:.3f}" if math.isfinite(loss) else "none")]
     if held_out := _held_out(evaluation):
         tiles.append(("held-out nats per token", f"{held_out['nats_per_token']:.3f}"))
-    tiles += [("tokens", f"{last['tokens']:,}"), ("steps", f"{last['step']:,}")]
+    tiles += [("tokens", f"{history.rows.tokens[-1]:,}"), ("steps", f"{history.rows.steps[-1]:,}")]
     if np.isfinite(speed).any():
         tiles.append(("tokens/s, median", f"{np.nanmedian(speed):,.0f}"))
     if np.isfinite(mfu := history.column("mfu")).any():
@@ -172,9 +171,9 @@ def _tiles(history: History, run: RunConfig | None, evaluation: dict[str, Any] |
         tiles.append(("parameters", _short(count_parameters(run.model))))
     if history.monitored:
         tiles.append(("bits of headroom, least", f"{least_headroom(history):.1f}"))
-    skipped = last.get("skipped_steps")
-    skipped = skipped if isinstance(skipped, int) else 0
-    return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", f"{skipped:,}")]
+    skipped = history.column("skipped_steps")[-1]
+    skips = f"{skipped:,.0f}" if math.isfinite(skipped) else "0"
+    return [*tiles, ("restarts", str(len(history.restarts))), ("skipped steps", skips)]
 
 
 def _held_out_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:

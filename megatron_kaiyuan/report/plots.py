@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -73,7 +72,7 @@ def training_figures(
 
 def _slowest(history: History) -> str:
     """Return the nodes that were the slowest most often, in words."""
-    nodes = Counter(str(row["slowest_node"]) for row in history.rows if isinstance(row.get("slowest_node"), str))
+    nodes = history.rows.texts("slowest_node")
     said = [f"{node} in {count:,}" for node, count in nodes.most_common(3)]
     return f"The slowest rank was on {', '.join(said)} of {nodes.total():,} rows."
 
@@ -150,7 +149,7 @@ def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64
 
 def _mark(axes: Axes, history: History, phases: Sequence[PhaseMix], unit: Unit) -> None:
     """Phase boundaries that training reached, with names, and restarts."""
-    reached = history.rows[-1]["tokens"]
+    reached = history.rows.tokens[-1]
     axes.set_xlim(0, reached / unit.size)
     for phase in phases:
         if phase.start < reached:

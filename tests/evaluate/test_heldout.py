@@ -55,6 +55,7 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
 
     all_nats: list[float] = []
     all_predicted: list[int] = []
+    positions: list[int] = []
     for name, documents in texts.items():
         nats, predicted = by_hand(folder, documents, seq_length)
         domain = result["domains"][name]
@@ -65,8 +66,13 @@ def test_nats_and_entropy_equal_a_calculation_by_hand(
         assert domain["bits_per_byte"] is None
         all_nats += nats
         all_predicted += predicted
+        positions += [place % seq_length for place in range(len(nats))]
     assert result["nats_per_token"] == pytest.approx(np.mean(all_nats), abs=1e-5)
     assert result["unigram_entropy"] == pytest.approx(scipy.stats.entropy(np.bincount(all_predicted)))
+    assert result["by_position"][-1]["to"] == seq_length and len(result["by_position"]) > 10
+    for one in result["by_position"]:
+        inside = [nats for nats, place in zip(all_nats, positions, strict=True) if one["from"] <= place < one["to"]]
+        assert one["tokens"] == len(inside) and one["nats_per_token"] == pytest.approx(np.mean(inside), abs=1e-5)
 
 
 def test_bits_per_byte_are_of_all_bytes(tmp_path: Path) -> None:

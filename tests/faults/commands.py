@@ -196,6 +196,12 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             "model",
             heavy=True,
         ),
+        Command(
+            "kaiyuan import",
+            *_pair("import", None, "--output", out / "imported", a=inputs / "export_a", b=inputs / "export_b"),
+            "imported",
+            heavy=True,
+        ),
     ]
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_kaiyuan.report.metrics import read_history
+from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.report.metrics import RESTARTS, read_history
 from megatron_kaiyuan.report.plots import _running_mean, _thin
 from tests.helpers.training.sample_run import step_row, write_metrics
 
@@ -78,3 +79,47 @@ def test_thinning_keeps_the_mean_and_bounds_the_points(values: list[float]) -> N
 def test_running_mean_is_the_mean_of_the_last_values(values: list[float], width: int) -> None:
     expected = [np.mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
     assert _running_mean(np.array(values), width) == pytest.approx(np.array(expected), abs=1e-9)
+
+
+def counted(lines: list[dict]) -> dict[int, dict]:
+    """The rows that count, by the rule itself, a line at a time."""
+    rows: dict[int, dict] = {}
+    for line in lines:
+        if "event" in line:
+            rows = {step: row for step, row in rows.items() if not step > line["step"]}
+        else:
+            rows[line["step"]] = line
+    return {step: rows[step] for step in sorted(rows)}
+
+
+LINES = st.lists(
+    st.one_of(
+        st.builds(lambda step, loss: {**step_row(step), "loss": loss}, st.integers(1, 12), st.floats(0, 9)),
+        st.builds(lambda name, step: {"event": name, "step": step}, st.sampled_from(RESTARTS), st.integers(0, 12)),
+    ),
+    max_size=40,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(LINES)
+def test_what_counts_is_what_the_rule_leaves(tmp_path: Path, lines: list[dict]) -> None:
+    path, expected = write(tmp_path / "metrics.jsonl", lines), counted(lines)
+    if not expected:
+        with pytest.raises(UserError, match="no training step"):
+            read_history(path)
+        return
+    history = read_history(path)
+    assert history.rows.steps.tolist() == list(expected)
+    assert history.column("loss").tolist() == [row["loss"] for row in expected.values()]
+    assert history.repeated == sum("event" not in line for line in lines) - len(expected)
+
+
+def test_a_damaged_line_is_counted_and_nothing_more(tmp_path: Path) -> None:
+    path = write(tmp_path / "metrics.jsonl", [step_row(1), step_row(2)])
+    damaged = [b"{", b"[]", b'{"step": 3}', b'{"step": -1, "tokens": 5}', b'{"step": 1e3, "tokens": 5}', b"\xff\xfe"]
+    damaged += [b"[" * 100_000, b'{"step": true, "tokens": 5}', b'{"event": 3}']
+    path.write_bytes(path.read_bytes() + b"\n".join([*damaged, b"", b"  ", b'{"step": 4, "tokens": 5, "loss": NaN}']))
+    history = read_history(path)
+    assert (history.unreadable, history.rows.steps.tolist()) == (len(damaged), [1, 2, 4])
+    assert np.isnan(history.column("loss")[2])

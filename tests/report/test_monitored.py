@@ -10,11 +10,12 @@ import pytest
 
 from megatron_kaiyuan.report.metrics import History
 from megatron_kaiyuan.report.monitored import _heat_map, _layers, least_headroom, monitor_figures
+from megatron_kaiyuan.report.table import Table
 from tests.helpers.training.sample_run import monitor_row, step_row
 
 
 def history(*steps: int) -> History:
-    return History(rows=[step_row(max(steps))], monitored=[monitor_row(step) for step in steps])
+    return History(rows=Table([step_row(max(steps))]), monitored=[monitor_row(step) for step in steps])
 
 
 def fields(edges: np.ndarray, values: np.ndarray, limits: tuple[float, float] | None = (0, 16)) -> np.ma.MaskedArray:

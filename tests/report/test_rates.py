@@ -9,12 +9,18 @@ from matplotlib.figure import Figure
 
 from megatron_kaiyuan.report.metrics import History
 from megatron_kaiyuan.report.plots import _rates
+from megatron_kaiyuan.report.table import Table
 
 
 def drawn(rows: list[dict[str, float]]) -> dict[str, list[float]]:
     """Curves by their names in the legend."""
     axes = Figure().subplots()
-    _rates(axes, np.arange(float(len(rows))), History(rows=rows))
+    table = Table({**row, "step": step, "tokens": step} for step, row in enumerate(rows))
+    _rates(
+        axes,
+        np.arange(float(len(rows))),
+        History(rows=table),
+    )
     legend = axes.get_legend()
     names = [text.get_text() for text in legend.get_texts()] if legend else []
     assert len(axes.lines) == 1 + len(names) and list(axes.lines[0].get_ydata()) == [row["lr"] for row in rows]
