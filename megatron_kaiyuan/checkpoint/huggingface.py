@@ -7,6 +7,7 @@ JSON, safetensors files hold numbers only, and are read weight by weight.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,8 @@ class HuggingFaceFolder:
             path = self.folder / name
             if name.endswith((".md", ".py")):  # not read here, and people edit cards
                 continue
-            if not path.is_file():
-                raise UserError(f"{path}: missing, though {RECORD} lists it; {_REMEDY}")
+            if not os.path.isfile(path):
+                raise UserError(f"{self.folder}: {excerpt(name)} is missing, though {RECORD} lists it; {_REMEDY}")
             if path.stat().st_size != entry.bytes or checksum(path) != entry.checksum:
                 raise UserError(f"{path}: is not the file that was exported (its checksum differs); {_REMEDY}")
 
@@ -181,8 +182,8 @@ class HuggingFaceFolder:
         if any("/" in file for file in weights.values()):
             raise UserError(f"{path}: has no weight_map of files in this folder")
         for file in sorted(set(weights.values())):
-            if not (self.folder / file).is_file():
-                raise UserError(f"{self.folder / file}: missing, though {_INDEX} names it; {_REMEDY}")
+            if not os.path.isfile(self.folder / file):  # a name that is too long is none either
+                raise UserError(f"{self.folder}: {excerpt(file)} is missing, though {_INDEX} names it; {_REMEDY}")
         return {name: self.folder / file for name, file in weights.items()}
 
     def _names_in(self, path: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from megatron_kaiyuan.network import count_parameters
 # What of a recipe says how the model was trained; the other sections say where, and what was watched.
 _RECIPE = ("train", "optimizer", "parallel")
 _RESULTS = "evaluation.json"
+_REMOTE_CODE = "trust_remote_code"
 
 
 class _HeldOut(Form):
@@ -98,15 +99,13 @@ def _shares(manifest: Mapping[str, Any]) -> str:
 
 def _use(written: str, dtype: str) -> str:
     own = written == "kaiyuan"
-    option = ", trust_remote_code=True" if own else ""
     text = f"""
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import pipeline
 
-model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="{dtype}"{option})
-tokenizer = AutoTokenizer.from_pretrained(FOLDER{option})
+generate = pipeline("text-generation", FOLDER, dtype="{dtype}"{f", {_REMOTE_CODE}=True" if own else ""})
 ```
 """
     code = "\nIts class is `modeling_kaiyuan.py` in this folder, which needs torch and transformers only.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from megatron_kaiyuan.export.tokenizer import SpecialIds, copy_tokenizer, specia
 from megatron_kaiyuan.export.weights import Weights, WeightsInMemory, dtype_of
 from megatron_kaiyuan.files import atomic_path
 from megatron_kaiyuan.outputs import Output, check, claim, recorded_folder, write_record
+from megatron_kaiyuan.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -124,15 +126,15 @@ def _write_weights(
     folder: Path, source: Weights, expected: Mapping[str, Described], chosen: Format, model: ModelConfig, form: Form
 ) -> None:
     shards, remainders = ShardedFolder(folder, expected, form.max_shard_bytes), Remainders(model)
-    try:
+    size = sum(tensor.nbytes for tensor in expected.values())
+    with contextlib.closing(shards), Progress("export", size, "B") as progress:
         for piece in source.pieces():
             for name, tensor in named(piece, model).items():
                 stored = in_folder(name, tensor, chosen, DTYPES[form.dtype], model)
-                shards.write(name, stored, piece.first_row * (stored[0].numel() if stored.ndim else 1))
+                shards.write(name, stored, piece.first_row * stored[0].numel())
                 if is_rewritten(name, tensor, chosen, model):
                     remainders.add(name, expected[name].shape, tensor, stored, piece.first_row)
-    finally:
-        shards.close()
+                progress.advance(stored.nbytes)
     remainders.save(folder)
 
 

@@ -165,7 +165,7 @@ def test_folders_of_strangers_are_one_line(tmp_path: Path) -> None:
     folder = damaged("missing")
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.unlink()
-    refused(folder, rf"{shard.name}: missing, though model\.safetensors\.index\.json names it")
+    refused(folder, rf"{shard.name} is missing, though model\.safetensors\.index\.json names it")
     folder = damaged("flipped")
     shard = sorted(folder.glob("*.safetensors"))[1]
     content = bytearray(shard.read_bytes())

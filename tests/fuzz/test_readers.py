@@ -27,7 +27,6 @@ _EXCUSED = {
     ("megatron_kaiyuan/doctor/acceptance/one.py", "read_json"): _CHILD,
     ("megatron_kaiyuan/doctor/acceptance/processes.py", "read_json"): _CHILD,
     ("megatron_kaiyuan/doctor/trial_process.py", "read_json"): _CHILD,
-    ("megatron_kaiyuan/export/card.py", "transformers"): "the text of a model card, which shows the call",
     ("megatron_kaiyuan/export/older_names.py", "read_json"): _CHILD,
     ("megatron_kaiyuan/export/tokenizer.py", "read_json"): "a file that transformers has read a moment before",
     ("megatron_kaiyuan/platform/npu_trial.py", "json"): _CHILD,
