@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan import cli_after_training, cli_checkpoint, cli_config, cli_research
+from megatron_kaiyuan import cli_after_training, cli_checkpoint, cli_config, cli_evaluate, cli_research
 from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.errors import UserError
@@ -168,6 +168,7 @@ def plan(
 
 # In the order of the list that --help prints.
 cli_after_training.add_commands(app)
+cli_evaluate.add_commands(app)
 cli_research.add_commands(app)
 
 

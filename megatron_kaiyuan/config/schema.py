@@ -54,17 +54,8 @@ class RunConfig(Section):
     def _check_across_sections(self) -> RunConfig:
         model, parallel, train = self.model, self.parallel, self.train
         tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "padded_vocab_size"):
-            if getattr(model, name) % tensor:
-                raise ValueError(
-                    f"model.{name} {getattr(model, name)} cannot be cut into "
-                    f"parallel.tensor_model_parallel_size {tensor} equal parts"
-                )
-        if model.num_layers % pipeline:
-            raise ValueError(
-                f"model.num_layers {model.num_layers} cannot be cut into "
-                f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
-            )
+        if why := unequal_parts(model, parallel):
+            raise ValueError(why)
         virtual = parallel.virtual_pipeline_model_parallel_size
         if model.num_layers % (pipeline * virtual):
             raise ValueError(
@@ -103,3 +94,20 @@ class RunConfig(Section):
                 f"train.micro_batch_size {train.micro_batch_size}"
             )
         return self
+
+
+def unequal_parts(model: ModelConfig, parallel: ParallelConfig) -> str | None:
+    """Why a network cannot be cut over tensor and pipeline ranks; None: it can."""
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "padded_vocab_size"):
+        if getattr(model, name) % tensor:
+            return (
+                f"model.{name} {getattr(model, name)} cannot be cut into "
+                f"parallel.tensor_model_parallel_size {tensor} equal parts"
+            )
+    if model.num_layers % pipeline:
+        return (
+            f"model.num_layers {model.num_layers} cannot be cut into "
+            f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
+        )
+    return None

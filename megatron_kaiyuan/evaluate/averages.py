@@ -16,7 +16,7 @@ from megatron_kaiyuan.checkpoint.weighting import Source, Weighting
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora
-from megatron_kaiyuan.evaluate.source import ModelSource, open_source
+from megatron_kaiyuan.evaluate.source import ModelSource, Settings, open_source
 from megatron_kaiyuan.files import temporary_beside, write_json
 from megatron_kaiyuan.outputs import Output, check, claim, files_identity, identity_of, marked_json
 from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output, render, write_page
@@ -141,7 +141,7 @@ def _measure_average(
 
 
 def _measure(found: Found, wanted: Wanted, corpora: dict[str, IndexedCorpus], device: Any) -> dict[str, Any]:
-    model = open_source(ModelSource(found.folder, found), None, corpora, device)
+    model = open_source(ModelSource(found.folder, found), None, corpora, Settings(device))
     context = wanted.seq_length or model.context
     if context > model.longest:
         raise UserError(f"seq_length {context}: {found.folder} admits {model.longest} tokens at most")

@@ -1,4 +1,4 @@
-"""Open an exported folder with stock transformers, in FP32, without network and without progress bars."""
+"""Open an exported folder with stock transformers, without network and without progress bars."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 _PROBES = ("Hello, world", "  two  spaces\n\ttab", "def f(x):\n    return x ** 2\n", "你好，世界。", "3.14 ≠ 22/7")
 
 
-def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """The exported model in FP32, in evaluation mode.
+def load_network(folder: Path, device: str = "cpu", dtype: str = "float32") -> PreTrainedModel:
+    """The exported model in evaluation mode.
+
+    Args:
+        dtype: torch's name of the type that it is held and computed in; `auto`: as it was exported.
 
     A folder of `--format kaiyuan` is built from this package's class: no Python file of a folder is read.
 
@@ -34,7 +37,7 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     try:
         with quiet_transformers():
             network, report = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     # Besides OSError and ValueError, what its classes make of a field of another type.
     except Exception as error:
