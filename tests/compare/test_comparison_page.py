@@ -16,6 +16,7 @@ from megatron_kaiyuan.compare.figures import comparison_figures
 from megatron_kaiyuan.compare.page import write_comparison
 from megatron_kaiyuan.compare.show import difference_text, value_text
 from megatron_kaiyuan.errors import UserError
+from tests.helpers.pages.browser import find_browser, open_tab
 from tests.helpers.training.sample_run import evaluation, write_run
 from tests.report.test_build import Page
 
@@ -45,7 +46,12 @@ def text(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_page_stands_alone(text: str) -> None:
-    assert Page(text).fetched == [] and not {"link", "iframe", "object"} & set(Page(text).tags)
+    # "#..." is a mark within the page.
+    assert not [place for place in Page(text).fetched if not place.startswith("#")] and not {
+        "link",
+        "iframe",
+        "object",
+    } & set(Page(text).tags)
     assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", text)
     assert "<b>second" not in text and "&lt;b&gt;second" in text
 
@@ -57,6 +63,17 @@ def test_the_page_shows_what_the_text_says(found: Comparison, text: str) -> None
             cells = [value_text(measure, estimate), difference_text(measure, difference)]
             assert any(row[1:3] == cells for row in table), (measure.what, cells)
     assert ["<b>second", "4.5000", "-0.6230", ""] in table
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium to look at the page with")
+def test_the_page_fits_into_a_telephone_and_says_nothing_to_the_console(found: Comparison, tmp_path: Path) -> None:
+    page = tmp_path / "compare.html"
+    write_comparison(found, page)
+    with open_tab(str(find_browser())) as tab:
+        for width, scheme in ((1100, "light"), (390, "dark")):
+            tab.open(page, width, scheme)
+            assert tab.complaints() == []
+            assert tab.value("document.documentElement.scrollWidth") == width
 
 
 def test_figures_are_of_losses_on_every_axis(found: Comparison) -> None:

@@ -223,10 +223,12 @@ def test_a_run_of_one_step_has_a_page(run_dir: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"sandwich_norm": False, "logits_soft_cap": None}])
 @pytest.mark.parametrize("preset", ["kaiyuan-tiny", "kaiyuan-2b"])
 def test_parameters_are_those_of_the_exported_network(preset: str, changes: dict) -> None:
-    from megatron_kaiyuan.export.huggingface import _empty_network
+    from megatron_kaiyuan.export.formats import empty_network, stock_format, transformers_config
 
     model = ModelConfig(preset=preset, **changes)
-    assert count_parameters(model) == _empty_network(model, eos_token_id=0).num_parameters()
+    for written_as in ("kaiyuan", stock_format(model)):
+        config = transformers_config(model, written_as, 0, "float32")
+        assert count_parameters(model) == empty_network(config, written_as).num_parameters()
 
 
 def test_only_a_report_of_the_same_run_is_replaced(run_dir: Path, tmp_path: Path) -> None:
