@@ -156,7 +156,7 @@ def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.flo
     x, y = x[finite], np.asarray(y[finite], dtype=np.float64)
     if len(x) <= 2 * _COLUMNS:
         return x, y
-    columns = np.floor((x - x[0]) / (x[-1] - x[0]) * (_COLUMNS - 1e-9))
+    columns = np.floor((x - x[0]) / ((x[-1] - x[0]) or 1.0) * (_COLUMNS - 1e-9))
     by_height = np.lexsort((y, columns))
     ends = np.flatnonzero(np.append(np.diff(columns[by_height]) > 0, True))
     starts: NDArray[np.intp] = np.concatenate([[0], ends[:-1] + 1])

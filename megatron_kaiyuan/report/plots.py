@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,13 +66,11 @@ def training_figures(
     for suffix, title, label in _VALIDATED:
         if columns := _validation(history, suffix):
             shown |= columns.keys()
-            caption = "Held-out text while it trains"
-            caption += (
-                "; the dark line is the mean over all domains, by weight." if _VALIDATION + suffix in columns else "."
+            over_all = (
+                "; the dark line is the mean over all domains, by weight" if _VALIDATION + suffix in columns else ""
             )
-            yield frame(
-                lambda axes, c=columns, s=suffix, w=label: _domains(axes, x, c, s, w), title, caption, wide=True
-            )  # type: ignore[misc]
+            draw = functools.partial(_domains, x=x, columns=columns, suffix=suffix, label=label)
+            yield frame(draw, title, f"Held-out text while it trains{over_all}.", wide=True)
     yield frame(lambda axes: _rates(axes, x, history), "Learning rate", "As the schedule sets it.")
     for name, title, label, caption, logarithmic in _PANELS:
         values = history.column(name)

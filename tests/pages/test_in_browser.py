@@ -94,11 +94,10 @@ def test_a_page_is_whole_at_each_width_and_scheme(
     )
     assert smallest >= SMALLEST_PIXELS
     outside = tab.value(
-        f"{visible}.flatMap(svg => [...svg.querySelectorAll('text')].filter(text => {{"
-        " const [inner, outer] = [text.getBoundingClientRect(), svg.getBoundingClientRect()];"
-        " return inner.left < outer.left - 1 || inner.right > outer.right + 1; }).map(text => text.textContent))".replace(
-            "{{", "{"
-        )
+        f"{visible}.flatMap(svg => [...svg.querySelectorAll('text')]"
+        ".map(text => [text.textContent, text.getBoundingClientRect(), svg.getBoundingClientRect()])"
+        ".filter(([, inner, outer]) => inner.left < outer.left - 1 || inner.right > outer.right + 1)"
+        ".map(([words]) => words))"
     )
     assert outside == []
 
@@ -126,7 +125,8 @@ def place_of(tab: Tab, share: float) -> tuple[float, float, float]:
     tab.value("document.querySelectorAll('.plot')[2].scrollIntoView({block: 'center'})")
     return tuple(
         tab.value(
-            "(() => { const svg = [...document.querySelectorAll('.plot')[2].querySelectorAll('svg')].find(one => one.clientWidth);"
+            "(() => { const drawn = [...document.querySelectorAll('.plot')[2].querySelectorAll('svg')];"
+            " const svg = drawn.find(one => one.clientWidth);"
             " const area = svg.getBoundingClientRect(), [x, y, w, h] = JSON.parse(svg.dataset.axes).box;"
             " const k = area.width / svg.viewBox.baseVal.width;"
             f" return [area.left + k * (x + {share} * w), area.top + k * (y + h / 2), k * w]; }})()"
