@@ -141,7 +141,7 @@ setup(
             "recipes/*/*.yaml",
             "recipes/*/*.json",
         ],
-        "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
+        "megatron_kaiyuan": ["**/*.css", "**/*.html", "**/*.j2", "**/*.js", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.html", "**/*.txt"],
     },
     install_requires=INSTALL_REQUIRES,

@@ -36,7 +36,8 @@ class RunConfig(Section):
         bool, Field(description="on platform npu: load MindSpeed's adaptor over Megatron Core, see docs/npu.md")
     ] = False
     init_from: Annotated[
-        Path | None, Field(description="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
+        Path | None,
+        Field(description="weights of a new run: a checkpoint's folder, an exported one, or a Qwen3 folder"),
     ] = None
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()

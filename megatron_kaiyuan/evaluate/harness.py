@@ -44,11 +44,13 @@ class TaskResults:
         metrics: by name of a task or group, plain floats: those that lm-eval computes (acc, acc_norm, ...), and
             bits_per_byte of the right answers, as `cloze` defines it.
         documents: by task, how many were scored.
+        shots: by task, how many examples stood before each question.
         calibration: by name of a multiple-choice task, or of a group of them, figures of `calibration.py`.
     """
 
     metrics: dict[str, dict[str, float]]
     documents: dict[str, int]
+    shots: dict[str, int] = field(default_factory=dict)
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -121,7 +123,8 @@ def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> 
         if BITS_PER_BYTE not in rows[name] and (bits := _answers_bits(task)) is not None:
             rows[name][BITS_PER_BYTE] = bits
     documents = {name: counts["effective"] for name, counts in results["n-samples"].items()}
-    return TaskResults(rows, documents, calibrations(selection.names, loaded["tasks"], loaded["group_map"]))
+    shots = {name: task.get_config("num_fewshot") or 0 for name, task in tasks.items()}
+    return TaskResults(rows, documents, shots, calibrations(selection.names, loaded["tasks"], loaded["group_map"]))
 
 
 def _refuse_code(name: str, runs_code: bool) -> None:

@@ -45,8 +45,3 @@ def preset_selections(
             shots.setdefault(number, []).append(task)
     for number, tasks in shots.items():
         yield TaskSelection(tuple(tasks), None, number, limit, runs_code)
-
-
-def shots_of(presets: Sequence[str]) -> str:
-    """For people: the tasks of some presets, and their shots."""
-    return ", ".join(f"{task} {number}-shot" for preset in presets for task, number in PRESETS[preset].items())

@@ -27,6 +27,7 @@ class _Measured(Form):
     name: str
     held_out: dict[str, Any] | None
     tasks: dict[str, dict[str, float | str | None]]
+    shots: dict[str, int] = {}
     calibration: dict[str, dict[str, Any]] = {}
     seconds: float = 0.0
 
@@ -121,7 +122,7 @@ def _both(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         **new,
         HELD_OUT: new[HELD_OUT] or old[HELD_OUT],
         "tasks": {**old["tasks"], **new["tasks"]},
-        "calibration": {**old.get("calibration", {}), **new.get("calibration", {})},
+        **{name: {**old.get(name, {}), **new.get(name, {})} for name in ("shots", "calibration")},
         "seconds": round(old.get("seconds", 0) + new["seconds"], 2),
     }
 

@@ -139,7 +139,9 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     run = load_run(recipe, overrides)
     check_world_size(run, world_size)
     if run.init_from is not None and not run.init_from.is_dir():
-        raise UserError(f"init_from: {run.init_from} is no folder; name a checkpoint's, or a Hugging Face Qwen3 folder")
+        raise UserError(
+            f"init_from: {run.init_from} is no folder; name a checkpoint's, an exported one, or a Qwen3 folder"
+        )
     require_run_folder(run.run_dir)
     # Headers and samples only: the ranks will share the rest, which may take one process minutes.
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)

@@ -15,8 +15,9 @@ from sklearn.calibration import calibration_curve
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.calibration import BINS, Answer, calibration, calibrations
+from megatron_kaiyuan.evaluate.measures import Measures
 from megatron_kaiyuan.evaluate.results import read_entries
-from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.run import evaluate
 from megatron_kaiyuan.evaluate.summary import summary_line
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
@@ -156,6 +157,7 @@ def test_tasks_of_a_preset_have_shots_of_their_own(folder: Path, tmp_path: Path)
     ]
     result, path = evaluate(folder / "model", measures, tmp_path / "evaluation.json")
     assert result["model"]["tasks"].keys() == {"contexts", "options", "last_word"}
+    assert result["model"]["shots"] == {"contexts": 2, "options": 1, "last_word": 0}
     made_from = result["made_from"]
     assert len({made_from[name] for name in result["model"]["tasks"]}) == 3
     # The same shots by name are the same measure; others are not.

@@ -8,7 +8,7 @@ from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks.ema import keep_ema
-from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale, ReportStartup
+from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportEnvironment, ReportLossScale, ReportStartup
 from megatron_kaiyuan.train.hooks.forensics import forensics
 from megatron_kaiyuan.train.hooks.heartbeat import Heartbeat
 from megatron_kaiyuan.train.hooks.hook import Hook
@@ -55,6 +55,7 @@ def hooks_in_order(
         *profiling(run, platform, sinks),
         stop,
         left_out,
+        ReportEnvironment(sinks),
         ReportBadSteps(sinks),
         ReportLossScale(sinks),
         *qk_clip(run),
