@@ -25,6 +25,8 @@ _IMPORTED = (
     "data_tools.tokenizers.train_tokenizer",
     "data_tools.windows.cut",
     "megatron_kaiyuan.checkpoint.average",
+    "megatron_kaiyuan.checkpoint.imported",
+    "megatron_kaiyuan.compare.page",
     "megatron_kaiyuan.evaluate.averages",
     "megatron_kaiyuan.export.run",
     "megatron_kaiyuan.report.build",
@@ -187,6 +189,12 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             heavy=True,
         ),
         Command(
+            "kaiyuan compare",
+            *_pair("compare", run_dir, None, "--output", out / "both.html", a=inputs / "run_a", b=inputs / "run_b"),
+            "both.html",
+            heavy=True,
+        ),
+        Command(
             "kaiyuan average",
             *_pair("average", run_dir, "--last", None, "--output", out / "averaged", a=2, b=3),
             "averaged",
@@ -203,6 +211,12 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             "kaiyuan export",
             *_pair("export", None, "--output", out / "model", a=_step(run_dir, 8), b=_step(run_dir, 12)),
             "model",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan import",
+            *_pair("import", None, "--output", out / "imported", a=inputs / "export_a", b=inputs / "export_b"),
+            "imported",
             heavy=True,
         ),
     ]
@@ -240,6 +254,9 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
     from data_tools.curriculum.build import build_recipe
     from data_tools.preprocessing.preprocess import Settings, preprocess
     from data_tools.tokenizers.train_tokenizer import train_and_save
+    from megatron_kaiyuan.config import ModelConfig
+    from megatron_kaiyuan.export import export_model
+    from tests.helpers.references.network import SHAPE, random_weights
     from tests.helpers.training.tiny_model import random_documents, write_corpus, write_model
 
     inputs.mkdir()
@@ -253,6 +270,9 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
         settings = Settings(inputs / "tokenizer", ("text",), ("score",))
         preprocess([inputs / f"{name}.jsonl"], inputs / name, settings)
     build_recipe(inputs.parent / "order.yaml", ("phases[0].seed=9",), inputs / "phases", None, 1)
+    model = ModelConfig(**SHAPE)
+    for seed, name in enumerate("ab"):
+        export_model(random_weights(model, seed), model, inputs / f"export_{name}", None)
     if evaluation:
         path = write_model(inputs / "model") / "config.json"
         # Room for the tasks of the command, whose items are longer than those of its tests.
