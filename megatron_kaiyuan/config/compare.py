@@ -63,6 +63,7 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "overflow_capsules overflow_capsule_scale notify_command notify_events notify_timeout_seconds prometheus_file "
         "tensorboard wandb wandb_project swanlab swanlab_project",
         "samples": "prompts tokenizer every_steps max_new_tokens do_sample temperature top_p repetition_penalty seed",
+        "tasks": "names tokenizer include_path every_steps every_tokens limit num_fewshot batch_size",
     },
     AtResume.NOT_COMPARED: {"": "run_dir init_from"},
 }

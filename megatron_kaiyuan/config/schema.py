@@ -21,6 +21,7 @@ from megatron_kaiyuan.config.optimizer import OptimizerConfig
 from megatron_kaiyuan.config.parallel import ParallelConfig
 from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
+from megatron_kaiyuan.config.tasks import TasksConfig
 from megatron_kaiyuan.config.train import TrainConfig
 
 
@@ -48,6 +49,7 @@ class RunConfig(Section):
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()
     samples: SamplesConfig = SamplesConfig()
+    tasks: TasksConfig = TasksConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
