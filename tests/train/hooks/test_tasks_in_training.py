@@ -53,10 +53,14 @@ def asked(folder: Path, name: str, **options: Any) -> list[str]:
 def figures(run_dir: Path) -> dict[int, dict[str, float]]:
     """Columns of tasks, by step."""
     found = {}
-    for row in metrics(run_dir):
+    for step, row in metrics(run_dir).items():
         if columns := {name: value for name, value in row.items() if name.startswith("tasks/")}:
-            found[row["step"]] = columns
+            found[step] = columns
     return found
+
+
+def trained(run_dir: Path) -> dict[int, list[float]]:
+    return {step: [row[name] for name in ("loss", "grad_norm", "lr")] for step, row in metrics(run_dir).items()}
 
 
 def evaluated(folder: Path, run_dir: Path, output: Path, step: int) -> dict[str, float]:
@@ -83,8 +87,7 @@ def test_figures_of_checkpoints_and_not_a_bit_of_training_is_another(
             evaluated(folder, folder / "measured", tmp_path / f"{step}.json", step), rel=1e-4
         )
         assert_same_state(*(run / "checkpoints" / f"step_{step}" for run in (silent, folder / "measured")))
-    plain = [{name: row[name] for name in ("loss", "grad_norm", "lr")} for row in metrics(silent)]
-    assert plain == [{name: row[name] for name in ("loss", "grad_norm", "lr")} for row in metrics(folder / "measured")]
+    assert trained(silent) == trained(folder / "measured")
     # Asked for at a resume: after each step that passes a multiple of 700 tokens, and the last one.
     start_from(silent, 2, folder / "resumed")
     fit_here(folder / "train.yaml", *asked(folder, "resumed", names=["options"], every_tokens=700))
