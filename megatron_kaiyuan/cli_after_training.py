@@ -176,6 +176,7 @@ def generate(
         typer.Argument(metavar="[PROMPT]...", help="texts to continue; none, and no file: lines of standard input"),
     ] = None,
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     prompt_file: Annotated[
         Path | None, typer.Option(help='a prompt a line; of a .jsonl file the "prompt" of each line')
     ] = None,
@@ -217,7 +218,7 @@ def generate(
         from megatron_kaiyuan.generate.model import open_generator
         from megatron_kaiyuan.generate.run import generate as generate_texts
 
-        generator = open_generator(model, step, tokenizer, platform.device, dtype)
+        generator = open_generator(model, step, tokenizer, platform.device, dtype, weights)
         for text in generate_texts(generator, prompts, sampling, seed, as_json):
             print(text, flush=True)
 

@@ -30,6 +30,10 @@ def evaluate(
         list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
     ] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="tasks or groups of lm-eval, by name")] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="sets of them, english, chinese, math or code; docs/after_training.md has tasks and shots"),
+    ] = None,
     include_path: Annotated[
         Path | None, typer.Option(help="folder with YAML files of tasks besides lm-eval's own")
     ] = None,
@@ -38,8 +42,15 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each of --tasks; default: all"),
+        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each task; default: all"),
     ] = None,
+    confirm_run_unsafe_code: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-run-unsafe-code",
+            help="tasks such as those of --preset code may run what the model writes, as you: in a sandbox only",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
     ] = None,
@@ -85,6 +96,7 @@ def evaluate(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
     )
     with evaluation_ranks(device, parallel) as platform:
+        from megatron_kaiyuan.evaluate.presets import preset_selections
         from megatron_kaiyuan.evaluate.replicas import is_first
         from megatron_kaiyuan.evaluate.run import Measures
         from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
@@ -93,10 +105,11 @@ def evaluate(
         from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 
         prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out or ()]
-        selection = TaskSelection(tuple(tasks or ()), include_path, num_fewshot, limit)
+        selection = TaskSelection(tuple(tasks or ()), include_path, num_fewshot, limit, confirm_run_unsafe_code)
+        presets = list(preset_selections(preset or (), limit, confirm_run_unsafe_code))
         result, path = evaluate_model(
             model,
-            Measures(prefixes, held_out_text or (), selection, seq_length),
+            Measures(prefixes, held_out_text or (), selection, seq_length, presets=presets),
             output,
             step=step,
             weights=weights,

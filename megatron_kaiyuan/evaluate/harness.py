@@ -5,16 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.evaluate.calibration import calibrations
 from megatron_kaiyuan.evaluate.cloze import bits_per_byte, right_answers, why_no_cloze
 from megatron_kaiyuan.evaluate.quiet import quiet
 from megatron_kaiyuan.evaluate.replicas import OF_TASKS, from_rank_0, is_first
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, build_requests, load_tasks, prepare, task_manager
+from megatron_kaiyuan.evaluate.task_selection import (
+    TaskSelection,
+    build_requests,
+    fields_of,
+    load_tasks,
+    prepare,
+    task_manager,
+)
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -43,10 +51,14 @@ class TaskResults:
         metrics: by name of a task or group, plain floats: those that lm-eval computes (acc, acc_norm, ...), and
             bits_per_byte of the right answers, as `cloze` defines it.
         documents: by task, how many were scored.
+        shots: by task, how many examples stood before each question.
+        calibration: by name of a multiple-choice task, or of a group of them, figures of `calibration.py`.
     """
 
     metrics: dict[str, dict[str, float]]
     documents: dict[str, int]
+    shots: dict[str, int] = field(default_factory=dict)
+    calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def run_on_all_ranks(model: SharedModel, selection: TaskSelection, loaded: dict[str, Any] | None = None) -> TaskResults:
@@ -74,11 +86,18 @@ def load_selection(selection: TaskSelection) -> dict[str, Any]:
     """
     manager = task_manager(selection)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    for found in load_tasks(selection, manager).values():
-        for kind, entries in found.items():
-            loaded[kind].update(entries)
+    if not selection.runs_code:
+        # Before it is loaded: HumanEval runs code then already.
+        for name in selection.names:
+            _refuse_code(name, any(fields.get("unsafe_code") for fields in fields_of(name, manager)))
+    with _code(selection):
+        for found in load_tasks(selection, manager).values():
+            for kind, entries in found.items():
+                loaded[kind].update(entries)
     for name, task in loaded["tasks"].items():
-        _refuse(name, task)
+        _refuse_code(name, getattr(task, "UNSAFE_CODE", False) and not selection.runs_code)
+        if getattr(task, "MULTIMODAL", False):
+            raise UserError(f"task {name!r}: has images or sound, which a language model does not read")
     return loaded
 
 
@@ -113,8 +132,15 @@ def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> 
         for task in loaded["tasks"].values():
             # At each run: its few-shot examples are drawn again, the same ones.
             prepare(task, selection)
-        with quiet():
-            results: Any = evaluator.evaluate(model, loaded, selection.limit, bootstrap_iters=0, log_samples=False)
+        with quiet(), _code(selection):
+            results: Any = evaluator.evaluate(
+                model,
+                loaded,
+                selection.limit,
+                bootstrap_iters=0,
+                log_samples=False,
+                confirm_run_unsafe_code=selection.runs_code,
+            )
     except OF_TASKS as error:
         raise UserError(
             f"tasks {', '.join(selection.names)}: lm-eval stopped ({type(error).__name__}: {excerpt(error)})"
@@ -124,14 +150,22 @@ def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> 
     for name, task in tasks.items():
         if BITS_PER_BYTE not in rows[name] and (bits := _answers_bits(task)) is not None:
             rows[name][BITS_PER_BYTE] = bits
-    return TaskResults(rows, {name: counts["effective"] for name, counts in results["n-samples"].items()})
+    documents = {name: counts["effective"] for name, counts in results["n-samples"].items()}
+    shots = {name: task.get_config("num_fewshot") or 0 for name, task in tasks.items()}
+    return TaskResults(rows, documents, shots, calibrations(selection.names, loaded["tasks"], loaded["group_map"]))
 
 
-def _refuse(name: str, task: Task) -> None:
-    if getattr(task, "UNSAFE_CODE", False):
-        raise UserError(f"task {name!r}: runs code that the model writes; use lm-eval itself, in a sandbox")
-    if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"task {name!r}: has images or sound, which a language model does not read")
+def _refuse_code(name: str, runs_code: bool) -> None:
+    if runs_code:
+        raise UserError(
+            f"task {name!r}: runs code that the model writes; in a sandbox, such as a container without a network, "
+            "allow it with --confirm-run-unsafe-code"
+        )
+
+
+def _code(selection: TaskSelection) -> contextlib.AbstractContextManager[None]:
+    """What Hugging Face's `code_eval` asks for before it runs code."""
+    return environment({"HF_ALLOW_CODE_EVAL": "1"}) if selection.runs_code else contextlib.nullcontext()
 
 
 def _answers_bits(task: Task) -> float | None:

@@ -17,7 +17,8 @@ from typing import Any
 from megatron_kaiyuan.checkpoint.find import Weights
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.evaluate.harness import offline, run_on_all_ranks
+from megatron_kaiyuan.evaluate.data_at_hand import require_data
+from megatron_kaiyuan.evaluate.harness import TaskResults, offline, run_on_all_ranks
 from megatron_kaiyuan.evaluate.replicas import from_rank_0, is_first, many_ranks
 from megatron_kaiyuan.evaluate.results import (
     FORMAT,
@@ -43,7 +44,7 @@ RESULT = "evaluation.json"
 
 @dataclass(frozen=True)
 class Measures:
-    """What an evaluation measures; at least one of the first three.
+    """What an evaluation measures; at least one of the first three, or presets.
 
     Attributes:
         held_out: corpus prefixes, one for each domain.
@@ -52,6 +53,7 @@ class Measures:
         seq_length: context in tokens; None: as in training, or all that an exported model admits.
         token_limit: predicted tokens at most of the held-out loss; None: all.
         sizes, seed: of the tasks that are made of held-out text.
+        presets: more tasks of lm-eval, as `preset_selections` gives them.
     """
 
     held_out: Sequence[Path] = ()
@@ -61,6 +63,7 @@ class Measures:
     token_limit: int | None = 100_000
     sizes: TaskSizes = field(default_factory=TaskSizes)
     seed: int = 1234
+    presets: Sequence[TaskSelection] = ()
 
     @property
     def held_out_identity(self) -> str:
@@ -73,18 +76,25 @@ class Measures:
         return identity_of(_state(self.held_out_text), self.seq_length, dataclasses.asdict(self.sizes), self.seed)
 
     @property
-    def tasks_identity(self) -> str:
-        """Likewise for each of the tasks of lm-eval."""
-        folder = self.tasks.include_path
-        return identity_of(
-            _state([folder] if folder else []), self.seq_length, self.tasks.num_fewshot, self.tasks.limit
-        )
+    def selections(self) -> list[TaskSelection]:
+        """The tasks of lm-eval that are asked for by name; a task that a preset has too is measured as it is named."""
+        named = [self.tasks] if self.tasks.names else []
+        left = [tuple(name for name in one.names if name not in self.tasks.names) for one in self.presets]
+        pairs = zip(self.presets, left, strict=True)
+        return [*named, *(dataclasses.replace(one, names=names) for one, names in pairs if names)]
+
+    def tasks_identity(self, selection: TaskSelection) -> str:
+        """Likewise for each of some tasks of lm-eval."""
+        folder = selection.include_path
+        return identity_of(_state([folder] if folder else []), self.seq_length, selection.num_fewshot, selection.limit)
 
     def made_from(self) -> dict[str, str]:
         """The identity of each measure that is asked for by name, as results name it."""
         found = {HELD_OUT: self.held_out_identity} if self.held_out else {}
         found |= dict.fromkeys((ROLLING, CONTINUATION), self.text_identity) if self.held_out_text else {}
-        return found | dict.fromkeys(self.tasks.names, self.tasks_identity)
+        for selection in self.selections:
+            found |= dict.fromkeys(selection.names, self.tasks_identity(selection))
+        return found
 
     def require_inputs(self) -> None:
         """Look for everything that is to be read, before hours are spent or a refusal sends the user elsewhere.
@@ -98,8 +108,8 @@ class Measures:
             open_corpora(self.held_out)
         if self.held_out_text:
             read_domains(self.held_out_text)
-        if self.tasks.names:
-            require_tasks(self.tasks)
+        for selection in self.selections:
+            require_tasks(selection)
 
 
 def evaluate(
@@ -130,8 +140,9 @@ def evaluate(
         force: results of the same model or step, but of other data, settings or weights, may be replaced.
 
     Returns:
-        {"model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items": documents by
-        task, "seed", "made_from": fingerprints by measure}: what was measured now; and the file that it was added to.
+        {"model": {"path", "name", "held_out", "tasks", "shots", "calibration", "seconds"}, "baseline": the same or None,
+        "items": documents by task, "seed", "made_from": fingerprints by measure}: what was measured now; and the file
+        that it was added to.
 
     Raises:
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
@@ -146,13 +157,13 @@ def evaluate(
         entries = from_rank_0(lambda: _claim(stack, place, asked, measures, force))
         folder = stack.enter_context(_work_folder(work))
         # The data of tasks that were asked for may have to be fetched, or lie in the user's own caches.
-        with contextlib.nullcontext() if measures.tasks.names else offline(folder / "cache"):
+        with contextlib.nullcontext() if measures.selections else offline(folder / "cache"):
             made, selections = _selections(measures, folder)
-            measured, items = _measure(source, tokenizer, measures, selections, settings)
-            beside, _ = _measure(untrained, tokenizer, measures, selections, settings) if untrained else (None, {})
+            measured, items, made_from = _measure(source, tokenizer, measures, selections, settings)
+            beside = _measure(untrained, tokenizer, measures, selections, settings)[0] if untrained else None
         result = {"model": measured, "baseline": beside, "items": {**items, **made}, "seed": measures.seed}
         # A name that was asked for may stand for several tasks.
-        result["made_from"] = dict.fromkeys(measured["tasks"], measures.tasks_identity) | asked["made_from"]
+        result["made_from"] = made_from | asked["made_from"]
         from_rank_0(lambda: write_json(place.path, with_entry(entries, result)))
     return result, place.path
 
@@ -184,24 +195,26 @@ def _selections(measures: Measures, folder: Path) -> tuple[dict[str, int], list[
         Their items, as `write_tasks` does; and the tasks to run, these and those that were asked for by name.
 
     Raises:
-        UserError: a package is missing, or a text is missing or wrong.
+        UserError: a package is missing, or a text or, offline, the data of a task are missing or wrong.
     """
     for module in ("transformers", "lm_eval"):
         require(module, extra="eval", purpose="the evaluation")
     texts = measures.held_out_text
     made = write_tasks(texts, folder, measures.sizes, measures.seed) if texts else {}
     selections = [TaskSelection(tuple(made), folder)] if made else []
-    selections += [measures.tasks] if measures.tasks.names else []
-    return made, selections
+    from_rank_0(lambda: require_data(measures.selections))
+    return made, [*selections, *measures.selections]
 
 
 def _check(measures: Measures, sources: Sequence[ModelSource | None], tokenizer: Path | None) -> None:
-    on_text = measures.held_out_text or measures.tasks.names
+    on_text = measures.held_out_text or measures.selections
     for source in sources:
         if on_text and tokenizer is None and source and source.checkpoint:
             raise UserError(f"--tokenizer: {source.name} has none of its own; name the folder with its tokenizer.json")
-    if not (measures.held_out or measures.held_out_text or measures.tasks.names):
-        raise UserError("evaluation: nothing to measure; name corpora (--held-out), text (--held-out-text) or --tasks")
+    if not (measures.held_out or on_text):
+        raise UserError(
+            "evaluation: nothing to measure; name corpora (--held-out), text (--held-out-text), --tasks or --preset"
+        )
 
 
 def _state(paths: Iterable[Path]) -> list[list[Any]]:
@@ -233,8 +246,8 @@ def _measure(
     measures: Measures,
     selections: Sequence[TaskSelection],
     settings: Settings,
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Measure a model; with the documents of each task."""
+) -> tuple[dict[str, Any], dict[str, int], dict[str, str]]:
+    """Measure a model; with the documents of each task, and what each was made from."""
     from megatron_kaiyuan.evaluate.heldout import open_corpora
 
     log.info(f"evaluate: {source.name}, on {settings.device}{_on_ranks(settings)}")
@@ -247,15 +260,20 @@ def _measure(
     if context > model.longest:
         raise UserError(f"seq_length {context}: {source.path} admits {model.longest} tokens at most")
     held_out = _held_out(model, corpora, context, measures.token_limit) if corpora else None
-    tasks, items = _tasks(model, selections, context) if selections else ({}, {})
+    found = _tasks(model, selections, context) if selections else []
+    tasks = {name: row for results in found for name, row in results.metrics.items()}
     measured = {
         "path": os.path.abspath(source.path),
         "name": source.name,
         "held_out": held_out,
         "tasks": tasks,
+        "shots": {name: number for results in found for name, number in results.shots.items()},
+        "calibration": {name: figures for results in found for name, figures in results.calibration.items()},
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return measured, items
+    items = {name: count for results in found for name, count in results.documents.items()}
+    pairs = zip(selections, found, strict=True)
+    return measured, items, {name: measures.tasks_identity(one) for one, results in pairs for name in results.metrics}
 
 
 def _on_ranks(settings: Settings) -> str:
@@ -280,21 +298,13 @@ def _held_out(
         return held_out_loss(model.predictor, corpora, context, token_limit, progress.advance)
 
 
-def _tasks(
-    model: Model, selections: Sequence[TaskSelection], context: int
-) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Metrics and documents by task, the same on every rank."""
+def _tasks(model: Model, selections: Sequence[TaskSelection], context: int) -> list[TaskResults]:
+    """Results of each selection, the same on every rank."""
     from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
 
     assert model.tokenizer is not None
-    metrics: dict[str, dict[str, float]] = {}
-    items: dict[str, int] = {}
     # On a terminal lm-eval counts by itself.
     shown = is_first() and not sys.stderr.isatty()
     with Progress("evaluate: lm-eval" if shown else "", None, "texts") as progress:
         harness = lm_eval_model(model.predictor.counted(progress.advance), model.tokenizer, context)
-        for selection in selections:
-            found = run_on_all_ranks(harness, selection)
-            metrics |= found.metrics
-            items |= found.documents
-    return metrics, items
+        return [run_on_all_ranks(harness, selection) for selection in selections]

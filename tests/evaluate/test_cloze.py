@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"))
 
 
-def items(folder: Path, name: str, **selected: int | None) -> tuple[Item, ...]:
+def items(folder: Path, name: str, **selected: Any) -> tuple[Item, ...]:
     (task,) = cloze_tasks(TaskSelection((name,), folder, **selected))
     return task.items
 
