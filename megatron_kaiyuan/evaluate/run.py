@@ -140,9 +140,9 @@ def evaluate(
         force: results of the same model or step, but of other data, settings or weights, may be replaced.
 
     Returns:
-        {"model": {"path", "name", "held_out", "tasks", "shots", "calibration", "seconds"}, "baseline": the same or None,
-        "items": documents by task, "seed", "made_from": fingerprints by measure}: what was measured now; and the file
-        that it was added to.
+        {"model": {"path", "name", "held_out", "tasks", "shots", "calibration", "seconds"}, "baseline": the same or
+        None, "items": documents by task, "seed", "made_from": fingerprints by measure}: what was measured now; and the
+        file that it was added to.
 
     Raises:
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
