@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from megatron_kaiyuan import cli_after_training, cli_checkpoint, cli_config, cli_research
+from megatron_kaiyuan import cli_after_training, cli_checkpoint, cli_config, cli_evaluate, cli_research
 from megatron_kaiyuan.cli_checkpoint import AsJson, RunFolder
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, make_app, run_app
 from megatron_kaiyuan.errors import UserError
@@ -64,7 +64,8 @@ def train(
         int, typer.Option(min=1, help="with --check or --dry-run: processes that will be started")
     ] = 1,
     init_from: Annotated[
-        Path | None, typer.Option(help="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
+        Path | None,
+        typer.Option(help="weights of a new run: a checkpoint's folder, an exported one, or a Qwen3 folder"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a damaged checkpoint ends the run")] = False,
     preflight: Annotated[
@@ -167,6 +168,7 @@ def plan(
 
 # In the order of the list that --help prints.
 cli_after_training.add_commands(app)
+cli_evaluate.add_commands(app)
 cli_research.add_commands(app)
 
 

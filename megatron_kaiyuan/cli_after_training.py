@@ -1,4 +1,4 @@
-"""`kaiyuan average`, `averages`, `export`, `eval`, `generate`, `compare`: what is made of runs. Only arguments."""
+"""`kaiyuan average`, `averages`, `export`, `generate`, `compare`: what is made of runs. Only arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_kaiyuan.cli_checkpoint import AsJson, alone
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, bytes_option, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
 AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
@@ -25,7 +25,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(average)
     app.command(cls=SeveralValuesCommand)(averages)
     app.command()(export)
-    app.command("eval", cls=SeveralValuesCommand)(evaluate)
+    app.command("import")(import_model)
     app.command()(compare)
     app.command()(generate)
 
@@ -100,86 +100,52 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
+    format: Annotated[
+        Literal["kaiyuan", "gemma3", "qwen3"] | None,
+        typer.Option(
+            "--format", help="kaiyuan: a class of its own, in the folder; default: the class of transformers that it is"
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights; gemma3: float32 only")
+    ] = "float32",
+    max_shard_size: Annotated[
+        int, typer.Option(parser=bytes_option, metavar="SIZE", help="of a file of weights, as 500MB or 5GB")
+    ] = 5_000_000_000,
+    compare: Annotated[
+        bool, typer.Option(help="compare logits with megatron-core's: holds both networks in memory")
+    ] = True,
     force: Force = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder that stock transformers loads.
+    """Write a checkpoint as a Hugging Face folder.
 
     Example: kaiyuan export runs/quickstart/train/averaged --output exported --tokenizer runs/quickstart/tokenizer
+
+    For a server: --format kaiyuan --dtype bfloat16 (docs/after_training.md says what serves where).
     """
     with alone():
+        from megatron_kaiyuan.export.huggingface import Form
         from megatron_kaiyuan.export.run import export_checkpoint
 
-        print(export_checkpoint(checkpoint, output, tokenizer, force, step))
+        form = Form(format, dtype, max_shard_size)
+        print(export_checkpoint(checkpoint, output, tokenizer, force, step, weights, form, compare))
 
 
-def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
-        ),
-    ],
-    step: RunStep = None,
-    weights: ModelOrEma = "model",
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
-    held_out_text: Annotated[
-        list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
-    ] = None,
-    tasks: Annotated[list[str] | None, typer.Option(help="tasks or groups of lm-eval, by name")] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(help="folder with YAML files of tasks besides lm-eval's own")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each of --tasks; default: all"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="model to compare with, such as RUN_DIR/checkpoints/step_0")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="of a checkpoint, for text and tasks: folder with tokenizer.json")
-    ] = None,
-    seq_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="context in tokens; default: as in training, of a Hugging Face folder all it admits"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder: what kaiyuan export wrote, or a Qwen3 folder")],
+    output: Annotated[Path, typer.Option(help="checkpoint folder to write")],
     force: Force = False,
 ) -> None:
-    """Held-out loss, and lm-eval on its own tasks or on tasks made from held-out text.
+    """Write a Hugging Face folder of this network as a checkpoint: to start from, to evaluate, to export again.
 
-    Example: kaiyuan eval runs/mine --held-out corpora/math_text_document --tasks arc_easy --tokenizer tokenizer
-
-    Only lm-eval's own tasks may ask the network for their data (HF_HUB_OFFLINE=1: not even they).
+    Example: kaiyuan import exported --output imported
     """
-    with alone(device) as platform:
-        from megatron_kaiyuan.evaluate.run import Measures
-        from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
-        from megatron_kaiyuan.evaluate.summary import summary_line
-        from megatron_kaiyuan.evaluate.task_selection import TaskSelection
+    with alone():
+        from megatron_kaiyuan.checkpoint.imported import import_folder
 
-        prefixes = [path.with_suffix("") if path.suffix == ".idx" else path for path in held_out or ()]
-        selection = TaskSelection(tuple(tasks or ()), include_path, num_fewshot, limit)
-        measures = Measures(prefixes, held_out_text or (), selection, seq_length)
-        result, path = evaluate_model(
-            model,
-            measures,
-            output,
-            step=step,
-            weights=weights,
-            baseline=baseline,
-            tokenizer=tokenizer,
-            device=platform.device,
-            force=force,
-        )
-    print(f"eval: {result['model']['name']}: {summary_line(result)}; {path}")
+        print(import_folder(folder, output, force))
 
 
 def compare(
@@ -246,6 +212,7 @@ def generate(
         typer.Argument(metavar="[PROMPT]...", help="texts to continue; none, and no file: lines of standard input"),
     ] = None,
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     prompt_file: Annotated[
         Path | None, typer.Option(help='a prompt a line; of a .jsonl file the "prompt" of each line')
     ] = None,
@@ -287,7 +254,7 @@ def generate(
         from megatron_kaiyuan.generate.model import open_generator
         from megatron_kaiyuan.generate.run import generate as generate_texts
 
-        generator = open_generator(model, step, tokenizer, platform.device, dtype)
+        generator = open_generator(model, step, tokenizer, platform.device, dtype, weights)
         for text in generate_texts(generator, prompts, sampling, seed, as_json):
             print(text, flush=True)
 

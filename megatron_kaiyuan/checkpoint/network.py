@@ -12,11 +12,17 @@ from megatron_kaiyuan.config import ModelConfig, ParallelConfig
 from megatron_kaiyuan.model.build import build_model, transformer_config
 
 
-def load_network(folder: Path, model: ModelConfig, weights: Weights = "model") -> GPTModel:
-    """Build the network on the CPU, in evaluation mode, and load a checkpoint's weights.
+def load_network(
+    folder: Path, model: ModelConfig, weights: Weights = "model", parallel: ParallelConfig | None = None
+) -> GPTModel:
+    """Build the network on the CPU, in evaluation mode, and load a checkpoint's weights. Collective.
 
-    Process groups are those of one process. The caller has verified `folder`.
+    The caller has verified `folder`.
+
+    Args:
+        parallel: how the network is cut over ranks, each of which gets its piece; None: process groups are those of
+            one process.
     """
-    network = build_model(model, transformer_config(model, ParallelConfig()))
+    network = build_model(model, transformer_config(model, parallel or ParallelConfig()))
     load_into(network, folder, weights)
     return network.eval()

@@ -22,6 +22,7 @@ from megatron_kaiyuan.config.parallel import ParallelConfig
 from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.config.train import TrainConfig
+from megatron_kaiyuan.config.validation import ValidationConfig
 
 
 class RunConfig(Section):
@@ -35,7 +36,8 @@ class RunConfig(Section):
         bool, Field(description="on platform npu: load MindSpeed's adaptor over Megatron Core, see docs/npu.md")
     ] = False
     init_from: Annotated[
-        Path | None, Field(description="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
+        Path | None,
+        Field(description="weights of a new run: a checkpoint's folder, an exported one, or a Qwen3 folder"),
     ] = None
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
@@ -47,23 +49,15 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()
+    validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
         model, parallel, train = self.model, self.parallel, self.train
         tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "padded_vocab_size"):
-            if getattr(model, name) % tensor:
-                raise ValueError(
-                    f"model.{name} {getattr(model, name)} cannot be cut into "
-                    f"parallel.tensor_model_parallel_size {tensor} equal parts"
-                )
-        if model.num_layers % pipeline:
-            raise ValueError(
-                f"model.num_layers {model.num_layers} cannot be cut into "
-                f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
-            )
+        if why := unequal_parts(model, parallel):
+            raise ValueError(why)
         virtual = parallel.virtual_pipeline_model_parallel_size
         if model.num_layers % (pipeline * virtual):
             raise ValueError(
@@ -102,3 +96,20 @@ class RunConfig(Section):
                 f"train.micro_batch_size {train.micro_batch_size}"
             )
         return self
+
+
+def unequal_parts(model: ModelConfig, parallel: ParallelConfig) -> str | None:
+    """Why a network cannot be cut over tensor and pipeline ranks; None: it can."""
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "padded_vocab_size"):
+        if getattr(model, name) % tensor:
+            return (
+                f"model.{name} {getattr(model, name)} cannot be cut into "
+                f"parallel.tensor_model_parallel_size {tensor} equal parts"
+            )
+    if model.num_layers % pipeline:
+        return (
+            f"model.num_layers {model.num_layers} cannot be cut into "
+            f"parallel.pipeline_model_parallel_size {pipeline} equal parts"
+        )
+    return None

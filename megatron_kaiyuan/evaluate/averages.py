@@ -16,7 +16,7 @@ from megatron_kaiyuan.checkpoint.weighting import Source, Weighting
 from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora
-from megatron_kaiyuan.evaluate.source import ModelSource, open_source
+from megatron_kaiyuan.evaluate.source import ModelSource, Settings, open_source
 from megatron_kaiyuan.files import temporary_beside, write_json
 from megatron_kaiyuan.outputs import Output, check, claim, files_identity, identity_of, marked_json
 from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output, render, write_page
@@ -141,7 +141,7 @@ def _measure_average(
 
 
 def _measure(found: Found, wanted: Wanted, corpora: dict[str, IndexedCorpus], device: Any) -> dict[str, Any]:
-    model = open_source(ModelSource(found.folder, found), None, corpora, device)
+    model = open_source(ModelSource(found.folder, found), None, corpora, Settings(device))
     context = wanted.seq_length or model.context
     if context > model.longest:
         raise UserError(f"seq_length {context}: {found.folder} admits {model.longest} tokens at most")
@@ -162,12 +162,13 @@ def _row(one: Candidate, held_out: dict[str, Any]) -> dict[str, Any]:
 
 
 def _best(result: dict[str, Any]) -> str:
-    best = min(result["averages"], key=lambda row: row["held_out"]["nats_per_token"])
-    newest, loss = result["newest"]["nats_per_token"], best["held_out"]["nats_per_token"]
-    return (
-        f"lowest held-out loss {loss:.4f} nats per token by the {_NAMES[best['kind']]} of the last {best['last']}, the "
-        f"newest step {result['step']} has {newest:.4f}"
-    )
+    losses = {f"{_NAMES[row['kind']]} of the last {row['last']}": row["held_out"] for row in result["averages"]}
+    losses = {f"step {result['step']} alone": result["newest"], **losses}
+    losses |= {"kept EMA": result["kept_ema"]} if result["kept_ema"] else {}
+    best = min(losses, key=lambda name: losses[name]["nats_per_token"])
+    found = f"lowest held-out loss {losses[best]['nats_per_token']:.4f} nats per token: {best}"
+    newest = result["newest"]
+    return found if losses[best] is newest else f"{found}; step {result['step']} alone {newest['nats_per_token']:.4f}"
 
 
 def _page(run_dir: Path, output: Path, result: dict[str, Any]) -> str:

@@ -13,13 +13,14 @@ Xmodel-2's report; where they are texts of several lengths, short ones are proba
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask, Task
 
 BINS = 10
@@ -38,24 +39,42 @@ class Answer:
     right: bool
 
 
+def calibrations(
+    names: Iterable[str], tasks: Mapping[str, Task], groups: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """Figures of tasks that lm-eval has run, by the names that were asked for; of a group all answers together.
+
+    Args:
+        names: of tasks, groups or tags; of a tag, each task has figures of its own.
+        tasks: by name.
+        groups: names of each group's members, tasks and groups.
+    """
+
+    def members(name: str) -> list[Task]:
+        if name in tasks:
+            return [tasks[name]]
+        return [task for member in groups.get(name, ()) for task in members(member)]
+
+    named = {name: members(name) for name in names}
+    seen = {task.task_name for found in named.values() for task in found}
+    named |= {name: [task] for name, task in tasks.items() if name not in seen}
+    pooled = {name: [answer for task in found for answer in answers(task)] for name, found in named.items()}
+    return {name: calibration(found) for name, found in pooled.items() if found}
+
+
 def answers(task: Task) -> list[Answer]:
     """The answers to the documents of a task that lm-eval has run; none where it does not let choose."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return []
-    groups = itertools.groupby(task.instances, key=lambda request: request.doc_id)
-    return [_answer(task, [request.resps[0][0] for request in group], doc) for doc, group in _with_document(groups)]
+    documents = itertools.groupby(task.instances, key=lambda request: request.doc_id)
+    return [_answer(task, list(requests)) for _, requests in documents]
 
 
-def _with_document(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterable[tuple[Any, list[Any]]]:
-    for _, group in groups:
-        requests = list(group)
-        yield requests[0].doc, requests
-
-
-def _answer(task: ConfigurableTask, logarithms: Sequence[float], document: dict[str, Any]) -> Answer:
+def _answer(task: ConfigurableTask, requests: Sequence[Instance]) -> Answer:
+    document = requests[0].doc
     choices = task.doc_to_choice(document)
     # A task that measures mutual information scores each choice a second time, without its context.
-    scores = np.array(logarithms[: len(choices)], np.float64)
+    scores = np.array([request.resps[0][0] for request in requests[: len(choices)]], np.float64)
     probabilities = np.exp(scores - scores.max())
     given = int(scores.argmax())
     return Answer(float(probabilities[given] / probabilities.sum()), given in _right_ones(task, document, choices))

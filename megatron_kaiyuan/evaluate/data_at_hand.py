@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, task_manager
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, missing_data, task_manager
 
 # Readers of files, which a task names itself.
 _FILE_READERS = ("json", "csv", "parquet", "text", "arrow")
@@ -31,21 +31,8 @@ def require_data(selections: Iterable[TaskSelection]) -> None:
             if absent := [path for path in sorted(paths) if not _is_here(path, config.HF_DATASETS_CACHE)]:
                 missing[name] = absent
     if missing:
-        raise UserError(missing_data(missing))
-
-
-def missing_data(datasets: Mapping[str, Sequence[str]]) -> str:
-    """For people, in one line.
-
-    Args:
-        datasets: of each task, names on the hub.
-    """
-    named = ", ".join(sorted({name for names in datasets.values() for name in names}))
-    load = f"from lm_eval.tasks import TaskManager; TaskManager().load({list(datasets)})"
-    return (
-        f"tasks {', '.join(datasets)}: data of the hub are not on this machine, which does not reach it ({named}); "
-        f'where there is a network run HF_HOME=hf python -c "{load}", copy the folder hf here and set HF_HOME to it'
-    )
+        named = ", ".join(sorted({path for paths in missing.values() for path in paths}))
+        raise UserError(f"{missing_data(list(missing))} ({named})")
 
 
 def _is_here(path: str, cache: Any) -> bool:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kaiyuan.environment import environment
 from megatron_kaiyuan.errors import UserError, excerpt
+from megatron_kaiyuan.evaluate.calibration import calibrations
 from megatron_kaiyuan.evaluate.cloze import bits_per_byte, right_answers, why_no_cloze
 from megatron_kaiyuan.evaluate.quiet import quiet
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, load_tasks, prepare, task_manager
+from megatron_kaiyuan.evaluate.replicas import from_rank_0, is_first
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, load_tasks, prepare, task_manager
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.models.huggingface import HFLM
+
+    from megatron_kaiyuan.evaluate.shared_model import SharedModel
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "LM_HARNESS_CACHE_PATH")
@@ -31,51 +36,108 @@ def offline(cache: Path) -> contextlib.AbstractContextManager[None]:
     return environment({**dict.fromkeys(_OFFLINE, "1"), **dict.fromkeys(_CACHES, str(cache.resolve()))})
 
 
-def run_tasks(model: HFLM, selection: TaskSelection, can_generate: bool = True) -> dict[str, dict[str, float]]:
-    """Run lm-eval's `evaluate` on tasks.
+@dataclass(frozen=True)
+class TaskResults:
+    """What tasks gave.
 
-    Args:
-        can_generate: whether the network can generate text.
+    Attributes:
+        metrics: by name of a task or group, plain floats: those that lm-eval computes (acc, acc_norm, ...), and
+            bits_per_byte of the right answers, as `cloze` defines it.
+        documents: by task, how many were scored.
+        shots: by task, how many examples stood before each question.
+        calibration: by name of a multiple-choice task, or of a group of them, figures of `calibration.py`.
+    """
 
-    Returns:
-        By name of a task or group, the metrics as plain floats: those that lm-eval computes (acc, acc_norm, ...), and
-        bits_per_byte of the right answers, as `cloze` defines it.
+    metrics: dict[str, dict[str, float]]
+    documents: dict[str, int]
+    shots: dict[str, int] = field(default_factory=dict)
+    calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def run_on_all_ranks(model: SharedModel, selection: TaskSelection) -> TaskResults:
+    """Run tasks by lm-eval on rank 0, on the networks of all ranks; every rank has the results. Collective.
+
+    Raises:
+        UserError: what stopped rank 0, on every rank.
+    """
+    if not is_first():
+        model.served.serve()
+        return from_rank_0(lambda: TaskResults({}, {}))
+    with model.served.led():
+        found = run_tasks(model, load_selection(selection), selection)
+    return from_rank_0(lambda: found)
+
+
+def load_selection(selection: TaskSelection) -> dict[str, Any]:
+    """Tasks with their data, in the form that lm-eval's `evaluate` takes.
 
     Raises:
         UserError: a task is unknown, cannot be loaded, or cannot be run here.
     """
-    from lm_eval import evaluator
-
     manager = task_manager(selection)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    for found in load_tasks(selection, manager).values():
-        for kind, entries in found.items():
-            loaded[kind].update(entries)
-    tasks: dict[str, Task] = loaded["tasks"]
-    for name, task in tasks.items():
-        _refuse(name, task, can_generate)
+    if not selection.runs_code:
+        # Before it is loaded: HumanEval runs code then already.
+        for name in selection.names:
+            _refuse_code(name, any(fields.get("unsafe_code") for fields in fields_of(name, manager)))
+    with _code(selection):
+        for found in load_tasks(selection, manager).values():
+            for kind, entries in found.items():
+                loaded[kind].update(entries)
+    for name, task in loaded["tasks"].items():
+        _refuse_code(name, getattr(task, "UNSAFE_CODE", False) and not selection.runs_code)
+        if getattr(task, "MULTIMODAL", False):
+            raise UserError(f"task {name!r}: has images or sound, which a language model does not read")
         prepare(task, selection)
+    return loaded
+
+
+def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> TaskResults:
+    """Run lm-eval's `evaluate` on tasks.
+
+    Args:
+        loaded: by `load_selection`.
+
+    Raises:
+        UserError: lm-eval cannot run a task on its data.
+    """
+    from lm_eval import evaluator
+
     try:
-        with quiet():
-            results: Any = evaluator.evaluate(model, loaded, selection.limit, bootstrap_iters=0, log_samples=False)
+        with quiet(), _code(selection):
+            results: Any = evaluator.evaluate(
+                model,
+                loaded,
+                selection.limit,
+                bootstrap_iters=0,
+                log_samples=False,
+                confirm_run_unsafe_code=selection.runs_code,
+            )
     except _OF_TASKS as error:
         raise UserError(
             f"tasks {', '.join(selection.names)}: lm-eval stopped ({type(error).__name__}: {excerpt(error)})"
         ) from error
     rows = {name: _metrics(row) for name, row in results["results"].items()}
+    tasks: dict[str, Task] = loaded["tasks"]
     for name, task in tasks.items():
         if BITS_PER_BYTE not in rows[name] and (bits := _answers_bits(task)) is not None:
             rows[name][BITS_PER_BYTE] = bits
-    return rows
+    documents = {name: counts["effective"] for name, counts in results["n-samples"].items()}
+    shots = {name: task.get_config("num_fewshot") or 0 for name, task in tasks.items()}
+    return TaskResults(rows, documents, shots, calibrations(selection.names, loaded["tasks"], loaded["group_map"]))
 
 
-def _refuse(name: str, task: Task, can_generate: bool) -> None:
-    if task.OUTPUT_TYPE == "generate_until" and not can_generate:
-        raise UserError(f"task {name!r}: generates text, for which a checkpoint has to be exported (kaiyuan export)")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise UserError(f"task {name!r}: runs code that the model writes; use lm-eval itself, in a sandbox")
-    if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"task {name!r}: has images or sound, which a language model does not read")
+def _refuse_code(name: str, runs_code: bool) -> None:
+    if runs_code:
+        raise UserError(
+            f"task {name!r}: runs code that the model writes; in a sandbox, such as a container without a network, "
+            "allow it with --confirm-run-unsafe-code"
+        )
+
+
+def _code(selection: TaskSelection) -> contextlib.AbstractContextManager[None]:
+    """What Hugging Face's `code_eval` asks for before it runs code."""
+    return environment({"HF_ALLOW_CODE_EVAL": "1"}) if selection.runs_code else contextlib.nullcontext()
 
 
 def _answers_bits(task: Task) -> float | None:

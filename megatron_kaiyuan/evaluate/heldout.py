@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,66 +26,8 @@ from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.data.tokenizer_identity import compare_folder, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.by_position import ByPosition
+from megatron_kaiyuan.evaluate.predictor import Predictor
 from megatron_kaiyuan.evaluate.text_bytes import text_bytes
-
-if TYPE_CHECKING:
-    from megatron.core.models.gpt import GPTModel
-    from transformers import PreTrainedModel
-
-# FP32 logits of one batch stay near 128 MB, whatever the vocabulary.
-_LOGITS_PER_BATCH = 32 << 20
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A network to measure, whatever library it is of, in evaluation mode.
-
-    Attributes:
-        logits: token ids [B, S] on `device` -> logits [B, S, V], whose row s predicts token s + 1.
-        vocabulary: V.
-        generate: as in transformers, for tasks that generate text; None: it cannot.
-    """
-
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    vocabulary: int
-    device: torch.device
-    generate: Callable[..., torch.Tensor] | None = None
-
-    def counted(self, advance: Callable[[int], None]) -> Predictor:
-        """Return the same predictor, which reports how many sequences it has read."""
-
-        def logits(ids_bs: torch.Tensor) -> torch.Tensor:
-            found_bsv = self.logits(ids_bs)
-            advance(len(ids_bs))
-            return found_bsv
-
-        return replace(self, logits=logits)
-
-    def batch_size(self, seq_length: int) -> int:
-        """Sequences whose logits are looked at together."""
-        return max(1, _LOGITS_PER_BATCH // (seq_length * self.vocabulary))
-
-
-def predictor_of_transformers(network: PreTrainedModel) -> Predictor:
-    """A causal language model of transformers."""
-    vocabulary = network.get_output_embeddings().weight.shape[0]
-    return Predictor(
-        lambda ids_bs: network(ids_bs, use_cache=False).logits, vocabulary, network.device, network.generate
-    )
-
-
-def predictor_of_megatron(network: GPTModel, vocabulary: int, device: torch.device) -> Predictor:
-    """A whole network of Megatron Core as it trains, in the precision that it trains in.
-
-    Args:
-        vocabulary: padded, as the network has it.
-    """
-
-    def logits(ids_bs: torch.Tensor) -> torch.Tensor:
-        positions_bs = torch.arange(ids_bs.shape[1], device=device).expand(ids_bs.shape[0], -1)
-        return network(ids_bs, positions_bs, None)
-
-    return Predictor(logits, vocabulary, device)
 
 
 @dataclass
@@ -212,23 +154,29 @@ def _bits_per_byte(corpora: Iterable[tuple[float, int | None]]) -> dict[str, flo
 def _measure(
     predictor: Predictor, corpus: IndexedCorpus, seq_length: int, limit: int | None, advance: Callable[[int], None]
 ) -> Tally:
-    vocabulary = predictor.vocabulary
-    batch_size = predictor.batch_size(seq_length)
-    total = Tally(0.0, np.zeros(vocabulary, np.int64))
-    for windows_bs in _batches(corpus, seq_length, limit, batch_size):
+    vocabulary, copies = predictor.vocabulary, predictor.replicas
+    mine = Tally(0.0, np.zeros(vocabulary, np.int64))
+    ends = np.cumsum(corpus.lengths, dtype=np.int64)
+    # The same batches whatever the number of copies: figures differ by the order of their sum alone.
+    batches = list(_batches(corpus, seq_length, limit, predictor.batch_size(seq_length)))
+    for starts, size in copies.share(batches):
+        windows_bs = np.stack([_read(corpus, ends, start, size + 1) for start in starts])
         if windows_bs.max() >= vocabulary or windows_bs.min() < 0:
             raise UserError(
                 f"{corpus.prefix}: token id {windows_bs.max()} is outside the model's {vocabulary} ids; "
                 "evaluate on a corpus made with the model's tokenizer"
             )
-        total += _predict(predictor, windows_bs)
-        advance(windows_bs[:, 1:].size)
+        mine += _predict(predictor, windows_bs)
+        advance(windows_bs[:, 1:].size * copies.count)
+    first, *others = copies.gather(mine)
+    total = sum(others, start=first)
     if not total.tokens:
         raise UserError(f"{corpus.prefix}: fewer than two tokens, nothing to predict; name a larger held-out corpus")
     return total
 
 
-@torch.inference_mode()
+# Not inference mode: a network that trains keeps tensors, as of its rotary embedding, that a backward pass meets later.
+@torch.no_grad()
 def _predict(predictor: Predictor, windows_bs: NDArray[np.int64]) -> Tally:
     tokens_bs = torch.from_numpy(windows_bs).to(predictor.device)
     logits_bsv = predictor.logits(tokens_bs[:, :-1])
@@ -239,14 +187,15 @@ def _predict(predictor: Predictor, windows_bs: NDArray[np.int64]) -> Tally:
     return Tally(nats.double().sum().item(), counts_v, ByPosition.of(nats_bs))
 
 
-def _batches(corpus: IndexedCorpus, seq_length: int, limit: int | None, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Windows [B, S + 1] of the corpus stream; a shorter last one comes by itself."""
-    ends = np.cumsum(corpus.lengths, dtype=np.int64)
+def _batches(
+    corpus: IndexedCorpus, seq_length: int, limit: int | None, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Starts of windows in the corpus stream, and how many tokens these predict; a shorter last one comes by itself."""
     starts, sizes = _windows(max(corpus.num_tokens - 1, 0), seq_length, limit)
     for size in np.unique(sizes):
         of_size = starts[sizes == size]
         for at in range(0, len(of_size), batch_size):
-            yield np.stack([_read(corpus, ends, start, int(size) + 1) for start in of_size[at : at + batch_size]])
+            yield of_size[at : at + batch_size], int(size)
 
 
 def _windows(to_predict: int, seq_length: int, limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,14 +1,13 @@
 """Sets of lm-eval's tasks by what they measure, with the examples before each question (shots) stated.
 
 English tasks are those that the data benchmarks of the Kaiyuan-2B report name (arXiv 2512.07612), and ARC; the others
-are the usual ones of their kind, and our choice. Shots are those of the Open LLM Leaderboard where it has the task (MMLU,
+are the usual ones of their kind, and our choice. Shots are the Open LLM Leaderboard's where it has the task (MMLU,
 ARC-Challenge, HellaSwag, WinoGrande, GSM8K), lm-eval's where it fixes them (Minerva, HumanEval, MBPP), else ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
@@ -31,7 +30,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
 
 
 def preset_selections(
-    presets: Sequence[str], include_path: Path | None = None, limit: int | None = None
+    presets: Sequence[str], limit: int | None = None, runs_code: bool = False
 ) -> Iterator[TaskSelection]:
     """The tasks of some presets, those with equal shots together.
 
@@ -45,9 +44,4 @@ def preset_selections(
         for task, number in PRESETS[preset].items():
             shots.setdefault(number, []).append(task)
     for number, tasks in shots.items():
-        yield TaskSelection(tuple(tasks), include_path, number, limit)
-
-
-def shots_of(presets: Sequence[str]) -> str:
-    """For people: the tasks of some presets, and their shots."""
-    return ", ".join(f"{task} {number}-shot" for preset in presets for task, number in PRESETS[preset].items())
+        yield TaskSelection(tuple(tasks), None, number, limit, runs_code)

@@ -27,6 +27,8 @@ class _Measured(Form):
     name: str
     held_out: dict[str, Any] | None
     tasks: dict[str, dict[str, float | str | None]]
+    shots: dict[str, int] = {}
+    calibration: dict[str, dict[str, Any]] = {}
     seconds: float = 0.0
 
 
@@ -120,6 +122,7 @@ def _both(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         **new,
         HELD_OUT: new[HELD_OUT] or old[HELD_OUT],
         "tasks": {**old["tasks"], **new["tasks"]},
+        **{name: {**old.get(name, {}), **new.get(name, {})} for name in ("shots", "calibration")},
         "seconds": round(old.get("seconds", 0) + new["seconds"], 2),
     }
 

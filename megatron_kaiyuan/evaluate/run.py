@@ -3,94 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_kaiyuan.checkpoint.find import Weights
-from megatron_kaiyuan.data.indexed import IndexedCorpus, idx_path
+from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError, require
-from megatron_kaiyuan.evaluate.harness import offline, run_tasks
-from megatron_kaiyuan.evaluate.results import FORMAT, HELD_OUT, read_entries, refuse_replaced, replaced, with_entry
-from megatron_kaiyuan.evaluate.source import Model, ModelSource, find_source, open_source
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, require_tasks
-from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes, read_domains, write_tasks
+from megatron_kaiyuan.evaluate.data_at_hand import require_data
+from megatron_kaiyuan.evaluate.harness import TaskResults, offline, run_on_all_ranks
+from megatron_kaiyuan.evaluate.measures import Measures
+from megatron_kaiyuan.evaluate.replicas import from_rank_0, is_first, many_ranks
+from megatron_kaiyuan.evaluate.results import (
+    FORMAT,
+    Entry,
+    read_entries,
+    refuse_replaced,
+    replaced,
+    with_entry,
+)
+from megatron_kaiyuan.evaluate.source import Model, ModelSource, Settings, find_source, open_source
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection
+from megatron_kaiyuan.evaluate.tasks import write_tasks
 from megatron_kaiyuan.files import write_json
-from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, marked_json
+from megatron_kaiyuan.outputs import Output, claim, identity_of, marked_json
 from megatron_kaiyuan.progress import Progress
 
 log = logging.getLogger(__name__)
 
 # Where `kaiyuan report` looks for it, in a run's folder.
 RESULT = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What an evaluation measures; at least one of the first three.
-
-    Attributes:
-        held_out: corpus prefixes, one for each domain.
-        held_out_text: documents as JSON lines {"text", "domain", ...}, of which two tasks are made.
-        tasks: of lm-eval, by name.
-        seq_length: context in tokens; None: as in training, or all that an exported model admits.
-        token_limit: predicted tokens at most of the held-out loss; None: all.
-        sizes, seed: of the tasks that are made of held-out text.
-    """
-
-    held_out: Sequence[Path] = ()
-    held_out_text: Sequence[Path] = ()
-    tasks: TaskSelection = field(default_factory=lambda: TaskSelection(()))
-    seq_length: int | None = None
-    token_limit: int | None = 100_000
-    sizes: TaskSizes = field(default_factory=TaskSizes)
-    seed: int = 1234
-
-    @property
-    def held_out_identity(self) -> str:
-        """What the held-out loss depends on besides the weights, with the state of all files."""
-        return identity_of(_state(map(idx_path, self.held_out)), self.seq_length, self.token_limit)
-
-    @property
-    def text_identity(self) -> str:
-        """Likewise for the tasks that are made of held-out text."""
-        return identity_of(_state(self.held_out_text), self.seq_length, dataclasses.asdict(self.sizes), self.seed)
-
-    @property
-    def tasks_identity(self) -> str:
-        """Likewise for each of the tasks of lm-eval."""
-        folder = self.tasks.include_path
-        return identity_of(
-            _state([folder] if folder else []), self.seq_length, self.tasks.num_fewshot, self.tasks.limit
-        )
-
-    def made_from(self) -> dict[str, str]:
-        """The identity of each measure that is asked for by name, as results name it."""
-        found = {HELD_OUT: self.held_out_identity} if self.held_out else {}
-        found |= dict.fromkeys((ROLLING, CONTINUATION), self.text_identity) if self.held_out_text else {}
-        return found | dict.fromkeys(self.tasks.names, self.tasks_identity)
-
-    def require_inputs(self) -> None:
-        """Look for everything that is to be read, before hours are spent or a refusal sends the user elsewhere.
-
-        Raises:
-            UserError: a corpus, a text or a task is missing or wrong.
-        """
-        from megatron_kaiyuan.evaluate.heldout import open_corpora
-
-        if self.held_out:
-            open_corpora(self.held_out)
-        if self.held_out_text:
-            read_domains(self.held_out_text)
-        if self.tasks.names:
-            require_tasks(self.tasks)
 
 
 def evaluate(
@@ -103,51 +50,63 @@ def evaluate(
     baseline: Path | None = None,
     tokenizer: Path | None = None,
     work: Path | None = None,
-    device: Any = "cpu",
+    settings: Settings | None = None,
     force: bool = False,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate a model and write the result as JSON.
+    """Evaluate a model and write the result as JSON. Collective where there are several ranks; rank 0 writes.
 
     Args:
         model: a Hugging Face folder, a checkpoint, or a run.
         step: the run's checkpoint; None: its newest.
-        weights: of a checkpoint: the network's own, or the EMA of them that the run keeps.
+        weights: of a checkpoint, the network's own or their EMA.
         output: a file, to which the results are added; None: `evaluation.json` in the model's run.
         baseline: as `model`; the untrained one. Of a run the newest checkpoint.
         tokenizer: folder of a checkpoint's tokenizer, for what is measured on text.
         work: where task files and caches go; None: a temporary folder of the system.
-        device: a torch device. For a checkpoint a platform is active and process groups are those of one.
+        settings: how models are loaded. For a checkpoint a platform is active and megatron-core's groups are those of
+            `settings.parallel`.
         force: results of the same model or step, but of other data, settings or weights, may be replaced.
 
     Returns:
-        {"model": {"path", "name", "held_out", "tasks", "seconds"}, "baseline": the same or None, "items": by task made
-        of held-out text, "seed", "made_from": fingerprints by measure}: what was measured now; and the file that it was
-        added to.
+        {"model": {"path", "name", "held_out", "tasks", "shots", "calibration", "seconds"}, "baseline": the same, or
+        None, "items": documents by task, "seed", "made_from": fingerprints by measure}: what was measured now; and the
+        file that it was added to.
 
     Raises:
         UserError: a package, folder, corpus, task or file is missing or wrong, or `output` holds something else; the
             message names it.
     """
+    settings = settings or Settings()
     source, untrained = find_source(model, step, weights), find_source(baseline) if baseline else None
     _check(measures, [source, untrained], tokenizer)
     place = Output(_output(output, source), "a result of kaiyuan eval", kind="file")
     asked = _asked(source, untrained, measures)
-    # An earlier file of results is added to: what would be replaced is looked for by `refuse_replaced`.
-    with claim(place, "", lambda output: marked_json(FORMAT)(output) and ""), _work_folder(work) as folder:
-        entries = read_entries(place.path)
-        if not force and replaced(entries, asked):
-            measures.require_inputs()
-            refuse_replaced(place.path, entries, asked)
+    with contextlib.ExitStack() as stack:
+        entries = from_rank_0(lambda: _claim(stack, place, asked, measures, force))
+        folder = stack.enter_context(_work_folder(work))
         # The data of tasks that were asked for may have to be fetched, or lie in the user's own caches.
-        with contextlib.nullcontext() if measures.tasks.names else offline(folder / "cache"):
+        with contextlib.nullcontext() if measures.selections else offline(folder / "cache"):
             made, selections = _selections(measures, folder)
-            measured = _measure(source, tokenizer, measures, selections, device)
-            beside = _measure(untrained, tokenizer, measures, selections, device) if untrained else None
-        result = {"model": measured, "baseline": beside, "items": made, "seed": measures.seed}
+            measured, items, made_from = _measure(source, tokenizer, measures, selections, settings)
+            beside = _measure(untrained, tokenizer, measures, selections, settings)[0] if untrained else None
+        result = {"model": measured, "baseline": beside, "items": {**items, **made}, "seed": measures.seed}
         # A name that was asked for may stand for several tasks.
-        result["made_from"] = dict.fromkeys(measured["tasks"], measures.tasks_identity) | asked["made_from"]
-        write_json(place.path, with_entry(entries, result))
+        result["made_from"] = made_from | asked["made_from"]
+        from_rank_0(lambda: write_json(place.path, with_entry(entries, result)))
     return result, place.path
+
+
+def _claim(
+    stack: contextlib.ExitStack, place: Output, asked: dict[str, Any], measures: Measures, force: bool
+) -> list[Entry]:
+    """Hold the file of results until the stack ends; what it holds already."""
+    # An earlier file of results is added to: what would be replaced is looked for by `refuse_replaced`.
+    stack.enter_context(claim(place, "", lambda output: marked_json(FORMAT)(output) and ""))
+    entries = read_entries(place.path)
+    if not force and replaced(entries, asked):
+        measures.require_inputs()
+        refuse_replaced(place.path, entries, asked)
+    return entries
 
 
 def _asked(source: ModelSource, untrained: ModelSource | None, measures: Measures) -> dict[str, Any]:
@@ -164,28 +123,26 @@ def _selections(measures: Measures, folder: Path) -> tuple[dict[str, int], list[
         Their items, as `write_tasks` does; and the tasks to run, these and those that were asked for by name.
 
     Raises:
-        UserError: a package is missing, or a text is missing or wrong.
+        UserError: a package is missing, or a text or, offline, the data of a task are missing or wrong.
     """
     for module in ("transformers", "lm_eval"):
         require(module, extra="eval", purpose="the evaluation")
     texts = measures.held_out_text
     made = write_tasks(texts, folder, measures.sizes, measures.seed) if texts else {}
     selections = [TaskSelection(tuple(made), folder)] if made else []
-    selections += [measures.tasks] if measures.tasks.names else []
-    return made, selections
+    from_rank_0(lambda: require_data(measures.selections))
+    return made, [*selections, *measures.selections]
 
 
 def _check(measures: Measures, sources: Sequence[ModelSource | None], tokenizer: Path | None) -> None:
-    on_text = measures.held_out_text or measures.tasks.names
+    on_text = measures.held_out_text or measures.selections
     for source in sources:
         if on_text and tokenizer is None and source and source.checkpoint:
             raise UserError(f"--tokenizer: {source.name} has none of its own; name the folder with its tokenizer.json")
-    if not (measures.held_out or measures.held_out_text or measures.tasks.names):
-        raise UserError("evaluation: nothing to measure; name corpora (--held-out), text (--held-out-text) or --tasks")
-
-
-def _state(paths: Iterable[Path]) -> list[list[Any]]:
-    return files_identity(path for path in paths if path.exists())
+    if not (measures.held_out or on_text):
+        raise UserError(
+            "evaluation: nothing to measure; name corpora (--held-out), text (--held-out-text), --tasks or --preset"
+        )
 
 
 def _output(output: Path | None, source: ModelSource | None) -> Path:
@@ -208,29 +165,51 @@ def _work_folder(work: Path | None) -> Iterator[Path]:
 
 
 def _measure(
-    source: ModelSource, tokenizer: Path | None, measures: Measures, selections: Sequence[TaskSelection], device: Any
-) -> dict[str, Any]:
+    source: ModelSource,
+    tokenizer: Path | None,
+    measures: Measures,
+    selections: Sequence[TaskSelection],
+    settings: Settings,
+) -> tuple[dict[str, Any], dict[str, int], dict[str, str]]:
+    """Measure a model; with the documents of each task, and what each was made from."""
     from megatron_kaiyuan.evaluate.heldout import open_corpora
 
-    log.info(f"evaluate: {source.name}, on {device}")
+    log.info(f"evaluate: {source.name}, on {settings.device}{_on_ranks(settings)}")
     started = time.perf_counter()
     corpora = open_corpora(measures.held_out) if measures.held_out else {}
     # A Hugging Face folder has its own.
     folder = (tokenizer if source.checkpoint else source.path) if selections else None
-    model = open_source(source, folder, corpora, device)
+    model = open_source(source, folder, corpora, settings)
     context = measures.seq_length or model.context
     if context > model.longest:
         raise UserError(f"seq_length {context}: {source.path} admits {model.longest} tokens at most")
     held_out = _held_out(model, corpora, context, measures.token_limit) if corpora else None
-    tasks = _tasks(model, selections, context) if selections else {}
-    seconds = round(time.perf_counter() - started, 2)
-    return {
+    found = _tasks(model, selections, context) if selections else []
+    tasks = {name: row for results in found for name, row in results.metrics.items()}
+    measured = {
         "path": os.path.abspath(source.path),
         "name": source.name,
         "held_out": held_out,
         "tasks": tasks,
-        "seconds": seconds,
+        "shots": {name: number for results in found for name, number in results.shots.items()},
+        "calibration": {name: figures for results in found for name, figures in results.calibration.items()},
+        "seconds": round(time.perf_counter() - started, 2),
     }
+    items = {name: count for results in found for name, count in results.documents.items()}
+    pairs = zip(selections, found, strict=True)
+    return measured, items, {name: measures.tasks_identity(one) for one, results in pairs for name in results.metrics}
+
+
+def _on_ranks(settings: Settings) -> str:
+    if not many_ranks():
+        return ""
+    import torch
+
+    ranks, parallel = torch.distributed.get_world_size(), settings.parallel
+    return (
+        f", {ranks} ranks (tensor {parallel.tensor_model_parallel_size} x pipeline "
+        f"{parallel.pipeline_model_parallel_size} x data {ranks // parallel.model_parallel_size})"
+    )
 
 
 def _held_out(
@@ -239,18 +218,17 @@ def _held_out(
     from megatron_kaiyuan.evaluate.heldout import held_out_loss, tokens_to_predict
 
     total = tokens_to_predict(corpora, context, token_limit)
-    with Progress("evaluate: held-out text", total, "tokens") as progress:
+    with Progress("evaluate: held-out text" if is_first() else "", total, "tokens") as progress:
         return held_out_loss(model.predictor, corpora, context, token_limit, progress.advance)
 
 
-def _tasks(model: Model, selections: Sequence[TaskSelection], context: int) -> dict[str, dict[str, float]]:
+def _tasks(model: Model, selections: Sequence[TaskSelection], context: int) -> list[TaskResults]:
+    """Results of each selection, the same on every rank."""
     from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
 
     assert model.tokenizer is not None
-    found: dict[str, dict[str, float]] = {}
     # On a terminal lm-eval counts by itself.
-    with Progress("" if sys.stderr.isatty() else "evaluate: lm-eval", None, "texts") as progress:
+    shown = is_first() and not sys.stderr.isatty()
+    with Progress("evaluate: lm-eval" if shown else "", None, "texts") as progress:
         harness = lm_eval_model(model.predictor.counted(progress.advance), model.tokenizer, context)
-        for selection in selections:
-            found |= run_tasks(harness, selection, model.predictor.generate is not None)
-    return found
+        return [run_on_all_ranks(harness, selection) for selection in selections]

@@ -23,6 +23,9 @@ def summary_line(result: Mapping[str, Any]) -> str:
                 if baseline and metric in baseline["tasks"].get(task, {}):
                     part += f" against {baseline['tasks'][task][metric]:.2f} untrained"
                 parts.append(part if task in _TOLD else f"{task} {part}")
+        if task not in _TOLD and task in model.get("calibration", {}):
+            error = model["calibration"][task]["expected_calibration_error"]
+            parts.append(f"{task} calibration error {error:.2f}")
     return "; ".join(parts)
 
 

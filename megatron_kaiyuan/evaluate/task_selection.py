@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,12 +33,14 @@ class TaskSelection:
         include_path: a folder with YAML files of one's own tasks, besides lm-eval's.
         num_fewshot: examples before each question; None: as the task says. A task that says 0 keeps 0.
         limit: documents of each task, its first ones; None: all.
+        runs_code: tasks may run the code that a model writes.
     """
 
     names: tuple[str, ...]
     include_path: Path | None = None
     num_fewshot: int | None = None
     limit: int | None = None
+    runs_code: bool = False
 
 
 def check_name(name: str) -> str:
@@ -148,6 +150,15 @@ def build_requests(task: Task, selection: TaskSelection) -> None:
         task.build_all_requests(limit=selection.limit, rank=0, world_size=1)
 
 
+def missing_data(names: Sequence[str]) -> str:
+    """What to do, in one line, where the data of tasks are not on this machine."""
+    load = f"from lm_eval.tasks import TaskManager; TaskManager().load({list(names)})"
+    return (
+        f"tasks {', '.join(names)}: their data are not on this machine, which does not reach the hub; where there is a "
+        f'network run HF_HOME=hf python -c "{load}", copy the folder hf here and set HF_HOME to it'
+    )
+
+
 def suggest_cloze(name: str, manager: TaskManager) -> str:
     """The variant of a task that scores the options' text, as an end of a sentence; empty: there is none."""
     variants = [f"{name}{ending}" for ending in _CLOZE if f"{name}{ending}" in manager.task_index]
@@ -161,5 +172,8 @@ def _about(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    # Of the hub, after the libraries' own repetitions.
+    except ConnectionError as error:
+        raise UserError(f"{missing_data([name])} ({excerpt(error)})") from error
     except Exception as error:
         raise UserError(f"task {name!r}: cannot be loaded ({type(error).__name__}: {excerpt(error)})") from error

@@ -1,4 +1,4 @@
-"""Open an exported folder with stock transformers, in FP32, without network and without progress bars."""
+"""Open an exported folder with stock transformers, without network and without progress bars."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 _PROBES = ("Hello, world", "  two  spaces\n\ttab", "def f(x):\n    return x ** 2\n", "你好，世界。", "3.14 ≠ 22/7")
 
 
-def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """The exported model in FP32, in evaluation mode.
+def load_network(folder: Path, device: str = "cpu", dtype: str = "float32") -> PreTrainedModel:
+    """The exported model in evaluation mode.
+
+    Args:
+        dtype: torch's name of the type that it is held and computed in; `auto`: as it was exported.
+
+    A folder of `--format kaiyuan` is built from this package's class: no Python file of a folder is read.
 
     Raises:
         UserError: the folder is missing, or transformers cannot load it.
@@ -28,10 +33,11 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     transformers = require("transformers", extra="eval", purpose="loading an exported model")
     _check_folder(folder)
     require_layers(folder)
+    know_kaiyuan()
     try:
         with quiet_transformers():
             network, report = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     # Besides OSError and ValueError, what its classes make of a field of another type.
     except Exception as error:
@@ -43,6 +49,17 @@ def load_network(folder: Path, device: str = "cpu") -> PreTrainedModel:
     network = network.to(device).eval()
     require_forward(folder, network)
     return network
+
+
+def know_kaiyuan() -> None:
+    """Let transformers build folders of `--format kaiyuan` from this package's class, whatever code they bring."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from megatron_kaiyuan.export import modeling_kaiyuan as ours
+
+    AutoConfig.register(ours.KaiyuanConfig.model_type, ours.KaiyuanConfig, exist_ok=True)
+    AutoModel.register(ours.KaiyuanConfig, ours.KaiyuanModel, exist_ok=True)
+    AutoModelForCausalLM.register(ours.KaiyuanConfig, ours.KaiyuanForCausalLM, exist_ok=True)
 
 
 def require_forward(folder: Path, network: PreTrainedModel, token: int = 0, length: int = 2) -> torch.Tensor:
@@ -115,6 +132,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     transformers = require("transformers", extra="eval", purpose="loading a tokenizer")
     file = tokenizer_file(folder)
+    know_kaiyuan()
     try:
         plain = read_tokenizer(file, file.read_text(encoding="utf-8"))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron_kaiyuan.checkpoint.find import Found, find_checkpoint
+from megatron_kaiyuan.checkpoint.find import Found, Weights, find_checkpoint
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.in_memory import network_of
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
@@ -34,7 +34,12 @@ class Generator:
 
 
 def open_generator(
-    path: Path, step: int | None, tokenizer_folder: Path | None, device: Any = "cpu", dtype: str = "float32"
+    path: Path,
+    step: int | None,
+    tokenizer_folder: Path | None,
+    device: Any = "cpu",
+    dtype: str = "float32",
+    weights: Weights = "model",
 ) -> Generator:
     """Load a model. For a checkpoint a platform is active and process groups are those of one.
 
@@ -43,6 +48,7 @@ def open_generator(
         step: of the run; None: the newest.
         tokenizer_folder: None: the folder's own, which a checkpoint has not.
         dtype: torch's name of the type that the network is held and computed in.
+        weights: of a checkpoint, the network's own or their EMA.
 
     Raises:
         UserError: there is no model, its weights are damaged, no class of transformers is this network, or the
@@ -51,26 +57,28 @@ def open_generator(
     if (path / "config.json").is_file():
         if step is not None:
             raise UserError(f"{path}: is an exported model, of which --step {step} chooses none; leave it out")
+        if weights != "model":
+            raise UserError(f"{path}: is an exported model, which has no --weights {weights}; leave it out")
         # The tokenizer first: it is read in no time.
         tokenizer = load_tokenizer(tokenizer_folder or path)
-        network, name = load_network(path), str(path)
+        network, name = load_network(path, device, dtype), str(path)
     else:
-        found = find_checkpoint(path, step)
+        found = find_checkpoint(path, step, weights)
         if tokenizer_folder is None:
             raise UserError(f"--tokenizer: {found.name} has none of its own; name the folder with its tokenizer.json")
         tokenizer = load_tokenizer(tokenizer_folder)
-        network, name = _from_checkpoint(found, tokenizer_folder), found.name
+        network, name = _from_checkpoint(found, tokenizer_folder, getattr(torch, dtype)).to(device), found.name
     require_ids(name, network.get_input_embeddings().weight.shape[0], tokenizer)
-    return Generator(name, network.to(device, getattr(torch, dtype)), tokenizer, network.config.max_position_embeddings)
+    return Generator(name, network, tokenizer, network.config.max_position_embeddings)
 
 
-def _from_checkpoint(found: Found, tokenizer_folder: Path) -> PreTrainedModel:
+def _from_checkpoint(found: Found, tokenizer_folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from megatron_kaiyuan.checkpoint.load import load_common, load_weights, model_of
 
-    weights = load_weights(found.folder)
+    weights = load_weights(found.folder, found.weights)
     run = load_common(found.folder)["run"]
     check_tokenizer(run.get("tokenizer"), tokenizer_folder, found.folder)
-    return network_of(weights, model_of(found.folder, run))
+    return network_of(weights, model_of(found.folder, run), dtype)
 
 
 def require_ids(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:

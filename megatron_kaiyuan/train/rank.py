@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.cluster import Rank, discover
 from megatron_kaiyuan.cluster.bad_nodes import node_name, write_bad_nodes
 from megatron_kaiyuan.cluster.parent import end_with_launcher
+from megatron_kaiyuan.cluster.speaker import let_another_speak
 from megatron_kaiyuan.cluster.start_check import RankMissing
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError, describe, excerpt
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WAIT_FOR_SPEAKER_SECONDS = 20
 # What gloo and NCCL say when a rank at the other end of a connection has gone.
 _PEER_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 
@@ -68,14 +67,14 @@ def run_on_this_rank(recipe: Path, overrides: Sequence[str]) -> None:
     except (UserError, OSError) as error:
         code = exit_codes.BAD_NODE if isinstance(error, NoDevice) and error.lost else exit_codes.MISTAKE
         if isinstance(error, UserError) and _another_prints(error, who):
-            _let_another_speak(code)
+            let_another_speak(code)
             _exit(code, "")
         if code == exit_codes.MISTAKE:
             _leave_mistake(recipe, overrides, who, describe(error))
         _exit(code, describe(error))
     except RankMissing as error:
         if not error.speaker:
-            _let_another_speak(exit_codes.FAILED)
+            let_another_speak(exit_codes.FAILED)
         _exit(exit_codes.FAILED, f"{error} (parallel.timeout_minutes)" if error.speaker else "")
     except Exception as error:
         if _PEER_LOST.search(str(error)):
@@ -134,15 +133,6 @@ def _another_prints(error: UserError, who: Rank) -> bool:
     if isinstance(error, NoDevice):
         return error.whole_node and who.local_rank != 0
     return error.every_rank and who.rank != 0
-
-
-def _let_another_speak(code: int) -> None:
-    """Wait a little: the launcher stops all ranks when the first one ends, and only that one says why.
-
-    srun's exit code is the highest of its tasks': one that is stopped here ends with its own code, not with SIGTERM's.
-    """
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
-    time.sleep(_WAIT_FOR_SPEAKER_SECONDS)
 
 
 def _exit(code: int, message: str) -> NoReturn:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.cloze import ClozeTask, Item, cloze_tasks, lengths, measure, read_task, write_task
-from megatron_kaiyuan.evaluate.heldout import predictor_of_transformers
 from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
+from megatron_kaiyuan.evaluate.predictor import predictor_of_transformers
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
 from megatron_kaiyuan.files import write_sealed_json
@@ -29,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"))
 
 
-def items(folder: Path, name: str, **selected: int | None) -> tuple[Item, ...]:
+def items(folder: Path, name: str, **selected: Any) -> tuple[Item, ...]:
     (task,) = cloze_tasks(TaskSelection((name,), folder, **selected))
     return task.items
 

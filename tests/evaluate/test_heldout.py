@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from megatron_kaiyuan.evaluate import heldout
 from megatron_kaiyuan.evaluate.heldout import (
     held_out_loss,
     open_corpora,
-    predictor_of_transformers,
     tokens_to_predict,
     unigram_entropy,
 )
+from megatron_kaiyuan.evaluate.predictor import predictor_of_transformers
 from megatron_kaiyuan.export.loading import load_network
 from tests.helpers.training.tiny_model import VOCABULARY, random_documents, write_corpus, write_model
 
@@ -41,16 +42,12 @@ def by_hand(folder: Path, documents: list[list[int]], seq_length: int) -> tuple[
 
 
 @pytest.mark.parametrize("seq_length", [16, 33, 250])
-def test_nats_and_entropy_equal_a_calculation_by_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seq_length: int
-) -> None:
+def test_nats_and_entropy_equal_a_calculation_by_hand(tmp_path: Path, seq_length: int) -> None:
     folder = write_model(tmp_path / "model")
     texts = {"code": random_documents(12, seed=1), "english": random_documents(5, seed=2)}
     prefixes = [write_corpus(tmp_path / f"{name}_text_document", documents) for name, documents in texts.items()]
     # Three windows a batch, so that batches are cut too.
-    monkeypatch.setattr(heldout, "_LOGITS_PER_BATCH", 3 * seq_length * VOCABULARY)
-
-    predictor = predictor_of_transformers(load_network(folder))
+    predictor = replace(predictor_of_transformers(load_network(folder)), logits_per_batch=3 * seq_length * VOCABULARY)
     result = held_out_loss(predictor, open_corpora(prefixes), seq_length, token_limit=None)
 
     all_nats: list[float] = []
@@ -80,7 +77,9 @@ def test_bits_per_byte_are_of_all_bytes(tmp_path: Path) -> None:
     sizes = {"code": 12, "english": 5}
     prefixes = [write_corpus(tmp_path / name, random_documents(count, seed=count)) for name, count in sizes.items()]
     for prefix, count in zip(prefixes, sizes.values(), strict=True):
-        pq.write_table(pa.table({"bytes": [100 + 7 * row for row in range(count)]}), f"{prefix}.meta.parquet")
+        pq.write_table(
+            pa.table({"bytes": pa.array([100 + 7 * row for row in range(count)], pa.int32())}), f"{prefix}.meta.parquet"
+        )
     corpora = open_corpora(prefixes)
     result = held_out_loss(predictor, corpora, 32, token_limit=None)
     # Of 17 documents laid end to end: nats of each corpus, all of its tokens counted.

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.data_at_hand import missing_data
-from megatron_kaiyuan.evaluate.presets import PRESETS, preset_selections, shots_of
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, task_manager
+from megatron_kaiyuan.evaluate.presets import PRESETS, preset_selections
+from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, load_tasks, missing_data, task_manager
 
 NAMES = [name for tasks in PRESETS.values() for name in tasks]
 
@@ -29,12 +31,19 @@ def test_every_task_of_a_preset_is_one_of_lm_eval_with_data_of_the_hub() -> None
             assert any(one.get("unsafe_code", False) for one in fields) == (preset == "code"), name
 
 
+def test_the_page_states_the_same_tasks_and_shots() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "after_training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    pairs = {name: re.findall(r"([\w-]+) (\d+)\b(?=[,\s]|$)", re.sub(r"\(.*?\)", "", text)) for name, text in rows}
+    stated = {name: {task: int(number) for task, number in found} for name, found in pairs.items() if name in PRESETS}
+    assert stated == PRESETS
+
+
 def test_tasks_of_equal_shots_are_one_selection() -> None:
     found = list(preset_selections(["math", "english", "math"], limit=3))
     shots = {name: one.num_fewshot for one in found for name in one.names}
     assert shots == {**PRESETS["math"], **PRESETS["english"]}
     assert len({one.num_fewshot for one in found}) == len(found) and all(one.limit == 3 for one in found)
-    assert shots_of(["math"]) == "gsm8k 5-shot, minerva_math 4-shot"
     with pytest.raises(UserError, match="--preset maths: is not one of english, chinese, math, code"):
         list(preset_selections(["maths"]))
 
@@ -64,5 +73,17 @@ def test_offline_one_line_names_all_data_that_are_missing_and_how_to_fetch_them(
         outputs[offline] = done.stdout.splitlines()
     # Where there is a network, the libraries fetch them.
     assert outputs["0"] == ["None", "None"]
-    assert outputs["1"] == ["None", missing_data({"gone": ["someone/has_not"]})]
+    assert outputs["1"] == ["None", f"{missing_data(['gone'])} (someone/has_not)"]
     assert "TaskManager().load(['gone'])" in outputs["1"][1] and json.dumps(outputs["1"][1]).count("\\n") == 0
+
+
+def test_without_a_network_the_line_is_the_same() -> None:
+    """After the repetitions of the libraries, which take half a minute for each data set."""
+
+    def load(names: list[str]) -> None:
+        raise ConnectionError("Couldn't reach 'someone/has_it' on the Hub (LocalEntryNotFoundError)")
+
+    manager: Any = SimpleNamespace(task_index={"one": None}, load=load)
+    with pytest.raises(UserError) as error:
+        load_tasks(TaskSelection(("one",)), manager)
+    assert str(error.value).startswith(missing_data(["one"])) and "Couldn't reach 'someone/has_it'" in str(error.value)

@@ -157,6 +157,10 @@ def test_wrong_models_and_tokenizers_are_named(trained: Path, exported: Path, tm
     ):
         with pytest.raises(UserError, match=message):
             open_generator(path, step, folder)
+    with pytest.raises(UserError, match="is an exported model, which has no --weights ema"):
+        open_generator(exported, None, None, weights="ema")
+    with pytest.raises(UserError, match=r"step_6: .*EMA"):
+        open_generator(run_dir, None, tokenizer, weights="ema")
 
 
 def kaiyuan(*arguments: object, typed: str = "") -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,9 @@ from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError, describe
 from megatron_kaiyuan.evaluate.cloze import measure, read_task
-from megatron_kaiyuan.evaluate.heldout import Predictor, held_out_loss, predictor_of_megatron
+from megatron_kaiyuan.evaluate.heldout import held_out_loss
 from megatron_kaiyuan.evaluate.lm_eval_model import lm_eval_model
+from megatron_kaiyuan.evaluate.predictor import Predictor, predictor_of_megatron
 from megatron_kaiyuan.export.loading import load_tokenizer
 from megatron_kaiyuan.files import write_sealed_json
 from megatron_kaiyuan.locks import lock
@@ -105,7 +106,7 @@ class _Measure(Hook):
         state.gather_weights()
         (network,) = state.network.chunks
         network.eval()
-        predictor = predictor_of_megatron(network, run.model.padded_vocab_size, state.platform.device)
+        predictor = predictor_of_megatron([network], run.model.padded_vocab_size, state.platform.device)
         return {**_of_domains(predictor, run, task), **_of_tasks(predictor, run, task)}
 
 

@@ -63,7 +63,8 @@ def test_the_table_holds_what_kaiyuan_train_export_and_eval_say(queue_recipe: Pa
 
     device = platform.activate("cpu")
     from megatron_kaiyuan.cluster.groups import single_process
-    from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora, predictor_of_transformers
+    from megatron_kaiyuan.evaluate.heldout import held_out_loss, open_corpora
+    from megatron_kaiyuan.evaluate.predictor import predictor_of_transformers
     from megatron_kaiyuan.export.loading import load_network
     from megatron_kaiyuan.export.run import export_checkpoint
 
