@@ -186,6 +186,22 @@ def test_evaluations_are_compared_by_their_standard_errors(make: Callable[..., P
     assert of.differences == [None, None] and "other data" in of.note
 
 
+def test_machine_and_software_that_differ_are_named(make: Callable[..., Path]) -> None:
+    def started(git: str, norm: str) -> Rows:
+        software = {"event": "environment", "git": git, "versions": {"torch": "2.13"}, "time": BEGUN, "step": 0}
+        chosen = {"event": "implementations", "table": [{"op": "norm", "implementation": norm}, "torn"], "time": BEGUN}
+        return [software, chosen, *rows_of(noise(0))]
+
+    runs = {"a": started("1a", "torch"), "b": started("2b", "Liger"), "c": rows_of(noise(0))}
+    found = compare_runs([make(name, rows) for name, rows in runs.items()])
+    fields = {field.field: field.values for field in found.environment}
+    assert fields == {
+        "git": ["1a", "2b", None],
+        "versions.torch": ["2.13", "2.13", None],
+        "implementation of norm": ["torch", "Liger", None],
+    }
+
+
 POSITIONS = ((0, 1, 9.0), (1, 4, 5.0))
 
 
