@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.data.indexed import IndexedCorpus
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.hooks.stop import StopOnSignal
+from megatron_kaiyuan.train.session import Session
+from megatron_kaiyuan.train.votes import Votes
 from tests.helpers.training.saved_state import assert_same_state
 from tests.helpers.training.small_run import (
     SEQ_LENGTH,
@@ -113,6 +118,37 @@ def test_not_a_bit_of_training_is_another(folder: Path, plain: Path, validated: 
     found = columns(folder / "resumed")
     assert found == {step: row for step, row in columns(validated).items() if step in found}
     assert {3, 4} <= found.keys()
+
+
+def test_a_stop_leaves_the_rest_of_a_measurement_out(
+    folder: Path, plain: Path, validated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked between two corpora of step 2; the resumed run has the figures of an undisturbed one."""
+    fields = [*asked(folder, "stopped"), "validation.every_steps=1", "validation.tokens=null"]
+    asked_before, times = StopOnSignal.asked, iter(range(1, 100))
+    stopping: list[StopOnSignal] = []
+
+    class StopVote(Hook):
+        """That of the hook which `fit_here` leaves out for its handlers."""
+
+        def vote(self, session: Session) -> Votes:
+            return Votes(stop=len(stopping))
+
+    def asked_at_the_fourth(self: StopOnSignal, device: torch.device) -> bool:
+        if next(times) == 4:
+            self._number = signal.SIGTERM
+            stopping.append(self)
+        return asked_before(self, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "asked", asked_at_the_fourth)
+        fit_here(folder / "train.yaml", *fields, prepare=lambda session: session.hooks.append(StopVote()))
+    assert list(columns(folder / "stopped")) == [1]
+    assert (folder / "stopped" / "latest").read_text().strip() == "step_3"
+    fit_here(folder / "train.yaml", *fields)
+    found = columns(folder / "stopped")
+    assert found == {step: columns(validated)[step] for step in (1, 4)}
+    assert losses(folder / "stopped") == losses(plain)
 
 
 def test_when(folder: Path) -> None:
