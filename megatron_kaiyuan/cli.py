@@ -64,7 +64,8 @@ def train(
         int, typer.Option(min=1, help="with --check or --dry-run: processes that will be started")
     ] = 1,
     init_from: Annotated[
-        Path | None, typer.Option(help="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
+        Path | None,
+        typer.Option(help="weights of a new run: a checkpoint's folder, an exported one, or a Qwen3 folder"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a damaged checkpoint ends the run")] = False,
     preflight: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from megatron_kaiyuan.cli_checkpoint import AsJson, alone
-from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
+from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, bytes_option, positive_count_option
 from megatron_kaiyuan.errors import UserError
 
 AverageKind = Literal["equal", "ema", "one_minus_sqrt", "weighted"]
@@ -25,6 +25,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(average)
     app.command(cls=SeveralValuesCommand)(averages)
     app.command()(export)
+    app.command("import")(import_model)
     app.command()(compare)
     app.command()(generate)
 
@@ -99,17 +100,52 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
     step: RunStep = None,
+    weights: ModelOrEma = "model",
     tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json, copied along")] = None,
+    format: Annotated[
+        Literal["kaiyuan", "gemma3", "qwen3"] | None,
+        typer.Option(
+            "--format", help="kaiyuan: a class of its own, in the folder; default: the class of transformers that it is"
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights; gemma3: float32 only")
+    ] = "float32",
+    max_shard_size: Annotated[
+        int, typer.Option(parser=bytes_option, metavar="SIZE", help="of a file of weights, as 500MB or 5GB")
+    ] = 5_000_000_000,
+    compare: Annotated[
+        bool, typer.Option(help="compare logits with megatron-core's: holds both networks in memory")
+    ] = True,
     force: Force = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder that stock transformers loads.
+    """Write a checkpoint as a Hugging Face folder.
 
     Example: kaiyuan export runs/quickstart/train/averaged --output exported --tokenizer runs/quickstart/tokenizer
+
+    For a server: --format kaiyuan --dtype bfloat16 (docs/after_training.md says what serves where).
     """
     with alone():
+        from megatron_kaiyuan.export.huggingface import Form
         from megatron_kaiyuan.export.run import export_checkpoint
 
-        print(export_checkpoint(checkpoint, output, tokenizer, force, step))
+        form = Form(format, dtype, max_shard_size)
+        print(export_checkpoint(checkpoint, output, tokenizer, force, step, weights, form, compare))
+
+
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder: what kaiyuan export wrote, or a Qwen3 folder")],
+    output: Annotated[Path, typer.Option(help="checkpoint folder to write")],
+    force: Force = False,
+) -> None:
+    """Write a Hugging Face folder of this network as a checkpoint: to start from, to evaluate, to export again.
+
+    Example: kaiyuan import exported --output imported
+    """
+    with alone():
+        from megatron_kaiyuan.checkpoint.imported import import_folder
+
+        print(import_folder(folder, output, force))
 
 
 def compare(

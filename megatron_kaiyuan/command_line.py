@@ -9,6 +9,7 @@ import inspect
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -254,3 +255,13 @@ def size_option(text: str | int) -> int:
         return text if isinstance(text, int) else read_count(text, units=False)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def bytes_option(text: str | int) -> int:
+    """For `typer.Option(parser=...)`: bytes, as transformers writes them: 500MB, 5GB."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])B", text.strip(), re.IGNORECASE)
+    if match is None or not (found := int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2].upper())))):
+        raise typer.BadParameter(f"write a size as 500MB or 5GB, not {text!r}")
+    return found

@@ -28,9 +28,10 @@ class Weight:
         kind: the monitor's and the comparison's group; gains of a layer are one, "norms".
         shape: whole, of a network that is not cut.
         cut_axis: the axis that tensor-parallel ranks share; None: each rank has all of it.
-        huggingface: names of transformers' weights that make it up, in order; none: transformers has no such weight.
+        huggingface: names of the weights of an exported folder that make it up, in order.
         switch: the field of `model` that adds it; "": every network has it.
         initial: the value of all elements of a fresh one; None: they are drawn.
+        stock: transformers' own classes have it too, not only the class that `export --format kaiyuan` adds.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Weight:
     huggingface: tuple[str, ...] = ()
     switch: str = ""
     initial: float | None = None
+    stock: bool = True
 
     @property
     def size(self) -> int:
@@ -75,7 +77,8 @@ def embedding_weights(model: ModelConfig) -> Iterator[Weight]:
     shape = (model.padded_vocab_size, model.hidden_size)
     yield Weight(EMBEDDING, "embedding", shape, 0, ("model.embed_tokens.weight",))
     if model.embedding_norm:
-        yield Weight(EMBEDDING_NORM, "embedding_norm", (model.hidden_size,), None, (), "embedding_norm", 1.0)
+        name = ("model.embed_norm.weight",)
+        yield Weight(EMBEDDING_NORM, "embedding_norm", (model.hidden_size,), None, name, "embedding_norm", 1.0, False)
 
 
 def layer_weights(model: ModelConfig) -> Iterator[Weight]:
@@ -149,7 +152,7 @@ def switched_weights(model: ModelConfig) -> dict[str, list[Weight]]:
 def not_in_transformers(model: ModelConfig) -> str | None:
     """The field of `model` that makes a network of which no class of transformers is the equal; None: there is one."""
     for switch, weights in switched_weights(model).items():
-        if not all(weight.huggingface for weight in weights):
+        if not all(weight.stock for weight in weights):
             return switch
     return None
 

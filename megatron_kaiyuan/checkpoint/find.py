@@ -92,6 +92,8 @@ def _found(folder: Path, weights: Weights) -> Found:
         )
     if manifest.get("averaged_steps"):
         return Found(folder, _run_of(folder.parent), describe_average(manifest))
+    if kind := manifest.get("imported"):
+        return Found(folder, None, f"import of a {kind} folder")
     # Where a step was copied to a place of its own, that place is not a run.
     run_dir = _run_of(folder.parent.parent) if folder.resolve().parent.name == "checkpoints" else None
     what = f"step {manifest.get('step', layout.step_of(folder.name))}{', EMA' if weights == 'ema' else ''}"

@@ -1,4 +1,4 @@
-"""Weights for a new run out of something finished: one of our checkpoints or averages, or a Hugging Face Qwen3 folder.
+"""Weights for a new run out of something finished: one of our checkpoints or averages, or a Hugging Face folder.
 
 Weights only: optimizer, position and schedule begin again. What the source lacks and the network has (the gains of the
 norms that close a sub-layer, rows of the vocabulary's padding) keeps its initial value, and every such difference
@@ -16,8 +16,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from megatron_kaiyuan.checkpoint import layout
 from megatron_kaiyuan.checkpoint.choose import verify_together
+from megatron_kaiyuan.checkpoint.copy_in import copy_into
+from megatron_kaiyuan.checkpoint.huggingface import HuggingFaceFolder
 from megatron_kaiyuan.checkpoint.load import load_common, load_sharded, model_of, stored_tensors
-from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder, copy_into
 from megatron_kaiyuan.cluster.groups import agree_on_error
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.data.tokenizer_identity import Tokenizer, compare_folder, difference
@@ -52,8 +53,9 @@ def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: To
         UserError: the source is missing or damaged, or of other shapes or another tokenizer.
     """
     kind = agree_on_error(lambda: kind_of(source))
-    if kind == "qwen3":
-        folder = agree_on_error(lambda: Qwen3Folder(source))
+    if kind == "folder":
+        folder = agree_on_error(lambda: HuggingFaceFolder(source))
+        agree_on_error(lambda: folder.verify() if torch.distributed.get_rank() == 0 else None)
         notes = agree_on_error(lambda: [*folder.compare(model), *_foreign_tokenizer(source, tokenizer)])
         agree_on_error(lambda: [copy_into(chunk, folder, model) for chunk in network.chunks])
         return notes
@@ -65,15 +67,16 @@ def initialise(network: Network, model: ModelConfig, source: Path, tokenizer: To
 
 
 def kind_of(source: Path) -> str:
-    """`checkpoint` or `qwen3`.
+    """`checkpoint`, or `folder`: one of Hugging Face.
 
     Raises:
         UserError: it is neither.
     """
+    # An exported folder has a manifest too.
+    if (source / "config.json").is_file():
+        return "folder"
     if (source / layout.MANIFEST).is_file():
         return "checkpoint"
-    if (source / "config.json").is_file():
-        return "qwen3"
     if steps := layout.steps(source):
         raise UserError(f"init_from: {source} is a run; name one of its steps, {layout.step_folder(source, steps[-1])}")
     raise UserError(

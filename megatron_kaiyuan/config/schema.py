@@ -23,6 +23,7 @@ from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
 from megatron_kaiyuan.config.tasks import TasksConfig
 from megatron_kaiyuan.config.train import TrainConfig
+from megatron_kaiyuan.config.validation import ValidationConfig
 
 
 class RunConfig(Section):
@@ -36,7 +37,8 @@ class RunConfig(Section):
         bool, Field(description="on platform npu: load MindSpeed's adaptor over Megatron Core, see docs/npu.md")
     ] = False
     init_from: Annotated[
-        Path | None, Field(description="weights of a new run: a checkpoint's folder, or a Hugging Face Qwen3 folder")
+        Path | None,
+        Field(description="weights of a new run: a checkpoint's folder, an exported one, or a Qwen3 folder"),
     ] = None
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
@@ -48,6 +50,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitor: MonitorConfig = MonitorConfig()
+    validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
     tasks: TasksConfig = TasksConfig()
 

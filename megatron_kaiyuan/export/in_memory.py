@@ -9,9 +9,9 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import require
-from megatron_kaiyuan.export import huggingface
-from megatron_kaiyuan.export.loading import quiet_transformers
-from megatron_kaiyuan.model import names
+from megatron_kaiyuan.export.convert import check_weights, named
+from megatron_kaiyuan.export.formats import empty_network, transformers_config
+from megatron_kaiyuan.export.weights import WeightsInMemory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,22 +20,18 @@ if TYPE_CHECKING:
 def network_of(
     weights: Mapping[str, torch.Tensor], model: ModelConfig, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """The network that `export_model` would write, in evaluation mode on the CPU.
+    """The network that `export_model` writes in its format `kaiyuan`, in evaluation mode on the CPU.
 
     Args:
         weights: full tensors by megatron-core name, as for `export_model`.
 
     Raises:
-        UserError: transformers is missing, no stock class represents the model, or the weights are not those of
-            `model`.
+        UserError: transformers is missing, or the weights are not those of `model`.
     """
     require("transformers", extra="eval", purpose="a network of transformers")
-    huggingface._check_representable(model)
-    empty = huggingface._empty_network(model, None)
-    state = huggingface._to_transformers(names.split_layers(dict(weights), model.num_layers), model)
-    huggingface._check_state(state, empty)
-    with quiet_transformers():
-        network: PreTrainedModel = type(empty).from_pretrained(
-            None, config=empty.config, state_dict=state, dtype=dtype, trust_remote_code=False
-        )
+    network = empty_network(transformers_config(model, "kaiyuan", None, str(dtype).removeprefix("torch.")), "kaiyuan")
+    source = WeightsInMemory(weights, model)
+    check_weights(source, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, model)
+    state = {name: tensor.to(dtype) for piece in source.pieces() for name, tensor in named(piece, model).items()}
+    network.load_state_dict(state, assign=True)
     return network.eval()

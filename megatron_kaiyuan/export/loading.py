@@ -25,12 +25,15 @@ def load_network(folder: Path, device: str = "cpu", dtype: str = "float32") -> P
     Args:
         dtype: torch's name of the type that it is held and computed in; `auto`: as it was exported.
 
+    A folder of `--format kaiyuan` is built from this package's class: no Python file of a folder is read.
+
     Raises:
         UserError: the folder is missing, or transformers cannot load it.
     """
     transformers = require("transformers", extra="eval", purpose="loading an exported model")
     _check_folder(folder)
     require_layers(folder)
+    know_kaiyuan()
     try:
         with quiet_transformers():
             network, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -46,6 +49,17 @@ def load_network(folder: Path, device: str = "cpu", dtype: str = "float32") -> P
     network = network.to(device).eval()
     require_forward(folder, network)
     return network
+
+
+def know_kaiyuan() -> None:
+    """Let transformers build folders of `--format kaiyuan` from this package's class, whatever code they bring."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from megatron_kaiyuan.export import modeling_kaiyuan as ours
+
+    AutoConfig.register(ours.KaiyuanConfig.model_type, ours.KaiyuanConfig, exist_ok=True)
+    AutoModel.register(ours.KaiyuanConfig, ours.KaiyuanModel, exist_ok=True)
+    AutoModelForCausalLM.register(ours.KaiyuanConfig, ours.KaiyuanForCausalLM, exist_ok=True)
 
 
 def require_forward(folder: Path, network: PreTrainedModel, token: int = 0, length: int = 2) -> torch.Tensor:
@@ -118,6 +132,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     transformers = require("transformers", extra="eval", purpose="loading a tokenizer")
     file = tokenizer_file(folder)
+    know_kaiyuan()
     try:
         plain = read_tokenizer(file, file.read_text(encoding="utf-8"))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -28,9 +28,11 @@ def add_older_names(folder: Path) -> None:
 
 def _older_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The same values under the names of transformers 4: one rotary base, or one each for the kinds of attention."""
-    rope = config["rope_parameters"]
     # Before 4.56 the type has this name.
     fields: dict[str, Any] = {"torch_dtype": config["dtype"], "rope_scaling": None}
+    if "auto_map" in config:  # the class in the folder has one name for each value
+        return fields
+    rope = config["rope_parameters"]
     if "rope_theta" in rope:
         return {**fields, "rope_theta": rope["rope_theta"]}
     return {

@@ -18,8 +18,8 @@ _NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
 def renamed_outside(model: ModelConfig) -> dict[str, str]:
-    """transformers' name of each weight outside the layers that it has."""
-    return {weight.name: weight.huggingface[0] for weight in outer_weights(model) if weight.huggingface}
+    """The name in an exported folder of each weight outside the layers."""
+    return {weight.name: weight.huggingface[0] for weight in outer_weights(model)}
 
 
 def renamed_in_layer(model: ModelConfig) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
+from megatron_kaiyuan.data.held_out import open_held_out, trained_on
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.schedule import Schedule
@@ -137,11 +138,14 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     run = load_run(recipe, overrides)
     check_world_size(run, world_size)
     if run.init_from is not None and not run.init_from.is_dir():
-        raise UserError(f"init_from: {run.init_from} is no folder; name a checkpoint's, or a Hugging Face Qwen3 folder")
+        raise UserError(
+            f"init_from: {run.init_from} is no folder; name a checkpoint's, an exported one, or a Qwen3 folder"
+        )
     require_run_folder(run.run_dir)
     # Headers and samples only: the ranks will share the rest, which may take one process minutes.
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
     steps = count_steps(run, stream)
-    for warning in warnings(run, stream, make_schedule(run, stream)):
+    held_out = open_held_out(run.validation.corpora, stream)
+    for warning in [*warnings(run, stream, make_schedule(run, stream)), *trained_on(held_out, stream)]:
         log.warning(warning)
     return f"check: {steps:,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

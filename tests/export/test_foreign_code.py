@@ -14,11 +14,11 @@ from tests.helpers.training.tiny_model import write_corpus, write_model, write_t
 _DOORS = """
 import sys
 from pathlib import Path
-from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder
+from megatron_kaiyuan.checkpoint.huggingface import HuggingFaceFolder
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer
 for folder in map(Path, sys.argv[1:]):
-    for door in (load_network, load_tokenizer, Qwen3Folder):
+    for door in (load_network, load_tokenizer, HuggingFaceFolder):
         try:
             door(folder)
             print(folder.name, door.__name__, "read")

@@ -25,6 +25,9 @@ _IMPORTED = (
     "data_tools.tokenizers.train_tokenizer",
     "data_tools.windows.cut",
     "megatron_kaiyuan.checkpoint.average",
+    "megatron_kaiyuan.checkpoint.imported",
+    "megatron_kaiyuan.compare.page",
+    "megatron_kaiyuan.evaluate.averages",
     "megatron_kaiyuan.export.run",
     "megatron_kaiyuan.report.build",
 )
@@ -177,11 +180,18 @@ def _documents(inputs: Path, out: Path) -> list[Command]:
 
 def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
     """What is made of a run."""
+    averages = ("averages", run_dir, "--held-out", inputs.parent / "corpus" / "text", "--device", "cpu")
     return [
         Command(
             "kaiyuan report",
             *_pair("report", None, "--output", out / "report.html", a=inputs / "run_a", b=inputs / "run_b"),
             "report.html",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan compare",
+            *_pair("compare", run_dir, None, "--output", out / "both.html", a=inputs / "run_a", b=inputs / "run_b"),
+            "both.html",
             heavy=True,
         ),
         Command(
@@ -191,9 +201,22 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             heavy=True,
         ),
         Command(
+            "kaiyuan averages",
+            *_pair(*averages, "--last", None, "--output", out / "averages.html", a=1, b=2),
+            "averages.json",
+            ("averages.json", "averages.html"),
+            heavy=True,
+        ),
+        Command(
             "kaiyuan export",
             *_pair("export", None, "--output", out / "model", a=_step(run_dir, 8), b=_step(run_dir, 12)),
             "model",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan import",
+            *_pair("import", None, "--output", out / "imported", a=inputs / "export_a", b=inputs / "export_b"),
+            "imported",
             heavy=True,
         ),
     ]
@@ -231,6 +254,9 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
     from data_tools.curriculum.build import build_recipe
     from data_tools.preprocessing.preprocess import Settings, preprocess
     from data_tools.tokenizers.train_tokenizer import train_and_save
+    from megatron_kaiyuan.config import ModelConfig
+    from megatron_kaiyuan.export import export_model
+    from tests.helpers.references.network import SHAPE, random_weights
     from tests.helpers.training.tiny_model import random_documents, write_corpus, write_model
 
     inputs.mkdir()
@@ -244,6 +270,9 @@ def _make_inputs(inputs: Path, evaluation: bool) -> None:
         settings = Settings(inputs / "tokenizer", ("text",), ("score",))
         preprocess([inputs / f"{name}.jsonl"], inputs / name, settings)
     build_recipe(inputs.parent / "order.yaml", ("phases[0].seed=9",), inputs / "phases", None, 1)
+    model = ModelConfig(**SHAPE)
+    for seed, name in enumerate("ab"):
+        export_model(random_weights(model, seed), model, inputs / f"export_{name}", None)
     if evaluation:
         path = write_model(inputs / "model") / "config.json"
         # Room for the tasks of the command, whose items are longer than those of its tests.

@@ -12,7 +12,7 @@ import torch
 from tests.fuzz import json_damage
 from tests.fuzz.target import Target
 from tests.helpers.files.mutations import mutate
-from tests.helpers.references.network import SHAPE
+from tests.helpers.references.network import SHAPE, random_weights
 
 
 def _qwen3(name: str) -> Callable[[Path], Path]:
@@ -44,12 +44,51 @@ def _qwen3(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def _exported(name: str) -> Callable[[Path], Path]:
+    """A folder that export wrote, with remainders: its gains are far from one."""
+
+    def make(folder: Path) -> Path:
+        from megatron_kaiyuan.config import ModelConfig
+        from megatron_kaiyuan.export import export_model
+
+        model = ModelConfig(**SHAPE)
+        weights = {key: tensor * 0.01 for key, tensor in random_weights(model, seed=1).items()}
+        return export_model(weights, model, folder / "model", None) / name
+
+    return make
+
+
+def _import(path: Path) -> Any:
+    from megatron_kaiyuan.checkpoint.huggingface import HuggingFaceFolder
+
+    folder = HuggingFaceFolder(path.parent)
+    model = folder.model()
+    # Sums are not compared here: a stranger's are right.
+    gain = folder.megatron_weight("decoder.layers.0.mlp.post_norm.weight", model)
+    assert gain is not None and gain.shape == (model.hidden_size,)
+
+
+def _scores(run_dir: Path) -> Path:
+    measured = {"name": f"{run_dir}, step 3", "held_out": {"nats_per_token": 2.5}, "tasks": {"arc_easy": {"acc": 0.25}}}
+    (run_dir / "evaluation.json").write_text(json.dumps({"model": measured, "others": []}))
+    return run_dir / "evaluation.json"
+
+
+def _write_card(path: Path) -> Any:
+    from megatron_kaiyuan.checkpoint.find import Found
+    from megatron_kaiyuan.config import ModelConfig
+    from megatron_kaiyuan.export.card import model_card
+
+    found = Found(path.parent / "step_3", path.parent, "step 3")
+    model_card(found, ModelConfig(**SHAPE), {"config": {}}, {"step": 3}, ("kaiyuan", "float32"))
+
+
 def _start(path: Path) -> Any:
-    from megatron_kaiyuan.checkpoint.qwen3 import Qwen3Folder
+    from megatron_kaiyuan.checkpoint.huggingface import HuggingFaceFolder
     from megatron_kaiyuan.config import ModelConfig
 
     model = ModelConfig(**SHAPE)
-    folder = Qwen3Folder(path.parent)
+    folder = HuggingFaceFolder(path.parent)
     folder.compare(model)
     for name in ("decoder.layers.0.self_attention.linear_qkv.weight", "output_layer.weight"):
         folder.megatron_weight(name, model)
@@ -65,5 +104,8 @@ TARGETS = (
     Target("hf-config", _qwen3("config.json"), json_damage.plain, [_start]),
     Target("hf-index", _qwen3("model.safetensors.index.json"), json_damage.plain, [_start]),
     Target("hf-weights", _qwen3("model.safetensors"), mutate, [_start]),
+    Target("hf-manifest", _exported("manifest.json"), json_damage.sealed, [_import]),
+    Target("hf-remainders", _exported("remainders.kaiyuan"), mutate, [_import]),
+    Target("hf-card", _scores, json_damage.plain, [_write_card]),
     Target("hf-model", _qwen3("config.json"), json_damage.plain, [_evaluate]),
 )
