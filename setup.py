@@ -73,6 +73,7 @@ EXTRAS = {
         "prometheus_client>=0.20",
         "pre-commit>=3.7",
         "pybind11>=2.12",  # csrc/sanitize.sh
+        "pyte>=0.8.2",  # a terminal, for tests of the panel
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
@@ -141,7 +142,7 @@ setup(
             "recipes/*/*.yaml",
             "recipes/*/*.json",
         ],
-        "megatron_kaiyuan": ["**/*.html", "**/*.j2", "**/*.pyi", "**/*.yaml", "py.typed"],
+        "megatron_kaiyuan": ["**/*.css", "**/*.html", "**/*.j2", "**/*.js", "**/*.pyi", "**/*.yaml", "py.typed"],
         "data_tools": ["**/*.html", "**/*.txt"],
     },
     install_requires=INSTALL_REQUIRES,

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from benchmarks.curriculum import apart, resident
 from data_tools.corpora.corpus import CorpusWriter, Documents
-from data_tools.corpora.corpus_files import metadata_path
 from data_tools.scores.quantiles import choice_seed, draws
 from data_tools.windows.cut import WINDOWS, cut_windows
 from data_tools.windows.options import WindowOptions
 from data_tools.windows.targets import TOPS
 from megatron_kaiyuan.data.indexed import idx_path, map_lengths
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.files import read_sealed_json
 
 SEED, PIECE, NAME = 1234, 500_000, "web"

@@ -231,6 +231,10 @@ forget_first_failure() { # RUN_DIR
     rm -f "$1/first_failure.json"
 }
 
+has_first_failure() { # RUN_DIR
+    [[ -e $1/first_failure.json ]]
+}
+
 look_at_run() { # RUN_DIR
     python -m megatron_kaiyuan.train.ending look "$1"
 }

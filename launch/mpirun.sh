@@ -96,8 +96,22 @@ forward() { # SIGNAL
 }
 
 attempt() {
+    local seconds=0
     forget_first_failure "$run_dir"
-    run "${command[@]}"
+    start "${command[@]}"
+    # Hydra ends no rank for one that has failed before MPI_Init, and there the others would wait for it without end.
+    while kill -0 "$child" 2>/dev/null; do
+        ! has_first_failure "$run_dir" || seconds=$((seconds + 1))
+        case "$seconds" in
+            10)
+                say "launch: a rank has failed, and others still run 10 s later: they are ended"
+                kill -TERM "$child" || true
+                ;;
+            20) kill -KILL -- "-$child" || true ;;
+        esac
+        sleep 1
+    done
+    finish
 }
 
 run_to_its_end "$run_dir"

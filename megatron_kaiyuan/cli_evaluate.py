@@ -96,9 +96,9 @@ def evaluate(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
     )
     with evaluation_ranks(device, parallel) as platform:
+        from megatron_kaiyuan.evaluate.measures import Measures
         from megatron_kaiyuan.evaluate.presets import preset_selections
         from megatron_kaiyuan.evaluate.replicas import is_first
-        from megatron_kaiyuan.evaluate.run import Measures
         from megatron_kaiyuan.evaluate.run import evaluate as evaluate_model
         from megatron_kaiyuan.evaluate.source import Settings
         from megatron_kaiyuan.evaluate.summary import summary_line

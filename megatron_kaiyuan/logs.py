@@ -27,7 +27,7 @@ from typing import IO, TextIO
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.redaction import redact
-from megatron_kaiyuan.streams import Channel
+from megatron_kaiyuan.streams import write_past_locks
 
 VARIABLE = "KAIYUAN_LOG_LEVEL"
 VERBOSE, QUIET = "debug", "error"
@@ -85,9 +85,7 @@ def log_at_once(level: int, message: str) -> None:
 
 def write_at_once(text: str) -> None:
     """Write lines without a level, such as stacks, to standard error in the same way."""
-    channel = Channel(2)
-    channel.optional = True
-    channel.write(f"{redact(text)}\n".encode())
+    write_past_locks(f"{redact(text)}\n".encode())
 
 
 @contextlib.contextmanager

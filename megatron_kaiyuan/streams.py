@@ -14,10 +14,21 @@ import os
 import select
 import stat
 import sys
-from typing import IO
+from contextlib import AbstractContextManager
+from typing import IO, Protocol
 
 # What an optional channel may keep the work waiting, once for each time that its reader hangs.
 _PATIENCE_SECONDS = 10.0
+
+
+class Foot(Protocol):
+    """What stays at the foot of the terminal while others write to it (`panel.py`)."""
+
+    def lifted(self, content: memoryview) -> AbstractContextManager[None]:
+        """Take it off while this content is written."""
+
+    def give_up_place(self) -> bytes:
+        """Return what to write before a message that cannot wait for `lifted`."""
 
 
 class Channel(io.FileIO):
@@ -26,12 +37,14 @@ class Channel(io.FileIO):
     Attributes:
         optional: nothing depends on this output; a reader that hangs keeps the work waiting for some seconds only.
         error: why something was lost; None: nothing was.
+        foot: taken off while something is written; None: nothing is there.
     """
 
     def __init__(self, descriptor: int):
         super().__init__(descriptor, "w", closefd=False)
         self.optional = False
         self.error: OSError | None = None
+        self.foot: Foot | None = None
         self._lost_bytes = 0
         self._hangs = False
         # A write of so many bytes to a pipe that is ready does not wait, and is not torn by another process's.
@@ -39,7 +52,7 @@ class Channel(io.FileIO):
 
     def write(self, content) -> int:  # type: ignore[no-untyped-def, override]
         """Write all of it, or count what is lost; always the length of `content`."""
-        with memoryview(content).cast("B") as view:
+        with memoryview(content).cast("B") as view, self.foot.lifted(view) if self.foot else contextlib.nullcontext():
             if self._lost_bytes and self._ready():
                 self._report_loss()
             written = 0
@@ -87,6 +100,26 @@ def make_output_optional() -> None:
     for stream in (sys.stdout, sys.stderr):
         if (channel := _channel(stream)) is not None:
             channel.optional = True
+
+
+def keep_free(foot: Foot | None) -> None:
+    """Take this off the terminal while the standard streams write to it, from here on; None: nothing is there."""
+    for stream in (sys.stdout, sys.stderr):
+        if (channel := _channel(stream)) is not None:
+            channel.foot = foot if channel.isatty() else None
+
+
+def reach_terminal() -> bool:
+    """Return whether standard error is ours and leads to a terminal that moves its cursor."""
+    channel = _channel(sys.stderr)
+    return channel is not None and channel.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def write_past_locks(content: bytes) -> None:
+    """Write to standard error past buffers and locks, which a thread that hangs may hold."""
+    ours, channel = _channel(sys.stderr), Channel(2)
+    channel.optional = True
+    channel.write((ours.foot.give_up_place() if ours is not None and ours.foot is not None else b"") + content)
 
 
 def lost_output() -> OSError | None:

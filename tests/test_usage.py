@@ -94,6 +94,7 @@ RELATIVE = {
     "kaiyuan plan r.yaml --gpus 8 --gpu h100": "r.yaml: recipe not found",
     "kaiyuan probe r.yaml --plan": "r.yaml: recipe not found",
     "kaiyuan report r": "r/metrics.jsonl: metrics cannot be read (No such file or directory)",
+    "kaiyuan compare r s": "r/metrics.jsonl: metrics cannot be read (No such file or directory)",
     "kaiyuan-data curriculum r.yaml --output x": "r.yaml: recipe not found",
     "kaiyuan-data quantile r --score s --output x": "r.idx: not found",
     "kaiyuan-data verify r": "r: corpus not found",

@@ -25,7 +25,6 @@ from data_tools.corpora.corpus_files import (
     VERSION,
     NewCorpus,
     manifest_path,
-    metadata_path,
     replace_corpus,
     sealed_paths,
     token_dtype,
@@ -36,7 +35,7 @@ from megatron_kaiyuan.data.indexed import DTYPE_CODES
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 
-__all__ = ["CorpusWriter", "Documents", "manifest_path", "metadata_path", "token_dtype"]
+__all__ = ["CorpusWriter", "Documents", "manifest_path", "token_dtype"]
 
 _INT32_MAX = 2**31 - 1
 

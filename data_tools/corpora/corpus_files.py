@@ -14,22 +14,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_kaiyuan.data.indexed import beside, bin_path, idx_path
+from megatron_kaiyuan.data.metadata import AGAIN, metadata_path
 from megatron_kaiyuan.errors import UserError, system_advice
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, settle, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import Output, journal_of, require_name
 
 FORMAT, VERSION = "kaiyuan-corpus", 1
-AGAIN = "make the corpus again, or copy it again from where it came"
 # Megatron's limit: ids of a smaller vocabulary are stored in 16 bits, of any other in 32.
 _UINT16_VOCAB_LIMIT = 65500
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-
-
-def metadata_path(prefix: Path) -> Path:
-    """The per-sequence metadata of a corpus."""
-    return beside(prefix, ".meta.parquet")
 
 
 def manifest_path(prefix: Path) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_tools.corpora.corpus_files import AGAIN, manifest_path, metadata_path, read_manifest, write_errors
+from data_tools.corpora.corpus_files import manifest_path, read_manifest, write_errors
 from data_tools.corpora.sidecar import SidecarWriter, sidecar_rows, sidecar_schema
+from megatron_kaiyuan.data.metadata import AGAIN, metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, publish, temporary_beside, write_sealed_json
 from megatron_kaiyuan.outputs import identity_of, journal_of

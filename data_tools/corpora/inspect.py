@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_tools.corpora.corpus_files import manifest_path, metadata_path, read_manifest
-from data_tools.corpora.sidecar import open_sidecar, sidecar_rows
+from data_tools.corpora.corpus_files import manifest_path, read_manifest
+from data_tools.corpora.sidecar import sidecar_rows
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.metadata import metadata_path, open_metadata
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 _ROWS_AT_ONCE = 1 << 22
@@ -106,7 +107,7 @@ def _length_histogram(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> 
 
 
 def _score_names(prefix: Path) -> list[str]:
-    with open_sidecar(metadata_path(prefix)) as file:
+    with open_metadata(metadata_path(prefix)) as file:
         return [column.name for column in file.schema_arrow if column.type == pa.float64()]
 
 

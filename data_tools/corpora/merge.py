@@ -18,12 +18,10 @@ import xxhash
 from data_tools import _index
 from data_tools.corpora.corpus import manifest_of
 from data_tools.corpora.corpus_files import (
-    AGAIN,
     NewCorpus,
     corpus_output,
     earlier_corpus,
     manifest_path,
-    metadata_path,
     read_manifest,
     replace_corpus,
     require_space,
@@ -33,6 +31,7 @@ from data_tools.corpora.sidecar import SidecarWriter, sidecar_rows, sidecar_sche
 from data_tools.corpora.stock import is_stock, merge_stock
 from data_tools.corpora.verify import check_sealed_index, check_sizes
 from megatron_kaiyuan.data.indexed import bin_path, idx_path
+from megatron_kaiyuan.data.metadata import AGAIN, metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.outputs import claim, identity_of

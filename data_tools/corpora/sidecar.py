@@ -12,12 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_tools.corpora.corpus_files import AGAIN
+from megatron_kaiyuan.data.metadata import AGAIN, FIXED, open_metadata, whole_text
 from megatron_kaiyuan.errors import UserError
 
 ROWS_PER_GROUP = 1 << 16
-# Of every corpus; then come its own.
-FIXED = {"tokens": pa.int32(), "bytes": pa.int32(), "domain": pa.string(), "source": pa.string()}
 
 
 def sidecar_schema(scores: Sequence[str], columns: Sequence[str] = ()) -> pa.Schema:
@@ -77,36 +75,16 @@ class SidecarWriter:
         self._pending = rows
 
 
-def open_sidecar(path: Path) -> pq.ParquetFile:
-    """Read the footer.
-
-    Raises:
-        UserError: the file is missing or no Parquet.
-    """
-    try:
-        file = pq.ParquetFile(path)
-        _ = file.schema_arrow  # a damaged schema is found only when it is asked for
-        return file
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; {AGAIN}") from error
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-
-
 def sidecar_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """All rows, a row group's worth at a time.
 
     Raises:
         UserError: a column is missing, or a page is damaged.
     """
-    with open_sidecar(path) as file:
-        missing = set(columns or ()) - set(file.schema_arrow.names)
-        if missing:
-            raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; {AGAIN}")
-        try:
-            yield from file.iter_batches(ROWS_PER_GROUP, columns=None if columns is None else list(columns))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    with open_metadata(path) as file:
+        _require(path, file, columns)
+        for batch in file.iter_batches(ROWS_PER_GROUP, columns=None if columns is None else list(columns)):
+            yield whole_text(batch)
 
 
 def sidecar_slice(path: Path, first: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -115,11 +93,10 @@ def sidecar_slice(path: Path, first: int, stop: int, columns: Sequence[str] | No
     Raises:
         UserError: a column or a row is missing, or a page is damaged.
     """
-    with open_sidecar(path) as file:
-        missing = set(columns or ()) - set(file.schema_arrow.names)
-        if missing or stop > file.metadata.num_rows:
-            what = f"column {', '.join(sorted(missing))}" if missing else f"row {stop - 1}"
-            raise UserError(f"{path}: has no {what}; {AGAIN}")
+    with open_metadata(path) as file:
+        _require(path, file, columns)
+        if stop > file.metadata.num_rows:
+            raise UserError(f"{path}: has no row {stop - 1}; {AGAIN}")
         groups: list[int] = []
         before, start = 0, 0
         for group in range(file.metadata.num_row_groups):
@@ -128,11 +105,13 @@ def sidecar_slice(path: Path, first: int, stop: int, columns: Sequence[str] | No
                 before = before if groups else start
                 groups.append(group)
             start += rows
-        try:
-            table = file.read_row_groups(groups, None if columns is None else list(columns))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+        table = whole_text(file.read_row_groups(groups, None if columns is None else list(columns)))
     return table.slice(first - before, stop - first)
+
+
+def _require(path: Path, file: pq.ParquetFile, columns: Sequence[str] | None) -> None:
+    if missing := set(columns or ()) - set(file.schema_arrow.names):
+        raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; {AGAIN}")
 
 
 def check_sidecar(path: Path, lengths: NDArray[np.int32]) -> None:

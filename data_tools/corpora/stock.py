@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools import _index
-from data_tools.corpora.corpus_files import AGAIN, manifest_path, metadata_path, require_space, write_errors
+from data_tools.corpora.corpus_files import manifest_path, require_space, write_errors
 from megatron_kaiyuan.data.indexed import DTYPE_CODES, bin_path, idx_path
+from megatron_kaiyuan.data.metadata import AGAIN, metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, publish, read_sealed_json, temporary_beside, write_sealed_json
 from megatron_kaiyuan.forms import Checksum, FileName, Form, require_form

@@ -13,16 +13,15 @@ import xxhash
 from data_tools import _index
 from data_tools.corpora.corpus import dtype_code
 from data_tools.corpora.corpus_files import (
-    AGAIN,
     manifest_path,
-    metadata_path,
     read_manifest,
     sealed_paths,
     token_dtype,
 )
-from data_tools.corpora.sidecar import check_sidecar, open_sidecar, sidecar_schema
+from data_tools.corpora.sidecar import check_sidecar, sidecar_schema
 from data_tools.corpora.stock import is_stock, verify_stock
 from megatron_kaiyuan.data.indexed import bin_path, idx_path, map_lengths
+from megatron_kaiyuan.data.metadata import AGAIN, metadata_path, open_metadata
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.progress import has_read
@@ -131,7 +130,7 @@ def check_sizes(prefix: Path, files: dict[str, Any]) -> None:
 def _check_metadata(prefix: Path, manifest: dict[str, Any]) -> None:
     """The footer of the sidecar: its columns and the number of its rows."""
     path, sequences = metadata_path(prefix), manifest["sequences"]
-    with open_sidecar(path) as file:
+    with open_metadata(path) as file:
         rows, schema = file.metadata.num_rows, file.schema_arrow
     if rows != sequences:
         raise UserError(f"{path}: has {rows} rows for {sequences} sequences; {AGAIN}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_kaiyuan.outputs import check
 from megatron_kaiyuan.pages.page import earlier_page, page_identity, page_output, render, write_page
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix, stream_tables
-from megatron_kaiyuan.pages.plotting import stream_figures
+from megatron_kaiyuan.pages.streams import stream_figures
 
 GENERATOR = "kaiyuan-data report"
 

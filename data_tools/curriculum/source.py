@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_tools import _index
-from data_tools.corpora.corpus_files import manifest_path, metadata_path, read_manifest
+from data_tools.corpora.corpus_files import manifest_path, read_manifest
 from data_tools.curriculum.recipe import DatasetRecipe, nearest
 from megatron_kaiyuan.data.indexed import HEADER, IndexedCorpus, bin_path, idx_path
+from megatron_kaiyuan.data.metadata import metadata_path, open_metadata
 from megatron_kaiyuan.data.tokenizer_identity import tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 
@@ -73,17 +73,10 @@ class Source:
 
     def _scores(self) -> Iterator[tuple[NDArray[np.float64], int]]:
         path = metadata_path(self.corpus.prefix)
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_ROWS, columns=[self.recipe.score]):
-                    column = batch.column(0).cast(pa.float64(), safe=False)
-                    yield column.to_numpy(zero_copy_only=False), len(column)
-        except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-            raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read as Parquet ({error}); make the corpus again")
+        with open_metadata(path) as file:
+            for batch in file.iter_batches(_ROWS, columns=[self.recipe.score]):
+                column = batch.column(0).cast(pa.float64(), safe=False)
+                yield column.to_numpy(zero_copy_only=False), len(column)
 
 
 def check_dataset(recipe: DatasetRecipe, prefix: Path) -> None:
@@ -99,14 +92,10 @@ def check_dataset(recipe: DatasetRecipe, prefix: Path) -> None:
 
 def _check_scores(corpus: IndexedCorpus, column: str) -> None:
     path = metadata_path(corpus.prefix)
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-    except FileNotFoundError as error:
-        message = f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess"
-        raise UserError(message) from error
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+    if not path.exists():
+        raise UserError(f"{path}: not found, so the corpus has no score {column!r}; make it with preprocess")
+    with open_metadata(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
     if column not in schema.names:
         known = [field.name for field in schema if pa.types.is_floating(field.type)]
         add = nearest(column, known)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_tools.corpora.corpus_files import metadata_path, read_manifest
+from data_tools.corpora.corpus_files import read_manifest
 from data_tools.corpora.sidecar import sidecar_rows
 from data_tools.reading.arrow_values import is_number, stored_type, to_doubles
 from data_tools.reading.documents import document_batches
@@ -21,6 +21,7 @@ from data_tools.reading.tasks import Settings
 from data_tools.scores.quantiles import draws
 from data_tools.steps.datasets import Dataset
 from data_tools.tokenizers.decoding import CorpusText
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.progress import counted
 

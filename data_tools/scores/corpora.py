@@ -18,15 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.corpora.corpus_files import (
-    corpus_output,
-    earlier_corpus,
-    metadata_path,
-    read_manifest,
-    tokenizer_path,
-)
+from data_tools.corpora.corpus_files import corpus_output, earlier_corpus, read_manifest, tokenizer_path
 from data_tools.corpora.growing import add_columns
-from data_tools.corpora.sidecar import FIXED, sidecar_slice
+from data_tools.corpora.sidecar import sidecar_slice
 from data_tools.engines.stage import Engine, Record, Stage
 from data_tools.scores.parse import parse_scorers
 from data_tools.scores.quantiles import QuantileColumn, RankedRows, ShardRanks, choice_seed, parse_quantile, rank
@@ -36,6 +30,7 @@ from data_tools.steps.datasets import NAMED
 from data_tools.steps.folder import Workplace
 from megatron_kaiyuan.cluster.waiting import Waiting
 from megatron_kaiyuan.data.indexed import idx_path, map_lengths
+from megatron_kaiyuan.data.metadata import FIXED, metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.locks import lock
 from megatron_kaiyuan.outputs import Output, claim, identity_of, journal_of

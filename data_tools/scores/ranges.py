@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_tools.corpora.corpus_files import metadata_path
 from data_tools.corpora.sidecar import sidecar_slice
 from data_tools.engines.stage import Record, Target
 from data_tools.scores.scorer import TEXT, Scorer
 from data_tools.scores.steps import ScoreStep
 from data_tools.tokenizers.decoding import CorpusText
+from megatron_kaiyuan.data.metadata import metadata_path
 
 COLUMNS = ".parquet"
 # Few thousand tasks of a large corpus, none so small that its model loads for nothing.

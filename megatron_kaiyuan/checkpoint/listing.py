@@ -50,6 +50,7 @@ class Listed:
         problem: what its manifest lacks; None does not mean that its files are whole.
         scheduled: whether it was saved at a multiple of `checkpoint.save_every_steps`; None where its manifest cannot
             be read.
+        ema_decay: of the average of the weights that it holds; None: it holds none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Listed:
     is_latest: bool
     problem: str | None = None
     scheduled: bool | None = None
+    ema_decay: float | None = None
 
 
 def list_checkpoints(run_dir: Path) -> list[Listed]:
@@ -188,6 +190,7 @@ def as_table(listed: list[Listed]) -> str:
     for found in listed:
         tokens = "" if found.tokens is None else f"{found.tokens:,}"
         words = ["latest"] * found.is_latest + ["not scheduled"] * (found.scheduled is False)
+        words += [] if found.ema_decay is None else [f"EMA {found.ema_decay:g}"]
         note = found.problem or ", ".join(words)
         rows.append((found.name, tokens, megabytes(found.bytes), found.saved or "", note))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -241,13 +244,15 @@ def require_run(run_dir: Path) -> Path:
 def _listed(folder: Path, step: int | None, latest: str | None) -> Listed:
     size = size_of(folder)
     tokens, saved, problem, scheduled = None, None, None, None
+    ema: dict[str, Any] = {}
     try:
         manifest = read_manifest(folder)
         tokens, scheduled = manifest.get("tokens"), was_scheduled(folder, manifest)
+        ema = manifest.get("ema") or {}
         saved = _saved(folder / layout.MANIFEST)
     except (UserError, OSError) as error:
         problem = describe(error)
-    return Listed(folder.name, step, tokens, size, saved, folder.name == latest, problem, scheduled)
+    return Listed(folder.name, step, tokens, size, saved, folder.name == latest, problem, scheduled, ema.get("decay"))
 
 
 def _saved(manifest: Path) -> str:

@@ -10,14 +10,14 @@ import numpy as np
 
 from megatron_kaiyuan.compare.bootstrap import Floats
 from megatron_kaiyuan.compare.curves import Curve, loss_curves, smoothing_tokens, thinned
+from megatron_kaiyuan.compare.evaluation import loss_by_position
 from megatron_kaiyuan.compare.runs import Run
-from megatron_kaiyuan.pages.plotting import COLOURS, Figure, Unit, render_plot, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, INK, Figure, Unit, render_plot, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STYLES = ("-", "--", ":")
-_LEGEND_COLUMNS = 3
 _TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 # Figures of rows that have a plot of their own, in words.
 _OTHERS = {
@@ -54,6 +54,7 @@ def comparison_figures(runs: Sequence[Run]) -> Iterator[Figure]:
     yield from _if_any("Loss against time", f"{alike} Wall clock without pauses.", unit, times)
     for name in dict.fromkeys(name for run in runs for name in run.series):
         yield from _series(runs, name)
+    yield from _by_position(runs)
 
 
 def _time_unit(curves: Sequence[Curve]) -> tuple[float, str]:
@@ -91,6 +92,14 @@ def _series(runs: Sequence[Run], name: str) -> Iterator[Figure]:
     yield _plot(title, caption, "tokens", label, lines)
 
 
+def _by_position(runs: Sequence[Run]) -> Iterator[Figure]:
+    found = [np.array(loss_by_position(run.evaluation)).reshape(-1, 2).T for run in runs]
+    lines = [_Line(run.name, *positions) for run, positions in zip(runs, found, strict=True)]
+    if any(len(line.x) for line in lines):
+        caption = "Held-out loss at each position in the context, 1 the first, as kaiyuan eval measured it."
+        yield _plot("Loss by position", caption, "position in the context", "nats a token", lines, logarithmic=True)
+
+
 def _if_any(title: str, caption: str, x_label: str, lines: Sequence[_Line]) -> Iterator[Figure]:
     if any(np.isfinite(line.x).any() for line in lines):
         yield _plot(title, caption, x_label, "nats a token", lines)
@@ -104,9 +113,14 @@ def _plot(
     lines: Sequence[_Line],
     wide: bool = False,
     zero: bool = False,
+    logarithmic: bool = False,
     first_colour: int = 0,
 ) -> Figure:
-    unit = _unit(max((float(line.x[np.isfinite(line.x)].max(initial=0)) for line in lines), default=0.0))
+    unit = (
+        Unit(1.0, "")
+        if logarithmic
+        else _unit(max((float(line.x[np.isfinite(line.x)].max(initial=0)) for line in lines), default=0.0))
+    )
 
     def draw(axes: Axes) -> None:
         for number, line in enumerate(lines, first_colour):
@@ -114,12 +128,14 @@ def _plot(
             marker = "." if len(line.x) < 20 else None
             axes.plot(line.x / unit.size, line.y, style, color=colour, linewidth=1.3, marker=marker, label=line.name)
         if zero:
-            axes.axhline(0.0, color="#333333", linewidth=0.8)
+            axes.axhline(0.0, color=INK, linewidth=0.8)
+        if logarithmic:
+            axes.set_xscale("log")
         axes.set_xlabel(x_label + unit.label)
         axes.set_ylabel(y_label)
-        axes.legend(frameon=False, fontsize=8, ncols=_LEGEND_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        axes.legend()
 
-    return Figure(title, caption, render_plot(draw, wide, -(-len(lines) // _LEGEND_COLUMNS)), wide)
+    return Figure(title, caption, render_plot(draw, wide), wide)
 
 
 def _unit(largest: float) -> Unit:

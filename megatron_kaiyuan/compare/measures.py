@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_kaiyuan.compare.bootstrap import FEWEST, Floats, mean_interval
 from megatron_kaiyuan.compare.differences import seed_groups
-from megatron_kaiyuan.compare.evaluation import Score, scores
+from megatron_kaiyuan.compare.evaluation import HELD_OUT, Score, scores
 from megatron_kaiyuan.compare.intervals import Interval, difference
 from megatron_kaiyuan.compare.pairs import paired_losses
 from megatron_kaiyuan.compare.runs import Run, Series
@@ -21,7 +21,15 @@ Better = Literal["lower", "higher", None]
 _WINDOW_SHARE = 0.1
 _WINDOW_ROWS = 20
 # Kinds of figures of which less is better; of accuracies more is. Of any other neither is said.
-_LOWER = ("loss", "bits_per_byte", "perplexity", "byte_perplexity", "word_perplexity", "nats_per_token")
+_LOWER = (
+    "loss",
+    "calibration error",
+    "bits_per_byte",
+    "perplexity",
+    "byte_perplexity",
+    "word_perplexity",
+    "nats_per_token",
+)
 _HIGHER = ("acc", "exact_match", "f1", "pass@", "bleu", "rouge")
 
 
@@ -186,7 +194,7 @@ def _evaluated(runs: Sequence[Run]) -> Iterator[Measure]:
         differences = [None, *(_score_difference(of_runs[0], one) for one in of_runs[1:])]
         others = {one.made_from for one in of_runs if one is not None}
         note = "measured on other data or with other settings: no difference" if len(others) > 1 else ""
-        yield Measure(what, unit, _better(unit if what != "held-out loss" else "loss"), estimates, differences, note)
+        yield Measure(what, unit, _better("loss" if what.startswith(HELD_OUT) else unit), estimates, differences, note)
 
 
 def _score_difference(first: Score | None, other: Score | None) -> Difference | None:

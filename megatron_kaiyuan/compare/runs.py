@@ -69,7 +69,6 @@ class Run:
     Attributes:
         name: of its folder, with as much of the path before it as sets it apart from the others.
         tokens: of each row that counts, rising.
-        before: tokens of the row before each row, 0 for the first.
         losses: mean since the row before, nats a token; NaN where none was finite.
         loss_steps: steps that it is a mean of.
         seconds: wall clock at each row without pauses (`History.trained_seconds`); NaN: not known.
@@ -87,7 +86,6 @@ class Run:
     folder: Path
     steps: int
     tokens: NDArray[np.int64]
-    before: NDArray[np.int64]
     losses: Floats
     loss_steps: Floats
     seconds: Floats
@@ -106,9 +104,9 @@ class Run:
         return int(self.tokens[-1])
 
     @property
-    def loss(self) -> Series:
-        there = np.isfinite(self.losses)
-        return Series(self.tokens[there], self.losses[there])
+    def before(self) -> NDArray[np.int64]:
+        """Tokens of the row before each row, 0 for the first."""
+        return np.concatenate([[0], self.tokens[:-1]])
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -117,14 +115,16 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: they are fewer than 2 or more than 20, or one is no run or has no step.
     """
-    once = list(dict.fromkeys(folder.resolve() for folder in folders))
+    once: dict[Path, Path] = {}
+    for folder in folders:
+        once.setdefault(folder.resolve(), folder)
     again = len(folders) - len(once)
     notes = [f"{again} of the folders are runs that were named before: left out"] if again else []
     if not FEWEST_RUNS <= len(once) <= MOST_RUNS:
         raise UserError(
             f"compare: takes {FEWEST_RUNS} to {MOST_RUNS} different runs and got {len(once)}; name their folders"
         )
-    return [_read(folder, name) for folder, name in zip(once, _names(once), strict=True)], notes
+    return [_read(folder, name) for folder, name in zip(once.values(), _names(list(once)), strict=True)], notes
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -139,7 +139,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     if folder.is_file():
         raise UserError(f"{folder}: is a file; name the folder of a run{near_run(folder)}")
-    history = read_history(folder / "metrics.jsonl")
+    history = read_history(folder / "metrics.jsonl", with_monitor=False)
     notes = _notes(history)
     config = _read_config(folder, notes)
     tokens = history.rows.tokens
@@ -150,12 +150,11 @@ def _read(folder: Path, name: str) -> Run:
         folder=folder,
         steps=int(history.rows.steps[-1]),
         tokens=tokens,
-        before=np.concatenate([[0], tokens[:-1]]),
         losses=losses,
         loss_steps=loss_steps,
         seconds=history.trained_seconds(),
         flops=_flops(history, config),
-        series={name: found for name in names if len((found := _series(history, name)).values)},
+        series={name: found for name in names if len((found := _series(history, name, tokens)).values)},
         counts=_counts(history),
         config=config,
         order=_order(folder, config, history),
@@ -185,10 +184,10 @@ def _read_config(folder: Path, notes: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def _series(history: History, name: str) -> Series:
+def _series(history: History, name: str, tokens: NDArray[np.int64]) -> Series:
     values = history.column(name)
     there = np.isfinite(values)
-    return Series(history.rows.tokens[there], values[there])
+    return Series(tokens, values) if there.all() else Series(tokens[there], values[there])
 
 
 def _counts(history: History) -> dict[str, int]:
@@ -202,9 +201,17 @@ def _facts(history: History) -> dict[str, Any]:
     """What the newest event of each kind says."""
     found: dict[str, Any] = {}
     for event in history.events:
-        if event["event"] in _FACTS:
+        if event["event"] == "implementations":
+            found |= _implementations(event.get("table"))
+        elif event["event"] in _FACTS:
             found |= {name: value for name, value in flatten(event).items() if name not in _NO_FACTS}
     return found
+
+
+def _implementations(table: Any) -> dict[str, Any]:
+    """The implementation of each operation."""
+    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+    return {f"implementation of {row.get('op')}": row.get("implementation") for row in rows}
 
 
 def _flops(history: History, config: dict[str, Any] | None) -> Floats | None:

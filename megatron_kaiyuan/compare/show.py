@@ -91,7 +91,7 @@ def _digits(measure: Measure) -> int:
     largest = max(values, default=0.0)
     if not measure.unit and all(value == int(value) for value in values):
         return 0
-    return 4 if largest < 100 else 0
+    return 4 if largest < 10 else 1 if largest < 1000 else 0
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:

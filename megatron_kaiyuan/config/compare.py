@@ -62,7 +62,9 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "monitor": "log_every_steps peak_tflops profile_steps activations_every_steps headroom_warning_bits "
         "overflow_capsules overflow_capsule_scale notify_command notify_events notify_timeout_seconds prometheus_file "
         "tensorboard wandb wandb_project swanlab swanlab_project",
+        "validation": "corpora weights every_steps every_tokens tokens",
         "samples": "prompts tokenizer every_steps max_new_tokens do_sample temperature top_p repetition_penalty seed",
+        "tasks": "names tokenizer include_path every_steps every_tokens limit num_fewshot batch_size",
     },
     AtResume.NOT_COMPARED: {"": "run_dir init_from"},
 }

@@ -44,6 +44,7 @@ _ELSEWHERE: dict[str, dict[str, tuple[str, str]]] = {
         **dict.fromkeys(("max_grad_norm", "grad_clip", "gradient_clipping"), ("optimizer.clip_grad", "")),
         **dict.fromkeys(("beta1", "betas"), ("optimizer.adam_beta1", "and adam_beta2")),
         "beta2": ("optimizer.adam_beta2", ""),
+        **dict.fromkeys(("ema_decay", "ema_beta"), ("ema.decay", "of a step")),
         **dict.fromkeys(("output_dir", "out_dir", "save", "save_dir"), ("run_dir", "")),
         **dict.fromkeys(("load", "pretrained", "model_name_or_path", "resume_from"), ("init_from", "")),
         **dict.fromkeys(("save_interval", "save_steps"), ("checkpoint.save_every_steps", "")),

@@ -162,12 +162,13 @@ def _row(one: Candidate, held_out: dict[str, Any]) -> dict[str, Any]:
 
 
 def _best(result: dict[str, Any]) -> str:
-    best = min(result["averages"], key=lambda row: row["held_out"]["nats_per_token"])
-    newest, loss = result["newest"]["nats_per_token"], best["held_out"]["nats_per_token"]
-    return (
-        f"lowest held-out loss {loss:.4f} nats per token by the {_NAMES[best['kind']]} of the last {best['last']}, the "
-        f"newest step {result['step']} has {newest:.4f}"
-    )
+    losses = {f"{_NAMES[row['kind']]} of the last {row['last']}": row["held_out"] for row in result["averages"]}
+    losses = {f"step {result['step']} alone": result["newest"], **losses}
+    losses |= {"kept EMA": result["kept_ema"]} if result["kept_ema"] else {}
+    best = min(losses, key=lambda name: losses[name]["nats_per_token"])
+    found = f"lowest held-out loss {losses[best]['nats_per_token']:.4f} nats per token: {best}"
+    newest = result["newest"]
+    return found if losses[best] is newest else f"{found}; step {result['step']} alone {newest['nats_per_token']:.4f}"
 
 
 def _page(run_dir: Path, output: Path, result: dict[str, Any]) -> str:

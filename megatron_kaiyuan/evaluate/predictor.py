@@ -70,29 +70,29 @@ def predictor_of_transformers(network: PreTrainedModel) -> Predictor:
     )
 
 
-def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, device: torch.device) -> Predictor:
+def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, device: torch.device | str) -> Predictor:
     """A network of Megatron Core as it trains, in the precision that it trains in, on any layout of ranks.
 
     Args:
         models: this rank's chunks of the network.
         vocabulary: padded, as the network has it.
     """
-    from megatron_kaiyuan.generate.adapter import LogitsModel
     from megatron_kaiyuan.generate.parallel import sequence_logits
+
+    device = torch.device(device)
 
     def logits(ids_bs: torch.Tensor) -> torch.Tensor:
         return sequence_logits(models, ids_bs, vocabulary)
 
-    by_passes = LogitsModel(logits, device)
-
     def generate(**options: Any) -> torch.Tensor:
+        # It brings transformers, which logits do without.
+        from megatron_kaiyuan.generate.adapter import LogitsModel
+
         # lm-eval asks for a cache, which is not where the network lies on many ranks.
-        found: torch.Tensor = by_passes.generate(**{**options, "use_cache": False})
+        found: torch.Tensor = LogitsModel(logits, device).generate(**{**options, "use_cache": False})
         return found
 
-    return Predictor(
-        logits, vocabulary, device, generate, replicas(), logits_per_batch=_logits_per_batch(torch.device(device))
-    )
+    return Predictor(logits, vocabulary, device, generate, replicas(), logits_per_batch=_logits_per_batch(device))
 
 
 def _logits_per_batch(device: torch.device) -> int:

@@ -8,8 +8,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,52 +101,21 @@ class JsonLines(Sink):
         return None
 
 
-class Terminal(Sink):
-    """One line a row that a person can read."""
+class Events(JsonLines):
+    """`events.jsonl`: the events of `metrics.jsonl` once more, but for the monitor's figures.
 
-    def __init__(self, total_steps: int):
-        self._total_steps = total_steps
-        self._shown: Sequence[str] = ()
-
-    def show(self, names: Sequence[str]) -> None:
-        self._shown = names
+    Which rows a restart makes void is decided by the order of lines in `metrics.jsonl`, which keeps all of them.
+    """
 
     def write(self, row: Row) -> None:
-        left = (self._total_steps - row["step"]) * row["seconds_per_step"]
-        parts = [
-            f"step {row['step']:>{len(str(self._total_steps))}}/{self._total_steps}",
-            f"{row['tokens'] / 1e6:.2f} M tokens",
-            row["phase"],
-            _loss(row),
-            f"lr {row['lr']:.2e}",
-            f"grad norm {row['grad_norm']:.2f}" if row["grad_norm"] is not None else "step skipped",
-            f"{row['tokens_per_second']:,.0f} tokens/s",
-            f"{timedelta(seconds=round(left))} left",
-        ]
-        if row["loss_scale"] != 1:
-            parts.insert(-2, f"loss scale {row['loss_scale']:g}")
-        if row.get("mfu") is not None:
-            parts.insert(-1, f"MFU {row['mfu']:.1%}")
-        for name in self._shown:
-            if row.get(name) is not None:
-                parts.insert(-1, f"{name} {row[name]:.4g}")
-        if "slowest_node" in row:
-            times = "/".join(f"{row[f'rank_seconds_{name}']:.3g}" for name in ("min", "median", "max"))
-            parts.insert(-1, f"ranks {times} s (slowest {row['slowest_rank']} on {row['slowest_node']})")
-        log.info(" | ".join(parts))
+        return
 
     def event(self, row: Row) -> None:
-        told_otherwise = ("event", "time", "documents", "table")
-        details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in told_otherwise)
-        log.info("\n".join([f"{row['event']}: {details}".rstrip(), *_aligned(row.get("table", []))]))
+        super().write(row)
 
-
-def _loss(row: Row) -> str:
-    """The mean since the last line: that of one step goes up and down with its documents."""
-    if row["loss_mean"] is None:
-        return "loss not finite"
-    of = f"mean loss of {row['loss_steps']} steps" if row["loss_steps"] > 1 else "loss"
-    return f"{of} {row['loss_mean']:.4f}"
+    def table(self, row: Row) -> None:
+        if row["event"] != "monitor":
+            super().write(row)
 
 
 class Sinks:
@@ -193,30 +161,30 @@ class Sinks:
                 self._sinks.remove(sink)
 
 
-def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: dict[str, Any]) -> Sinks:
+def open_sinks(
+    run_dir: Path, monitor: MonitorConfig, total_steps: int, config: dict[str, Any], alone: bool = True
+) -> Sinks:
     """The sinks that a recipe asks for.
+
+    Args:
+        alone: this process is the only rank.
 
     Raises:
         UserError: an optional package that the recipe asks for is not installed.
     """
     from megatron_kaiyuan.monitor.notify import Notify
     from megatron_kaiyuan.monitor.prometheus import Prometheus
+    from megatron_kaiyuan.monitor.terminal import open_terminal
     from megatron_kaiyuan.monitor.trackers import tracker_sinks
 
     command, file = monitor.notify_command, monitor.prometheus_file
     return Sinks(
         [
             lambda: JsonLines(run_dir / "metrics.jsonl"),
-            lambda: Terminal(total_steps),
+            lambda: Events(run_dir / "events.jsonl"),
+            lambda: open_terminal(total_steps, alone),
             *([lambda: Prometheus(file, run_dir)] if file is not None else []),
             *([lambda: Notify(run_dir, monitor)] if command is not None else []),
             *tracker_sinks(run_dir, monitor, redact_values(config)),
         ]
     )
-
-
-def _aligned(table: Sequence[Mapping[str, str]]) -> list[str]:
-    """A table's rows as lines, each column as wide as its widest text."""
-    columns = zip(*(row.values() for row in table), strict=True)
-    padded = [[text.ljust(max(map(len, column))) for text in column] for column in map(list, columns)]
-    return ["  " + "  ".join(line).rstrip() for line in zip(*padded, strict=True)]

@@ -1,34 +1,70 @@
-"""Figures as SVG in data URIs, in one style: a page that holds them needs no other file."""
+"""Figures of a page in one style. They stand in the page as SVG, at two widths; the page shows the one that fits.
+
+Without scripts nothing is missing but values on hover and zoom (figures.js).
+"""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix
+from megatron_kaiyuan.pages.svg import COLOURS, FAINT, GRID, INK, MARK, PIXELS_PER_INCH, css_colour, inline_svg
+from megatron_kaiyuan.pages.values import as_json, in_words, series_of
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
-_INK, _FAINT = "#333333", "#b8b8b8"
+# Pixels: across the page, half of it, and a telephone's; layout.html has the same.
+_WIDE, _HALF, _SMALL = (948, 300), (464, 270), (358, 240)
+# Of a curve the least and the largest of so many columns are kept.
+_COLUMNS = 450
 _STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 12,
+    "axes.titlesize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
     "axes.grid": True,
-    "grid.color": "#ececec",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "lines.solid_capstyle": "round",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    "path.simplify_threshold": 0.2,
+    # Text stays text: it is read by search, and set in the page's font.
+    "svg.fonttype": "none",
     "svg.hashsalt": "kaiyuan",
 }
+
+__all__ = ["COLOURS", "FAINT", "INK", "MARK", "Figure", "Plot", "Unit", "name_phases", "render_plot", "scaled", "thin"]
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    name: str
+    colour: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture at two widths, its legend, and its values for the page's script."""
+
+    full: Markup
+    small: Markup
+    legend: list[LegendEntry]
+    values: Markup
 
 
 @dataclass(frozen=True)
@@ -37,69 +73,95 @@ class Figure:
 
     title: str
     caption: str
-    uri: str
+    plot: Plot
     wide: bool = False
 
 
-def stream_figures(phases: Sequence[PhaseMix], wide: bool = False) -> Iterator[Figure]:
-    """Share and mean quality quantile of each dataset along the token position."""
-    _, unit = scaled(np.array([phases[-1].end], dtype=np.float64))
-    names = list(dict.fromkeys(name for phase in phases for name in phase.tokens))
-    colours = _colours(names)
-    wide = wide or len(names) > len(COLOURS)
+def render_plot(draw: Callable[[Axes], None], wide: bool = False) -> Plot:
+    """Draw on canvases of their own; no window system and no global state of pyplot.
 
-    def shares(axes: Axes) -> None:
-        for phase in phases:
-            tokens = np.array([phase.tokens.get(name, np.zeros(len(phase.edges) - 1)) for name in names])
-            total = tokens.sum(axis=0)
-            share = 100 * np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
-            base = np.zeros(len(total))
-            for name, part in zip(names, share, strict=True):
-                if part.any():
-                    axes.stairs(base + part, phase.edges / unit.size, baseline=base, fill=True, color=colours[name])
-                base = base + part
-        _finish_stream(axes, phases, unit, colours)
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("% of tokens")
-
-    def quality(axes: Axes) -> None:
-        scored = {}
-        for phase in phases:
-            middles = (phase.edges[1:] + phase.edges[:-1]) / 2 / unit.size
-            for name, quantiles in phase.mean_quantile.items():
-                if not np.isnan(quantiles).all():
-                    scored[name] = colours[name]
-                    axes.plot(middles, quantiles, color=colours[name], linewidth=1.2, marker=".", markersize=3)
-            axes.plot(middles, phase.overall_quantile(), color=_INK, linewidth=2.2)
-        _finish_stream(axes, phases, unit, {**scored, "all scored": _INK})
-        axes.set_ylim(0, 1.02)
-        axes.set_ylabel("mean quality quantile")
-
-    caption = (
-        "Mean rank by score of the tokens there, in hundredths of the whole corpus, 1 the best; documents without a "
-        "score are the lowest. The dark line is all scored datasets."
-    )
-    if any(phase.recipe.get("pack") for phase in phases):
-        caption += " In packed phases it is that of the same part of the order before it was packed."
-    legend_rows = -(-len(names) // 4)
-    yield Figure(
-        "Datasets",
-        "Share of each dataset in the documents' tokens along the token position.",
-        render_plot(shares, wide, legend_rows),
-        wide,
-    )
-    yield Figure("Quality", caption, render_plot(quality, wide, legend_rows), wide)
+    Args:
+        draw: is called for each width. Labels of lines name their values; a legend is taken off and set by the page.
+    """
+    full, legend, values = _draw_one(draw, "full", _WIDE if wide else _HALF)
+    small, _, _ = _draw_one(draw, "small", _SMALL)
+    return Plot(full, small, legend, values)
 
 
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each dataset; after the eighth the same colours come again, paler."""
-    from matplotlib.colors import to_hex, to_rgb
+def _draw_one(
+    draw: Callable[[Axes], None], kind: str, size: tuple[int, int]
+) -> tuple[Markup, list[LegendEntry], Markup]:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
 
-    found = {}
-    for index, name in enumerate(names):
-        paler = min(0.3 * (index // len(COLOURS)), 0.8)
-        found[name] = to_hex([part + (1 - part) * paler for part in to_rgb(COLOURS[index % len(COLOURS)])])
-    return found
+    with matplotlib.rc_context(_STYLE):
+        width, height = (pixels / PIXELS_PER_INCH for pixels in size)
+        canvas = Canvas(figsize=(width, height), layout="constrained")
+        axes = canvas.add_subplot()
+        draw(axes)
+        legend = _take_legend(axes)
+        for one in canvas.axes:
+            _plain_numbers(one)
+        series = series_of(axes)
+        picture = inline_svg(canvas, axes, kind, in_words(axes, series))
+        return picture, legend, as_json(axes, series)
+
+
+def _take_legend(axes: Axes) -> list[LegendEntry]:
+    legend = axes.get_legend()
+    if legend is None:
+        return []
+    entries = [
+        LegendEntry(text.get_text(), *_look(handle))
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True)
+        if handle is not None
+    ]
+    legend.remove()
+    return entries
+
+
+def _look(handle: Artist) -> tuple[str, str]:
+    """Colour and CSS border style."""
+    from matplotlib.colors import to_hex
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if isinstance(handle, Line2D):
+        style = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashed"}.get(str(handle.get_linestyle()), "solid")
+        return css_colour(to_hex(handle.get_color())), style
+    return css_colour(to_hex(handle.get_facecolor())) if isinstance(handle, Patch) else INK, "solid"
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Powers of ten as 1000 or 1e+07: small exponents are hard to read."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log":
+            axis.set_major_formatter(Plain())
+            axis.set_minor_formatter(Plain())
+
+
+def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points of a curve that are seen: of each column of pixels the least and the largest, so that no peak is lost.
+
+    Args:
+        x: rising; points where either is not finite are left out.
+    """
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], np.asarray(y[finite], dtype=np.float64)
+    if len(x) <= 2 * _COLUMNS:
+        return x, y
+    columns = np.floor((x - x[0]) / ((x[-1] - x[0]) or 1.0) * (_COLUMNS - 1e-9))
+    by_height = np.lexsort((y, columns))
+    ends = np.flatnonzero(np.append(np.diff(columns[by_height]) > 0, True))
+    starts: NDArray[np.intp] = np.concatenate([[0], ends[:-1] + 1])
+    kept = np.unique(np.concatenate([[0], by_height[starts], by_height[ends], [len(x) - 1]]))
+    return x[kept], y[kept]
 
 
 @dataclass(frozen=True)
@@ -118,41 +180,31 @@ def scaled(tokens: NDArray[np.float64]) -> tuple[NDArray[np.float64], Unit]:
     return tokens, Unit(1.0, "")
 
 
-def name_phase(axes: Axes, phase: PhaseMix, unit: Unit) -> None:
-    if phase.start:
-        axes.axvline(phase.start / unit.size, color=_INK, linewidth=0.9, linestyle="--")
-    axes.annotate(
-        phase.name,
-        (phase.start / unit.size, 1.0),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(3, 3),
-        textcoords="offset points",
-        fontsize=8,
-        color=_INK,
-    )
+def name_phases(axes: Axes, phases: Sequence[PhaseMix], unit: Unit, end: float) -> None:
+    """Part phases by dashed lines, with names where there is room for them.
 
-
-def _finish_stream(axes: Axes, phases: Sequence[PhaseMix], unit: Unit, colours: dict[str, str]) -> None:
-    from matplotlib.patches import Patch
-
+    Args:
+        end: tokens at the right of the axes.
+    """
+    room = axes.get_figure().get_size_inches()[0] * PIXELS_PER_INCH * 0.8  # type: ignore[union-attr]
+    free = 0.0
     for phase in phases:
-        name_phase(axes, phase, unit)
-    axes.set_xlim(0, phases[-1].end / unit.size)
-    axes.set_xlabel(f"tokens{unit.label}")
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-
-
-def render_plot(draw: Callable[[Axes], None], wide: bool = False, legend_rows: int = 1) -> str:
-    """Draw on a canvas of its own; no window system and no global state of pyplot."""
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    with matplotlib.rc_context(_STYLE):
-        width, height = (9.6, 3.4) if wide else (4.7, 2.9)
-        canvas = Canvas(figsize=(width, height + 0.18 * (legend_rows - 1)), layout="constrained")
-        draw(canvas.add_subplot())
-        buffer = io.BytesIO()
-        # No date, so that the same run gives the same page.
-        canvas.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+        if phase.start >= end:
+            continue
+        if phase.start:
+            axes.axvline(phase.start / unit.size, color=INK, linewidth=0.9, linestyle="--")
+        place = phase.start / end * room
+        if place < free:
+            continue
+        # Letters are at most seven pixels wide.
+        free = place + 7 * len(phase.name) + 6
+        axes.annotate(
+            phase.name,
+            (phase.start / unit.size, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=11,
+            color=INK,
+            gid=MARK,
+        )

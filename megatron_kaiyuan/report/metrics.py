@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.forms import Count, Form
 from megatron_kaiyuan.metrics import is_recorded
 from megatron_kaiyuan.nearby import near_run
+from megatron_kaiyuan.report.monitor_rows import Layout, Monitored, MonitorRow, read_monitor_row
 from megatron_kaiyuan.report.table import Table, number
 
 # Events after which the steps beyond theirs are trained again.
@@ -25,6 +24,8 @@ RESTARTS = ("start", "resume", "rollback")
 _STARTS = ("start", "resume")
 # Lines that a session's time reaches to: rows, and these events. A start writes others before its own.
 _DURING = ("", *RESTARTS, "startup", "checkpoint", "stop")
+# How a line of the monitor begins, as it is written.
+_MONITOR = b'{"event": "monitor"'
 # Steps at least over which a reported loss is a mean: that of one step varies with its documents.
 _FEWEST_STEPS = 10
 
@@ -36,11 +37,25 @@ class Session:
     Attributes:
         place: rows that were written before it, those that no longer count too.
         begun, ended: time of its start and of its last line, seconds since 1970; NaN where no line has any.
+        start: its event `start` or `resume`; empty where an older version wrote none.
+        trained: tokens of its steps, those that no longer count too.
     """
 
     place: int
     begun: float = math.nan
     ended: float = math.nan
+    start: dict[str, Any] = field(default_factory=dict)
+    trained: float = 0.0
+    _reached: float = math.nan
+
+    def goes_to(self, tokens: float) -> None:
+        """Take note of where a start or a rollback puts the run."""
+        self._reached = tokens
+
+    def trains_to(self, tokens: float) -> None:
+        """Take note of a step's end."""
+        self.trained += max(tokens - self._reached, 0.0) if math.isfinite(self._reached) else 0.0
+        self._reached = tokens
 
     def saw(self, time: float) -> None:
         """Take note of a line's time."""
@@ -56,7 +71,7 @@ class History:
     Attributes:
         rows: one for each logged step, rising in `step`.
         events: as written, but for the monitor's.
-        monitored: figures by tensor and layer (`train/hooks/monitoring.py`), rising in `step`.
+        monitored: figures by tensor and layer, rising in `step`.
         repeated: rows that a restart made void, since their steps were trained again.
         unreadable: lines that hold no JSON object, as a killed process leaves them.
         sessions: of each start that wrote anything, in order.
@@ -64,7 +79,7 @@ class History:
 
     rows: Table = field(default_factory=Table)
     events: list[dict[str, Any]] = field(default_factory=list)
-    monitored: list[dict[str, Any]] = field(default_factory=list)
+    monitored: Monitored = field(default_factory=lambda: Monitored({}))
     repeated: int = 0
     unreadable: int = 0
     sessions: list[Session] = field(default_factory=list)
@@ -123,19 +138,23 @@ class History:
         return float(np.interp(step, steps, tokens))
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path, with_monitor: bool = True) -> History:
     """Read metrics; a later row of a step replaces the earlier one, and a restart voids what lay beyond its step.
+
+    Args:
+        with_monitor: read the monitor's figures, which are the larger part of some files.
 
     Raises:
         UserError: the file is missing or holds no step.
     """
     history = History()
-    monitored: dict[int, dict[str, Any]] = {}
+    monitored: dict[int, MonitorRow] = {}
+    layouts: dict[Layout, Layout] = {}
     # Rows written before a restart, and the step that it continues from.
     restarts: list[tuple[int, float]] = []
     session = Session(0)
     history.sessions.append(session)
-    for row in _lines(path):
+    for row in _lines(path, with_monitor):
         if row is None:
             history.unreadable += 1
             continue
@@ -146,22 +165,25 @@ def read_history(path: Path) -> History:
             session.saw(number(row.get("time")))
         if "event" not in row:
             history.rows.add(row)
+            session.trains_to(row["tokens"])
         elif row["event"] == "monitor":
-            monitored[row["step"]] = row
+            if (seen := read_monitor_row(row, layouts)) is None:
+                history.unreadable += 1
+            else:
+                monitored[seen.step] = seen
         else:
             history.events.append(row)
             if row["event"] in RESTARTS:
+                session.start = row if row["event"] in _STARTS else session.start
                 last = number(row.get("step"))
+                session.goes_to(0.0 if last == 0 else number(row.get("tokens")))
                 restarts.append((len(history.rows), last))
                 monitored = {step: kept for step, kept in monitored.items() if not step > last}
     _keep_what_counts(history, restarts)
     if not len(history.rows):
         raise UserError(f"{path}: holds no training step; train first")
-    history.monitored = [monitored[step] for step in sorted(monitored)]
-    # What is watched may change when a run is resumed; figures are of what is watched now.
-    alike = [row for row in history.monitored if _shape(row) == _shape(history.monitored[-1])]
-    history.unreadable += len(history.monitored) - len(alike)
-    history.monitored = alike
+    history.monitored = Monitored(monitored)
+    history.unreadable += history.monitored.others
     return history
 
 
@@ -180,12 +202,13 @@ def _keep_what_counts(history: History, restarts: list[tuple[int, float]]) -> No
     history.repeated = len(steps) - len(kept)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+def _lines(path: Path, with_monitor: bool) -> Iterator[dict[str, Any] | None]:
     """Rows and events as they were written; None for a line that is neither."""
     try:
         with open(path, "rb") as file:
             for line in file:
-                if line := line.strip():
+                line = line.strip()
+                if line and (with_monitor or not line.startswith(_MONITOR)):
                     yield _parse(line)
     except OSError as error:
         raise UserError(
@@ -199,7 +222,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if "event" not in row:
         return row if _is_count(row.get("step")) and _is_count(row.get("tokens")) else None
-    return row if row["event"] != "monitor" or _is_monitors(row) else None
+    return row
 
 
 def _loaded(line: bytes) -> Any:
@@ -212,33 +235,6 @@ def _loaded(line: bytes) -> Any:
         return json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
         return None
-
-
-class _MonitorRow(Form):
-    step: Count
-    tokens: Count
-    activations: dict[str, dict[str, list[float | None]]]
-    gradients: dict[str, dict[str, list[float | None]]]
-    update_to_weight: dict[str, list[float | None]] | None
-
-
-def _is_monitors(row: dict[str, Any]) -> bool:
-    try:
-        found = _MonitorRow.model_validate(row)
-    except ValidationError:
-        return False
-    wanted = {name: {"headroom_bits"} for name in found.activations}
-    wanted |= {name: {"headroom_bits", "l1"} for name in ("embedding", "residual")}
-    activations = all(figures <= found.activations.get(name, {}).keys() for name, figures in wanted.items())
-    activations = activations and all(values for of in found.activations.values() for values in of.values())
-    updates = found.update_to_weight
-    return activations and (updates is None or found.gradients.keys() <= updates.keys())
-
-
-def _shape(row: dict[str, Any]) -> Any:
-    """Tensors, figures and places of a monitor's row."""
-    places = [(name, figure, len(values)) for name, of in row["activations"].items() for figure, values in of.items()]
-    return sorted(places), sorted(row["gradients"])
 
 
 def _is_count(value: Any) -> bool:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from megatron_kaiyuan.monitor.tensors import OUTSIDE_LAYERS
 from megatron_kaiyuan.pages.phase_mixes import PhaseMix
-from megatron_kaiyuan.pages.plotting import COLOURS, Figure, scaled
+from megatron_kaiyuan.pages.plotting import COLOURS, Figure, scaled, thin
 from megatron_kaiyuan.report.metrics import History
+from megatron_kaiyuan.report.monitor_rows import STREAM
 from megatron_kaiyuan.report.plots import against_tokens
 
 if TYPE_CHECKING:
@@ -26,62 +27,40 @@ _FP16_BITS = 16
 
 def monitor_figures(history: History, phases: Sequence[PhaseMix]) -> Iterator[Figure]:
     """Two heat maps of layers along the tokens, the headroom of each tensor, and how fast weights change."""
-    rows = history.monitored
-    tensors = list(rows[-1]["activations"])
-    of_layers = [name for name in tensors if name not in OUTSIDE_LAYERS]
+    seen = history.monitored
+    of_layers = [name for name in seen.tensors if name not in OUTSIDE_LAYERS]
     unit = scaled(history.column("tokens"))[1]
-    x = np.array([row["tokens"] for row in rows]) / unit.size
+    x = seen.tokens / unit.size
     edges = np.concatenate([[0.0], x])
 
     def frame(draw: Callable[[Axes], None], title: str, caption: str, wide: bool = False) -> Figure:
         return against_tokens(draw, history, phases, title, caption, wide)
 
-    headroom = np.min([_layers(rows, name, "headroom_bits") for name in of_layers], axis=0)
+    headroom = np.min([seen.headroom(name) for name in of_layers], axis=0)
     yield frame(
         lambda axes: _heat_map(axes, edges, headroom, np.min, "bits", limits=(0, _FP16_BITS)),
         "Headroom by layer",
         "Doublings left to 65,504, of the largest element of any watched tensor of the layer; red: not finite.",
     )
-    stream = np.concatenate([_layers(rows, "embedding", "l1"), _layers(rows, "residual", "l1")])
+    stream = np.concatenate([seen.size(name) for name in STREAM])
     yield frame(
         lambda axes: _heat_map(axes, edges, stream, np.mean, "mean |x|", first=0),
         "Residual stream by layer",
         "L1 mean after each layer; 0 is the embedding.",
     )
     yield frame(
-        lambda axes: _lines(
-            axes, x, {name: _layers(rows, name, "headroom_bits").min(axis=0) for name in tensors}, "bits"
-        ),
+        lambda axes: _lines(axes, x, {name: seen.headroom(name).min(axis=0) for name in seen.tensors}, "bits"),
         "Headroom by tensor",
         "Bits to 65,504 in the layer that has least of it.",
         wide=True,
     )
-    updated = [row["update_to_weight"] for row in rows]
-    kinds = list(rows[-1]["gradients"])
-    changes = {name: np.array([_median(update, name) for update in updated]) for name in kinds}
+    changes = {kind: seen.updates(kind) for kind in seen.kinds}
     yield frame(
         lambda axes: _lines(axes, x, changes, "update / weight", logarithmic=True),
         "Updates",
         "Norm of the update over norm of the weights; of weights in layers the median layer.",
         wide=True,
     )
-
-
-def least_headroom(history: History) -> float:
-    """Bits to 65,504 over all watched tensors and steps; minus infinity where one was not finite."""
-    return min(_layers(history.monitored, name, "headroom_bits").min() for name in history.monitored[-1]["activations"])
-
-
-def _layers(rows: list[dict[str, Any]], tensor: str, figure: str) -> NDArray[np.float64]:
-    """One figure of a tensor, [places, rows]; minus infinity where it was not finite."""
-    table = [[-np.inf if value is None else value for value in row["activations"][tensor][figure]] for row in rows]
-    return np.array(table, dtype=np.float64).T
-
-
-def _median(update: dict[str, Any] | None, kind: str) -> float:
-    """NaN after a skipped step."""
-    values = [] if update is None else [value for value in update[kind] if value is not None]
-    return float(np.median(values)) if values else np.nan
 
 
 def _heat_map(
@@ -119,7 +98,9 @@ def _heat_map(
     axes.grid(False)
     axes.set_ylabel("layer")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.figure.colorbar(mesh, ax=axes, label=label)
+    bar = axes.figure.colorbar(mesh, ax=axes, label=label)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)
 
 
 def _lines(
@@ -127,11 +108,11 @@ def _lines(
 ) -> None:
     styles = ("-", "--")
     for index, (name, values) in enumerate(lines.items()):
-        finite = np.isfinite(values)
         style, colour = styles[index // len(COLOURS) % len(styles)], COLOURS[index % len(COLOURS)]
-        marker = "." if finite.sum() < 20 else None
-        axes.plot(x[finite], values[finite], style, color=colour, linewidth=1.2, marker=marker, label=name)
+        at, shown = thin(x, values)
+        marker = "." if len(shown) < 20 else None
+        axes.plot(at, shown, style, color=colour, linewidth=1.2, marker=marker, label=name)
     if logarithmic:
         axes.set_yscale("log")
     axes.set_ylabel(label)
-    axes.legend(frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(loc="upper right")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.metadata import metadata_path, open_metadata
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
 
@@ -69,14 +69,11 @@ def vocabulary(corpora: Sequence[Corpus]) -> int:
 def _open(name: str, given: Path, score: str) -> Corpus:
     prefix = given.with_suffix("") if given.suffix in (".idx", ".bin") else given
     tokens = int(IndexedCorpus(prefix, check=None).lengths.sum())
-    return Corpus(name, prefix, _columns(prefix.with_name(f"{prefix.name}.meta.parquet")), score, tokens)
+    return Corpus(name, prefix, _columns(metadata_path(prefix)), score, tokens)
 
 
 def _columns(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: is not a Parquet file ({error}); copy it again") from error
-    return tuple(column.name for column in schema if column.type == pa.float64())
+    with open_metadata(path) as file:
+        return tuple(column.name for column in file.schema_arrow if column.type == pa.float64())

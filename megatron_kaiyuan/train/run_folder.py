@@ -15,7 +15,15 @@ from megatron_kaiyuan.redaction import redact_values
 
 CONFIG = "config.yaml"
 # Files that a run writes by these names.
-_WRITTEN = (CONFIG, "metrics.jsonl", "notify.log", "latest", "preempted.json", layout.checkpoints_folder(Path()).name)
+_WRITTEN = (
+    CONFIG,
+    "metrics.jsonl",
+    "events.jsonl",
+    "notify.log",
+    "latest",
+    "preempted.json",
+    layout.checkpoints_folder(Path()).name,
+)
 _HEADER = "# As resolved by kaiyuan train at its last start; edit the recipe, not this file.\n"
 
 

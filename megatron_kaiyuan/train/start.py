@@ -49,6 +49,7 @@ from megatron_kaiyuan.train.rounding import rounding_warning
 from megatron_kaiyuan.train.run_folder import require_run_folder
 from megatron_kaiyuan.train.run_length import count_steps, last_position, make_schedule, warnings
 from megatron_kaiyuan.train.session import Session
+from megatron_kaiyuan.train.start_block import start_block
 from megatron_kaiyuan.train.startup import Startup
 from megatron_kaiyuan.train.state import RunProgress, TrainState
 
@@ -128,6 +129,10 @@ def start(
     run_sinks = RunSinks(run, total_steps)
     sinks = run_sinks.sinks
     used = utilization(run, platform, torch.distributed.get_world_size())
+    for line in start_block(
+        run, stream.tokens, total_steps, torch.distributed.get_world_size(), platform.device_name()
+    ):
+        log.info(line)
     _tell(run, sinks, resumed, notes)
     _record_start(run, state, sinks, "start" if resumed.step is None else "resume", total_steps)
     if ahead := left_out.ahead(state.progress.tokens):

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from megatron_kaiyuan.compare.compare import Comparison, compare_runs
+from megatron_kaiyuan.compare.evaluation import loss_by_position
+from megatron_kaiyuan.compare.figures import comparison_figures
 from megatron_kaiyuan.compare.measures import Measure
 from megatron_kaiyuan.compare.records import as_record
 from megatron_kaiyuan.compare.show import as_text
@@ -177,10 +179,43 @@ def test_evaluations_are_compared_by_their_standard_errors(make: Callable[..., P
         "held-out loss", "held-out loss, code", "held-out loss",
     ]  # fmt: skip
     assert measure(found, "held-out loss").differences[1].interval.value == pytest.approx(-0.1)
+    assert {one.better for one in found.measures if one.what.startswith("held-out")} == {"lower"}
 
     other = make("e", rows_of(noise(0)), evaluation(2.0, 0.9, made_from={"arc_easy": "x", "held_out": "y"}))
     of = measure(compare_runs([folders[0], other]), "arc_easy")
     assert of.differences == [None, None] and "other data" in of.note
+
+
+def test_machine_and_software_that_differ_are_named(make: Callable[..., Path]) -> None:
+    def started(git: str, norm: str) -> Rows:
+        software = {"event": "environment", "git": git, "versions": {"torch": "2.13"}, "time": BEGUN, "step": 0}
+        chosen = {"event": "implementations", "table": [{"op": "norm", "implementation": norm}, "torn"], "time": BEGUN}
+        return [software, chosen, *rows_of(noise(0))]
+
+    runs = {"a": started("1a", "torch"), "b": started("2b", "Liger"), "c": rows_of(noise(0))}
+    found = compare_runs([make(name, rows) for name, rows in runs.items()])
+    fields = {field.field: field.values for field in found.environment}
+    assert fields == {
+        "git": ["1a", "2b", None],
+        "versions.torch": ["2.13", "2.13", None],
+        "implementation of norm": ["torch", "Liger", None],
+    }
+
+
+POSITIONS = ((0, 1, 9.0), (1, 4, 5.0))
+
+
+def test_calibration_is_compared_and_positions_are_drawn(make: Callable[..., Path]) -> None:
+    results = [evaluation(3.0, 0.6), evaluation(3.0, 0.6)]
+    for one, error in zip(results, (0.125, 0.25), strict=True):
+        one["model"]["calibration"] = {"arc_easy": {"items": 1000, "expected_calibration_error": error, "bins": []}}
+        bins = [{"from": start, "to": end, "tokens": 9, "nats_per_token": nats} for start, end, nats in POSITIONS]
+        one["model"]["held_out"]["by_position"] = bins
+    found = compare_runs([make("a", rows_of(noise(0)), results[0]), make("b", rows_of(noise(0)), results[1])])
+    of = next(one for one in found.measures if one.unit == "expected calibration error")
+    assert (of.better, of.differences[1].interval.value) == ("lower", 0.125)
+    assert loss_by_position(found.runs[0].evaluation) == [(1.0, 9.0), (math.sqrt(2 * 4), 5.0)]
+    assert "Loss by position" in [figure.title for figure in comparison_figures(found.runs)]
 
 
 def test_validation_is_compared_at_its_last_common_tokens(make: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ def run_of(tokens: list[int], losses: list[float]) -> Run:
     steps = (rising - before) / 2.0
     empty: dict = {}
     return Run(
-        name="run", folder=Path(), steps=len(tokens), tokens=rising, before=before, losses=np.array(losses),
+        name="run", folder=Path(), steps=len(tokens), tokens=rising, losses=np.array(losses),
         loss_steps=steps, seconds=np.zeros(len(tokens)), flops=None, series=empty, counts=empty, config=None,
         order=None, facts=empty, evaluation=None,
     )  # fmt: skip

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools import _index
-from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.corpora.corpus_files import read_manifest, sealed_paths
 from data_tools.corpora.verify import verify
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
 from tests.helpers.files.mutations import mutate

@@ -44,7 +44,8 @@ def test_each_loss_is_that_of_the_average_by_itself(run_dir: Path, tmp_path: Pat
     from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
     from megatron_kaiyuan.checkpoint.weighting import Weighting, several
     from megatron_kaiyuan.evaluate.averages import Wanted, compare_averages
-    from megatron_kaiyuan.evaluate.run import Measures, evaluate
+    from megatron_kaiyuan.evaluate.measures import Measures
+    from megatron_kaiyuan.evaluate.run import evaluate
 
     kinds = several(["equal", "ema", "one_minus_sqrt"], "steps", 0.7, 1.0)
     output = tmp_path / "averages.html"

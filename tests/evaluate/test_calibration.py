@@ -15,8 +15,9 @@ from sklearn.calibration import calibration_curve
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.calibration import BINS, Answer, calibration, calibrations
+from megatron_kaiyuan.evaluate.measures import Measures
 from megatron_kaiyuan.evaluate.results import read_entries
-from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.run import evaluate
 from megatron_kaiyuan.evaluate.summary import summary_line
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.export.loading import load_network, load_tokenizer

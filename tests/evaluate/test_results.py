@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.measures import Measures
 from megatron_kaiyuan.evaluate.results import FORMAT, read_entries, refuse_replaced, with_entry
-from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.run import evaluate
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.files import write_json
 from tests.helpers.training.local_tasks import write_tasks

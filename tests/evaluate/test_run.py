@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.measures import Measures
+from megatron_kaiyuan.evaluate.run import evaluate
 from megatron_kaiyuan.evaluate.summary import summary_line
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.evaluate.tasks import CONTINUATION, ROLLING, TaskSizes
@@ -78,7 +79,8 @@ def test_nothing_is_written_outside_the_work_folder(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "a_text_document", random_documents(4, seed=1))
     text = write_text(tmp_path / "a.jsonl", "a", 8, 60, seed=1)
     program = (
-        "import sys; from pathlib import Path; from megatron_kaiyuan.evaluate.run import Measures, evaluate\n"
+        "import sys; from pathlib import Path; from megatron_kaiyuan.evaluate.measures import Measures\n"
+        "from megatron_kaiyuan.evaluate.run import evaluate\n"
         "from megatron_kaiyuan.evaluate.summary import summary_line\n"
         "model, corpus, text, work = map(Path, sys.argv[1:])\n"
         "result, path = evaluate(model, Measures([corpus], [text]), work / 'evaluation.json', work=work)\n"

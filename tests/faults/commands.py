@@ -26,6 +26,8 @@ _IMPORTED = (
     "data_tools.windows.cut",
     "megatron_kaiyuan.checkpoint.average",
     "megatron_kaiyuan.checkpoint.imported",
+    "megatron_kaiyuan.compare.page",
+    "megatron_kaiyuan.evaluate.averages",
     "megatron_kaiyuan.export.run",
     "megatron_kaiyuan.report.build",
 )
@@ -178,6 +180,7 @@ def _documents(inputs: Path, out: Path) -> list[Command]:
 
 def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
     """What is made of a run."""
+    averages = ("averages", run_dir, "--held-out", inputs.parent / "corpus" / "text", "--device", "cpu")
     return [
         Command(
             "kaiyuan report",
@@ -186,9 +189,22 @@ def _models(run_dir: Path, inputs: Path, out: Path) -> list[Command]:
             heavy=True,
         ),
         Command(
+            "kaiyuan compare",
+            *_pair("compare", run_dir, None, "--output", out / "both.html", a=inputs / "run_a", b=inputs / "run_b"),
+            "both.html",
+            heavy=True,
+        ),
+        Command(
             "kaiyuan average",
             *_pair("average", run_dir, "--last", None, "--output", out / "averaged", a=2, b=3),
             "averaged",
+            heavy=True,
+        ),
+        Command(
+            "kaiyuan averages",
+            *_pair(*averages, "--last", None, "--output", out / "averages.html", a=1, b=2),
+            "averages.json",
+            ("averages.json", "averages.html"),
             heavy=True,
         ),
         Command(

@@ -173,19 +173,19 @@ def _metrics(folder: Path) -> Path:
 
 
 def _history(path: Path) -> Any:
-    from megatron_kaiyuan.report.build import _event, _tiles
+    from megatron_kaiyuan.report.build import _tiles
+    from megatron_kaiyuan.report.environment import cost_rows, environment_rows, implementation_rows, total_cost
+    from megatron_kaiyuan.report.happened import happenings, samples_of
     from megatron_kaiyuan.report.metrics import read_history
-    from megatron_kaiyuan.report.monitored import _layers, _median
 
     history = read_history(path)
     history.column("loss"), history.tokens_at(3), history.restarts
     _tiles(history, None, None)
-    [_event(event) for event in history.events]
-    for row in history.monitored:
-        for name in row["activations"]:
-            _layers(history.monitored, name, "headroom_bits")
-        for kind in history.monitored[-1]["gradients"]:
-            _median(row["update_to_weight"], kind)
+    happenings(history), samples_of(history)
+    environment_rows(history), implementation_rows(history), cost_rows(history, None), total_cost(history, None)
+    seen = history.monitored
+    [seen.headroom(name) for name in seen.tensors]
+    [seen.updates(kind) for kind in seen.kinds]
 
 
 def _status(path: Path) -> Any:
@@ -195,22 +195,31 @@ def _status(path: Path) -> Any:
 
 
 def _evaluation(folder: Path) -> Path:
-    from megatron_kaiyuan.report import build
+    from megatron_kaiyuan.evaluate.run import RESULT
     from tests.helpers.training.sample_run import evaluation
 
     (folder / "run").mkdir()
-    write_json(folder / "run" / build.RESULT, evaluation())
-    return folder / "run" / build.RESULT
+    write_json(folder / "run" / RESULT, evaluation())
+    return folder / "run" / RESULT
 
 
 def _read_evaluation(path: Path) -> Any:
-    from megatron_kaiyuan.report import build
+    from megatron_kaiyuan.report.evaluation import held_out_rows, read_evaluation, references, task_rows
 
     missing: list[str] = []
-    found = build._read_evaluation(path.parent, missing)
-    build._held_out_rows(found), build._references(found), build._task_rows(found)
+    found = read_evaluation(path.parent, missing)
+    held_out_rows(found), references(found), task_rows(found)
     if missing:
         raise UserError(missing[0])
+
+
+def _compared_evaluation(path: Path) -> Any:
+    from megatron_kaiyuan.compare.evaluation import read_evaluation, scores
+
+    notes: list[str] = []
+    list(scores(read_evaluation(path.parent, notes)))
+    if notes:
+        raise UserError(notes[0])
 
 
 def _left_out(path: Path) -> Any:
@@ -383,6 +392,6 @@ TARGETS = (
     Target("record-shard-bad-rows", _shard_files("0" * 32 + ".bad_rows.jsonl"), json_damage.rows, [_read_shard]),
     _sealed("task", _task_file, _read_task),
     Target("record-metrics", _metrics, json_damage.rows, [_history, _status], lenient=True),
-    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation]),
+    Target("record-evaluation", _evaluation, json_damage.plain, [_read_evaluation, _compared_evaluation]),
     Target("record-left-out", _left_out_file, json_damage.plain, [_left_out]),
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from megatron_kaiyuan.config import MonitorConfig
-from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, Terminal, open_sinks
+from megatron_kaiyuan.monitor.sinks import JsonLines, Sink, Sinks, open_sinks
+from megatron_kaiyuan.monitor.terminal import Terminal
 from tests.helpers.training.sample_run import ROW
 
 
@@ -29,36 +30,17 @@ def test_json_lines_append_and_step_over_a_torn_line(tmp_path: Path) -> None:
     assert lines[1] == '{"step": 2, "lo' and json.loads(lines[2]) == ROW
 
 
-def test_terminal_line_is_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal(total_steps=107).write(ROW)
-    line = capsys.readouterr().err
-    for part in (
-        "step   7/107",
-        "mean loss of 10 steps 5.5000",
-        "lr 1.00e-03",
-        "grad norm 0.50",
-        "500 tokens/s",
-        "0:03:20 left",
-    ):
-        assert part in line
-    assert "loss scale" not in line and "500 tokens/s" in line
-    Terminal(107).write({**ROW, "grad_norm": None, "loss_scale": 1024.0})
-    line = capsys.readouterr().err
-    assert "step skipped" in line and "loss scale 1024" in line and "MFU" not in line
-    Terminal(107).write({**ROW, "loss_steps": 1})
-    assert "| loss 5.5000 |" in capsys.readouterr().err
-    Terminal(107).write({**ROW, "loss": None, "loss_mean": None, "loss_steps": 0})
-    assert "loss not finite" in capsys.readouterr().err
-    Terminal(107).write({**ROW, "mfu": 0.3456})
-    assert "500 tokens/s | MFU 34.6% | 0:03:20 left" in capsys.readouterr().err
-
-
-def test_a_table_is_aligned_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    table = [{"op": "norm", "why": "tried"}, {"op": "cross-entropy", "why": ""}]
-    Terminal(10).event({"event": "implementations", "table": table, "time": 1.0})
-    assert capsys.readouterr().err == "implementations:\n  norm           tried\n  cross-entropy\n"
-    Terminal(10).event({"event": "resume", "step": 5, "time": 1.0})
-    assert capsys.readouterr().err == "resume: step 5\n"
+def test_events_are_a_file_of_their_own_too(tmp_path: Path) -> None:
+    sinks = open_sinks(tmp_path, MonitorConfig(), 107, {})
+    sinks.event("start", step=0, tokens=0)
+    sinks.write(ROW)
+    sinks.table("monitor", step=7, activations={})
+    sinks.table("samples", step=7, samples=[])
+    sinks.event("rollback", step=5, tokens=5000)
+    sinks.close()
+    rows, events = read(tmp_path / "metrics.jsonl"), read(tmp_path / "events.jsonl")
+    assert [event["event"] for event in events] == ["start", "samples", "rollback"]
+    assert events == [row for row in rows if row.get("event") not in (None, "monitor")]
 
 
 class Broken(Sink):

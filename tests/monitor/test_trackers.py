@@ -41,10 +41,17 @@ def interrupted(run_dir: Path, **trackers: bool) -> None:
     train(sinks, 3, 5, 2.0)
     sinks.event("rollback", step=3, tokens=300, left_out=[300, 400])
     train(sinks, 4, 5, 3.0)
+    sinks.table("samples", step=5, tokens=500, samples=[{"prompt": "Once", "text": " upon\na time", "finish": "stop"}])
+    sinks.table("monitor", step=5, tokens=500, activations={})
     sinks.close()
 
 
-ALL_ROWS = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (3, 2.0), (4, 2.0), (5, 2.0), (4, 3.0), (5, 3.0)]
+# Tokens, loss, attempt.
+ALL_ROWS = [
+    *((100, 1.0, 1), (200, 1.0, 1), (300, 1.0, 1), (400, 1.0, 1)),
+    *((300, 2.0, 2), (400, 2.0, 2), (500, 2.0, 2)),
+    *((400, 3.0, 3), (500, 3.0, 3)),
+]
 
 
 def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
@@ -54,6 +61,8 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     shown = [(event.step, event.value) for event in events.Scalars("loss")]
     assert shown == [(100, 1.0), (200, 1.0), (300, 2.0), (400, 3.0), (500, 3.0)]
+    (text,) = events.Tensors("samples/1/text_summary")
+    assert (text.step, text.tensor_proto.string_val) == (500, ["    Once⟶ upon\n    a time".encode()])
 
 
 def test_tensorboard_loses_no_row_at_a_kill(tmp_path: Path) -> None:
@@ -96,7 +105,7 @@ def finished(path: Path) -> list[Any]:
 
 def test_wandb_has_one_run_and_every_row(tmp_path: Path) -> None:
     interrupted(tmp_path, wandb=True)
-    runs, rows, metrics = set(), [], []
+    runs, rows, metrics, tables = set(), [], [], []
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     for file in files:
@@ -107,11 +116,17 @@ def test_wandb_has_one_run_and_every_row(tmp_path: Path) -> None:
             if kind == "metric":
                 metrics.append((record.metric.name or record.metric.glob_name, record.metric.step_metric))
             if kind == "history":
-                items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                rows.append((items["step"], items["loss"]))
+                keys = ((item.key or "/".join(item.nested_key), item.value_json) for item in record.history.item)
+                items = {key: json.loads(value) for key, value in keys}
+                if "samples/path" in items:
+                    tables.append(file.parent / "files" / items["samples/path"])
+                else:
+                    rows.append((items["tokens"], items["loss"], items["attempt"]))
     assert runs == {tracker_id(tmp_path)}
     assert rows == ALL_ROWS
-    assert ("*", "step") in metrics or ("loss", "step") in metrics
+    assert ("*", "tokens") in metrics or ("loss", "tokens") in metrics
+    (table,) = [json.loads(path.read_text()) for path in tables]
+    assert (table["columns"], table["data"]) == (["step", "prompt", "text"], [[5, "Once", " upon\na time"]])
 
 
 def test_swanlab_has_one_run_and_every_row(tmp_path: Path) -> None:
@@ -120,7 +135,7 @@ def test_swanlab_has_one_run_and_every_row(tmp_path: Path) -> None:
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
 
     interrupted(tmp_path, swanlab=True)
-    runs, columns, drawn = set(), {}, {"step": {}, "loss": {}}
+    runs, columns, drawn = set(), {}, {"tokens": {}, "loss": {}, "attempt": {}}
     files = sorted(tmp_path.glob("swanlog/run-*/*.swanlab"))
     assert len(files) == 2
     for number, file in enumerate(files):
@@ -134,9 +149,12 @@ def test_swanlab_has_one_run_and_every_row(tmp_path: Path) -> None:
             if kind == "scalar" and record.scalar.key in drawn:
                 drawn[record.scalar.key][number, record.scalar.step] = record.scalar.value.number
     assert runs == {tracker_id(tmp_path)}
-    assert list(drawn["step"]) == list(drawn["loss"])
-    assert list(zip(drawn["step"].values(), drawn["loss"].values(), strict=True)) == ALL_ROWS
-    assert '"step"' in columns["loss"]
+    assert list(drawn["tokens"]) == list(drawn["loss"]) == list(drawn["attempt"])
+    assert list(zip(*(of.values() for of in drawn.values()), strict=True)) == ALL_ROWS
+    assert '"tokens"' in columns["loss"]
+    assert "TEXT" in columns["samples/1"]
+    (text,) = tmp_path.glob("swanlog/run-*/media/text/*.txt")
+    assert text.read_text() == "Once⟶ upon\na time"
 
 
 def test_a_moved_run_keeps_its_name_and_a_copy_gets_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,11 @@ import pytest
 
 from megatron_kaiyuan import optimizers
 from megatron_kaiyuan.config import RunConfig
+from megatron_kaiyuan.config.ema import EmaConfig
 from megatron_kaiyuan.network import count_parameters
 from megatron_kaiyuan.planning import parameters
+from megatron_kaiyuan.planning.memory import stage_memory
+from megatron_kaiyuan.platform.datasheets import DEVICES
 from tests.helpers.training.small_recipe import small_run
 
 
@@ -29,3 +32,15 @@ def test_an_optimizer_of_one_tensor(
     monkeypatch.setattr(parameters, "rules", other_head)
     head = run.model.padded_vocab_size * run.model.hidden_size
     assert parameters.held(stage).optimizer == usual - 4 * head
+
+
+@pytest.mark.parametrize(("place", "on_device", "on_host"), [("auto", 4, 4), ("cpu", 0, 8)])
+def test_an_average_of_the_weights(place: str, on_device: int, on_host: int) -> None:
+    """Four bytes a parameter where it lies, and four of the copy in host memory that a save takes."""
+    without = small_run()
+    kept = without.model_copy(update={"ema": EmaConfig.model_validate({"decay": 0.9, "device": place})})
+    before, now = (stage_memory(parameters.PipelineStage(run, 1, 0), DEVICES["h100"]) for run in (without, kept))
+    count = count_parameters(kept.model)
+    assert now.device.total - before.device.total == on_device * count
+    assert now.device.optimizer - before.device.optimizer == on_device * count
+    assert now.host - before.host == on_host * count

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.report.metrics import RESTARTS, read_history
-from megatron_kaiyuan.report.plots import _running_mean, _thin
+from megatron_kaiyuan.report.plots import _running_mean
 from tests.helpers.training.sample_run import step_row, write_metrics
 
 
@@ -26,9 +26,12 @@ def test_rows_after_a_restart_count(tmp_path: Path) -> None:
     assert history.column("loss").max() < 20, "losses of 99 belong to steps that were trained again"
     assert (history.repeated, history.unreadable, len(history.restarts)) == (6, 2, 1)
     assert np.isnan(history.column("grad_norm")[29]) and np.isfinite(history.column("grad_norm")[30])
-    assert [row["step"] for row in history.monitored] == list(range(10, 101, 10))
+    assert history.monitored.tokens.tolist() == [step * 4096 for step in range(10, 101, 10)]
     assert "monitor" not in {event["event"] for event in history.events}
     assert history.tokens_at(50) == 50 * 4096
+    without = read_history(tmp_path / "metrics.jsonl", with_monitor=False)
+    assert len(without.monitored) == 0 and list(without.rows) == list(history.rows)
+    assert (without.events, without.unreadable) == (history.events, history.unreadable)
 
 
 def test_a_restart_voids_later_steps_even_when_it_logs_others(tmp_path: Path) -> None:
@@ -66,13 +69,6 @@ def test_the_loss_at_the_end_of_older_records_and_of_none(tmp_path: Path) -> Non
     nothing = [{**step_row(1), "loss": None, "loss_mean": None, "loss_steps": 0}]
     loss, steps = read_history(write(tmp_path / "metrics.jsonl", nothing)).last_loss()
     assert np.isnan(loss) and steps == 0
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5000))
-def test_thinning_keeps_the_mean_and_bounds_the_points(values: list[float]) -> None:
-    thin = _thin(np.array(values))
-    assert 0 < len(thin) <= 1200
-    assert min(values) - 1e-9 <= thin.min() and thin.max() <= max(values) + 1e-9
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 70))

@@ -11,7 +11,8 @@ import pytest
 
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.evaluate.run import Measures, evaluate
+from megatron_kaiyuan.evaluate.measures import Measures
+from megatron_kaiyuan.evaluate.run import evaluate
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.files import checksum
 from tests.helpers.processes.rank_server import run

@@ -38,7 +38,10 @@ def test_rank_0_speaks_for_both(usual: list[str]) -> None:
     found = beginnings(usual)
     assert found[0].startswith("run: ") and found[-1] == "stop: step"
     assert [line for line in found if line.startswith("step ")] == ["step 1/3", "step 2/3", "step 3/3"]
-    for name, times in {"run:": 1, "start:": 1, "implementations:": 1, "startup:": 1, "checkpoint:": 2}.items():
+    block = ["run:", "network:", "data:", "layout:", "precision:", "start:"]
+    named = [line.split()[0] for line in usual if line.split()[0] in block]
+    assert named == block
+    for name, times in {"run:": 1, "start:": 1, "implementations:": 0, "startup:": 1, "checkpoint:": 2}.items():
         assert sum(line.startswith(name) for line in found) == times, name
     assert found.index("step 1/3") < found.index("startup: seconds") < found.index("step 2/3")
     assert not [line for line in usual if line.startswith("debug: ")]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
+
 import torch
 
 from megatron_kaiyuan.data.documents import documents_between
@@ -67,6 +71,28 @@ class ReportLossScale(Hook):
             was=result.loss_scale,
             now=float(scaler.scale),
             hysteresis_left=max(hysteresis_left(scaler), 0),
+        )
+
+
+class ReportEnvironment(Hook):
+    """Once a start: which code runs on what, for those who look at the run later."""
+
+    def __init__(self, sinks: Sinks):
+        self._sinks = sinks
+
+    def start(self, session: Session) -> None:
+        world_size = torch.distributed.get_world_size()
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        self._sinks.table(
+            "environment",
+            step=session.state.progress.step,
+            versions=session.identity["versions"],
+            git=session.identity["git"],
+            device=session.state.platform.device_name(),
+            nodes=-(-world_size // per_node),
+            host=socket.gethostname(),
+            system=platform.platform(),
+            cores=os.cpu_count(),
         )
 
 

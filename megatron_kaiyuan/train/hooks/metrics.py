@@ -15,28 +15,39 @@ from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.reduce import agree, reduce_metrics, sum_dtype
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
 from megatron_kaiyuan.train.hooks.utilization import Utilization
+from megatron_kaiyuan.train.hooks.validation import Validation
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 
 
 class Metrics(Hook):
-    """A row of metrics every `log_every_steps`, and for the last step.
+    """A row of metrics every `log_every_steps`, for steps after which the network was validated, and for the last one.
 
     Of the row, `loss` is the step's own; `loss_mean` is the mean over the steps since the row before, `loss_steps` of
     them, those whose loss is not finite left out. Columns `room/what` are what rooms have recorded
     (`megatron_kaiyuan/metrics.py`).
     """
 
-    def __init__(self, sinks: Sinks, utilization: Utilization, stragglers: Stragglers, platform: Platform):
-        self._sinks, self._utilization, self._stragglers = sinks, utilization, stragglers
+    def __init__(
+        self,
+        sinks: Sinks,
+        utilization: Utilization,
+        stragglers: Stragglers,
+        validation: Validation,
+        platform: Platform,
+    ):
+        self._sinks, self._utilization = sinks, utilization
+        self._stragglers, self._validation = stragglers, validation
         # Open before the first hook starts, which may announce a metric.
         self._recorder = open_recorder(sum_dtype(platform))
         self._results: list[StepResult] = []
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._results.append(result)
-        if session.state.progress.step % session.run.monitor.log_every_steps == 0 or session.ended:
+        is_logged = session.state.progress.step % session.run.monitor.log_every_steps == 0
+        if is_logged or session.ended or self._validation.columns:
             row = {**_row(session, self._results, self._utilization), **self._stragglers.columns}
+            row |= self._validation.columns
             self._sinks.write({**row, **self._recorded(session, result)})
             self._results.clear()
 
@@ -54,7 +65,8 @@ class Metrics(Hook):
         """Return the columns of what all ranks have recorded. Collective where anything was ever recorded."""
         if result.votes.metrics:
             agree(self._recorder)
-            self._sinks.show([metric.name for metric in self._recorder.agreed if metric.terminal])
+            recorded = [metric.name for metric in self._recorder.agreed if metric.terminal]
+            self._sinks.show([*self._validation.shown, *recorded])
         return reduce_metrics(self._recorder, session.state.platform)
 
 

@@ -8,7 +8,7 @@ from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.platform import Platform
 from megatron_kaiyuan.train.hooks.ema import keep_ema
-from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportLossScale, ReportStartup
+from megatron_kaiyuan.train.hooks.events import ReportBadSteps, ReportEnvironment, ReportLossScale, ReportStartup
 from megatron_kaiyuan.train.hooks.forensics import forensics
 from megatron_kaiyuan.train.hooks.heartbeat import Heartbeat
 from megatron_kaiyuan.train.hooks.hook import Hook
@@ -23,7 +23,9 @@ from megatron_kaiyuan.train.hooks.samples import samples
 from megatron_kaiyuan.train.hooks.saving import Checkpoints
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
+from megatron_kaiyuan.train.hooks.tasks import tasks
 from megatron_kaiyuan.train.hooks.utilization import Utilization
+from megatron_kaiyuan.train.hooks.validation import Validation
 from megatron_kaiyuan.train.startup import Startup
 
 
@@ -45,13 +47,16 @@ def hooks_in_order(
         more: the caller's own, called last.
     """
     sinks, stragglers = run_sinks.sinks, Stragglers()
+    stop = StopOnSignal(run.checkpoint.preempt_deadline_seconds)
+    validated = Validation(run, sinks, stop, watchdog)
     return [
         # First: what the other hooks do counts toward the next step.
         *([] if watchdog is None else [Heartbeat(watchdog)]),
         # A profile holds the work of all hooks after it.
         *profiling(run, platform, sinks),
-        StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+        stop,
         left_out,
+        ReportEnvironment(sinks),
         ReportBadSteps(sinks),
         ReportLossScale(sinks),
         *qk_clip(run),
@@ -60,9 +65,13 @@ def hooks_in_order(
         *monitoring(run, sinks),
         # After the monitor, which reads the gradients of the step itself: it leaves buffers of zeros.
         *forensics(run, sinks),
+        # Before the row of the step, which has their figures.
+        *tasks(run, only_job, watchdog),
         # Before the row that takes its columns.
         stragglers,
-        Metrics(sinks, used, stragglers, platform),
+        # Measured between the step and its row.
+        validated,
+        Metrics(sinks, used, stragglers, validated, platform),
         # After the row of its step.
         *samples(run, sinks),
         # After all that records a step: a kill loses no row of a step that is not trained again.

@@ -12,6 +12,7 @@ from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.hooks.hook import Hook
+from megatron_kaiyuan.train.measuring import measuring
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.step import StepResult
@@ -82,14 +83,14 @@ class Samples(Hook):
 
     def _write(self, state: TrainState) -> None:
         self._written_step = state.progress.step
-        state.gather_weights()
-        if self._generator is None:
-            return
-        found = self._complete(self._generator, state)
+        with measuring(state):
+            if self._generator is None:
+                return
+            found = self._complete(self._generator)
         progress = state.progress
         self._sinks.table("samples", step=progress.step, tokens=progress.tokens, samples=found)
 
-    def _complete(self, generator: Generator, state: TrainState) -> list[dict[str, Any]]:
+    def _complete(self, generator: Generator) -> list[dict[str, Any]]:
         from megatron_kaiyuan.generate.complete import complete
         from megatron_kaiyuan.generate.sampling import Sampling
 
@@ -102,8 +103,6 @@ class Samples(Hook):
             repetition_penalty=options.repetition_penalty,
         )
         found, drawn = [], torch.get_rng_state()
-        for model in state.models:
-            model.eval()
         try:
             for prompt in options.prompts:
                 # Not `torch.manual_seed`, which seeds the devices too.
@@ -112,8 +111,6 @@ class Samples(Hook):
                 found.append({"prompt": prompt, "text": one.text, "finish": one.finish})
         finally:
             torch.set_rng_state(drawn)
-            for model in state.models:
-                model.train()
         return found
 
 

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from data_tools.corpora import sidecar
-from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.corpora.corpus_files import read_manifest
 from data_tools.corpora.verify import verify
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.corpora import inspect
-from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.corpora.inspect import describe_corpus, inspect_corpus
+from megatron_kaiyuan.data.metadata import metadata_path
 from tests.helpers.processes.command import Command
 
 

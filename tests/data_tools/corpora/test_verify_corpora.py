@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.corpora.corpus import manifest_path, metadata_path
+from data_tools.corpora.corpus import manifest_path
 from data_tools.corpora.corpus_files import sealed_paths
 from data_tools.corpora.verify import verify
 from data_tools.preprocessing.preprocess import Settings, preprocess
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum, write_sealed_json
 from tests.helpers.files.json_lines import write_rows

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.corpora.corpus_files import metadata_path
 from data_tools.corpora.verify import verify
 from data_tools.curriculum.build import build_recipe
 from data_tools.preprocessing.preprocess import Settings, preprocess
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.data.phase import Phase
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.files.json_lines import write_rows

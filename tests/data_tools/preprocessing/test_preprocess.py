@@ -16,13 +16,14 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tokenizers import Tokenizer
 
-from data_tools.corpora.corpus import manifest_path, metadata_path
+from data_tools.corpora.corpus import manifest_path
 from data_tools.corpora.verify import verify
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading import lines as lines_module
 from data_tools.tokenizers.tokenizer import TextTokenizer
 from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.files.json_lines import read_rows, write_rows
 from tests.helpers.processes.command import Command

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.corpora.corpus import metadata_path
 from data_tools.engines.local import LocalEngine
 from data_tools.preprocessing.preprocess import Settings, preprocess
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.files.json_lines import read_rows, write_rows
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.corpora.corpus_files import manifest_path, metadata_path, read_manifest, sealed_paths
+from data_tools.corpora.corpus_files import manifest_path, read_manifest, sealed_paths
 from data_tools.corpora.merge import merge_corpora
 from data_tools.corpora.verify import verify
 from data_tools.engines.local import LocalEngine
@@ -27,6 +27,7 @@ from data_tools.scores import corpora
 from data_tools.scores.corpora import CorpusOptions, score_corpora
 from data_tools.scores.parse import parse_scorers
 from data_tools.tokenizers.decoding import CorpusText
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 
 

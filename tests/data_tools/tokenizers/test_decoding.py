@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path, metadata_path
+from data_tools.corpora.corpus import CorpusWriter, Documents, manifest_path
 from data_tools.corpora.corpus_files import read_manifest
 from data_tools.preprocessing.preprocess import Settings, preprocess
 from data_tools.reading.inputs import find_inputs
 from data_tools.reading.tasks import work_identity
 from data_tools.tokenizers.decoding import CorpusText, decode_sample
 from data_tools.tokenizers.tokenizer import TextTokenizer
+from megatron_kaiyuan.data.metadata import metadata_path
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import write_sealed_json
 from tests.helpers.files.json_lines import write_rows
