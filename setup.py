@@ -73,6 +73,7 @@ EXTRAS = {
         "prometheus_client>=0.20",
         "pre-commit>=3.7",
         "pybind11>=2.12",  # csrc/sanitize.sh
+        "pyte>=0.8.2",  # a terminal, for tests of the panel
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -64,6 +64,7 @@ _FIELDS: dict[AtResume, dict[str, str]] = {
         "tensorboard wandb wandb_project swanlab swanlab_project",
         "validation": "corpora weights every_steps every_tokens tokens",
         "samples": "prompts tokenizer every_steps max_new_tokens do_sample temperature top_p repetition_penalty seed",
+        "tasks": "names tokenizer include_path every_steps every_tokens limit num_fewshot batch_size",
     },
     AtResume.NOT_COMPARED: {"": "run_dir init_from"},
 }

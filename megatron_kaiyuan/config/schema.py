@@ -21,6 +21,7 @@ from megatron_kaiyuan.config.optimizer import OptimizerConfig
 from megatron_kaiyuan.config.parallel import ParallelConfig
 from megatron_kaiyuan.config.samples import SamplesConfig
 from megatron_kaiyuan.config.section import Section
+from megatron_kaiyuan.config.tasks import TasksConfig
 from megatron_kaiyuan.config.train import TrainConfig
 from megatron_kaiyuan.config.validation import ValidationConfig
 
@@ -51,6 +52,7 @@ class RunConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
     validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
+    tasks: TasksConfig = TasksConfig()
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:

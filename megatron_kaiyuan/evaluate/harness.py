@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +14,15 @@ from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.evaluate.calibration import calibrations
 from megatron_kaiyuan.evaluate.cloze import bits_per_byte, right_answers, why_no_cloze
 from megatron_kaiyuan.evaluate.quiet import quiet
-from megatron_kaiyuan.evaluate.replicas import from_rank_0, is_first
-from megatron_kaiyuan.evaluate.task_selection import TaskSelection, fields_of, load_tasks, prepare, task_manager
+from megatron_kaiyuan.evaluate.replicas import OF_TASKS, from_rank_0, is_first
+from megatron_kaiyuan.evaluate.task_selection import (
+    TaskSelection,
+    build_requests,
+    fields_of,
+    load_tasks,
+    prepare,
+    task_manager,
+)
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -23,8 +32,6 @@ if TYPE_CHECKING:
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "LM_HARNESS_CACHE_PATH")
-# What lm-eval raises over a task's fields or data; a device that fails raises others.
-_OF_TASKS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 BITS_PER_BYTE = "bits_per_byte"
 
 
@@ -54,8 +61,11 @@ class TaskResults:
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def run_on_all_ranks(model: SharedModel, selection: TaskSelection) -> TaskResults:
+def run_on_all_ranks(model: SharedModel, selection: TaskSelection, loaded: dict[str, Any] | None = None) -> TaskResults:
     """Run tasks by lm-eval on rank 0, on the networks of all ranks; every rank has the results. Collective.
+
+    Args:
+        loaded: by `load_selection`, on rank 0; None: they are loaded now.
 
     Raises:
         UserError: what stopped rank 0, on every rank.
@@ -64,7 +74,7 @@ def run_on_all_ranks(model: SharedModel, selection: TaskSelection) -> TaskResult
         model.served.serve()
         return from_rank_0(lambda: TaskResults({}, {}))
     with model.served.led():
-        found = run_tasks(model, load_selection(selection), selection)
+        found = run_tasks(model, loaded or load_selection(selection), selection)
     return from_rank_0(lambda: found)
 
 
@@ -88,8 +98,23 @@ def load_selection(selection: TaskSelection) -> dict[str, Any]:
         _refuse_code(name, getattr(task, "UNSAFE_CODE", False) and not selection.runs_code)
         if getattr(task, "MULTIMODAL", False):
             raise UserError(f"task {name!r}: has images or sound, which a language model does not read")
-        prepare(task, selection)
     return loaded
+
+
+def metrics_of(loaded: dict[str, Any], selection: TaskSelection) -> dict[str, list[str]]:
+    """Names of metrics that `run_tasks` may return, by task or group, before anything is measured.
+
+    Raises:
+        UserError: lm-eval cannot write the requests of a task.
+    """
+    found: dict[str, list[str]] = {}
+    for name, task in loaded["tasks"].items():
+        build_requests(task, selection)
+        filters = [one.name for one in task._filters] or ["none"]
+        keys = [f"{metric},{filtered}" for metric in task.aggregation() for filtered in filters]
+        found[name] = list(dict.fromkeys([*_names(keys).values(), *([] if why_no_cloze(task) else [BITS_PER_BYTE])]))
+    of_groups = list(dict.fromkeys(metric for metrics in found.values() for metric in metrics))
+    return found | {name: of_groups for name in loaded["groups"]}
 
 
 def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> TaskResults:
@@ -104,6 +129,9 @@ def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> 
     from lm_eval import evaluator
 
     try:
+        for task in loaded["tasks"].values():
+            # At each run: its few-shot examples are drawn again, the same ones.
+            prepare(task, selection)
         with quiet(), _code(selection):
             results: Any = evaluator.evaluate(
                 model,
@@ -113,7 +141,7 @@ def run_tasks(model: HFLM, loaded: dict[str, Any], selection: TaskSelection) -> 
                 log_samples=False,
                 confirm_run_unsafe_code=selection.runs_code,
             )
-    except _OF_TASKS as error:
+    except OF_TASKS as error:
         raise UserError(
             f"tasks {', '.join(selection.names)}: lm-eval stopped ({type(error).__name__}: {excerpt(error)})"
         ) from error
@@ -153,8 +181,18 @@ def _answers_bits(task: Task) -> float | None:
 
 def _metrics(row: dict[str, Any]) -> dict[str, float]:
     """lm-eval's keys are `metric,filter`; the standard errors need bootstraps, which are off."""
-    return {
-        key.partition(",")[0]: float(value)
+    found = {
+        key: float(value)
         for key, value in row.items()
         if "," in key and "_stderr" not in key and isinstance(value, float | int)
+    }
+    return {name: found[key] for key, name in _names(found).items()}
+
+
+def _names(keys: Iterable[str]) -> dict[str, str]:
+    """Metrics by lm-eval's keys `metric,filter`: with the filter where there are several, as in GSM8K."""
+    pairs = [key.split(",", 1) for key in keys]
+    counts = Counter(metric for metric, _ in pairs)
+    return {
+        f"{metric},{filtered}": metric if counts[metric] == 1 else f"{metric}_{filtered}" for metric, filtered in pairs
     }

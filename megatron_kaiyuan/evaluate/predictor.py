@@ -70,7 +70,7 @@ def predictor_of_transformers(network: PreTrainedModel) -> Predictor:
     )
 
 
-def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, device: torch.device) -> Predictor:
+def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, device: torch.device | str) -> Predictor:
     """A network of Megatron Core as it trains, in the precision that it trains in, on any layout of ranks.
 
     Args:
@@ -78,6 +78,8 @@ def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, de
         vocabulary: padded, as the network has it.
     """
     from megatron_kaiyuan.generate.parallel import sequence_logits
+
+    device = torch.device(device)
 
     def logits(ids_bs: torch.Tensor) -> torch.Tensor:
         return sequence_logits(models, ids_bs, vocabulary)
@@ -90,9 +92,7 @@ def predictor_of_megatron(models: Sequence[torch.nn.Module], vocabulary: int, de
         found: torch.Tensor = LogitsModel(logits, device).generate(**{**options, "use_cache": False})
         return found
 
-    return Predictor(
-        logits, vocabulary, device, generate, replicas(), logits_per_batch=_logits_per_batch(torch.device(device))
-    )
+    return Predictor(logits, vocabulary, device, generate, replicas(), logits_per_batch=_logits_per_batch(device))
 
 
 def _logits_per_batch(device: torch.device) -> int:

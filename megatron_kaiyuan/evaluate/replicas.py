@@ -12,6 +12,9 @@ import torch
 from megatron_kaiyuan.cluster.groups import broadcast_from_rank_0, scatter_from_rank_0
 from megatron_kaiyuan.errors import UserError, describe
 
+# What lm-eval raises over a task's fields or data; a device that fails raises others.
+OF_TASKS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+
 Result = TypeVar("Result")
 T = TypeVar("T")
 
@@ -119,23 +122,35 @@ class Served:
                 raise UserError(why, every_rank=True)
             if name is None:
                 return
-            self._copies.gather(self._do(name, share))
+            self._copies.gather(self._try(name, share))
 
     def share_out(self, name: str, work: Sequence[Any], together: Callable[[Any], Any]) -> list[Any]:
         """Have all copies do a job; a result for each piece, in the order of the work. Rank 0's.
 
         Args:
             together: of a piece, what it has in common with those that are better done by one copy.
+
+        Raises:
+            ValueError, ...: one of `OF_TASKS` that stopped a copy.
         """
         shares = deal(work, together, self._copies.count)
         if many_ranks():
             self._hand_out([(name, None, [work[place] for place in shares[copy]]) for copy in self._copies.of_ranks])
-        mine = self._do(name, [work[place] for place in shares[self._copies.index]])
+        mine = self._try(name, [work[place] for place in shares[self._copies.index]])
         found: list[Any] = [None] * len(work)
-        for places, results in zip(shares, self._copies.gather(mine), strict=True):
+        for places, (results, error) in zip(shares, self._copies.gather(mine), strict=True):
+            if error is not None:
+                raise error
             for place, result in zip(places, results, strict=True):
                 found[place] = result
         return found
+
+    def _try(self, name: str, share: list[Any]) -> tuple[list[Any], Exception | None]:
+        """Do a share, or return what stops it: the other ranks wait for an answer."""
+        try:
+            return self._do(name, share), None
+        except OF_TASKS as error:
+            return [], error
 
     @staticmethod
     def _hand_out(jobs: list[Any]) -> Any:

@@ -77,7 +77,9 @@ def test_bits_per_byte_are_of_all_bytes(tmp_path: Path) -> None:
     sizes = {"code": 12, "english": 5}
     prefixes = [write_corpus(tmp_path / name, random_documents(count, seed=count)) for name, count in sizes.items()]
     for prefix, count in zip(prefixes, sizes.values(), strict=True):
-        pq.write_table(pa.table({"bytes": pa.array([100 + 7 * row for row in range(count)], pa.int32())}), f"{prefix}.meta.parquet")
+        pq.write_table(
+            pa.table({"bytes": pa.array([100 + 7 * row for row in range(count)], pa.int32())}), f"{prefix}.meta.parquet"
+        )
     corpora = open_corpora(prefixes)
     result = held_out_loss(predictor, corpora, 32, token_limit=None)
     # Of 17 documents laid end to end: nats of each corpus, all of its tokens counted.

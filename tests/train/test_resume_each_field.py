@@ -15,6 +15,7 @@ import torch
 from megatron_kaiyuan.config import RunConfig, load_run
 from megatron_kaiyuan.config.compare import AtResume, at_resume
 from megatron_kaiyuan.config.samples import SamplesConfig
+from megatron_kaiyuan.config.tasks import TasksConfig
 from megatron_kaiyuan.config.validation import ValidationConfig
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.training.recipe_fields import fields_of
@@ -145,6 +146,7 @@ ELSEWHERE = {
     "parallel.overlap_param_gather": "tests/train/test_parallel.py",
     "parallel.context_parallel_size": "only 1 is accepted",
     **{f"validation.{name}": "tests/train/hooks/test_validation.py" for name in ValidationConfig.model_fields},
+    **{f"tasks.{name}": "tests/train/hooks/test_tasks_in_training.py" for name in TasksConfig.model_fields},
     **{f"samples.{name}": "tests/train/hooks/test_samples.py" for name in SamplesConfig.model_fields},
     "platform": "tests/train/test_cuda.py",
     "mindspeed": "tests/platform/test_npu.py",

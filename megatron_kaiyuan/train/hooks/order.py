@@ -23,6 +23,7 @@ from megatron_kaiyuan.train.hooks.samples import samples
 from megatron_kaiyuan.train.hooks.saving import Checkpoints
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.hooks.stragglers import Stragglers
+from megatron_kaiyuan.train.hooks.tasks import tasks
 from megatron_kaiyuan.train.hooks.utilization import Utilization
 from megatron_kaiyuan.train.hooks.validation import Validation
 from megatron_kaiyuan.train.startup import Startup
@@ -46,13 +47,14 @@ def hooks_in_order(
         more: the caller's own, called last.
     """
     sinks, stragglers = run_sinks.sinks, Stragglers()
-    validated = Validation(run, sinks, watchdog)
+    stop = StopOnSignal(run.checkpoint.preempt_deadline_seconds)
+    validated = Validation(run, sinks, stop, watchdog)
     return [
         # First: what the other hooks do counts toward the next step.
         *([] if watchdog is None else [Heartbeat(watchdog)]),
         # A profile holds the work of all hooks after it.
         *profiling(run, platform, sinks),
-        StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+        stop,
         left_out,
         ReportEnvironment(sinks),
         ReportBadSteps(sinks),
@@ -63,6 +65,8 @@ def hooks_in_order(
         *monitoring(run, sinks),
         # After the monitor, which reads the gradients of the step itself: it leaves buffers of zeros.
         *forensics(run, sinks),
+        # Before the row of the step, which has their figures.
+        *tasks(run, only_job, watchdog),
         # Before the row that takes its columns.
         stragglers,
         # Measured between the step and its row.
