@@ -201,9 +201,17 @@ def _facts(history: History) -> dict[str, Any]:
     """What the newest event of each kind says."""
     found: dict[str, Any] = {}
     for event in history.events:
-        if event["event"] in _FACTS:
+        if event["event"] == "implementations":
+            found |= _implementations(event.get("table"))
+        elif event["event"] in _FACTS:
             found |= {name: value for name, value in flatten(event).items() if name not in _NO_FACTS}
     return found
+
+
+def _implementations(table: Any) -> dict[str, Any]:
+    """The implementation of each operation."""
+    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+    return {f"implementation of {row.get('op')}": row.get("implementation") for row in rows}
 
 
 def _flops(history: History, config: dict[str, Any] | None) -> Floats | None:

@@ -95,17 +95,38 @@ class KaiyuanConfig(PretrainedConfig):
 class KaiyuanRMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + eps) * weight` in FP32, rounded once to the precision of the weight."""
 
-    def __init__(self, hidden_size: int, eps: float = 1e-6, output_dtype: torch.dtype | None = None):
+    def __init__(self, hidden_size: int, eps: float = 1e-6):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.variance_epsilon = eps
-        self.output_dtype = output_dtype
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., h] to [..., h]."""
         exact = hidden_states.float()
         scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return (exact * scale * self.weight.float()).to(self.output_dtype or self.weight.dtype)
+        return (exact * scale * self.weight.float()).to(self.weight.dtype)
+
+    def in_fp32(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The same, not rounded."""
+        exact = hidden_states.float()
+        mean_square = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square() / exact.shape[-1]
+        return exact * torch.rsqrt(mean_square + self.variance_epsilon) * self.weight.float()
+
+
+class KaiyuanNormOfFP32(KaiyuanRMSNorm):
+    """The same norm where it reads an FP32 residual stream.
+
+    Servers know the class above by its name or its form, and put a kernel in its place that wants one precision.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., h] to [..., h]."""
+        return self.in_fp32(hidden_states).to(self.weight.dtype)
+
+
+def _norm_of_residual(config: KaiyuanConfig) -> KaiyuanRMSNorm:
+    kind = KaiyuanNormOfFP32 if config.fp32_residual else KaiyuanRMSNorm
+    return kind(config.hidden_size, config.rms_norm_eps)
 
 
 class KaiyuanMLP(nn.Module):
@@ -210,15 +231,16 @@ class KaiyuanDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: KaiyuanConfig, layer_idx: int):
         super().__init__()
-        width, eps = config.hidden_size, config.rms_norm_eps
         self.sandwich_norm = config.sandwich_norm
         self.self_attn = KaiyuanAttention(config, layer_idx)
         self.mlp = KaiyuanMLP(config)
-        self.input_layernorm = KaiyuanRMSNorm(width, eps)
-        self.post_attention_layernorm = KaiyuanRMSNorm(width, eps)
+        self.input_layernorm = _norm_of_residual(config)
         if config.sandwich_norm:
-            self.pre_feedforward_layernorm = KaiyuanRMSNorm(width, eps)
-            self.post_feedforward_layernorm = KaiyuanRMSNorm(width, eps)
+            self.post_attention_layernorm = KaiyuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.pre_feedforward_layernorm = _norm_of_residual(config)
+            self.post_feedforward_layernorm = KaiyuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        else:
+            self.post_attention_layernorm = _norm_of_residual(config)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """[b, s, h] to [b, s, h]. Without sandwich norm `post_attention_layernorm` is the norm before the MLP."""
@@ -248,13 +270,11 @@ class KaiyuanModel(KaiyuanPreTrainedModel):
 
     def __init__(self, config: KaiyuanConfig):
         super().__init__(config)
-        exact = torch.float32
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.embedding_norm:
-            of_residual = exact if config.fp32_residual else None
-            self.embed_norm = KaiyuanRMSNorm(config.hidden_size, config.rms_norm_eps, of_residual)
+            self.embed_norm = _norm_of_residual(config)
         self.layers = nn.ModuleList([KaiyuanDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)])
-        self.norm = KaiyuanRMSNorm(config.hidden_size, config.rms_norm_eps, exact if config.fp32_head else None)
+        self.norm = _norm_of_residual(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -268,9 +288,14 @@ class KaiyuanModel(KaiyuanPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        for_fp32_head: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Token ids or embeddings to the hidden states that the head reads, [b, s, h]."""
+        """Token ids or embeddings to the hidden states that the head reads, [b, s, h].
+
+        Args:
+            for_fp32_head: they are not rounded. Servers, whose heads are of the weights' precision, do not ask for it.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -291,7 +316,10 @@ class KaiyuanModel(KaiyuanPreTrainedModel):
         }
         mask = create_causal_mask(**{name: value for name, value in for_mask.items() if name in _OF_THE_MASK})
         if self.config.embedding_norm:
-            hidden_states = self.embed_norm(hidden_states)
+            norm = self.embed_norm
+            # On later ranks of a server's pipeline another module stands there, and the stream is in FP32 already.
+            exact = self.config.fp32_residual and isinstance(norm, KaiyuanRMSNorm)
+            hidden_states = norm.in_fp32(hidden_states) if exact else norm(hidden_states)
         if self.config.fp32_residual:
             hidden_states = hidden_states.float()
         # Positions are rotated by, and some attention functions look at them too.
@@ -300,7 +328,7 @@ class KaiyuanModel(KaiyuanPreTrainedModel):
         for layer in self.layers:
             seen_states.append(hidden_states)
             hidden_states = layer(hidden_states, attention_mask=mask, past_key_values=past_key_values, **kwargs)
-        hidden_states = self.norm(hidden_states)
+        hidden_states = self.norm.in_fp32(hidden_states) if for_fp32_head else self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values if use_cache else None,
@@ -341,6 +369,7 @@ class KaiyuanForCausalLM(KaiyuanPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **({"for_fp32_head": True} if self.config.fp32_head else {}),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep

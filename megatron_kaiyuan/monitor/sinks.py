@@ -161,8 +161,13 @@ class Sinks:
                 self._sinks.remove(sink)
 
 
-def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: dict[str, Any]) -> Sinks:
+def open_sinks(
+    run_dir: Path, monitor: MonitorConfig, total_steps: int, config: dict[str, Any], alone: bool = True
+) -> Sinks:
     """The sinks that a recipe asks for.
+
+    Args:
+        alone: this process is the only rank.
 
     Raises:
         UserError: an optional package that the recipe asks for is not installed.
@@ -177,7 +182,7 @@ def open_sinks(run_dir: Path, monitor: MonitorConfig, total_steps: int, config: 
         [
             lambda: JsonLines(run_dir / "metrics.jsonl"),
             lambda: Events(run_dir / "events.jsonl"),
-            lambda: open_terminal(total_steps),
+            lambda: open_terminal(total_steps, alone),
             *([lambda: Prometheus(file, run_dir)] if file is not None else []),
             *([lambda: Notify(run_dir, monitor)] if command is not None else []),
             *tracker_sinks(run_dir, monitor, redact_values(config)),

@@ -93,10 +93,14 @@ class LiveTerminal(Terminal):
         self._panel.__exit__()
 
 
-def open_terminal(total_steps: int) -> Terminal:
-    """Return a panel on a terminal that this process has to itself, elsewhere lines."""
+def open_terminal(total_steps: int, alone: bool) -> Terminal:
+    """Return a panel on a terminal that this process has to itself, elsewhere lines.
+
+    Args:
+        alone: no other rank may write to the terminal.
+    """
     panel = Panel()
-    if streams.reach_terminal() and logs.shows_bars() and panel.has_terminal():
+    if alone and streams.reach_terminal() and logs.shows_bars() and panel.has_terminal():
         return LiveTerminal(total_steps, panel)
     return Terminal(total_steps)
 

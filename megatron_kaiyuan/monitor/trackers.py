@@ -9,6 +9,7 @@ line in `tracker_sinks` and a field of `monitor`.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import uuid
@@ -108,7 +109,7 @@ class Wandb(Tracker):
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
         super().__init__(run_dir)
         self._wandb = wandb = require("wandb", extra="tracking", purpose="monitor.wandb")
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_account(wandb) else "offline")
         options = {"project": project, "dir": str(run_dir), "config": config, "name": run_dir.name}
         options.update(id=tracker_id(run_dir), resume="allow")
         try:
@@ -183,6 +184,13 @@ def tracker_id(run_dir: Path) -> str:
 def numbers(row: Row) -> dict[str, float]:
     """What of a row is drawn."""
     return {key: value for key, value in row.items() if isinstance(value, int | float) and key not in ("step", "time")}
+
+
+def _has_account(wandb: Any) -> bool:
+    """Return whether wandb finds a key, without a question on the terminal and without the network."""
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)
 
 
 def _samples(row: Row) -> list[dict[str, str]]:

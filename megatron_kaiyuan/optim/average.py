@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 Tensors = dict[str, torch.Tensor]
+_BLOCK = 1 << 22
 
 
 def ema_weights(positions: Sequence[float], decay: float, decay_per: float = 1.0) -> list[float]:
@@ -48,12 +49,23 @@ def weighted_mean(checkpoints: Iterable[Tensors], weights: Sequence[float]) -> T
     """Return the mean of each tensor over checkpoints, summed in FP64, in FP32.
 
     Args:
-        checkpoints: tensors under the same names and shapes; read one at a time.
+        checkpoints: tensors under the same names and shapes; read one at a time, and emptied, which frees them.
         weights: one for each checkpoint; of any positive sum.
     """
     total: Tensors = {}
     for tensors, weight in zip(checkpoints, weights, strict=True):
-        for name, tensor in tensors.items():
-            wide = tensor.double()
-            total[name] = total[name].add_(wide, alpha=weight) if name in total else wide.mul(weight)
-    return {name: tensor.div_(math.fsum(weights)).float() for name, tensor in total.items()}
+        while tensors:
+            name, tensor = tensors.popitem()
+            if name not in total:
+                # To which a zero of either sign is added without a change.
+                total[name] = torch.full(tensor.shape, -0.0, dtype=torch.float64)
+            _add(total[name].view(-1), tensor.reshape(-1), weight)
+            del tensor
+    return {name: total.pop(name).div_(math.fsum(weights)).float() for name in list(total)}
+
+
+def _add(total: torch.Tensor, values: torch.Tensor, weight: float) -> None:
+    """In blocks: torch copies FP32 values to FP64 before it adds them."""
+    for first in range(0, len(total), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        total[block].add_(values[block].double(), alpha=weight)

@@ -10,6 +10,7 @@ from megatron_kaiyuan.config import RunConfig, check_world_size, load_run
 from megatron_kaiyuan.data.held_out import open_held_out, trained_on
 from megatron_kaiyuan.data.stream import TokenStream
 from megatron_kaiyuan.errors import UserError
+from megatron_kaiyuan.evaluate.text_bytes import text_bytes
 from megatron_kaiyuan.optim.schedule import Schedule
 from megatron_kaiyuan.train.run_folder import require_run_folder
 from megatron_kaiyuan.train.sensible import odd_plan, require_reached_peak
@@ -146,6 +147,8 @@ def check_training(recipe: Path, overrides: Sequence[str], world_size: int) -> s
     stream = TokenStream([phase.path for phase in run.data.phases], run.model.vocab_size, check=None)
     steps = count_steps(run, stream)
     held_out = open_held_out(run.validation.corpora, stream)
+    for corpus in held_out.values():
+        text_bytes(corpus)
     for warning in [*warnings(run, stream, make_schedule(run, stream)), *trained_on(held_out, stream)]:
         log.warning(warning)
     return f"check: {steps:,} steps of {run.train.tokens_per_step:,} tokens, {world_size} processes"

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from megatron_kaiyuan.config import ModelConfig
+from megatron_kaiyuan.export import export_model
+from megatron_kaiyuan.export.huggingface import Form
+from tests.helpers.files.word_tokenizer import write_tokenizer
 from tests.helpers.processes.rank_server import run
+from tests.helpers.references.network import SHAPE, random_weights
 from tests.helpers.training.tiny_model import write_corpus, write_model, write_text
 
+OWN = Form("kaiyuan")
 _DOORS = """
 import sys
 from pathlib import Path
@@ -48,6 +54,14 @@ def with_code(folder: Path, *, model_type: str | None = None, tokenizer_class: s
     return folder
 
 
+def exported_with_code(folder: Path) -> Path:
+    """A folder of `--format kaiyuan` in which someone has exchanged the Python file."""
+    model = ModelConfig(**SHAPE)
+    export_model(random_weights(model, seed=1), model, folder, write_tokenizer(folder.parent / "words", 40), form=OWN)
+    (folder / "modeling_kaiyuan.py").write_text(f"open({str(folder / 'mark')!r}, 'w').close()\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("foreign")
@@ -55,6 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "known": with_code(folder / "known"),
         "model": with_code(folder / "model", model_type="mine"),
         "tokenizer": with_code(folder / "tokenizer", tokenizer_class="Mine"),
+        "exported": exported_with_code(folder / "exported"),
     }
 
 
@@ -71,6 +86,8 @@ def test_models_tokenizers_and_initial_weights(folders: dict[str, Path]) -> None
     lines = done.stdout.splitlines()
     # Where transformers has a class of its own for the folder it takes that one.
     assert "known load_network read" in lines and "known load_tokenizer read" in lines
+    # And of this project's own format the class of this package.
+    assert {f"exported {door} read" for door in ("load_network", "load_tokenizer", "HuggingFaceFolder")} <= {*lines}
     assert any(line.startswith("model load_network refused: ") for line in lines), done.stdout
 
 

@@ -14,6 +14,7 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.export import export_model
+from megatron_kaiyuan.export.huggingface import Form
 from tests.helpers.files.word_tokenizer import write_tokenizer
 from tests.helpers.references.network import SHAPE, random_weights, reference_logits
 from tests.helpers.training.read_export import token_ids
@@ -25,6 +26,7 @@ CASES = {
     "gemma3-without-cap": {**NOT_DEFAULT, "logits_soft_cap": None, "num_query_groups": 1},
     "qwen3": {**NOT_DEFAULT, "sandwich_norm": False, "logits_soft_cap": None},
 }
+OWN = "kaiyuan"
 TEXT = "w3 w5<|extra|> w2<|endoftext|> w30"
 
 
@@ -40,10 +42,11 @@ def tokenizer_of_transformers_5(folder: Path) -> Path:
 
 
 def exported(tmp_path: Path, case: str) -> tuple[Path, ModelConfig, dict[str, torch.Tensor]]:
-    model = ModelConfig(**CASES[case])
+    model = ModelConfig(**CASES.get(case, CASES["gemma3"]))
     weights = random_weights(model, seed=1)
     tokenizer = tokenizer_of_transformers_5(tmp_path / "tokenizer")
-    return export_model(weights, model, tmp_path / "model", tokenizer), model, weights
+    form = Form("kaiyuan") if case == OWN else Form()
+    return export_model(weights, model, tmp_path / "model", tokenizer, form=form), model, weights
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,7 +122,7 @@ def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, OWN])
 def test_both_versions_read_the_same_network_and_tokenizer(tmp_path: Path, case: str, transformers_4: Path) -> None:
     folder, model, weights = exported(tmp_path, case)
     found = {}

@@ -65,7 +65,8 @@ class Metrics(Hook):
         """Return the columns of what all ranks have recorded. Collective where anything was ever recorded."""
         if result.votes.metrics:
             agree(self._recorder)
-            self._sinks.show([metric.name for metric in self._recorder.agreed if metric.terminal])
+            recorded = [metric.name for metric in self._recorder.agreed if metric.terminal]
+            self._sinks.show([*self._validation.shown, *recorded])
         return reduce_metrics(self._recorder, session.state.platform)
 
 

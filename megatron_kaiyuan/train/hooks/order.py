@@ -47,13 +47,14 @@ def hooks_in_order(
         more: the caller's own, called last.
     """
     sinks, stragglers = run_sinks.sinks, Stragglers()
-    validated = Validation(run, sinks, watchdog)
+    stop = StopOnSignal(run.checkpoint.preempt_deadline_seconds)
+    validated = Validation(run, sinks, stop, watchdog)
     return [
         # First: what the other hooks do counts toward the next step.
         *([] if watchdog is None else [Heartbeat(watchdog)]),
         # A profile holds the work of all hooks after it.
         *profiling(run, platform, sinks),
-        StopOnSignal(run.checkpoint.preempt_deadline_seconds),
+        stop,
         left_out,
         ReportEnvironment(sinks),
         ReportBadSteps(sinks),

@@ -40,4 +40,5 @@ def _open(run: RunConfig, total_steps: int) -> Sinks:
         return Sinks([])
     write_config(run)
     make_recorder_folder(run.run_dir)
-    return open_sinks(run.run_dir, run.monitor, total_steps, redact_values(run.model_dump(mode="json")))
+    config, alone = redact_values(run.model_dump(mode="json")), torch.distributed.get_world_size() == 1
+    return open_sinks(run.run_dir, run.monitor, total_steps, config, alone)

@@ -51,6 +51,12 @@ class StopOnSignal(Hook):
     def vote(self, session: Session) -> Votes:
         return Votes(stop=int(self._number > 0))
 
+    def asked(self, device: torch.device) -> bool:
+        """Return whether any rank was asked to stop, for work between steps that can be left out. Collective."""
+        number = torch.tensor(self._number, device=device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        return int(number) > 0
+
     def finish(self, session: Session) -> None:
         """Agree on the signal that stopped the run: ranks may have got different ones, or none."""
         if not session.finished:

@@ -21,6 +21,8 @@ from typing import Any
 import pyte
 
 _SECONDS = 60.0
+# What the process writes to its terminal after each command: a title, which no line shows.
+MARK = b"\x1b]2;done\x07"
 
 
 class PseudoTerminal:
@@ -53,6 +55,14 @@ class PseudoTerminal:
         os.write(self._commands, json.dumps(command).encode() + b"\n")
         self._wait()
 
+    def begin_again(self, columns: int, rows: int) -> None:
+        """Clear the screen, and let the file open its terminal again."""
+        self.do("close")
+        self._screen.reset()
+        self._screen.history.top.clear()
+        self.resize(columns, rows)
+        self.do("open")
+
     def resize(self, columns: int, rows: int) -> None:
         """Give the window another size, as its user would."""
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -81,18 +91,21 @@ class PseudoTerminal:
         return lines
 
     def _wait(self) -> None:
-        """Take in what comes until the process answers."""
-        until = time.monotonic() + _SECONDS
-        while time.monotonic() < until:
-            ready, _, _ = select.select([self._answers, *([self._terminal] if self._terminal >= 0 else [])], [], [], 1)
+        """Take in what comes until the process answers, on its terminal too while there is one."""
+        wanted = [self._answers, *([self._terminal] if self._terminal >= 0 else [])]
+        found, until = b"", time.monotonic() + _SECONDS
+        while wanted and time.monotonic() < until:
+            ready, _, _ = select.select(wanted, [], [], 1)
             if self._terminal in ready:
                 with contextlib.suppress(OSError):
-                    self._feed(os.read(self._terminal, 65536))
-            elif self._answers in ready:
-                if not os.read(self._answers, 1):
-                    raise AssertionError(f"the process ended: {self.written[-3000:]!r}")
-                return
-        raise AssertionError(f"no answer: {self.written[-3000:]!r}")
+                    found += os.read(self._terminal, 65536)
+                if found.endswith(MARK):
+                    wanted.remove(self._terminal)
+            if self._answers in ready:
+                wanted.remove(self._answers)
+                assert os.read(self._answers, 1), f"the process ended: {self.written + found!r}"
+        assert not wanted, f"no answer: {self.written + found!r}"
+        self._feed(found.removesuffix(MARK))
 
     def _feed(self, content: bytes) -> None:
         self.written += content

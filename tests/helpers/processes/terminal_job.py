@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,17 +14,35 @@ from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.monitor.terminal import open_terminal
 from megatron_kaiyuan.streams import make_output_optional
 
+# `pseudo_terminal.py` waits for it.
+MARK = b"\x1b]2;done\x07"
+
 
 def main(commands: int, answers: int) -> None:
     # As under nohup: else the end of the terminal ends the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     make_output_optional()
     logs.set_up()
-    sinks = Sinks([lambda: open_terminal(1000)])
-    os.write(answers, b".")
+    sinks = open_sink()
+    answer(answers)
     for line in os.fdopen(commands):
-        obey(sinks, *json.loads(line))
-        os.write(answers, b".")
+        name, *values = json.loads(line)
+        if name == "open":
+            sinks = open_sink()
+        else:
+            obey(sinks, name, *values)
+        answer(answers)
+
+
+def answer(answers: int) -> None:
+    """On the terminal too: what was written before it has arrived with it."""
+    with contextlib.suppress(OSError):
+        os.write(2, MARK)
+    os.write(answers, b".")
+
+
+def open_sink() -> Sinks:
+    return Sinks([lambda: open_terminal(1000, alone="NOT_ALONE" not in os.environ)])
 
 
 def obey(sinks: Sinks, name: str, *values: Any) -> None:

@@ -47,8 +47,14 @@ def described(network: Any, tokenizer: Any, text: str) -> dict[str, Any]:
 
 
 def main(folder: Path, logits: Path, text: str) -> None:
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    own = {"trust_remote_code": True} if "auto_map" in json.loads((folder / "config.json").read_text()) else {}
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, **own).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    prompt = token_ids(network.config.vocab_size)[:1, :9]
+    written = network.generate(prompt, **options)
+    if not torch.equal(written, network.generate(prompt, **options, use_cache=False)):
+        raise SystemExit("generation with a cache differs from that without")
     with torch.no_grad():
         torch.save(network(token_ids(network.config.vocab_size)).logits, logits)
     print(json.dumps({"version": transformers.__version__, **described(network, tokenizer, text)}))
