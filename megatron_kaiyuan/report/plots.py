@@ -24,7 +24,6 @@ _RESTART = COLOURS[5]
 
 # Columns of held-out text are this, a domain and one of these ends, or the end alone: over all domains.
 _VALIDATION = "validation/"
-_TASKS, _RECORDED = "tasks/", "Recorded by its room, over all ranks."
 _VALIDATED = (
     ("loss", "Validation", "nats per token"),
     ("bits_per_byte", "Validation, bits per byte", "bits per byte"),
@@ -83,12 +82,10 @@ def training_figures(
     for name in history.recorded():
         if name not in shown:
             values = history.column(name)
-            # Rows between two measurements have no figure, which would leave points without a line.
-            rows = np.isfinite(values) if name.startswith(_TASKS) else np.ones(len(values), bool)
             yield frame(
-                lambda axes, u=x[rows], v=values[rows], w=name: _panel(axes, u, v, False, w),  # type: ignore[misc]
+                lambda axes, v=values, w=name: _panel(axes, x, v, False, w),  # type: ignore[misc]
                 name,
-                "A task of lm-eval while it trains." if name.startswith(_TASKS) else _RECORDED,
+                "Recorded by its room, over all ranks.",
             )
     if np.isfinite(history.column("rank_seconds_max")).any():
         caption = f"Seconds to a rank's own gradients. {_slowest(history)}"
