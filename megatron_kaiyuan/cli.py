@@ -36,6 +36,12 @@ def init(
             parser=path_word, metavar="NAME=PREFIX", help="corpora to train on; default: one that is to be made"
         ),
     ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=path_word, metavar="NAME=PREFIX", help="corpora to validate on while it trains, a domain each"
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help="the network: kaiyuan-tiny or kaiyuan-2b")] = "kaiyuan-tiny",
     score: Annotated[str, typer.Option(help="column of a corpus that ranks its documents, where it has it")] = "score",
 ) -> None:
@@ -48,7 +54,7 @@ def init(
     """
     from megatron_kaiyuan.starter.init import init as write_folder
 
-    print(write_folder(folder, corpus or [], preset, score))
+    print(write_folder(folder, corpus or [], preset, score, held_out or []))
 
 
 @app.command()

@@ -40,7 +40,7 @@ def open_held_out(prefixes: Mapping[str, Path], stream: TokenStream) -> dict[str
 
 def trained_on(held_out: Mapping[str, IndexedCorpus], stream: TokenStream) -> Iterator[str]:
     """A warning for each held-out corpus that a phase trains on."""
-    phases = {_file(corpus): phase.name for phase in stream.phases for corpus in phase.corpora}
+    phases = {_file(corpus): phase.name for phase in reversed(stream.phases) for corpus in phase.corpora}
     for name, corpus in held_out.items():
         if (phase := phases.get(_file(corpus))) is not None:
             yield f"validation.corpora.{name}: {corpus.prefix} is trained on in phase {phase}: its loss is not held out"

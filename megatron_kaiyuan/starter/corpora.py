@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from megatron_kaiyuan.data.indexed import IndexedCorpus
+from megatron_kaiyuan.data.indexed import IndexedCorpus, bin_path
 from megatron_kaiyuan.data.metadata import metadata_path, open_metadata
 from megatron_kaiyuan.data.tokenizer_identity import only_tokenizer, tokenizer_of_corpus
 from megatron_kaiyuan.errors import UserError
@@ -36,8 +36,11 @@ class Corpus:
         return self.score in self.columns
 
 
-def open_corpora(words: Sequence[str], score: str) -> list[Corpus]:
-    """Corpora named as NAME=PREFIX, each opened.
+def open_corpora(words: Sequence[str], score: str, option: str = "--corpus") -> list[Corpus]:
+    """Open corpora that are named as NAME=PREFIX.
+
+    Args:
+        option: that names them.
 
     Raises:
         UserError: a word has another form, two have one name, or a corpus cannot be read or is empty.
@@ -46,24 +49,39 @@ def open_corpora(words: Sequence[str], score: str) -> list[Corpus]:
     for word in words:
         name, _, text = word.partition("=")
         if not name or not text:
-            raise UserError(f"--corpus {word}: write NAME=PREFIX, as web=corpora/web_text_document")
+            raise UserError(f"{option} {word}: write NAME=PREFIX, as web=corpora/web_text_document")
         if name in found:
-            raise UserError(f"--corpus {word}: {name!r} is named twice; give each corpus a name of its own")
+            raise UserError(f"{option} {word}: {name!r} is named twice; give each corpus a name of its own")
         found[name] = _open(name, Path(text).absolute(), score)
     if found and not any(one.tokens for one in found.values()):
-        raise UserError(f"--corpus {words[0]}: holds no tokens, so there is nothing to train on")
+        raise UserError(f"{option} {words[0]}: holds no tokens; name a larger corpus")
     return list(found.values())
 
 
-def vocabulary(corpora: Sequence[Corpus]) -> int:
-    """Ids of the corpora's tokenizer; 0: it is not known.
+def vocabulary(corpora: Sequence[Corpus], held_out: Sequence[Corpus]) -> int:
+    """Return how many ids the corpora's tokenizer has; 0: it is not known.
 
     Raises:
         UserError: two corpora have two tokenizers.
     """
-    named = [(f"--corpus {one.name}", tokenizer_of_corpus(one.prefix)) for one in corpora]
+    options = [("--corpus", corpora), ("--held-out", held_out)]
+    named = [(f"{option} {one.name}", tokenizer_of_corpus(one.prefix)) for option, found in options for one in found]
     found = only_tokenizer(named, "tokenize them with one")
     return 0 if found is None else int(found["vocab_size"])
+
+
+def check_apart(corpora: Sequence[Corpus], held_out: Sequence[Corpus]) -> None:
+    """Refuse a held-out corpus that is trained on.
+
+    Raises:
+        UserError: the two have a file in common.
+    """
+    trained = {bin_path(one.prefix).resolve(): one.name for one in corpora}
+    for one in held_out:
+        if (name := trained.get(bin_path(one.prefix).resolve())) is not None:
+            raise UserError(
+                f"--held-out {one.name}: is --corpus {name} too, so its loss would not be held out; name another"
+            )
 
 
 def _open(name: str, given: Path, score: str) -> Corpus:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import atomic_path, remove_leftovers
 from megatron_kaiyuan.outputs import Output, claim, identity_of
-from megatron_kaiyuan.starter.corpora import Corpus, open_corpora, vocabulary
+from megatron_kaiyuan.starter.corpora import Corpus, check_apart, open_corpora, vocabulary
 from megatron_kaiyuan.starter.shipped import shipped
 from megatron_kaiyuan.starter.sizes import size_for
 
@@ -34,12 +34,13 @@ ENVIRONMENT = "launch/environment"
 Files = dict[str, bytes]
 
 
-def init(folder: Path, words: Sequence[str], preset: str, score: str) -> str:
+def init(folder: Path, words: Sequence[str], preset: str, score: str, held_out_words: Sequence[str] = ()) -> str:
     """Write a folder to begin in, and say what to do there.
 
     Args:
         words: corpora as NAME=PREFIX; none: the recipe names one that is still to be made.
         score: column that documents are ranked by where a corpus has it.
+        held_out_words: corpora as NAME=PREFIX, a domain each, that the network predicts while it trains.
 
     Raises:
         UserError: a corpus cannot be used, or the folder holds a file of that name with another content; then nothing
@@ -47,7 +48,9 @@ def init(folder: Path, words: Sequence[str], preset: str, score: str) -> str:
     """
     folder = Path(os.path.abspath(folder))
     corpora = open_corpora(words, score)
-    files = {**recipes(folder, corpora, preset, score), **_installed()}
+    held_out = open_corpora(held_out_words, score, "--held-out")
+    check_apart(corpora, held_out)
+    files = {**recipes(folder, corpora, held_out, preset, score), **_installed()}
     output = Output(folder, "a folder that `kaiyuan init` wrote", "DIR")
 
     def refuse_others(output: Output) -> None:
@@ -62,14 +65,15 @@ def init(folder: Path, words: Sequence[str], preset: str, score: str) -> str:
     return "\n".join([f"init: {len(files)} files in {folder}", *_next_steps(folder, corpora)])
 
 
-def recipes(folder: Path, corpora: Sequence[Corpus], preset: str, score: str) -> Files:
+def recipes(folder: Path, corpora: Sequence[Corpus], held_out: Sequence[Corpus], preset: str, score: str) -> Files:
     """order.yaml and train.yaml; paths in them are absolute, so that they hold from any folder."""
     tokens = sum(one.tokens for one in corpora)
-    ids = vocabulary(corpora)
+    ids = vocabulary(corpora, held_out)
     values: dict[str, Any] = {
         "folder": folder,
         "known": bool(corpora),
         "corpora": corpora or [Corpus("web", folder / "corpora" / "web_text_document")],
+        "held_out": held_out,
         "scored": any(one.has_score for one in corpora),
         "score": score,
         "preset": preset,

@@ -15,7 +15,7 @@ import yaml
 
 from megatron_kaiyuan.compare.compare import Comparison, compare_runs
 from megatron_kaiyuan.compare.evaluation import loss_by_position
-from megatron_kaiyuan.compare.figures import comparison_figures
+from megatron_kaiyuan.compare.figures import _by_position
 from megatron_kaiyuan.compare.measures import Measure
 from megatron_kaiyuan.compare.records import as_record
 from megatron_kaiyuan.compare.show import as_text
@@ -215,7 +215,7 @@ def test_calibration_is_compared_and_positions_are_drawn(make: Callable[..., Pat
     of = next(one for one in found.measures if one.unit == "expected calibration error")
     assert (of.better, of.differences[1].interval.value) == ("lower", 0.125)
     assert loss_by_position(found.runs[0].evaluation) == [(1.0, 9.0), (math.sqrt(2 * 4), 5.0)]
-    assert "Loss by position" in [figure.title for figure in comparison_figures(found.runs)]
+    assert [figure.title for figure in _by_position(found.runs)] == ["Loss by position"]
 
 
 def test_validation_is_compared_at_its_last_common_tokens(make: Callable[..., Path]) -> None:

@@ -106,7 +106,7 @@ def _start(path: Path) -> Any:
     """What `quickstart` and `init` look at."""
     from megatron_kaiyuan.starter.corpora import _open, vocabulary
 
-    vocabulary([_open("web", _prefix(path), "score")])
+    vocabulary([_open("web", _prefix(path), "score")], [])
 
 
 def _held_out(path: Path) -> Any:

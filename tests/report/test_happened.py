@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from megatron_kaiyuan.report.metrics import History, read_history
 from tests.helpers.training.sample_run import TOKENS_PER_STEP, step_row
 
 DOCUMENTS = [{"corpus": "code", "sequences": "1"}, {"corpus": "web", "sequences": "2"}]
-SAID = [
+SAID: list[tuple[dict[str, Any], str, str]] = [
     ({"event": "resume", "step": 50}, "restart", "continues from checkpoint step_50"),
     (
         {"event": "config_change", "step": 50, "changes": {"optimizer.clip_grad": {"was": 1.0, "now": 0.5}}},

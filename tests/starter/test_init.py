@@ -53,6 +53,23 @@ def test_recipes_for_corpora_pass_the_check(columns: list[str], tmp_path: Path, 
     assert tokens // per_step >= 100 and train["optimizer"]["warmup_tokens"] <= tokens // 20
 
 
+def test_held_out_corpora_are_validated_on(tmp_path: Path):
+    """The recipe passes the check with them; without them it shows how, and passes too."""
+    corpus, english, code = (write_corpus(tmp_path / name, []) for name in ("web", "english", "code"))
+    for name, held_out in (("with", [english, code]), ("without", [])):
+        init(tmp_path / name, [corpus], "kaiyuan-tiny", "score", held_out)
+        build_recipe(tmp_path / name / "order.yaml", (), tmp_path / name / "phases", None, 1)
+        check_training(tmp_path / name / "train.yaml", [], 1)
+    found = yaml.safe_load((tmp_path / "with" / "train.yaml").read_text())["validation"]["corpora"]
+    assert found == {"english": str(tmp_path / "english"), "code": str(tmp_path / "code")}
+    text = (tmp_path / "without" / "train.yaml").read_text()
+    shown = "\n".join(line.removeprefix("# ") for line in text[text.index("# validation:") :].splitlines())
+    assert set(yaml.safe_load(shown)["validation"]["corpora"]) == {"web", "code"}
+    with pytest.raises(UserError, match="--held-out mine: is --corpus web too"):
+        init(tmp_path / "x", [corpus], "kaiyuan-tiny", "score", [corpus.replace("web=", "mine=")])
+    assert not (tmp_path / "x").exists()
+
+
 def test_everything_that_help_and_advice_name_is_there(tmp_path: Path):
     init(tmp_path / "x", [], "kaiyuan-tiny", "score")
     written = {str(path.relative_to(tmp_path / "x")) for path in (tmp_path / "x").rglob("*") if path.is_file()}

@@ -102,15 +102,12 @@ class Samples(Hook):
             top_p=options.top_p,
             repetition_penalty=options.repetition_penalty,
         )
-        found, drawn = [], torch.get_rng_state()
-        try:
-            for prompt in options.prompts:
-                # Not `torch.manual_seed`, which seeds the devices too.
-                torch.default_generator.manual_seed(options.seed)
-                (one,) = complete(generator, prompt, sampling)
-                found.append({"prompt": prompt, "text": one.text, "finish": one.finish})
-        finally:
-            torch.set_rng_state(drawn)
+        found = []
+        for prompt in options.prompts:
+            # Not `torch.manual_seed`, which seeds the devices too.
+            torch.default_generator.manual_seed(options.seed)
+            (one,) = complete(generator, prompt, sampling)
+            found.append({"prompt": prompt, "text": one.text, "finish": one.finish})
         return found
 
 

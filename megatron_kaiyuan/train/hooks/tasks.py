@@ -12,9 +12,10 @@ from megatron_kaiyuan.cluster.groups import agree_on_error, broadcast_from_rank_
 from megatron_kaiyuan.cluster.watchdog import Watchdog
 from megatron_kaiyuan.config import RunConfig
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.metrics import announce, not_recorded, record
+from megatron_kaiyuan.metrics import announce, record
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.only_job import OnlyJob
+from megatron_kaiyuan.train.measuring import is_due, measuring
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.state import TrainState
 from megatron_kaiyuan.train.step import StepResult
@@ -47,7 +48,6 @@ class Tasks(Hook):
         asked = run.tasks
         self._asked, self._only_job, self._watchdog = asked, only_job, watchdog
         self._selection = TaskSelection(tuple(asked.names), asked.include_path, asked.num_fewshot, asked.limit)
-        self._every_steps = asked.every_steps or run.checkpoint.save_every_steps
         self._loaded: dict[str, Any] = {}
         self._model: SharedModel | None = None
 
@@ -58,15 +58,9 @@ class Tasks(Hook):
             announce(name, terminal=shown)
 
     def after_step(self, session: Session, result: StepResult) -> None:
-        if self._is_due(session) or session.finished:
+        if is_due(session, result, self._asked.every_steps, self._asked.every_tokens):
             with self._only_job.working("tasks of lm-eval"):
                 self._measure(session.state)
-
-    def _is_due(self, session: Session) -> bool:
-        progress, every = session.state.progress, self._asked.every_tokens
-        if every is None:
-            return progress.step % self._every_steps == 0
-        return progress.tokens // every > (progress.tokens - session.run.train.tokens_per_step) // every
 
     def _open(self, session: Session) -> SharedModel:
         """Check the tokenizer, and make the network a model of lm-eval. Collective."""
@@ -116,21 +110,12 @@ class Tasks(Hook):
         from megatron_kaiyuan.evaluate.harness import run_on_all_ranks
 
         assert self._model is not None
-        state.gather_weights()
-        host, device = torch.get_rng_state(), state.platform.rng_state()
-        for model in state.models:
-            model.eval()
         try:
-            with not_recorded():
+            with measuring(state):
                 return run_on_all_ranks(self._model, self._selection, self._loaded)
         except UserError as error:
             log.warning(f"tasks, step {state.progress.step}: {error}; training continues")
             return None
-        finally:
-            torch.set_rng_state(host)
-            state.platform.set_rng_state(device)
-            for model in state.models:
-                model.train()
 
 
 def column(task: str, metric: str) -> str:

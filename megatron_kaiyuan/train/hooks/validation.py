@@ -17,7 +17,7 @@ from megatron_kaiyuan.evaluate.text_bytes import text_bytes
 from megatron_kaiyuan.monitor.sinks import Sinks
 from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
-from megatron_kaiyuan.train.measuring import measuring
+from megatron_kaiyuan.train.measuring import is_due, measuring
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.step import StepResult
 
@@ -44,7 +44,6 @@ class Validation(Hook):
         self._options, self._sinks, self._stop = run.validation, sinks, stop
         self.shown = [_LOSS] if run.validation.corpora else []
         self._beat = (lambda tokens: None) if watchdog is None else lambda tokens: watchdog.beat()
-        self._every_steps = self._options.every_steps or run.checkpoint.save_every_steps
         self._corpora: dict[str, IndexedCorpus] = {}
         self._predictor: Predictor | None = None
         self.columns: dict[str, float | None] = {}
@@ -70,23 +69,13 @@ class Validation(Hook):
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self.columns = {}
-        if self._predictor is not None and self._is_due(session, result):
+        asked = self._options
+        if self._predictor is not None and is_due(session, result, asked.every_steps, asked.every_tokens):
             with measuring(session.state):
                 self.columns = self._measure(self._predictor, session.run.train.seq_length)
 
     def rolled_back(self, session: Session) -> None:
         self.columns = {}
-
-    def _is_due(self, session: Session, result: StepResult) -> bool:
-        if session.finished:
-            return True
-        # A job that has to make room needs its time for the checkpoint.
-        if session.stop_agreed:
-            return False
-        if (tokens := self._options.every_tokens) is not None:
-            start, stop = result.tokens
-            return stop // tokens > start // tokens
-        return session.state.progress.step % self._every_steps == 0
 
     def _measure(self, predictor: Predictor, seq_length: int) -> dict[str, float | None]:
         """Return the columns, or none when the run is asked to stop meanwhile. Collective."""
