@@ -76,7 +76,8 @@ run_in_group() { # LOG COMMAND...
         watcher=$!
         # The figure is the last line of standard output; the log gets both streams.
         { trap : INT TERM HUP; run_command "$@" 2>&3 | keep "$log.out"; } 3>&1 | keep "$log" || status=$?
-        kill -KILL "$watcher"
+        # It has ended already where the signal came to the whole group.
+        kill -KILL "$watcher" 2>/dev/null || true
         exit "$status"
     } </dev/null &
     child=$!

@@ -16,8 +16,8 @@ from megatron_kaiyuan.compare.page import write_comparison
 from megatron_kaiyuan.compare.show import difference_text, value_text
 from megatron_kaiyuan.errors import UserError
 from tests.helpers.pages.browser import find_browser, open_tab
+from tests.helpers.pages.page_parts import Page
 from tests.helpers.training.sample_run import evaluation, write_run
-from tests.report.test_build import Page
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ LAST = Path("checkpoints") / "step_6"
 
 def two_parts(processes: int, recipe: Path, run_dir: Path, *overrides: str) -> Path:
     program = [Path(__file__).with_name("two_parts.py"), "train", recipe, f"run_dir={run_dir}", *STEPS, *overrides]
-    done = run(processes, program)
+    done = run(processes, [*program, "--verbose"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert len([line for line in done.stderr.splitlines() if line.split()[:1] == ["optimizer"]]) == 2
     return run_dir

@@ -53,7 +53,7 @@ def test_a_list_becomes_a_table_and_whole_runs_are_reused(queue_recipe: Path, tm
     assert all(len(events(folder, "start")) == 1 for folder in folders)
 
 
-WHOLE = {"result.json", "log.txt", "config.yaml", "metrics.jsonl", "lock"}
+WHOLE = {"result.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl", "lock"}
 
 
 def test_the_table_holds_what_kaiyuan_train_export_and_eval_say(queue_recipe: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ ALL = [
     "monitor.overflow_capsules=1",
     "model.qk_layernorm=false",
     "optimizer.qk_clip_tau=1",
+    "ema.decay=0.9",
 ]
 SOURCE = Path(megatron_kaiyuan.__file__).parent
 
@@ -44,8 +45,9 @@ def test_the_order_and_the_state(recipe: Path, tmp_path: Path) -> None:
     session = fit_here(recipe, f"run_dir={tmp_path}", tokens, *ALL, prepare=look)
     # Each before the next, for the reasons in hooks/order.py; without the watchdog's, and signals of this process.
     assert names == [
-        *("Profiling", "LeftOut", "ReportBadSteps", "ReportLossScale", "QKClip", "Monitoring", "Forensics"),
-        *("Stragglers", "Metrics", "Checkpoints", "RunSinks", "OnlyJob", "ReportStartup"),
+        *("Profiling", "LeftOut", "ReportEnvironment", "ReportBadSteps", "ReportLossScale", "QKClip", "KeepEma"),
+        *("Monitoring", "Forensics", "Stragglers", "Validation", "Metrics", "Checkpoints", "RunSinks", "OnlyJob"),
+        "ReportStartup",
     ]
     after = callables(session)
     assert after.keys() == before.keys() and "config.timers" in before and "config.grad_scale_func" in before
