@@ -71,7 +71,8 @@ def test_every_layout_gives_the_same_figures(
     assert mine["held_out"]["nats_per_token"] == pytest.approx(one["held_out"]["nats_per_token"], abs=1e-6)
     assert mine["held_out"]["tokens"] == one["held_out"]["tokens"]
     for domain, figures in one["held_out"]["domains"].items():
-        assert mine["held_out"]["domains"][domain] == pytest.approx(figures, abs=1e-6)
+        # Documents of the small corpora count a byte each: bits per byte are hundreds.
+        assert mine["held_out"]["domains"][domain] == pytest.approx(figures, abs=1e-6, rel=1e-8)
     assert mine["tasks"].keys() == one["tasks"].keys() >= set(TASKS)
     for task, metrics in one["tasks"].items():
         assert mine["tasks"][task] == pytest.approx(metrics, abs=1e-5), task
