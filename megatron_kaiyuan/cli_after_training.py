@@ -1,4 +1,4 @@
-"""`kaiyuan average`, `averages`, `export`, `generate`, `compare`: what is made of runs. Only arguments."""
+"""`kaiyuan average`, `averages`, `export`, `import` and `compare`: what is made of runs. Only arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(export)
     app.command("import")(import_model)
     app.command()(compare)
-    app.command()(generate)
 
 
 def average(
@@ -198,65 +197,6 @@ def _counts(words: str, option: str) -> tuple[int, ...]:
     if min(counts, default=0) < 1:
         raise UserError(f"{option} {words}: write numbers from 1 up with commas between, as 1,2,4")
     return counts
-
-
-def generate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
-        ),
-    ],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="texts to continue; none, and no file: lines of standard input"),
-    ] = None,
-    step: RunStep = None,
-    weights: ModelOrEma = "model",
-    prompt_file: Annotated[
-        Path | None, typer.Option(help='a prompt a line; of a .jsonl file the "prompt" of each line')
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="folder with tokenizer.json; a checkpoint needs it")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens of a text at most")] = 64,
-    do_sample: Annotated[
-        bool, typer.Option("--do-sample", help="draw tokens; else the most probable one is taken")
-    ] = False,
-    temperature: Annotated[float | None, typer.Option(help="below 1: more of the probable tokens")] = None,
-    top_k: Annotated[int | None, typer.Option(help="draw among so many tokens; default: transformers' 50")] = None,
-    top_p: Annotated[float | None, typer.Option(help="draw among tokens that are so probable together")] = None,
-    min_p: Annotated[float | None, typer.Option(help="none below this part of the most probable one")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="above 1: fewer tokens again")] = None,
-    num_return_sequences: Annotated[int, typer.Option(help="texts for each prompt")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=(1 << 63) - 1, help="of drawn tokens; default: one that is logged")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="that weights are held and computed in")
-    ] = "float32",
-    as_json: AsJson = False,
-) -> None:
-    """Continue texts with a model. Options of sampling are transformers', under its names.
-
-    Example: kaiyuan generate runs/mine "The sea is" --tokenizer tokenizer --do-sample --top-p 0.9 --seed 1
-
-    The texts are on standard output, each after its prompt; on a terminal they appear as they are written. Without a
-    prompt it asks for one after the other, until ctrl-D.
-    """
-    from megatron_kaiyuan.generate.prompts import prompts_of
-    from megatron_kaiyuan.generate.sampling import Sampling
-
-    sampling = Sampling(
-        max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, num_return_sequences
-    )
-    prompts = prompts_of(prompt or (), prompt_file)
-    with alone(device) as platform:
-        from megatron_kaiyuan.generate.model import open_generator
-        from megatron_kaiyuan.generate.run import generate as generate_texts
-
-        generator = open_generator(model, step, tokenizer, platform.device, dtype, weights)
-        for text in generate_texts(generator, prompts, sampling, seed, as_json):
-            print(text, flush=True)
 
 
 def _step_numbers(words: str) -> tuple[int, ...]:

@@ -128,7 +128,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The end of each path, as long as it takes to tell them apart."""
+    """The end of each path, as long as it takes to distinguish them."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(names)) == len(names):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. layout.html says what each is on light and dark.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. layout.html says what each is on light and dark.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
 INK, FAINT, GRID = "#333333", "#b8b8b8", "#ececec"
 # Elements of this gid move along when the page's script zooms, though they lie outside the axes.

@@ -141,8 +141,8 @@ def _message(event: Event) -> str:
 
 
 def _any(event: Event) -> str:
-    told = ("event", "time", "step", "documents", "table")
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in event.items() if name not in told)
+    elsewhere = ("event", "time", "step", "documents", "table")
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in event.items() if name not in elsewhere)
 
 
 _WORDS: dict[str, Callable[[Event], str]] = {

@@ -14,6 +14,7 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.generate.sampling import Sampling
+from tests.helpers.training.layouts import LAYOUTS, on_layouts
 from tests.helpers.training.saved_state import assert_same_state
 from tests.helpers.training.small_run import events, fit_here, start_from, succeed, train, write_recipe
 from tests.helpers.training.tiny_model import write_tokenizer
@@ -84,33 +85,7 @@ def test_texts_of_checkpoints_and_not_a_bit_of_training_is_another(folder: Path,
     assert_same_state(*(run / "checkpoints" / "step_4" for run in (silent, folder / "resumed")))
 
 
-LAYOUTS = {
-    "overlapped": (2, ["parallel.overlap_param_gather=true", "parallel.overlap_grad_reduce=true"]),
-    "both": (
-        4,
-        [
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-            "parallel.pipeline_model_parallel_size=2",
-        ],
-    ),
-    "virtual": (
-        2,
-        [
-            "model.num_layers=4",
-            "parallel.pipeline_model_parallel_size=2",
-            "parallel.virtual_pipeline_model_parallel_size=2",
-        ],
-    ),
-    "tensor": (2, ["parallel.tensor_model_parallel_size=2"]),
-    "recomputed": (2, ["parallel.pipeline_model_parallel_size=2", "parallel.recompute_granularity=full"]),
-}
-QUICK = ("overlapped", "both")
-
-
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYOUTS]
-)
+@on_layouts("both", slow=("overlapped", "virtual", "tensor", "recomputed"))
 def test_on_many_ranks(folder: Path, layout: str) -> None:
     ranks, fields = LAYOUTS[layout]
     succeed(ranks, folder / "train.yaml", *asked(folder, layout, GREEDY), *LEARNS, *fields)

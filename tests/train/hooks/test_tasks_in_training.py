@@ -14,6 +14,7 @@ from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.run import Measures, evaluate
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
 from megatron_kaiyuan.files import checksum
+from tests.helpers.training.layouts import LAYOUTS, on_layouts
 from tests.helpers.training.local_tasks import write_tasks
 from tests.helpers.training.saved_state import assert_same_state
 from tests.helpers.training.small_run import fit_here, metrics, start_from, succeed, train, write_recipe
@@ -97,30 +98,7 @@ def test_figures_of_checkpoints_and_not_a_bit_of_training_is_another(
     assert_same_state(*(run / "checkpoints" / "step_4" for run in (silent, folder / "resumed")))
 
 
-LAYOUTS = {
-    "overlapped": (2, ["parallel.overlap_param_gather=true", "parallel.overlap_grad_reduce=true"]),
-    "both": (
-        4,
-        [
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-            "parallel.pipeline_model_parallel_size=2",
-        ],
-    ),
-    "virtual": (
-        4,
-        [
-            "model.num_layers=4",
-            "parallel.pipeline_model_parallel_size=2",
-            "parallel.virtual_pipeline_model_parallel_size=2",
-        ],
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=() if name == "overlapped" else pytest.mark.slow) for name in LAYOUTS]
-)
+@on_layouts("overlapped", slow=("both", "virtual"))
 def test_on_many_ranks(folder: Path, tmp_path: Path, layout: str) -> None:
     ranks, fields = LAYOUTS[layout]
     succeed(ranks, folder / "train.yaml", *asked(folder, layout), *fields)

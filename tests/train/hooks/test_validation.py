@@ -18,6 +18,7 @@ from megatron_kaiyuan.train.hooks.hook import Hook
 from megatron_kaiyuan.train.hooks.stop import StopOnSignal
 from megatron_kaiyuan.train.session import Session
 from megatron_kaiyuan.train.votes import Votes
+from tests.helpers.training.layouts import LAYOUTS, on_layouts
 from tests.helpers.training.saved_state import assert_same_state
 from tests.helpers.training.small_run import (
     SEQ_LENGTH,
@@ -163,28 +164,7 @@ def test_when(folder: Path) -> None:
         assert list(columns(folder / name)) == steps == list(metrics(folder / name))
 
 
-LAYOUTS = {
-    "replicas": (2, ["parallel.overlap_param_gather=true", "parallel.overlap_grad_reduce=true"]),
-    "both": (
-        4,
-        [
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-            "parallel.pipeline_model_parallel_size=2",
-        ],
-    ),
-    "tensor": (4, ["parallel.tensor_model_parallel_size=2"]),
-    "virtual": (
-        2,
-        ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=1"],
-    ),
-}
-QUICK = ("replicas", "both")
-
-
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYOUTS]
-)
+@on_layouts("both", slow=("overlapped", "tensor", "recomputed"))
 def test_every_layout_gives_the_same_numbers(folder: Path, validated: Path, layout: str) -> None:
     """From one checkpoint: fresh weights depend on the pipeline's stages."""
     ranks, fields = LAYOUTS[layout]
