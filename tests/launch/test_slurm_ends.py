@@ -115,11 +115,13 @@ class SlurmJob:
         return self.command("sbatch", "--parsable", "-phigh", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 1")
 
     def rank(self, number: int) -> psutil.Process:
+        """Return the process that trains, not the one that waits for its exit code."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 place = process.environ()
                 ours = place.get("SLURM_JOB_ID") == self.number and place.get("SLURM_PROCID") == str(number)
-                if ours and "train" in process.cmdline() and "megatron_kaiyuan.cli" in process.cmdline():
+                words = process.cmdline()
+                if ours and words[1:4] == ["-m", "megatron_kaiyuan.cli", "train"]:
                     return process
         raise LookupError(self.said())
 
