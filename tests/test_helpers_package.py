@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,9 @@ def test_helpers_come_from_the_helpers_package() -> None:
 def test_another_import_is_found(line: str) -> None:
     assert of_tests(f"def test() -> None:\n    {line}\n", ("helpers",), {"test_resume"})
     assert not of_tests("from tests.helpers.training.small_run import run\n", ("helpers",), {"test_resume"})
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """Folders of tests are no packages: pytest imports a module by its last name."""
+    counts = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    assert [name for name, count in counts.items() if count > 1] == []
