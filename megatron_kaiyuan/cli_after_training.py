@@ -31,7 +31,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def average(
     run_dir: Annotated[Path, typer.Argument(help="run folder with checkpoints")],
-    last: Annotated[int, typer.Option(min=1, help="how many of the newest scheduled checkpoints")] = 8,
+    last: Annotated[
+        int | None,
+        typer.Option(min=1, help="how many of the newest scheduled checkpoints; default: 8, or one a coefficient"),
+    ] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="steps between them; default: every scheduled one")] = None,
     steps: Annotated[str | None, typer.Option(help="exactly these instead, as 100,200,300")] = None,
     kind: Annotated[AverageKind, typer.Option(help="how much each of them counts")] = "equal",
@@ -54,7 +57,10 @@ def average(
         from megatron_kaiyuan.checkpoint.average import Selection, average_checkpoints
         from megatron_kaiyuan.checkpoint.weighting import Weighting
 
-        wanted, weighting = Selection(last, stride, chosen), Weighting(kind, over, decay, decay_per, shares)
+        wanted, weighting = (
+            Selection(last or len(shares) or 8, stride, chosen),
+            Weighting(kind, over, decay, decay_per, shares),
+        )
         place = output or run_dir / ("averaged" if kind == "equal" else f"averaged_{kind}")
         print(average_checkpoints(run_dir, wanted, place, force, weighting))
 

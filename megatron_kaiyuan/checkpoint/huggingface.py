@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,8 @@ class HuggingFaceFolder:
         Raises:
             UserError: naming the first file that is not what was written.
         """
-        for name, entry in self.record.files.items() if self.record else ():
-            path = self.folder / name
-            if name.endswith((".md", ".py")):  # not read here, and people edit cards
-                continue
-            if not os.path.isfile(path):
-                raise UserError(f"{self.folder}: {excerpt(name)} is missing, though {RECORD} lists it; {_REMEDY}")
-            if path.stat().st_size != entry.bytes or checksum(path) != entry.checksum:
-                raise UserError(f"{path}: is not the file that was exported (its checksum differs); {_REMEDY}")
+        # Cards and code are not read here, and people edit cards.
+        _verify(self.folder, self.record, lambda name: not name.endswith((".md", ".py")))
 
     def model(self) -> ModelConfig:
         """The network of the folder, as a configuration of ours.
@@ -191,7 +186,7 @@ class HuggingFaceFolder:
             with self._safetensors.safe_open(str(path), framework="pt") as weights:
                 return {name: path for name in weights.keys()}  # noqa: SIM118 - a handle, not a mapping
         except (self._safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path}: cannot be read ({excerpt(error)})") from error
+            raise UserError(f"{path}: cannot be read ({excerpt(error)}); {_REMEDY}") from error
 
     def _read(self, path: Path, name: str) -> torch.Tensor:
         try:
@@ -200,7 +195,27 @@ class HuggingFaceFolder:
             tensor: torch.Tensor = self._open[path].get_tensor(name)
             return tensor
         except (self._safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path}: cannot be read ({excerpt(error)})") from error
+            raise UserError(f"{path}: cannot be read ({excerpt(error)}); {_REMEDY}") from error
+
+
+def verify_weights(folder: Path) -> None:
+    """Compare the files of weights with the manifest, in a folder that export wrote.
+
+    Raises:
+        UserError: naming the first file that is not what was written.
+    """
+    _verify(folder, _read_record(folder), lambda name: name.endswith(".safetensors"))
+
+
+def _verify(folder: Path, record: ExportRecord | None, is_wanted: Callable[[str], bool]) -> None:
+    for name, entry in record.files.items() if record else ():
+        path = folder / name
+        if not is_wanted(name):
+            continue
+        if not os.path.isfile(path):
+            raise UserError(f"{folder}: {excerpt(name)} is missing, though {RECORD} lists it; {_REMEDY}")
+        if path.stat().st_size != entry.bytes or checksum(path) != entry.checksum:
+            raise UserError(f"{path}: is not the file that was exported (its checksum differs); {_REMEDY}")
 
 
 def _read_record(folder: Path) -> ExportRecord | None:

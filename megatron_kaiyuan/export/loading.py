@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from megatron_kaiyuan.checkpoint.huggingface import verify_weights
 from megatron_kaiyuan.errors import UserError, excerpt, require
 from megatron_kaiyuan.files import read_json
 from megatron_kaiyuan.tokenizer_trial import is_panic, read_tokenizer
@@ -28,10 +29,11 @@ def load_network(folder: Path, device: str = "cpu", dtype: str = "float32") -> P
     A folder of `--format kaiyuan` is built from this package's class: no Python file of a folder is read.
 
     Raises:
-        UserError: the folder is missing, or transformers cannot load it.
+        UserError: the folder is missing, its weights are not those that export wrote, or transformers cannot load it.
     """
     transformers = require("transformers", extra="eval", purpose="loading an exported model")
     _check_folder(folder)
+    verify_weights(folder)
     require_layers(folder)
     know_kaiyuan()
     try:

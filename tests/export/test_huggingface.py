@@ -10,7 +10,7 @@ import torch
 
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.export import export_model, largest_logit_difference
+from megatron_kaiyuan.export import export_model, largest_logit_difference, load_network
 from tests.helpers.files.word_tokenizer import write_tokenizer
 from tests.helpers.references.network import SHAPE, numbered, random_weights, reference_logits
 
@@ -184,3 +184,17 @@ def test_an_export_is_replaced_by_itself_and_leaves_what_others_added(tmp_path: 
     (folder / "config.json").write_text(json.dumps({**edited, "note": "edited"}))
     with pytest.raises(UserError, match=r"config\.json: was changed after it was written"):
         export_model(random_weights(model, seed=8), model, folder, None, "second", force=True)
+
+
+def test_weights_that_are_not_those_that_were_exported_are_not_used(tmp_path: Path) -> None:
+    model = model_config()
+    folder = export_model(random_weights(model, seed=8), model, tmp_path / "model", None)
+    load_network(folder)
+    (folder / "README.md").write_text("of the user's own")
+    load_network(folder)
+    path = folder / "model.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-100] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"model\.safetensors: is not the file that was exported"):
+        load_network(folder)
