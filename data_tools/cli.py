@@ -113,36 +113,47 @@ def tokenizer_inspect(
     print(f"tokenizer inspect: {fits[-1]}")
 
 
+# Options of `preprocess`.
+_MetaKeys = Annotated[list[str], typer.Option(help="other fields to keep, as text")]
+_AppendEod = Annotated[bool, typer.Option(help="end each document with the end-of-document token")]
+_Inputs = Annotated[
+    list[str],
+    paths("--input", "JSON lines, .parquet, .txt; packed too (.gz .zst .bz2 .lz4 .xz); folders, 'patterns*', URLs"),
+]
+_OutputPrefix = Annotated[Path, typer.Option(help="the corpus is {output_prefix}_{json_key}_document")]
+_TokenizerModel = Annotated[Path, typer.Option(help="tokenizer file, or the folder that holds it")]
+_JsonKeys = Annotated[list[str], typer.Option(help="fields to tokenize, each into a corpus")]
+_ScoreKeys = Annotated[list[str], typer.Option(help="number fields to keep beside each document")]
+_EodToken = Annotated[str | None, typer.Option(help="that token, where the tokenizer's files name none or disagree")]
+_TokenizerEngine = Annotated[str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")]
+_HeldOut = Annotated[
+    float, typer.Option(help="share of the documents for {output_prefix}.heldout_{json_key}_document; 0: none")
+]
+_TaskBytes = Annotated[int, size("input a task; 0 fits it to the input. The result is the same")]
+_MergeOnly = Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")]
+
+
 @app.command(cls=SeveralValuesCommand)
 def preprocess(
-    inputs: Annotated[
-        list[str],
-        paths("--input", "JSON lines, .parquet, .txt; packed too (.gz .zst .bz2 .lz4 .xz); folders, 'patterns*', URLs"),
-    ],
-    output_prefix: Annotated[Path, typer.Option(help="the corpus is {output_prefix}_{json_key}_document")],
-    tokenizer_model: Annotated[Path, typer.Option(help="tokenizer file, or the folder that holds it")],
-    json_keys: Annotated[list[str], typer.Option(help="fields to tokenize, each into a corpus")] = ["text"],  # noqa: B006
+    inputs: _Inputs,
+    output_prefix: _OutputPrefix,
+    tokenizer_model: _TokenizerModel,
+    json_keys: _JsonKeys = ["text"],  # noqa: B006
     text_column: TextColumn = None,
     text_documents: TextDocuments = "line",
-    score_keys: Annotated[list[str], typer.Option(help="number fields to keep beside each document")] = [],  # noqa: B006
-    meta_keys: Annotated[list[str], typer.Option(help="other fields to keep, as text")] = [],  # noqa: B006
-    append_eod: Annotated[bool, typer.Option(help="end each document with the end-of-document token")] = True,
-    eod_token: Annotated[
-        str | None, typer.Option(help="that token, where the tokenizer's files name none or disagree")
-    ] = None,
-    tokenizer_engine: Annotated[
-        str, typer.Option(help="auto: the fastest that is proven to give the reference's ids")
-    ] = "auto",
+    score_keys: _ScoreKeys = [],  # noqa: B006
+    meta_keys: _MetaKeys = [],  # noqa: B006
+    append_eod: _AppendEod = True,
+    eod_token: _EodToken = None,
+    tokenizer_engine: _TokenizerEngine = "auto",
     max_characters: MaxCharacters = 0,
     max_bad_rows: MaxBadRows = 0,
     max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
-    held_out: Annotated[
-        float, typer.Option(help="share of the documents for {output_prefix}.heldout_{json_key}_document; 0: none")
-    ] = 0.0,
+    held_out: _HeldOut = 0.0,
     engine: EngineName = "auto",
     workers: Workers = 0,
-    task_bytes: Annotated[int, size("input a task; 0 fits it to the input. The result is the same")] = 0,
-    merge_only: Annotated[bool, typer.Option("--merge-only", help="join what the ranks have left, see above")] = False,
+    task_bytes: _TaskBytes = 0,
+    merge_only: _MergeOnly = False,
     force: Force = False,
 ) -> None:
     """Tokenize text into a Megatron .bin/.idx corpus with metadata and a manifest.

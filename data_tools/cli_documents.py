@@ -30,48 +30,74 @@ scorer_app = make_app("List the kinds of scorers, or train a linear one.")
 app.add_typer(scorer_app, name="scorer")
 
 
+# Options of `dedup`.
+_Index = Annotated[Path | None, typer.Option("--index", help="folder that gets an index for later runs")]
+_Inputs = Annotated[
+    list[str], paths("--input", "as for preprocess; NAME= makes a dataset of its own", metavar="[NAME=]PATH")
+]
+_Output = Annotated[Path, typer.Option("--output", help="folder that gets documents/, dropped/ and report.json")]
+_Score = Annotated[str | None, typer.Option(help="field with a number: of a cluster the highest stays")]
+_Preset = Annotated[str | None, typer.Option(help="kaiyuan: what the released pipeline does, bit for bit")]
+_Threshold = Annotated[float | None, typer.Option(help="least Jaccard index of near-duplicates; 0.7")]
+_Ngram = Annotated[int | None, typer.Option(help="words of a shingle; 5")]
+_Permutations = Annotated[int | None, typer.Option(help="numbers of a signature; 128")]
+_Bands = Annotated[int | None, typer.Option(help="bands of a signature; 21")]
+_Rows = Annotated[int | None, typer.Option(help="numbers of a band; 6")]
+_Shingles = Annotated[
+    str | None, typer.Option(help="auto (default), words or characters; auto: characters of Han, kana, Hangul")
+]
+_Numbers = Annotated[str | None, typer.Option(help="space (default): digits make no difference; or keep")]
+_Verify = Annotated[
+    bool | None, typer.Option("--verify/--no-verify", help="check candidates by their exact Jaccard index")
+]
+_Seed = Annotated[int | None, typer.Option(help="of the permutations; 1234")]
+_Across = Annotated[
+    bool, typer.Option("--across/--within", help="also between datasets, which are named in order of priority")
+]
+_Against = Annotated[list[Path], typer.Option(help="indexes of earlier runs, whose documents stay")]
+_ExactOnly = Annotated[bool, typer.Option("--exact-only", help="equal texts only, case and spacing apart")]
+_MaxCluster = Annotated[int | None, count("larger clusters lose exact duplicates only; 0: no limit; 10,000")]
+_MaxRemoved = Annotated[float, typer.Option(help="stop if more than this share of a dataset would go")]
+_Keeper = Annotated[
+    bool, typer.Option("--keeper", help="remove only what is itself a near-duplicate of a document that stays")
+]
+_Columns = Annotated[bool, typer.Option("--columns", help="write columns beside the documents, not these")]
+_TaskBytes = Annotated[int, size("input a task; 0 fits it to the input. Decides about ids")]
+_AsJson = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
+
+
 @app.command(cls=SeveralValuesCommand)
 def dedup(
-    inputs: Annotated[
-        list[str], paths("--input", "as for preprocess; NAME= makes a dataset of its own", metavar="[NAME=]PATH")
-    ],
-    output: Annotated[Path, typer.Option("--output", help="folder that gets documents/, dropped/ and report.json")],
-    score: Annotated[str | None, typer.Option(help="field with a number: of a cluster the highest stays")] = None,
-    preset: Annotated[str | None, typer.Option(help="kaiyuan: what the released pipeline does, bit for bit")] = None,
-    threshold: Annotated[float | None, typer.Option(help="least Jaccard index of near-duplicates; 0.7")] = None,
-    ngram: Annotated[int | None, typer.Option(help="words of a shingle; 5")] = None,
-    permutations: Annotated[int | None, typer.Option(help="numbers of a signature; 128")] = None,
-    bands: Annotated[int | None, typer.Option(help="bands of a signature; 21")] = None,
-    rows: Annotated[int | None, typer.Option(help="numbers of a band; 6")] = None,
-    shingles: Annotated[
-        str | None, typer.Option(help="auto (default), words or characters; auto: characters of Han, kana, Hangul")
-    ] = None,
-    numbers: Annotated[str | None, typer.Option(help="space (default): digits make no difference; or keep")] = None,
-    verify: Annotated[
-        bool | None, typer.Option("--verify/--no-verify", help="check candidates by their exact Jaccard index")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="of the permutations; 1234")] = None,
-    across: Annotated[
-        bool, typer.Option("--across/--within", help="also between datasets, which are named in order of priority")
-    ] = False,
-    against: Annotated[list[Path], typer.Option(help="indexes of earlier runs, whose documents stay")] = [],  # noqa: B006
-    index: Annotated[Path | None, typer.Option("--index", help="folder that gets an index for later runs")] = None,
-    exact_only: Annotated[bool, typer.Option("--exact-only", help="equal texts only, case and spacing apart")] = False,
-    max_cluster: Annotated[int | None, count("larger clusters lose exact duplicates only; 0: no limit; 10,000")] = None,
-    max_removed: Annotated[float, typer.Option(help="stop if more than this share of a dataset would go")] = 0.5,
-    keeper: Annotated[
-        bool, typer.Option("--keeper", help="remove only what is itself a near-duplicate of a document that stays")
-    ] = False,
-    columns: Annotated[bool, typer.Option("--columns", help="write columns beside the documents, not these")] = False,
+    inputs: _Inputs,
+    output: _Output,
+    score: _Score = None,
+    preset: _Preset = None,
+    threshold: _Threshold = None,
+    ngram: _Ngram = None,
+    permutations: _Permutations = None,
+    bands: _Bands = None,
+    rows: _Rows = None,
+    shingles: _Shingles = None,
+    numbers: _Numbers = None,
+    verify: _Verify = None,
+    seed: _Seed = None,
+    across: _Across = False,
+    against: _Against = [],  # noqa: B006
+    index: _Index = None,
+    exact_only: _ExactOnly = False,
+    max_cluster: _MaxCluster = None,
+    max_removed: _MaxRemoved = 0.5,
+    keeper: _Keeper = False,
+    columns: _Columns = False,
     json_key: JsonKey = "text",
     text_column: TextColumn = None,
     text_documents: TextDocuments = "line",
     engine: EngineName = "auto",
     workers: Workers = 0,
-    task_bytes: Annotated[int, size("input a task; 0 fits it to the input. Decides about ids")] = 0,
+    task_bytes: _TaskBytes = 0,
     max_bad_rows: MaxBadRows = 0,
     max_row_bytes: MaxRowBytes = MAX_ROW_BYTES,
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+    as_json: _AsJson = False,
     force: Force = False,
 ) -> None:
     """Remove exact duplicates and near-duplicates; what stays has a column duplicate_count.

@@ -11,6 +11,64 @@ from megatron_kaiyuan.cli_after_training import ModelOrEma, RunStep
 from megatron_kaiyuan.cli_checkpoint import AsJson, alone
 from megatron_kaiyuan.command_line import Force, SeveralValuesCommand, positive_count_option
 
+# Options of `eval`.
+_Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
+    ),
+]
+_HeldOut = Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")]
+_HeldOutText = Annotated[
+    list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
+]
+_Tasks = Annotated[list[str] | None, typer.Option(help="tasks or groups of lm-eval, by name")]
+_Preset = Annotated[
+    list[str] | None,
+    typer.Option(help="sets of them, english, chinese, math or code; docs/after_training.md has tasks and shots"),
+]
+_IncludePath = Annotated[Path | None, typer.Option(help="folder with YAML files of tasks besides lm-eval's own")]
+_NumFewshot = Annotated[
+    int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
+]
+_Limit = Annotated[
+    int | None,
+    typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each task; default: all"),
+]
+_ConfirmRunUnsafeCode = Annotated[
+    bool,
+    typer.Option(
+        "--confirm-run-unsafe-code",
+        help="tasks such as those of --preset code may run what the model writes, as you: in a sandbox only",
+    ),
+]
+_Output = Annotated[
+    Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
+]
+_Baseline = Annotated[Path | None, typer.Option(help="model to compare with, such as RUN_DIR/checkpoints/step_0")]
+_Tokenizer = Annotated[
+    Path | None, typer.Option(help="of a checkpoint, for text and tasks: folder with tokenizer.json")
+]
+_SeqLength = Annotated[
+    int | None,
+    typer.Option(min=1, help="context in tokens; default: as in training, of a Hugging Face folder all it admits"),
+]
+_BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="sequences at a time; default: as many as their logits leave room for")
+]
+_TensorModelParallelSize = Annotated[
+    int,
+    typer.Option(min=1, help="of a checkpoint: ranks that share each matrix; started by torchrun or srun"),
+]
+_PipelineModelParallelSize = Annotated[
+    int, typer.Option(min=1, help="of a checkpoint: ranks that share the layers; the other ranks share the texts")
+]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or npu")]
+_Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16", "auto"],
+    typer.Option(help="of a Hugging Face folder: held and computed in; auto: as it is stored, as lm_eval does"),
+]
+
 
 def add_commands(app: typer.Typer) -> None:
     """Add them to the root."""
@@ -19,68 +77,26 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
-        ),
-    ],
+    model: _Model,
     step: RunStep = None,
     weights: ModelOrEma = "model",
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out corpora, each an .idx or a prefix")] = None,
-    held_out_text: Annotated[
-        list[Path] | None, typer.Option(help="held-out documents as JSON lines files, of which two tasks are made")
-    ] = None,
-    tasks: Annotated[list[str] | None, typer.Option(help="tasks or groups of lm-eval, by name")] = None,
-    preset: Annotated[
-        list[str] | None,
-        typer.Option(help="sets of them, english, chinese, math or code; docs/after_training.md has tasks and shots"),
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(help="folder with YAML files of tasks besides lm-eval's own")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="examples before each question of --tasks; default: the task's")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(parser=positive_count_option, metavar="NUMBER", help="documents of each task; default: all"),
-    ] = None,
-    confirm_run_unsafe_code: Annotated[
-        bool,
-        typer.Option(
-            "--confirm-run-unsafe-code",
-            help="tasks such as those of --preset code may run what the model writes, as you: in a sandbox only",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON file; default: RUN_DIR/evaluation.json, which kaiyuan report reads")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="model to compare with, such as RUN_DIR/checkpoints/step_0")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="of a checkpoint, for text and tasks: folder with tokenizer.json")
-    ] = None,
-    seq_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="context in tokens; default: as in training, of a Hugging Face folder all it admits"),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="sequences at a time; default: as many as their logits leave room for")
-    ] = None,
-    tensor_model_parallel_size: Annotated[
-        int,
-        typer.Option(min=1, help="of a checkpoint: ranks that share each matrix; started by torchrun or srun"),
-    ] = 1,
-    pipeline_model_parallel_size: Annotated[
-        int, typer.Option(min=1, help="of a checkpoint: ranks that share the layers; the other ranks share the texts")
-    ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "auto"],
-        typer.Option(help="of a Hugging Face folder: held and computed in; auto: as it is stored, as lm_eval does"),
-    ] = "float32",
+    held_out: _HeldOut = None,
+    held_out_text: _HeldOutText = None,
+    tasks: _Tasks = None,
+    preset: _Preset = None,
+    include_path: _IncludePath = None,
+    num_fewshot: _NumFewshot = None,
+    limit: _Limit = None,
+    confirm_run_unsafe_code: _ConfirmRunUnsafeCode = False,
+    output: _Output = None,
+    baseline: _Baseline = None,
+    tokenizer: _Tokenizer = None,
+    seq_length: _SeqLength = None,
+    batch_size: _BatchSize = None,
+    tensor_model_parallel_size: _TensorModelParallelSize = 1,
+    pipeline_model_parallel_size: _PipelineModelParallelSize = 1,
+    device: _Device = "auto",
+    dtype: _Dtype = "float32",
     force: Force = False,
 ) -> None:
     """Held-out loss, and lm-eval on its own tasks or on tasks made from held-out text; on one rank or many.
@@ -126,12 +142,7 @@ def evaluate(
 
 
 def generate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|RUN_DIR", help="Hugging Face folder, or checkpoint; of a run's folder its newest step"
-        ),
-    ],
+    model: _Model,
     prompt: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PROMPT]...", help="texts to continue; none, and no file: lines of standard input"),
@@ -155,7 +166,7 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(min=0, max=(1 << 63) - 1, help="of drawn tokens; default: one that is logged")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu")] = "auto",
+    device: _Device = "auto",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="that weights are held and computed in")
     ] = "float32",

@@ -49,6 +49,6 @@ def test_another_import_is_found(line: str) -> None:
 
 
 def test_no_two_test_modules_have_one_name() -> None:
-    """Folders of tests are no packages: pytest imports a module by its last name."""
+    """pytest imports a test module by its file name alone, as its folder has no __init__.py."""
     counts = Counter(path.name for path in TESTS.rglob("test_*.py"))
     assert [name for name, count in counts.items() if count > 1] == []

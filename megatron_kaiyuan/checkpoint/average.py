@@ -17,11 +17,11 @@ from megatron_kaiyuan.checkpoint.find import describe_average
 from megatron_kaiyuan.checkpoint.load import Stored, load_common, require_whole
 from megatron_kaiyuan.checkpoint.retention import is_scheduled
 from megatron_kaiyuan.checkpoint.save import require_room, save_folder
-from megatron_kaiyuan.checkpoint.verify import read_manifest, usable_steps
+from megatron_kaiyuan.checkpoint.verify import earlier_checkpoint, read_manifest, usable_steps
 from megatron_kaiyuan.checkpoint.weighting import Source, Weighting
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.optim.average import weighted_mean
-from megatron_kaiyuan.outputs import Output, claim, identity_of, refuse_changed, refuse_unlisted
+from megatron_kaiyuan.outputs import Output, claim, identity_of
 from megatron_kaiyuan.progress import Progress
 
 EQUAL = Weighting()
@@ -96,7 +96,7 @@ def average_checkpoints(
     weights = weighting.weights(sources, wanted.steps)
     identity = identity_of("average", [source.seal for source in sources], *([] if weighting == EQUAL else [weights]))
     place = Output(output, "an averaged checkpoint")
-    with claim(place, identity, _earlier, force=force):
+    with claim(place, identity, earlier_checkpoint("averaged_steps"), force=force):
         about = write_average(sources, weights, weighting, place.path, identity=identity)
     return f"average: {describe_average(about)}{_remarks(run_dir, about['averaged_steps'])} in {output}"
 
@@ -228,17 +228,3 @@ def _batches(pieces: dict[str, ShardedTensor]) -> Iterator[dict[str, ShardedTens
 def _bytes(piece: ShardedTensor) -> int:
     """As FP32."""
     return 4 * math.prod(piece.local_shape)
-
-
-def _earlier(output: Output) -> str | None:
-    if not output.path.exists() or not any(output.path.iterdir()):
-        return None
-    try:
-        manifest = read_manifest(output.path)
-    except UserError:
-        raise output.in_the_way(output.path) from None
-    if "averaged_steps" not in manifest:
-        raise output.in_the_way(output.path)
-    refuse_unlisted(output, manifest["files"])
-    refuse_changed(output, manifest["files"])
-    return str(manifest.get("identity", ""))

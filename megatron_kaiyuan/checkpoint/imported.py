@@ -13,11 +13,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kaiyuan.checkpoint.huggingface import HuggingFaceFolder, numbered_name
 from megatron_kaiyuan.checkpoint.save import save_folder
-from megatron_kaiyuan.checkpoint.verify import read_manifest
+from megatron_kaiyuan.checkpoint.verify import earlier_checkpoint
 from megatron_kaiyuan.config import ModelConfig
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.network import LAYERS, count_parameters, weight_of
-from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of, refuse_changed, refuse_unlisted
+from megatron_kaiyuan.outputs import Output, claim, files_identity, identity_of
 from megatron_kaiyuan.versions import versions
 
 # The field of a manifest that says so.
@@ -44,7 +44,7 @@ def import_folder(source: Path, output: Path, force: bool = False) -> str:
     model = folder.model()
     identity = identity_of("import", files_identity([source]))
     place = Output(output, "an imported checkpoint")
-    with claim(place, identity, _earlier, force=force):
+    with claim(place, identity, earlier_checkpoint(IMPORTED), force=force):
         folder.verify()
         record = folder.record
         run: dict[str, Any] = {
@@ -88,20 +88,6 @@ def _shards(folder: HuggingFaceFolder, model: ModelConfig) -> dict[str, Any]:
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """Rows of zeros for ids that no text has, where the vocabulary of others is no multiple of 128."""
+    """Append rows of zeros: our vocabulary is rounded up to a multiple of 128, and no text has the new ids."""
     missing = rows - len(tensor)
     return tensor if not 0 < missing < 128 else torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
-
-
-def _earlier(output: Output) -> str | None:
-    if not output.path.exists() or not any(output.path.iterdir()):
-        return None
-    try:
-        manifest = read_manifest(output.path)
-    except UserError:
-        raise output.in_the_way(output.path) from None
-    if IMPORTED not in manifest:
-        raise output.in_the_way(output.path)
-    refuse_unlisted(output, manifest["files"])
-    refuse_changed(output, manifest["files"])
-    return str(manifest.get("identity", ""))

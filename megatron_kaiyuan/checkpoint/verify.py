@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from megatron_kaiyuan.checkpoint.layout import FORMAT, MANIFEST, VERSIONS, step_
 from megatron_kaiyuan.errors import UserError, excerpt
 from megatron_kaiyuan.files import checksum, read_sealed_json
 from megatron_kaiyuan.forms import Count, FileEntry, Form, Share, require_form
-from megatron_kaiyuan.outputs import unlisted
+from megatron_kaiyuan.outputs import Output, refuse_changed, refuse_unlisted, unlisted
 
 # What megatron-core opens by these names; the shards are named in `.metadata`.
 _ALWAYS_OPENED = (".metadata", "common.pt", "metadata.json")
@@ -196,3 +196,26 @@ def _links(folder: Path, above: PurePosixPath = _HERE) -> set[PurePosixPath]:
 def _is_inside(folder: Path, name: str) -> bool:
     place, whole = (folder / name).resolve(), folder.resolve()
     return place != whole and place.is_relative_to(whole)
+
+
+def earlier_checkpoint(mark: str) -> Callable[[Output], str | None]:
+    """For `outputs.claim`: the identity of what a command wrote as a checkpoint before; None where there is nothing.
+
+    Args:
+        mark: the field that its manifests have.
+    """
+
+    def identity(output: Output) -> str | None:
+        if not output.path.exists() or not any(output.path.iterdir()):
+            return None
+        try:
+            manifest = read_manifest(output.path)
+        except UserError:
+            raise output.in_the_way(output.path) from None
+        if mark not in manifest:
+            raise output.in_the_way(output.path)
+        refuse_unlisted(output, manifest["files"])
+        refuse_changed(output, manifest["files"])
+        return str(manifest.get("identity", ""))
+
+    return identity

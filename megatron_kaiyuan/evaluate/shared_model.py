@@ -18,7 +18,7 @@ from megatron_kaiyuan.evaluate.predictor import Predictor
 from megatron_kaiyuan.evaluate.quiet import quiet
 from megatron_kaiyuan.evaluate.replicas import Served, is_first
 
-# A forward pass of more short texts is no faster.
+# Larger batches of short texts do not make an evaluation faster.
 _LARGEST_BATCH = 256
 
 

@@ -227,7 +227,7 @@ class KaiyuanAttention(nn.Module):
 
 
 class KaiyuanDecoderLayer(GradientCheckpointingLayer):
-    """x + post(F(pre(x))) for attention, then for the MLP; without `sandwich_norm` there is no post."""
+    """x + post(F(pre(x))) for attention, then for the MLP; x + F(pre(x)) without `sandwich_norm`."""
 
     def __init__(self, config: KaiyuanConfig, layer_idx: int):
         super().__init__()

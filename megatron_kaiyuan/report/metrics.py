@@ -231,7 +231,7 @@ def _loaded(line: bytes) -> Any:
     except ValueError:
         pass
     try:
-        # It takes NaN, as older versions wrote it, and bytes that are no text.
+        # Unlike orjson it accepts NaN, which older versions wrote; bytes that are not UTF-8 are replaced.
         return json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
         return None

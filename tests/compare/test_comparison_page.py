@@ -15,7 +15,7 @@ from megatron_kaiyuan.compare.compare import Comparison, compare_runs
 from megatron_kaiyuan.compare.page import write_comparison
 from megatron_kaiyuan.compare.show import difference_text, value_text
 from megatron_kaiyuan.errors import UserError
-from tests.helpers.pages.browser import find_browser, open_tab
+from tests.helpers.pages.browser import open_tab, require_browser
 from tests.helpers.pages.page_parts import Page
 from tests.helpers.training.sample_run import evaluation, write_run
 
@@ -69,9 +69,8 @@ def test_the_page_shows_what_the_text_says(found: Comparison, text: str) -> None
     assert ["<b>second", "4.5000", "-0.6230", ""] in table
 
 
-@pytest.mark.skipif(find_browser() is None, reason="no Chromium to look at the page with")
 def test_the_page_fits_into_a_telephone_and_says_nothing_to_the_console(page: Path) -> None:
-    with open_tab(str(find_browser())) as tab:
+    with open_tab(require_browser()) as tab:
         for width, scheme in ((1100, "light"), (390, "dark")):
             tab.open(page, width, scheme)
             assert tab.complaints() == []

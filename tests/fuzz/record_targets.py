@@ -169,7 +169,7 @@ def _metrics(folder: Path) -> Path:
     path = folder / "run" / "metrics.jsonl"
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
     monitored = [line for line in lines if '"monitor"' in line][-3:]
-    # As older versions wrote it, which is no JSON.
+    # Older versions wrote NaN, which JSON does not allow.
     of_old = json.dumps({**json.loads(lines[-4]), "loss": math.nan})
     path.write_text("\n".join([*lines[:9], *monitored, of_old, *lines[-3:]]))
     return path

@@ -11,7 +11,7 @@ import pytest
 from data_tools.curriculum.order_page import build_order_report
 from megatron_kaiyuan.pages.phase_mixes import read_phases
 from megatron_kaiyuan.report import build_report
-from tests.helpers.pages.browser import Tab, find_browser, open_tab
+from tests.helpers.pages.browser import Tab, open_tab, require_browser
 from tests.helpers.training.sample_run import TOKENS_PER_STEP, evaluation, step_row, write_run
 
 WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
@@ -31,10 +31,7 @@ const paper = getComputedStyle(document.body).backgroundColor;
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
-    browser = find_browser()
-    if browser is None:
-        pytest.skip("no Chromium here: install the distribution's package chromium")
-    with open_tab(browser) as found:
+    with open_tab(require_browser()) as found:
         yield found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _OPTIONS = (
@@ -26,6 +27,16 @@ _SECONDS = 120.0
 
 def find_browser() -> str | None:
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+def require_browser() -> str:
+    """Return the browser, or skip the test: no requirement of the project brings one."""
+    found = find_browser()
+    if found is None:
+        pytest.skip(
+            "pages are not looked at: there is no Chromium (apt-get install chromium); other tests read their HTML"
+        )
+    return found
 
 
 class Tab:

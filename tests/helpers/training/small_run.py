@@ -18,7 +18,9 @@ from data_tools.corpora.corpus import CorpusWriter, Documents
 from data_tools.curriculum.build import build_recipe
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
+from megatron_kaiyuan.files import checksum
 from tests.helpers.processes.rank_server import Started, run, started
+from tests.helpers.training.tiny_model import write_tokenizer
 
 if TYPE_CHECKING:
     from megatron_kaiyuan.train.session import Session
@@ -94,6 +96,12 @@ def write_recipe(folder: Path, save_every_steps: int = 10, documents: int = 400,
     path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def write_recipe_and_tokenizer(folder: Path) -> None:
+    """A recipe that saves every 2 steps, and the tokenizer that is said to have made its corpus."""
+    write_tokenizer(folder / "tokenizer")
+    write_recipe(folder, 2, fingerprint=checksum(folder / "tokenizer" / "tokenizer.json"))
 
 
 def _torchrun(processes: int, program: Sequence[object], *options: str) -> list[object]:

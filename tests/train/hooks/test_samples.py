@@ -12,11 +12,10 @@ import torch
 from megatron_kaiyuan import platform
 from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError
-from megatron_kaiyuan.files import checksum
 from megatron_kaiyuan.generate.sampling import Sampling
 from tests.helpers.training.layouts import LAYOUTS, on_layouts
 from tests.helpers.training.saved_state import assert_same_state
-from tests.helpers.training.small_run import events, fit_here, start_from, succeed, train, write_recipe
+from tests.helpers.training.small_run import events, fit_here, start_from, succeed, train, write_recipe_and_tokenizer
 from tests.helpers.training.tiny_model import write_tokenizer
 
 PROMPTS = ["The sea is", "中文"]
@@ -30,8 +29,7 @@ DRAWN = {"max_new_tokens": 6, "do_sample": True, "temperature": 0.8, "top_p": 0.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    write_tokenizer(folder / "tokenizer")
-    write_recipe(folder, 2, fingerprint=checksum(folder / "tokenizer" / "tokenizer.json"))
+    write_recipe_and_tokenizer(folder)
     return folder
 
 

@@ -13,12 +13,10 @@ from megatron_kaiyuan.config import load_run
 from megatron_kaiyuan.errors import UserError
 from megatron_kaiyuan.evaluate.run import Measures, evaluate
 from megatron_kaiyuan.evaluate.task_selection import TaskSelection
-from megatron_kaiyuan.files import checksum
 from tests.helpers.training.layouts import LAYOUTS, on_layouts
 from tests.helpers.training.local_tasks import write_tasks
 from tests.helpers.training.saved_state import assert_same_state
-from tests.helpers.training.small_run import fit_here, metrics, start_from, succeed, train, write_recipe
-from tests.helpers.training.tiny_model import write_tokenizer
+from tests.helpers.training.small_run import fit_here, metrics, start_from, succeed, train, write_recipe_and_tokenizer
 
 NAMES = ["options", "letters", "told"]
 BASE = ["model.vocab_size=257", "train.train_tokens=2048"]
@@ -28,9 +26,8 @@ FIELDS = {"names": NAMES, "limit": 6, "num_fewshot": 1, "batch_size": 4}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks_in_training")
-    write_tokenizer(folder / "tokenizer")
     write_tasks(folder / "tasks")
-    write_recipe(folder, 2, fingerprint=checksum(folder / "tokenizer" / "tokenizer.json"))
+    write_recipe_and_tokenizer(folder)
     return folder
 
 
